@@ -1,0 +1,63 @@
+"""The README: its paths exist, its commands parse, it stays short."""
+
+import re
+import shlex
+
+import pytest
+
+from vlaa_lib import ROOT
+from vlaa_lib.__main__ import parser
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+    if line.strip()
+]
+
+
+def test_readme_is_short_and_complete():
+    assert len(README.splitlines()) < 200
+    assert not re.search(r"[A-Z]+_MINUTES|FINDINGS", README)
+
+
+def test_paths_in_prose_exist():
+    for path in re.findall(r"`((?:notebooks|vlaa_lib|data|tests)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_tree_is_the_tree():
+    tree = next(text for kind, text in BLOCKS if not kind and "README.md" in text)
+    folder, named = ROOT, set()
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        folder = ROOT if indent == 0 else folder
+        assert (folder / name).exists(), f"{folder / name}"
+        named.add(name.rstrip("/")) if indent and folder.name == "vlaa_lib" else None
+        if indent == 0 and name.endswith("/"):
+            folder = ROOT / name
+    modules = {p.name for p in (ROOT / "vlaa_lib").iterdir() if not p.name.startswith("_")}
+    assert modules - named <= {"checks.py"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+    elif words[0] == "papermill":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[:3] == ["python", "-m", "vlaa_lib"]
+        parser().parse_args(words[3:])  # exits, and so fails, on anything unknown
+
+
+def test_every_subcommand_has_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(["--help"])
+    assert end.value.code == 0
+    assert "construct" in capsys.readouterr().out

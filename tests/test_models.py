@@ -1,0 +1,133 @@
+"""The pocket VLM: processor, tokenizer, labels, loading, and batches that change nothing."""
+
+import json
+
+import pytest
+import torch
+
+from vlaa_lib import microworld, models, pocket_data, prompts
+from vlaa_lib.evaluate import generate
+from vlaa_lib.microworld import facts
+
+
+def test_processor_reloads_and_counts_visual_tokens(tiny_model):
+    processor = models.load_processor(tiny_model)
+    sample = microworld.generate("solids", "train", 0)
+    policy = models.Policy(None, processor, "")
+    from vlaa_lib.evaluate.generate import prompt_text
+
+    text = prompt_text(policy, sample.record)
+    batch = processor(images=[sample.image], text=[text], return_tensors="pt")
+    assert int((batch["input_ids"] == processor.image_token_id).sum()) == pocket_data.CELLS
+    assert prompts.SYSTEM_PROMPT in text and text.endswith("<|im_start|>assistant\n")
+    user = text[text.index("<|im_start|>user") :]
+    assert user.index("<|image_pad|>") < user.index(sample.record.question[:10])
+    assert processor.tokenizer.padding_side == "left"
+
+
+def test_processor_loads_a_folder_of_a_real_checkpoint(tiny_model, tmp_path):
+    """The hub folders name Qwen2_5_VLProcessor and bring a video processor."""
+    models.load_processor(tiny_model).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    config["processor_class"] = "Qwen2_5_VLProcessor"
+    config["video_processor"] = {"video_processor_type": "Qwen2VLVideoProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    processor = models.load_processor(tmp_path, max_pixels=50_000, min_pixels=12_544)
+    size = processor.image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (12_544, 50_000)
+
+
+def test_bad_pixels_modes_and_paths_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="min_pixels 9000 is above max_pixels 1000"):
+        models.load_processor(tiny_model, max_pixels=1000, min_pixels=9000)
+    with pytest.raises(ValueError, match="unknown mode '8bit'"):
+        models.load_policy(tiny_model, mode="8bit")
+    with pytest.raises(FileNotFoundError, match="models pocket"):
+        models.load_policy("data/pocket/nothing")
+
+
+def test_tags_survive_decoding(tiny_model):
+    tokenizer = models.load_processor(tiny_model).tokenizer
+    text = prompts.join_think_answer("2 + 1", "3")
+    ids = tokenizer.encode(text + "<|im_end|>")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_vision_tower_is_frozen_and_language_is_not(tiny_model):
+    policy = models.load_policy(tiny_model)
+    for name, parameter in policy.model.named_parameters():
+        assert parameter.requires_grad is ("visual" not in name)
+    with pytest.raises(ValueError, match="no parameter named 'visual'"):
+        models.freeze_vision(torch.nn.Linear(2, 2))
+
+
+def test_labels_cover_only_what_the_model_should_say(tiny_model):
+    processor = models.load_processor(tiny_model)
+    scene, rng = pocket_data.draw(0, 2)
+    batch = pocket_data.collate_text(
+        [(scene, pocket_data.chat_text(scene, rng, 1.0))], processor, 1
+    )
+    said = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0])
+    assert said.count(prompts.THINK_OPEN) == said.count("<|im_end|>") == 2
+    assert "system" not in said and "user" not in said and "<|image_pad|>" not in said
+
+
+def test_training_tokens_equal_the_processors(tiny_model):
+    """Pretraining tokenises piece by piece; the processor tokenises the whole chat."""
+    processor = models.load_processor(tiny_model)
+    for index in range(6):
+        scene, rng = pocket_data.draw(index, 2)
+        pieces = pocket_data.chat_text(scene, rng, 0.5)
+        ours = pocket_data.collate_text([(scene, pieces)], processor, 1)["input_ids"][0].tolist()
+        head, *rest = (text for text, _ in pieces)
+        image = f"{models.VISION_START}{models.IMAGE_PAD}{models.VISION_END}"
+        whole = processor(
+            images=[microworld.render(scene)],
+            text=[head + image + "".join(rest)],
+            return_tensors="pt",
+        )["input_ids"][0].tolist()
+        assert ours == whole
+
+
+def test_cell_labels_point_at_the_objects():
+    scene = microworld.generate("solids", "train", 1).record.meta["scene"]
+    labels = pocket_data.cell_labels(scene)
+    assert int((labels[:, 0] > 0).sum()) == facts.count(scene)
+
+
+def test_generation_does_not_depend_on_the_batch(tiny_model, micro_data):
+    folder, made = micro_data
+    policy = models.load_policy(tiny_model)
+    alone = generate(policy, made, folder / "images", batch=1, max_new_tokens=8)
+    together = generate(policy, made, folder / "images", batch=len(made), max_new_tokens=8)
+    assert alone == together
+
+
+@pytest.mark.parametrize("name", ["base", "instruct"])
+def test_committed_checkpoints_are_what_their_card_says(name):
+    import hashlib
+
+    from vlaa_lib import ROOT
+
+    folder = ROOT / "data" / "pocket" / name
+    digest, file = (folder / "SHA256").read_text().split()
+    assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+    assert (folder / file).stat().st_size < 16 * 2**20
+    recipe = json.loads((folder / "recipe.json").read_text())
+    policy = models.load_policy(f"data/pocket/{name}")
+    assert policy.model.config.text_config.hidden_size == recipe["hidden"]
+
+
+def test_instruct_sees():
+    """Held-out answers with the picture beat the same with a blank one, by a wide margin."""
+    import tempfile
+
+    from vlaa_lib import evaluate
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = microworld.write_split(folder, ["solids", "panel", "plot"], "test", 16)
+        policy = models.load_policy("data/pocket/instruct")
+        rows = evaluate.evaluate(policy, made, f"{folder}/images", "instruct", max_new_tokens=80)
+    total = evaluate.summary(rows, resamples=10)[-1]
+    assert total["accuracy"] > total["blank_accuracy"] + 0.2

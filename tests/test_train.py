@@ -1,0 +1,149 @@
+"""Training: SFT and GRPO move the language model, never the tower, and keep what happened."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlaa_lib import profiles, prompts, records, rewards, traces, train
+from vlaa_lib.microworld import narrator
+from vlaa_lib.train import data
+from vlaa_lib.train.common import accumulation
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "vlaa_thinking"
+
+
+def settings(tiny_model, **overrides):
+    return profiles.load("smoke", **{"model.policy": str(tiny_model), **overrides})
+
+
+def with_traces(made):
+    plain = [narrator.plain_trace(r.meta["scene"], r.question) for r in made]
+    return [
+        replace(r, answer=prompts.join_think_answer(*p)) for r, p in zip(made, plain, strict=True)
+    ]
+
+
+def moved(before: Path, after: Path) -> dict[str, bool]:
+    """Say for each weight whether training changed it."""
+    old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert old.keys() == new.keys()
+    return {k: not torch.equal(old[k].float(), new[k].float()) for k in old}
+
+
+def test_sft_moves_language_and_not_vision(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    log = train.sft(settings(tiny_model), with_traces(made), folder / "images", tmp_path / "sft")
+    assert log and all(row["loss"] > 0 for row in log)
+    changed = moved(tiny_model, tmp_path / "sft")
+    assert not any(flag for name, flag in changed.items() if "visual" in name)
+    assert all(flag for name, flag in changed.items() if "proj" in name and "visual" not in name)
+    kept = (tmp_path / "sft" / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == log
+
+
+def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    with pytest.raises(records.RecordError, match="can be trained on"):
+        train.sft(settings(tiny_model), made, folder / "images", tmp_path)
+
+
+def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    cfg = settings(tiny_model, **{"grpo.steps": 2, "grpo.max_completion_tokens": 12})
+    log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo", name="tiny")
+    assert [row["step"] for row in log] == [1, 2] and all("kl" in row for row in log)
+    assert not any(f for n, f in moved(tiny_model, tmp_path / "grpo").items() if "visual" in n)
+    rows = traces.load(tmp_path / "grpo" / "traces")
+    per_round = cfg.grpo.prompts_per_step * cfg.grpo.num_generations
+    assert len(rows) == 2 * per_round
+    by_id = {record.id: record for record in made}
+    for row in rows:
+        score = rewards.score(by_id[row["record_id"]], row["completion"])
+        assert (row["reward"], row["reason"]) == (pytest.approx(score.value), score.reason)
+        assert row["clipped"] == (row["completion_tokens"] == 12) or not row["clipped"]
+        assert "<|" not in row["completion"]
+    # groups of G rollouts share a record and their advantages cancel
+    for start in range(0, len(rows), cfg.grpo.num_generations):
+        group = rows[start : start + cfg.grpo.num_generations]
+        assert len({row["record_id"] for row in group}) == 1
+        assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
+
+
+def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
+    from vlaa_lib import models
+
+    folder, made = micro_data
+    cfg = settings(tiny_model, **{"sft.mode": "lora"})
+    train.sft(cfg, with_traces(made), folder / "images", tmp_path / "lora")
+    assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "lora" / "model.safetensors").exists()
+    names = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert names and not any("visual" in name for name in names)
+    base = dict(models.load_policy(tiny_model).model.named_parameters())
+    merged = dict(models.load_policy(tmp_path / "lora").model.named_parameters())
+    differs = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert differs and all("language_model" in name for name in differs)
+
+
+def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    cfg = settings(tiny_model, **{"grpo.prompts_per_step": 400, "grpo.per_device_batch": 16})
+    with pytest.raises(ValueError, match="lower grpo.prompts_per_step"):
+        train.grpo(cfg, made, folder / "images", tmp_path)
+
+
+def test_a_broken_picture_leaves_one_record_out(micro_data, tmp_path):
+    folder, made = micro_data
+    (tmp_path / made[0].image).parent.mkdir(parents=True)
+    (tmp_path / made[0].image).write_bytes((folder / "images" / made[0].image).read_bytes()[:90])
+    rows, rejects = data.rows(made[:1], tmp_path, tmp_path / "cache", with_trace=False)
+    assert rows == [] and made[0].id == rejects[0].id and made[0].image in rejects[0].reason
+
+
+def test_batch_arithmetic():
+    assert accumulation(128, 16) == 8
+    with pytest.raises(ValueError, match="not a multiple"):
+        accumulation(100, 16)
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the two real records are not beside the project")
+def test_the_real_records_train(tmp_path):
+    """Construct, two SFT steps and two GRPO steps on two records of the released dataset."""
+    from vlaa_lib import __main__ as cli
+
+    def call(*words):
+        assert cli.main([str(word) for word in words]) == 0
+
+    source = ["--records", SAMPLES / "records.jsonl", "--images", SAMPLES / "images"]
+    call("construct", *source, "--out", tmp_path / "data")
+    made = (
+        [*records.load(tmp_path / "data" / "sft.jsonl").records]
+        if (tmp_path / "data" / "sft.jsonl").stat().st_size
+        else []
+    )
+    made += records.load(tmp_path / "data" / "rl.jsonl").records
+    assert {r.reward for r in made} == {"digit", "mcq"} and all(r.answer for r in made)
+    records.write(made, tmp_path / "all.jsonl")
+    source = ["--records", tmp_path / "all.jsonl", "--images", SAMPLES / "images"]
+    call("train", "sft", *source, "--out", tmp_path / "sft", "--profile", "smoke", "--steps", 2)
+    assert len((tmp_path / "sft" / "training_log.jsonl").read_text().splitlines()) == 2
+    call(
+        "train",
+        "grpo",
+        *source,
+        "--out",
+        tmp_path / "grpo",
+        "--profile",
+        "smoke",
+        "--steps",
+        2,
+        "--set",
+        "grpo.prompts_per_step=2",
+        "grpo.per_device_batch=8",
+    )
+    rows = traces.load(tmp_path / "grpo" / "traces")
+    assert len(rows) == 2 * 2 * 4 and {row["part"] for row in rows} == {"digit", "mcq"}

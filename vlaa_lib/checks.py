@@ -1,0 +1,257 @@
+"""Exercise checks: each takes the reader's function and says in words what is wrong with it.
+
+A check calls the function on cases with known results and raises `NotYet` at the first one that
+differs; when all agree it prints one line. The library's own functions pass.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "NotYet", "accumulation", "bootstrap", "check_steps", "completion_labels", "extract_answer",
+    "group_advantages", "has_aha", "iou", "split_think_answer", "worked_advantages",
+    "worked_labels",
+]
+
+# (arguments, expected result, the rule that the case tests)
+Case = tuple[tuple, Any, str]
+
+
+class NotYet(AssertionError):
+    """The reader's function differs from what the exercise asks; the message says where and why."""
+
+
+def _call(fn: Callable, args: tuple, rule: str) -> Any:
+    try:
+        return fn(*args)
+    except Exception as error:  # the reader's code may raise anything; we pass it on explained
+        shown = ", ".join(_short(arg) for arg in args)
+        raise NotYet(f"your function raised {error!r} on ({shown}); here {rule}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value.tolist() if hasattr(value, "tolist") else value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _expect(
+    name: str, fn: Callable, cases: Iterable[Case],
+    same: Callable[[Any, Any], bool] = lambda got, wanted: got == wanted,
+) -> None:
+    """Call the function on every case; at the first difference explain it."""
+    number = 0
+    for number, (args, wanted, rule) in enumerate(cases, 1):
+        got = _call(fn, args, rule)
+        if not same(got, wanted):
+            shown = ", ".join(_short(arg) for arg in args)
+            raise NotYet(f"{name}({shown}) gives {_short(got)}, not {_short(wanted)}: {rule}")
+    print(f"{name}: all {number} cases agree.")
+
+
+def _close(got: Any, wanted: float) -> bool:
+    return isinstance(got, (int, float)) and math.isclose(got, wanted, abs_tol=1e-6)
+
+
+def has_aha(fn: Callable[[str], bool]) -> None:
+    """Check a reader's `construct.has_aha` (paper §2, step 6)."""
+    _expect("has_aha", fn, [
+        (("There are two red cubes.",), False, "no keyword is in this text"),
+        (("Wait, there are two.",), True, "'wait' is a keyword, whatever its case"),
+        (("I COUNT AGAIN.",), True, "the text is lower-cased before the search"),
+        (("A checkered floor.",), True,
+         "the test is for substrings, so 'checkered' holds 'check'; crude, and the paper's"),
+        (("I should confirm this.",), True, "a keyword may be several words long"),
+        (("I should add this.",), False, "'i should' alone is not a keyword"),
+        (("Alternatively, there are two.",), True, "'alternatively' is one of the eight"),
+        (("A mistake.",), True, "'mistake' is one of the eight"),
+        (("Hmm.",), True, "'hmm' is one of the eight"),
+        (("",), False, "an empty trace holds no keyword"),
+    ], same=lambda got, wanted: bool(got) == wanted)
+
+
+def split_think_answer(fn: Callable[[str], prompts.Parsed]) -> None:
+    """Check a reader's `prompts.split_think_answer`: exactly one block each, in order."""
+    think = f"{prompts.THINK_OPEN}two and one{prompts.THINK_CLOSE}"
+    answer = f"{prompts.ANSWER_OPEN}3{prompts.ANSWER_CLOSE}"
+    empty = f"{prompts.ANSWER_OPEN} {prompts.ANSWER_CLOSE}"
+    right = ("two and one", "3", True)
+    cases: list[Case] = [
+        ((think + answer,), right, "this is the format"),
+        ((f" {think}\n\n{answer}\n",), right, "white space around the blocks does not matter"),
+        (("3",), ("", "", False), "there is no tag at all"),
+        ((answer,), ("", "", False), "the think block is missing"),
+        ((answer + think,), ("", "", False), "the blocks are in the wrong order"),
+        ((think + answer + answer,), ("", "", False), "two answers are no answer"),
+        ((f"{think}so{answer}",), ("", "", False), "there is text between the blocks"),
+        ((think + empty,), ("", "", False), "the answer block is empty"),
+        ((think + answer.removesuffix(prompts.ANSWER_CLOSE),), ("", "", False),
+         "a completion that was cut off has no closing tag"),
+    ]
+    _expect(
+        "split_think_answer", fn, cases,
+        same=lambda got, wanted: (got.think, got.answer, got.problem is None) == wanted,
+    )
+
+
+def iou(fn: Callable[[tuple, tuple], float]) -> None:
+    """Check a reader's intersection over union of two boxes (paper figure 4, IoU)."""
+    box, nothing = (0.0, 0.0, 0.4, 0.4), (0.2, 0.2, 0.2, 0.6)
+    _expect("iou", fn, [
+        ((box, box), 1.0, "a box covers itself"),
+        ((box, (0.6, 0.6, 0.9, 0.9)), 0.0, "the boxes are apart in both directions"),
+        ((box, (0.0, 0.6, 0.4, 0.9)), 0.0, "the boxes share columns but no row"),
+        ((box, (0.4, 0.0, 0.8, 0.4)), 0.0, "the boxes touch at an edge, which has no area"),
+        ((box, (0.2, 0.0, 0.6, 0.4)), 1 / 3,
+         "half of each is shared: 0.08 over a union of 0.24, not over one box's area"),
+        (((0.1, 0.1, 0.3, 0.3), box), 0.25, "a box inside another: small area over large area"),
+        ((box, nothing), 0.0, "a box without width covers nothing"),
+        ((nothing, nothing), 0.0, "two boxes without area: 0, not a division by zero"),
+    ], same=_close)
+
+
+def worked_labels(prompt: list[int], completion: list[int], num_padding: int = 0) -> list[int]:
+    """Return training labels: the completion's tokens, -100 (no loss) for all others (paper §3).
+
+    TRL does this inside its data collator; here it stands alone to be read.
+
+    >>> worked_labels([5, 6], [7, 8], num_padding=1)
+    [-100, -100, 7, 8, -100]
+    """
+    return [-100] * len(prompt) + list(completion) + [-100] * num_padding
+
+
+def completion_labels(fn: Callable[[list[int], list[int], int], list[int]]) -> None:
+    """Check a reader's labels of a prompt, a completion and padding; `worked_labels` passes."""
+    _expect("completion_labels", fn, [
+        (([5, 6], [7, 8], 0), [-100, -100, 7, 8], "a prompt token is given, never learnt"),
+        (([5], [7], 2), [-100, 7, -100, -100], "padding carries no loss either"),
+        (([], [7, 8], 1), [7, 8, -100], "without a prompt every completion token counts"),
+        (([5, 6], [], 0), [-100, -100], "an empty completion teaches nothing"),
+        (([7, 8], [7, 8], 0), [-100, -100, 7, 8],
+         "the place decides, not the token: the same ids stand in the prompt"),
+    ], same=lambda got, wanted: list(got) == wanted)
+
+
+def accumulation(fn: Callable[[int, int], int]) -> None:
+    """Check a reader's `train.common.accumulation` on one process."""
+    _expect("accumulation", fn, [
+        ((16, 16), 1, "one forward pass holds the whole batch"),
+        ((128, 8), 16, "16 passes of 8 make the paper's 128"),
+        ((12, 4), 3, "3 passes of 4 make 12"),
+    ])
+    for batch, per_device in ((128, 12), (8, 16)):
+        try:
+            got = fn(batch, per_device)
+        except ValueError:
+            continue
+        raise NotYet(
+            f"accumulation({batch}, {per_device}) gives {got!r}: {batch} is no multiple of "
+            f"{per_device}, so raise a ValueError instead of training with another batch"
+        )
+
+
+def worked_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+    """Centre and scale rewards inside each group (paper §4, GRPO).
+
+    TRL does this inside its trainer; here it stands alone to be read, and the notebook holds it
+    against the advantages that TRL stored.
+
+    Args:
+        rewards: [B, G] reward of each completion.
+        eps: added to the standard deviation (n - 1 in its denominator), as TRL does.
+    Returns:
+        [B, G] advantages; zeros where a group has no spread.
+    >>> import torch
+    >>> worked_advantages(torch.ones(1, 4)).tolist()
+    [[0.0, 0.0, 0.0, 0.0]]
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / (rewards.std(dim=1, keepdim=True) + eps)
+
+
+def group_advantages(fn: Callable[[Tensor], Tensor]) -> None:
+    """Check a reader's group advantages, [B, G] to [B, G]; `worked_advantages` passes."""
+    import torch
+
+    high, low = 0.5 / (math.sqrt(1 / 3) + 1e-4), 0.75 / (0.5 + 1e-4)
+    cases: list[Case] = [
+        (([[1.0, 1.0, 1.0, 1.0]],), [[0.0] * 4], "all right: no completion is better than another"),
+        (([[0.0, 0.0, 0.0, 0.0]],), [[0.0] * 4], "all wrong: nothing to learn, and no NaN"),
+        (([[1.0, 0.0, 1.0, 0.0]],), [[high, -high, high, -high]],
+         "mean 0.5, standard deviation 0.577 (n - 1 in the denominator) plus 1e-4"),
+        (([[1.0, 0.0, 0.0, 0.0]],), [[low, -low / 3, -low / 3, -low / 3]],
+         "a rare success weighs more than each of the failures around it"),
+        (([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]],), [[high, -high, high, -high], [0.0] * 4],
+         "each row is a group of its own: the second must not move the first"),
+    ]
+    tensors = [((torch.tensor(args[0]),), torch.tensor(wanted), rule)
+               for args, wanted, rule in cases]
+    _expect(
+        "group_advantages", fn, tensors,
+        same=lambda got, wanted: tuple(got.shape) == tuple(wanted.shape)
+        and torch.allclose(got, wanted, atol=1e-5),
+    )
+
+
+def extract_answer(fn: Callable[[str], tuple[str, str]]) -> None:
+    """Check a reader's `evaluate.extract_answer`: tags, plain reply, or malformed."""
+    tagged = prompts.join_think_answer("two and one", "3")
+    _expect("extract_answer", fn, [
+        ((tagged,), ("3", "tags"), "the answer block holds the answer"),
+        (("3",), ("3", "plain"), "a reply without any tag is the answer itself"),
+        ((" B \n",), ("B", "plain"), "white space around a plain reply does not count"),
+        ((f"{prompts.THINK_OPEN}two and one",), ("", "malformed"),
+         "a thought that was cut off holds no answer"),
+        ((tagged + tagged,), ("", "malformed"), "two answers are no answer"),
+        ((f"{prompts.ANSWER_OPEN}3{prompts.ANSWER_CLOSE}",), ("", "malformed"),
+         "a tag without the rest of the format is a broken format, not a plain reply"),
+    ], same=lambda got, wanted: tuple(got) == wanted)
+
+
+def bootstrap(fn: Callable[[list[float]], tuple[float, float]]) -> None:
+    """Check a reader's 95 % percentile bootstrap interval of a mean, by what it must do."""
+    name, rng = "bootstrap", random.Random(0)
+    _expect(name, fn, [(([1.0] * 8,), (1.0, 1.0), "rows that all agree leave no doubt")],
+            same=lambda got, wanted: all(_close(g, w) for g, w in zip(got, wanted, strict=True)))
+    small = [float(rng.random() < 0.3) for _ in range(50)]
+    large = small * 16
+    widths = []
+    for rows in (small, large):
+        low, high = _call(fn, (rows,), "the interval of a mean is asked for")
+        mean, sigma = sum(rows) / len(rows), math.sqrt(0.21 / len(rows))
+        if not low < mean < high:
+            raise NotYet(f"{name}: ({low:.3f}, {high:.3f}) does not hold the mean {mean:.3f}")
+        widths.append((high - low) / sigma)
+        # 95 % of a normal law lie within 3.92 standard errors
+        if not 3.0 < widths[-1] < 4.8:
+            raise NotYet(
+                f"{name}: on {len(rows)} rows the interval is {widths[-1]:.1f} standard errors of "
+                "the mean wide; 95 % should be near 3.9. Resample as many rows as there are, with "
+                "replacement, average each resample, take the 2.5 % and 97.5 % quantiles."
+            )
+    print(f"{name}: holds the mean, and narrows as rows are added.")
+
+
+def check_steps(fn: Callable[[str, dict], list]) -> None:
+    """Check a reader's `traces.check_steps`: true, false or not checkable, sentence by sentence."""
+    bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+    wrapped = prompts.join_think_answer("The red bar reaches 3.", "The blue bar reaches 2.")
+    _expect("check_steps", fn, [
+        (("The red bar reaches 3.", bars), [True], "the scene says so"),
+        (("The red bar reaches 4.", bars), [False], "the scene says 3"),
+        (("Hmm, let me look.", bars), [None], "no fact is stated, so nothing can be checked"),
+        (("There are 2 red cubes.", bars), [None], "a scene of bars cannot tell about cubes"),
+        (("The red bar reaches 3. Wait, the blue bar reaches 4.", bars), [True, False],
+         "each sentence is held against the scene, hesitant ones too"),
+        ((wrapped, bars), [True, False], "tags are no sentences, and the answer is a step too"),
+        (("", bars), [], "an empty trace has no step"),
+    ], same=lambda got, wanted: [step.truth for step in got] == wanted)

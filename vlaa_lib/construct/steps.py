@@ -1,0 +1,178 @@
+"""The steps of the dataset pipeline (paper §2): what each asks a teacher, and what it makes of it.
+
+A step is two pure functions. `ask(record)` returns the request, or None when the record already
+has what the step would pay for. `take(record, reply)` returns the record grown by the reply, or a
+Drop with the reason; it is also called, with None, when nothing was asked. All calls, files and
+waiting live in `client` and `pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from vlaa_lib import prompts
+from vlaa_lib.construct.ledger import Reply
+from vlaa_lib.construct.templates import fill
+from vlaa_lib.records import Record
+
+MAX_WORDS_CHANGED = 15  # paper §2, step 4
+
+# paper §2, step 2: what the teacher is told beside the caption, by source; keys of `meta`
+EXTRA_CONTEXT = {"CLEVR-Math": "rationale", "Math PUMA": "text_question"}
+UNCAPTIONED = ("Math PUMA",)  # paper §2, step 2: its textual version stands in for the caption
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a teacher; `image` is the record's image path, empty for text only."""
+
+    step: str
+    text: str
+    image: str = ""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a record leaves the pipeline: `reason` is counted, `detail` is about this record."""
+
+    reason: str
+    detail: str = ""
+
+
+class Step(NamedTuple):
+    """One step of the pipeline; see the module's docstring."""
+
+    name: str
+    ask: Callable[[Record], Request | None]
+    take: Callable[[Record, Reply | None], Record | Drop]
+
+
+def extra_context(record: Record) -> str:
+    """Return what the source knows of the image in words, besides the caption (paper §2)."""
+    text = record.meta.get(EXTRA_CONTEXT.get(record.source, ""), "")
+    return text.strip() if isinstance(text, str) else ""
+
+
+def ask_caption(record: Record) -> Request | None:
+    """Ask for a caption of the image, unless the record has one or its source needs none."""
+    if record.caption or (record.source in UNCAPTIONED and extra_context(record)):
+        return None
+    return Request("caption", prompts.CAPTION_PROMPT, record.image)
+
+
+def take_caption(record: Record, reply: Reply | None) -> Record | Drop:
+    """Keep the caption, and who wrote it, as the released files do (`meta.caption_model_id`)."""
+    if reply is None:
+        return record
+    meta = record.meta | {"caption_model_id": reply.model}
+    return replace(record, caption=reply.text.strip(), meta=meta)
+
+
+def ask_distil(record: Record) -> Request | None:
+    """Ask a text-only reasoner, unless the record has a reply or a trace already (paper §2)."""
+    if record.ds_answer or record.answer:
+        return None
+    sight = "\n\n".join(filter(None, (record.caption, extra_context(record))))
+    text = fill(prompts.DISTIL_PROMPT, caption=sight, question=record.question)
+    return Request("distil", text)
+
+
+def take_distil(record: Record, reply: Reply | None) -> Record | Drop:
+    """Keep the reply and turn it into a trace; a trace that is already there is checked only."""
+    if reply is not None:
+        text = reply.text
+        if reply.reasoning and prompts.THINK_OPEN not in text:
+            text = f"{prompts.THINK_OPEN}{reply.reasoning}{prompts.THINK_CLOSE}{text}"
+        record = replace(record, ds_answer=text)
+    if record.answer:
+        parsed = prompts.split_think_answer(record.answer)
+    else:
+        parsed = parse_reply(record.ds_answer)
+    if parsed.problem:
+        return Drop("malformed trace", parsed.problem)
+    if not parsed.think:
+        return Drop("malformed trace", "empty think block")
+    return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
+
+
+def parse_reply(text: str) -> prompts.Parsed:
+    """Split a reasoner's reply: a think block, then an answer block or plain prose.
+
+    DeepSeek-R1 and the real records write prose after the think block; all of it is the answer
+    until it is verified (see `take_verify`). Tags anywhere else, or none, are a `problem`.
+
+    >>> parse_reply("<think>two and one</think> Three of them.").answer
+    'Three of them.'
+    """
+    parsed = prompts.split_think_answer(text)
+    if parsed.problem is None:
+        return parsed
+    head, close, prose = text.partition(prompts.THINK_CLOSE)
+    tagged = head + close + prompts.ANSWER_OPEN + prose + prompts.ANSWER_CLOSE
+    as_prose = prompts.split_think_answer(tagged)
+    return parsed if as_prose.problem else as_prose
+
+
+def ask_rewrite(record: Record) -> Request | None:
+    """Ask to turn "the caption says" into "the image shows" in the whole trace (paper §2)."""
+    return Request("rewrite", fill(prompts.REWRITE_PROMPT, input=record.answer))
+
+
+def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
+    """Keep the rewritten trace if its length changed by at most 15 words (paper §2, step 4).
+
+    Words are what white space separates, in the think and answer blocks together, tags not counted.
+    """
+    if reply is None:
+        return record
+    parsed = prompts.split_think_answer(reply.text)
+    if parsed.problem:
+        return Drop("rewrite broke the trace", parsed.problem)
+    changed = abs(_num_words(parsed) - _num_words(prompts.split_think_answer(record.answer)))
+    if changed > MAX_WORDS_CHANGED:
+        reason = f"rewrite changed the length by more than {MAX_WORDS_CHANGED} words"
+        return Drop(reason, f"{changed} words")
+    return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
+
+
+def _num_words(parsed: prompts.Parsed) -> int:
+    return len(parsed.think.split()) + len(parsed.answer.split())
+
+
+def ask_verify(record: Record) -> Request | None:
+    """Ask whether the trace's answer is the gold (paper §2, step 5)."""
+    pred = prompts.split_think_answer(record.answer).answer
+    text = fill(prompts.VERIFY_PROMPT, question=record.question, gold=record.solution, pred=pred)
+    return Request("verify", text)
+
+
+def take_verify(record: Record, reply: Reply | None) -> Record | Drop:
+    """Keep the record on Yes; No and anything else drop it, counted apart (paper §2, step 5).
+
+    Ours: a closed question whose teacher answered in prose gets the gold, which the prose was just
+    found to agree with, as its answer, since verifiers read a bare number, letter, expression or
+    box. Open questions keep the prose; an answer block stays as the teacher wrote it.
+    """
+    if reply is None:
+        return record
+    verdict = reply.text.strip().rstrip(".").lower()
+    if verdict == "no":
+        pred = prompts.split_think_answer(record.answer).answer
+        return Drop("answer is not the gold", f"gold {record.solution!r}, answer {pred[:80]!r}")
+    if verdict != "yes":
+        return Drop("verdict is neither Yes nor No", reply.text[:80])
+    in_prose = record.ds_answer and prompts.split_think_answer(record.ds_answer).problem
+    if not in_prose or record.reward == "open":
+        return record
+    think = prompts.split_think_answer(record.answer).think
+    return replace(record, answer=prompts.join_think_answer(think, record.solution))
+
+
+STEPS = (
+    Step("caption", ask_caption, take_caption),
+    Step("distil", ask_distil, take_distil),
+    Step("rewrite", ask_rewrite, take_rewrite),
+    Step("verify", ask_verify, take_verify),
+)

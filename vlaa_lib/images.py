@@ -1,0 +1,160 @@
+"""Images: one safe way to open a file, one way to fit it, for every stage."""
+
+from __future__ import annotations
+
+import math
+import stat
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .records import RecordError, clean_image_path
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MIN_PIXELS = 56 * 56  # Qwen2-VL image processor default
+MAX_PIXELS = 256 * 32 * 32  # paper appendix B.2 (262,144); training pixels are not stated
+MIN_SIDE_PX = 28  # Qwen2.5-VL: patch 14 x merge 2, the smallest side its resize rule accepts
+MAX_RATIO = 200  # Qwen2.5-VL resize rule
+MAX_FILE_BYTES = 64 * 2**20  # ours: ten times the largest picture of the paper's sources
+MAX_DECODED_PIXELS = 50_000_000  # ours: a phone's largest photograph; 150 MB when decoded
+# ours: what datasets hold; never the formats that PIL hands to outside programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message says what, where and what to do."""
+
+
+def open_image(path: str, root: str | Path) -> Image.Image:
+    """Open an image below the root as RGB: upright, transparency on white.
+
+    Args:
+        path: as in `Record.image`; the file it resolves to must lie below `root`.
+    Raises:
+        ImageError: the path leaves the root, or the file is missing, too large or broken.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    file = _resolve(path, root)
+    try:
+        # a huge picture warns in PIL before our own check can name its size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(path, *image.size)
+                return _as_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {path!r} is too large to decode ({error}); shrink it") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"image {path!r} below {root} is not one of {', '.join(FORMATS)}; replace the file"
+        ) from None
+    except ImageError:
+        raise
+    except Exception as error:  # PIL's decoders raise whatever a broken file makes them
+        raise ImageError(
+            f"image {path!r} below {root} is broken or cut short ({error}); fetch it again"
+        ) from error
+
+
+def _resolve(path: str, root: str | Path) -> Path:
+    """Return the regular file that the path names, following links, if it stays below the root."""
+    try:
+        base = Path(root).resolve()
+        file = (base / clean_image_path(path)).resolve()
+        found = file.stat() if file.is_relative_to(base) else None
+    except RecordError as error:
+        raise ImageError(str(error)) from None
+    except FileNotFoundError:
+        raise ImageError(f"image {path!r} is not below {root}; fetch it or fix the path") from None
+    except (OSError, ValueError, RuntimeError) as error:  # link loops, NUL bytes, over-long names
+        raise ImageError(f"image {path!r} below {root}: {error}; fix the path") from None
+    if found is None:
+        raise ImageError(f"image {path!r} is a link that leaves the image root {root}; copy it in")
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(f"image {path!r} below {root} is not a regular file; fix the path")
+    if found.st_size > MAX_FILE_BYTES:
+        raise ImageError(
+            f"image {path!r} has {found.st_size:,} bytes, more than {MAX_FILE_BYTES:,}; shrink it"
+        )
+    return file
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    if width * height > MAX_DECODED_PIXELS:
+        raise ImageError(
+            f"image {path!r} is {width} x {height} px, more than {MAX_DECODED_PIXELS:,} pixels; "
+            "shrink it"
+        )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Decode, turn upright (EXIF), put transparency on white, convert to RGB."""
+    from PIL import Image, ImageOps
+
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I;16"):  # 16-bit grey: PIL's own conversion clips at 255
+        image = image.convert("I").point(lambda level: level / 257).convert("L")
+    return image.convert("RGB")
+
+
+def fitted_size(
+    width: int, height: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE_PX, max_ratio: float = MAX_RATIO,
+) -> tuple[int, int]:
+    """Return the size (px) an image must have for the model, aspect kept (Qwen2.5-VL's limits).
+
+    An image within the limits keeps its size; the processor rounds to whole patches by itself.
+
+    Raises:
+        ImageError: too elongated for the limits, or empty.
+        ValueError: the limits contradict each other.
+
+    >>> fitted_size(640, 480), fitted_size(1024, 1024), fitted_size(14, 28)
+    ((640, 480), (512, 512), (40, 80))
+    """
+    if min_pixels > max_pixels:
+        raise ValueError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}")
+    if min_side * min_side > max_pixels:
+        raise ValueError(f"max_pixels {max_pixels} is less than {min_side} x {min_side} px")
+    if min(width, height) < 1:
+        raise ImageError(f"an image of {width} x {height} px is empty; replace it")
+    short, long = sorted((width, height))
+    if long / short > max_ratio:
+        raise ImageError(
+            f"an image of {width} x {height} px is more elongated than 1:{max_ratio:g}; crop it"
+        )
+    if long / short * min_side * min_side > max_pixels:
+        raise ImageError(
+            f"an image of {width} x {height} px cannot have both a side of {min_side} px and at "
+            f"most {max_pixels} pixels; crop it or raise max_pixels"
+        )
+    area = width * height
+    if short >= min_side and min_pixels <= area <= max_pixels:
+        return width, height
+    grow = max(min_side / short, math.sqrt(min_pixels / area), 1.0)
+    scale = min(grow, math.sqrt(max_pixels / area))
+    # the short side rounds up and the long one gives way, so that no limit is broken by rounding
+    short = max(min_side, math.ceil(round(short * scale, 6)))
+    long = math.ceil(round(long * scale, 6)) if scale > 1 else math.floor(round(long * scale, 6))
+    long = min(long, max_pixels // short)
+    return (short, long) if width <= height else (long, short)
+
+
+def fit_image(
+    image: Image.Image, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE_PX, max_ratio: float = MAX_RATIO,
+) -> Image.Image:
+    """Scale an image to `fitted_size`; the same object when there is nothing to do."""
+    size = fitted_size(*image.size, min_pixels, max_pixels, min_side, max_ratio)
+    if size == image.size:
+        return image
+    from PIL import Image
+
+    return image.resize(size, Image.Resampling.BICUBIC)  # Qwen2-VL image processor default

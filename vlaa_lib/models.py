@@ -1,0 +1,162 @@
+"""Models: the image-only processor, the loader of policies, and the pocket VLM's shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, BatchFeature
+from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from . import ROOT
+
+# paper B.2 (evaluation); in training the paper does not say, so we use the same
+MAX_PIXELS = 256 * 32 * 32
+MIN_PIXELS = 56 * 56  # Qwen2-VL image processor default
+
+IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+
+# Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
+LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+NOT_QUANTISED = ["model.visual", "lm_head"]  # a bare "visual" would match nothing
+
+
+class ImageProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without video, so that torchvision is never needed.
+
+    Loads folders that it saved itself and the folders of real Qwen2.5-VL checkpoints.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        self.image_token, self.video_token = IMAGE_PAD, "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+        return super().__call__(images=images, text=text, **kwargs)
+
+
+# lets TRL and users' AutoProcessor find the class for folders that we saved
+AutoProcessor.register(Qwen2_5_VLConfig, ImageProcessor, exist_ok=True)
+
+
+def load_processor(
+    path: str | Path, max_pixels: int = MAX_PIXELS, min_pixels: int = MIN_PIXELS
+) -> ImageProcessor:
+    """Load a processor with left padding and an image budget in pixels (area).
+
+    Raises:
+        ValueError: min_pixels above max_pixels.
+    """
+    if min_pixels > max_pixels:
+        raise ValueError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+    processor = ImageProcessor.from_pretrained(str(path))
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    # generation needs left padding; TRL pads training rows itself
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+@dataclass
+class Policy:
+    """A model with the processor that feeds it, and the folder both came from."""
+
+    model: Any
+    processor: ImageProcessor
+    path: str
+
+
+def load_policy(
+    path: str | Path,
+    mode: str = "full",
+    max_pixels: int = MAX_PIXELS,
+    min_pixels: int = MIN_PIXELS,
+    dtype: str | None = None,
+) -> Policy:
+    """Load a Qwen2.5-VL policy with a frozen vision tower (paper §3).
+
+    Args:
+        mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
+            `4bit` loads the language model in nf4.
+        dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
+    Raises:
+        FileNotFoundError: nothing to load at `path`, with what to do about it.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
+
+    path = resolve(path)
+    if mode not in ("full", "lora", "4bit"):
+        raise ValueError(f"unknown mode {mode!r}; use full, lora or 4bit")
+    dtype = dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    quantisation = None
+    if mode == "4bit":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            llm_int8_skip_modules=NOT_QUANTISED,
+        )
+    adapter_config = Path(path) / "adapter_config.json"
+    weights = path
+    if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
+        weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        str(weights),
+        dtype=getattr(torch, dtype),
+        quantization_config=quantisation,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+    )
+    if adapter_config.is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+    freeze_vision(model)
+    return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
+
+
+def resolve(path: str | Path) -> str:
+    """Return a checkpoint's folder, looked for here and at the repository root, or a hub name.
+
+    Raises:
+        FileNotFoundError: it reads like a folder and there is none.
+    """
+    for folder in (Path(path), ROOT / path):
+        if folder.is_dir():
+            return str(folder)
+    # `owner/name` is a name on the hub; anything deeper, or local by its look, is a folder
+    if str(path).startswith((".", "/")) or str(path).count("/") != 1:
+        raise FileNotFoundError(
+            f"{path}: no model folder; build the pocket VLM with `python -m vlaa_lib models pocket`"
+            " or give a checkpoint folder"
+        )
+    return str(path)
+
+
+def freeze_vision(model: Any) -> int:
+    """Switch off gradients in the vision tower (paper §3); return how many tensors that were."""
+    frozen = [p for name, p in model.named_parameters() if ".visual." in f".{name}"]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if not frozen:
+        raise ValueError("no parameter named 'visual': not a Qwen2-VL or Qwen2.5-VL model?")
+    return len(frozen)
+
+
+def adapter(mode: str) -> Any:
+    """Return the LoRA settings of a mode, or None for full-parameter training.
+
+    Adapters sit on the language model only: the vision tower stays frozen (paper §3).
+    """
+    if mode == "full":
+        return None
+    from peft import LoraConfig
+
+    # ours: the paper trains full parameters; r = 64 fits one 24 GB card at 3B
+    return LoraConfig(r=64, lora_alpha=128, target_modules=LANGUAGE_LINEARS, task_type="CAUSAL_LM")

@@ -1,0 +1,355 @@
+"""The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
+
+Three stages, since a narrow model left to itself learns the language and ignores the picture:
+the tower alone (colour, shape and pixels of each cell), then the language model on dense
+descriptions and questions (`base`), then chat (`instruct`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, get_scheduler
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from . import microworld, prompts, records
+from .microworld import SOURCES, narrator, scenes
+from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
+from .pocket_data import base_text, chat_text, collate_text, collate_tower, draw, loader
+
+# Qwen's special tokens, in Qwen's order
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    VISION_START,
+    VISION_END,
+    "<|vision_pad|>",
+    IMAGE_PAD,
+    "<|video_pad|>",
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
+    "{%- if message.content is string %}{{ '\n' + message.content }}{% else %}{{ '\n' }}"
+    "{%- for part in message.content %}{% if part.type == 'image' %}"
+    f"{VISION_START}{IMAGE_PAD}{VISION_END}"
+    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# base knows no chat: picture and bare question, the answer follows on the same line
+BASE_TEMPLATE = (
+    f"{VISION_START}{IMAGE_PAD}{VISION_END}"
+    "{%- for message in messages if message.role == 'user' %}{%- for part in message.content %}"
+    "{%- if part.type == 'text' %}{{ part.text.rsplit('\n', 1)[0] }}{% endif %}"
+    "{%- endfor %}{%- endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the two checkpoints. All values are ours, chosen by trial."""
+
+    hidden: int = 192
+    layers: int = 5
+    vision_hidden: int = 128
+    vision_layers: int = 4
+    vocabulary: int = 1024
+    batch: int = 32
+    tower_steps: int = 600
+    base_steps: int = 1200
+    instruct_steps: int = 400
+    tower_lr: float = 2e-3
+    base_lr: float = 2e-3
+    instruct_lr: float = 6e-4
+    think_share: float = 0.4  # chat samples answered in the think/answer format
+    seed: int = 0
+
+
+def build_tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
+    """Train a byte-level BPE tokenizer with Qwen's splitting rule on micro-world text."""
+    rng = random.Random(recipe.seed)
+    corpus = [prompts.SYSTEM_PROMPT, *prompts.TASK_INSTRUCTIONS.values()]
+    rates = narrator.Rates(hesitate=1.0)
+    for index in range(600):
+        for source in SOURCES:
+            record = microworld.generate(source, "pretrain", index, recipe.seed).record
+            told = narrator.caption(record.meta["scene"], rates, rng)
+            corpus += [record.question, record.gt, told]
+            try:
+                corpus += narrator.reason(told, record.question, rates, rng)
+            except narrator.CannotAnswer:
+                continue
+    backend = Qwen2Tokenizer()._tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        special_tokens=[],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(corpus, trainer)
+    model = json.loads(backend.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    # ordinary tokens, not special ones: decoding for the rewards must keep them
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in prompts.TAGS])
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    return tokenizer
+
+
+def build_processor(recipe: Recipe) -> ImageProcessor:
+    """Join the tokenizer and a PIL image processor whose smallest picture is the micro-world's."""
+    budget = {"shortest_edge": scenes.SIDE_PX**2, "longest_edge": 256 * 32 * 32}
+    return ImageProcessor(
+        Qwen2VLImageProcessorPil(size=budget), build_tokenizer(recipe), chat_template=CHAT_TEMPLATE
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Make an untrained pocket VLM.
+
+    Initialised at 1/sqrt(width): at the usual 0.02 a model this narrow ignores the image.
+    """
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    text = dict(
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.hidden * 3,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.hidden // 32,
+        num_key_value_heads=recipe.hidden // 64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        bos_token_id=ids["<|endoftext|>"],
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+    )
+    vision = dict(
+        depth=recipe.vision_layers,
+        hidden_size=recipe.vision_hidden,
+        num_heads=4,
+        intermediate_size=recipe.vision_hidden * 2,
+        out_hidden_size=recipe.hidden,
+        initializer_range=recipe.vision_hidden**-0.5,
+        window_size=scenes.SIDE_PX,
+        fullatt_block_indexes=[recipe.vision_layers - 1],
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        image_token_id=ids[IMAGE_PAD],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+    )
+    torch.manual_seed(recipe.seed)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    return model
+
+
+class TowerTask(nn.Module):
+    """Read each cell's colour, shape and 14 x 14 pixels off its merged visual token."""
+
+    def __init__(self, visual: nn.Module, width: int):
+        super().__init__()
+        self.visual = visual
+        self.color = nn.Linear(width, 1 + len(scenes.COLORS))
+        self.shape = nn.Linear(width, 1 + len(scenes.SHAPES))
+        self.pixel = nn.Linear(width, 3 * 14 * 14)
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, labels: Tensor, small: Tensor):
+        tokens = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output  # [B*16, width]
+        color, shape = self.color(tokens), self.shape(tokens)
+        target = labels.reshape(-1, 2)
+        drawn = (self.pixel(tokens) - small.reshape(-1, 3 * 14 * 14)).square().mean()
+        loss = nn.functional.cross_entropy(color, target[:, 0]) + 20 * drawn
+        loss = loss + nn.functional.cross_entropy(shape, target[:, 1])
+        filled = target[:, 0] > 0
+        right = (color.argmax(-1) == target[:, 0]) & (shape.argmax(-1) == target[:, 1])
+        return loss, right[filled].float().mean()
+
+
+def fit(name: str, step: Any, parameters: list, batches: Any, steps: int, lr: float, log: list):
+    """Run AdamW with a cosine schedule and print a line every 25 steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    scheduler = get_scheduler("cosine", optimizer, int(steps * 0.05) + 1, steps)
+    start = time.monotonic()
+    for number, batch in zip(range(1, steps + 1), batches, strict=False):
+        loss, seen = step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        if number % 25 == 0 or number == steps:
+            row = {
+                "stage": name,
+                "step": number,
+                "loss": round(loss.item(), 4),
+                "seen": round(float(seen), 4),
+                "seconds": round(time.monotonic() - start),
+            }
+            log.append(row)
+            print(json.dumps(row), flush=True)
+
+
+def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, log: list) -> None:
+    """Stage 1: the tower alone."""
+    task = TowerTask(model.model.visual, recipe.hidden).train()
+    batches = loader(
+        lambda i: draw(i, recipe.seed)[0],
+        lambda samples: collate_tower(samples, processor),
+        recipe.batch,
+    )
+    fit(
+        "tower",
+        lambda b: task(**b),
+        list(task.parameters()),
+        batches,
+        recipe.tower_steps,
+        recipe.tower_lr,
+        log,
+    )
+
+
+def train_language(
+    stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, log: list
+) -> None:
+    """Stages 2 and 3: the language model and the tower's merger; the rest of the tower rests."""
+    chat = stage == "instruct"
+
+    def make(index: int) -> tuple[dict, list[tuple[str, bool]]]:
+        scene, rng = draw(index, recipe.seed + (2 if chat else 1))
+        return scene, chat_text(scene, rng, recipe.think_share) if chat else base_text(scene, rng)
+
+    def step(batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+        return model(**batch).loss, float("nan")
+
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("visual" not in name or "merger" in name)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    batches = loader(
+        make, lambda samples: collate_text(samples, processor, 1 if chat else 0), recipe.batch
+    )
+    steps = recipe.instruct_steps if chat else recipe.base_steps
+    fit(
+        stage, step, parameters, batches, steps, recipe.instruct_lr if chat else recipe.base_lr, log
+    )
+
+
+def build(out: str | Path, recipe: Recipe = Recipe(), threads: int = 1) -> None:
+    """Train both checkpoints into `out/base` and `out/instruct`, with cards, log and sha256.
+
+    Finished stages are kept in `out/stages`, so a stopped build goes on where it was.
+    """
+    torch.set_num_threads(threads)
+    out, log = Path(out), []
+    processor = build_processor(recipe)
+    model = build_model(recipe, processor.tokenizer)
+    stages = {
+        "tower": lambda: train_tower(model, processor, recipe, log),
+        "base": lambda: train_language("base", model, processor, recipe, log),
+        "instruct": lambda: train_language("instruct", model, processor, recipe, log),
+    }
+    for stage, train in stages.items():
+        kept = out / "stages" / f"{stage}.pt"
+        if kept.is_file():
+            state = torch.load(kept, weights_only=True)
+            model.load_state_dict(state["model"])
+            log[:] = state["log"]
+        else:
+            torch.manual_seed(recipe.seed)
+            train()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"model": model.state_dict(), "log": log}, kept)
+        if stage != "tower":
+            save(stage, model, processor, out / stage, recipe, log)
+    for stage in ("base", "instruct"):
+        write_card(stage, out / stage, recipe)
+
+
+def save(
+    stage: str, model: Any, processor: ImageProcessor, folder: Path, recipe: Recipe, log: list
+) -> None:
+    """Save a checkpoint in bfloat16 with its recipe, training log and sha256."""
+    tokenizer = processor.tokenizer
+    stops = {"base": ["<|endoftext|>", "\u010a"], "instruct": ["<|im_end|>", "<|endoftext|>"]}
+    kept = copy.deepcopy(model).to(torch.bfloat16)
+    kept.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(stops[stage])
+    kept.save_pretrained(folder)
+    processor.chat_template = BASE_TEMPLATE if stage == "base" else CHAT_TEMPLATE
+    processor.save_pretrained(folder)
+    records.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+    records.write_lines(folder / "training_log.jsonl", (json.dumps(row) + "\n" for row in log))
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    records.write_text(folder / "SHA256", f"{digest}  {weights.name}\n")
+
+
+def write_card(stage: str, folder: Path, recipe: Recipe, per_source: int = 60) -> None:
+    """Measure a checkpoint on held-out records, with the image and blank, and write its card."""
+    from . import evaluate
+    from .models import load_policy
+    from .show.figures import text_table
+
+    with tempfile.TemporaryDirectory() as work:
+        made = microworld.write_split(work, list(SOURCES), "dev", per_source, seed=1)
+        rows = evaluate.evaluate(load_policy(folder), made, Path(work) / "images", stage)
+    table = [
+        {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k != "model"}
+        for row in evaluate.summary(rows)
+    ]
+    log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    last = {row["stage"]: row for row in log}
+    minutes = ", ".join(f"{name} {row['seconds'] / 60:.0f}" for name, row in last.items())
+    nature = {
+        "base": "Describes pictures and answers bare questions; knows no chat.",
+        "instruct": "Chats; answers directly or, less often, in the think/answer format.",
+    }[stage]
+    records.write_text(
+        folder / "README.md",
+        f"""# Pocket VLM, {stage}
+
+{nature}
+
+A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained from nothing on the
+micro-world's `pretrain` split: {last[stage]["step"]} steps of {recipe.batch} pictures in this
+stage. Minutes a stage on two CPU cores that other work shared: {minutes}.
+Rebuild: `python -m vlaa_lib models pocket`. Settings: `recipe.json`; losses:
+`training_log.jsonl`; checksum: `SHA256`.
+
+Greedy on {per_source} held-out records a source (`dev` split, seed 1), beside the same prompts
+with a blank picture:
+
+{text_table(table)}
+
+`accuracy` reads the answer from the tags or, without any tag, from the whole reply; boxes count
+from an intersection over union of 0.5, descriptions when they beat their reference. `reward` is
+strict: without the format it is 0. It knows nothing beyond the micro-world.
+""",
+    )

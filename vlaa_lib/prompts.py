@@ -1,0 +1,134 @@
+"""System prompt, task instructions and the think/answer format: the only place tags are spelt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+
+# ours: same content as the paper's system prompt (§3, appendix B), in our own words
+SYSTEM_PROMPT = (
+    "You answer questions about an image. First reason between "
+    f"{THINK_OPEN} and {THINK_CLOSE}, then give the final answer between "
+    f"{ANSWER_OPEN} and {ANSWER_CLOSE}."
+)
+
+# paper §3: a task instruction is appended by question type; the wording is ours
+TASK_INSTRUCTIONS = {
+    "digit": "Answer with one number.",
+    "mcq": "Answer with the letter of the correct choice.",
+    "math": "Answer with a mathematical expression in LaTeX.",
+    "iou": "Answer with the box [x1, y1, x2, y2] in fractions of the width and height.",
+    "open": "Answer in short plain sentences.",
+}
+
+_ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
+_BLOCKS = re.compile(
+    rf"\s*{THINK_OPEN}(?P<think>.*){THINK_CLOSE}\s*{ANSWER_OPEN}(?P<answer>.*){ANSWER_CLOSE}\s*",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A completion split into its two blocks; `problem` is None when the format is right."""
+
+    think: str
+    answer: str
+    problem: str | None = None
+
+
+def split_think_answer(text: str) -> Parsed:
+    """Split a completion into think and answer, strictly (paper §4, implicit format reward).
+
+    Exactly one think block, then exactly one non-empty answer block, white space elsewhere.
+    Anything else yields empty fields and a `problem` that says what is wrong.
+
+    >>> split_think_answer("<think>two and one</think> <answer>3</answer>").answer
+    '3'
+    >>> split_think_answer("3").problem
+    'no think or answer tags'
+    """
+    tags = _ANY_TAG.findall(text)
+    if not tags:
+        return Parsed("", "", "no think or answer tags")
+    if tags != list(TAGS):
+        return Parsed("", "", f"tags are {' '.join(tags)} instead of {' '.join(TAGS)}")
+    match = _BLOCKS.fullmatch(text)
+    if match is None:
+        return Parsed("", "", "text outside the think and answer blocks")
+    if not match["answer"].strip():
+        return Parsed("", "", "empty answer block")
+    return Parsed(match["think"].strip(), match["answer"].strip())
+
+
+def join_think_answer(think: str, answer: str) -> str:
+    """Write a trace in the format that `split_think_answer` reads.
+
+    >>> join_think_answer("two and one", "3")
+    '<think>two and one</think><answer>3</answer>'
+    """
+    return f"{THINK_OPEN}{think.strip()}{THINK_CLOSE}{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
+
+
+def user_text(question: str, reward: str) -> str:
+    """Append the task instruction of the record's reward to its question (paper §3)."""
+    return f"{question.strip()}\n{TASK_INSTRUCTIONS[reward]}"
+
+
+def messages(question: str, reward: str) -> list[dict]:
+    """Build the prompt as chat messages with plain-string content, as TRL's trainers expect.
+
+    The image has its own dataset column: TRL inserts it before the text of the first user turn.
+    """
+    return [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": user_text(question, reward)},
+    ]
+
+
+# The four teacher prompts (paper §2; wording ours). Slots: {caption}, {question}, {input},
+# {gold}, {pred}; filled in one pass, so a slot inside a value stays text.
+CAPTION_PROMPT = """\
+Describe this image so fully that someone who cannot see it could answer questions about it.
+Begin with the whole scene, then go on to ever finer details: objects, their number, colours, \
+sizes and positions. Copy all written text word for word. Write equations as LaTeX without solving \
+them, and tables as Markdown. State only what is visible and do not guess. Reply with the \
+description alone."""
+
+DISTIL_PROMPT = f"""\
+You look at an image. What your eyes see is written down below; treat it as your own sight. Speak \
+with confidence of what you see, never of a text, caption or description you were given, and where \
+something stays unclear, put it the way a person looking at a picture would.
+Reason between {THINK_OPEN} and {THINK_CLOSE}, then give the final answer alone between \
+{ANSWER_OPEN} and {ANSWER_CLOSE}.
+
+### Your sight
+{{caption}}
+
+### Question
+{{question}}"""
+
+REWRITE_PROMPT = """\
+The text below speaks in places of a caption, a description or a rationale. Put those places as \
+something seen, for example "the image shows". Change as few words as you can, nothing else, and \
+keep the tags, line breaks and spacing as they are. Reply with the text alone.
+
+### Text
+{input}"""
+
+VERIFY_PROMPT = """\
+You are a fair examiner. Does the reply below give the same final answer as the reference? Wording \
+and format do not matter, the meaning does. Reply with one word: Yes or No.
+
+### Question
+{question}
+
+### Reference
+{gold}
+
+### Reply
+{pred}"""

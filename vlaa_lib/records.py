@@ -1,0 +1,282 @@
+"""Records: the released files' schema, typed; a streaming reader and an atomic writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+REWARDS = ("digit", "mcq", "math", "iou", "open")
+FRAMES = ("norm01", "norm1000", "pixel_original", "pixel_resized")
+
+# Image folder of the released files -> (source, reward). Paper figure 4; chartqa is in the release
+# but not in the figure: open-ended is our choice.
+FOLDERS = {
+    "clevr_math": ("CLEVR-Math", "digit"),
+    "geoqa170k": ("GeoQA170K", "mcq"),
+    "arxivqa": ("ArxivQA", "mcq"),
+    "synthesis": ("Math PUMA", "math"),
+    "coco": ("COCO", "iou"),
+    "vg": ("VisualGenome", "iou"),
+    "docvqa": ("DocVQA", "open"),
+    "vizwiz": ("VizWiz", "open"),
+    "allava_laion": ("ALLaVA-LAION", "open"),
+    "chartqa": ("ChartQA", "open"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image, question and gold, with whatever the pipeline has added to it so far.
+
+    Attributes:
+        image: path below the image root, `/`-separated.
+        gt: gold as distributed; `solution` is its normalised text, what verifiers read.
+        ds_answer: the teacher's reply as it came; `answer`: the final trace with tags.
+        reward: digit, mcq, math, iou or open; chooses the verifier (paper figure 4).
+        frame: coordinate frame of boxes (`iou` only).
+        extra: keys this library does not know, kept as they came.
+    """
+
+    id: str
+    image: str
+    question: str
+    gt: str
+    ds_answer: str = ""
+    answer: str = ""
+    caption: str = ""
+    source: str = ""
+    reward: str = ""
+    solution: str = ""
+    frame: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as the flat object that `from_json` reads; empty fields left out."""
+        row = {k: v for k, v in asdict(self).items() if k != "extra" and v not in ("", {})}
+        return row | self.extra
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that was not used, and why."""
+
+    file: str
+    line: int
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.id or '(no id)'}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Records that passed, and the rejects table."""
+
+    records: list[Record]
+    rejects: list[Reject]
+
+
+class RecordError(ValueError):
+    """A record, or a whole file, that cannot be used; the message says why and what to do."""
+
+
+def normalise_gold(gt: Any) -> str:
+    """Return the gold as text; a worked solution that ends in `†Answer:` keeps only its answer.
+
+    >>> normalise_gold(3), normalise_gold("We get ...\\n†Answer: y = 2 x"), normalise_gold(" B ")
+    ('3', 'y = 2 x', 'B')
+    """
+    if isinstance(gt, (list, tuple)):
+        return json.dumps(list(gt))
+    text = str(gt)
+    return re.split(r"†\s*answer\s*:", text, flags=re.IGNORECASE)[-1].strip()
+
+
+def clean_image_path(image: str) -> str:
+    """Return the image path relative to the root, refusing one that would leave it.
+
+    One published record starts with a stray `/`; it means the image root, not the disk's.
+    """
+    parts = [part for part in image.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts:
+        raise RecordError("'image' is empty; give a path below the image root")
+    if ".." in parts or ":" in parts[0]:
+        raise RecordError(f"image {image!r} leaves the image root; use a path below it")
+    return "/".join(parts)
+
+
+def from_json(row: Any) -> Record:
+    """Turn one JSON object of the pipeline's or the released shape into a Record.
+
+    Raises:
+        RecordError: a key is missing or has a wrong type, or no reward can be told.
+    """
+    if not isinstance(row, dict):
+        raise RecordError(f"expected a JSON object, found {type(row).__name__}")
+    for key in ("id", "image", "question", "gt"):
+        if row.get(key) in (None, ""):
+            raise RecordError(f"key {key!r} is missing or empty")
+    for key in ("image", "question", "ds_answer", "answer", "caption", "reward", "frame"):
+        if not isinstance(row.get(key) or "", str):
+            raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected text")
+    if not isinstance(row.get("meta") or {}, dict):
+        raise RecordError(f"key 'meta' is {type(row['meta']).__name__}, expected an object")
+    image = clean_image_path(row["image"])
+    source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
+    reward = row.get("reward") or reward
+    if reward not in REWARDS:
+        said = f"unknown reward {reward!r}" if reward else f"no known source for image {image!r}"
+        raise RecordError(f"{said}; set 'reward' to one of {', '.join(REWARDS)}")
+    frame = row.get("frame") or ("norm01" if reward == "iou" else "")
+    if frame and frame not in FRAMES:
+        raise RecordError(f"unknown frame {frame!r}; use one of {', '.join(FRAMES)}")
+    known = {f.name for f in fields(Record)} - {"extra"}
+    values = {k: row[k] for k in known & row.keys() if row[k] is not None}
+    values |= {
+        "id": str(row["id"]),
+        "image": image,
+        "source": row.get("source") or source or image.split("/")[0],
+        "reward": reward,
+        "frame": frame,
+        "solution": row.get("solution") or normalise_gold(row["gt"]),
+        "extra": {k: v for k, v in row.items() if k not in known},
+    }
+    return Record(**values)
+
+
+def _iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) from a JSON array or JSON Lines, whichever the text is, streaming.
+
+    A broken JSON line is yielded as its RecordError and the next line goes on; inside a broken
+    array nothing after the break can be told apart, so its error is the last item.
+    """
+    first = stream.read(1)
+    while first and (first.isspace() or first == "\ufeff"):
+        first = stream.read(1)
+    stream.seek(0)
+    if first != "[":
+        for number, line in enumerate(stream, 1):
+            if line.strip("\ufeff \t\r\n"):
+                yield number, _parse_line(line)
+        return
+    yield from _iter_array(stream, chunk_chars)
+
+
+def _parse_line(line: str) -> Any:
+    try:
+        return json.loads(line.strip("\ufeff \t\r\n"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        return RecordError(f"not valid JSON ({error}); repair or delete this line")
+
+
+def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element."""
+    decoder, line = json.JSONDecoder(), 1
+    buffer = stream.read(chunk_chars).lstrip("\ufeff")
+    gap = re.compile(r"[\s,\[]*")  # before the first element: the bracket; later: comma, space
+    while True:
+        end = gap.match(buffer).end()
+        line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
+        gap = re.compile(r"[\s,]*")
+        if buffer.startswith("]"):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer)
+        except (json.JSONDecodeError, RecursionError):
+            end = len(buffer)
+        if end < len(buffer):  # a number could go on in the next chunk: something must follow
+            yield line, value
+            line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
+        elif more := stream.read(max(chunk_chars, len(buffer))):
+            buffer += more
+        else:
+            yield (
+                line,
+                RecordError(
+                    "the JSON array is broken or cut off here; nothing after it can be read"
+                ),
+            )
+            return
+
+
+def load(path: str | Path, images: str | Path | None = None) -> Loaded:
+    """Read records from a JSON array or JSON Lines file, whatever its extension.
+
+    Args:
+        images: image root; when given, each image must exist below it.
+    Returns:
+        The records and a rejects table (file, line, id, reason); nothing is dropped silently.
+    Raises:
+        RecordError: the file is missing, empty or not text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; check the path given for the records")
+    records, rejects, seen = [], [], {}
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line, row in _iter_json(stream):
+                try:
+                    if isinstance(row, RecordError):
+                        raise row
+                    record = from_json(row)
+                    if record.id in seen:
+                        raise RecordError(f"id already used on line {seen[record.id]}")
+                    if images is not None and not (Path(images) / record.image).is_file():
+                        raise RecordError(
+                            f"image {record.image!r} is not below {images}; fetch it or fix it"
+                        )
+                except RecordError as error:
+                    rejects.append(Reject(path.name, line, _id_of(row), str(error)))
+                    continue
+                seen[record.id] = line
+                records.append(record)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    if not records and not rejects:
+        raise RecordError(f"{path}: the file holds no records; was the download complete?")
+    return Loaded(records, rejects)
+
+
+def _id_of(row: Any) -> str:
+    return str(row.get("id", "")) if isinstance(row, dict) else ""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically: temporary file beside it, fsync, rename."""
+    write_lines(path, [text])
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write pieces of text to one file atomically; on an error the old file stays as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write(records: Iterable[Record], path: str | Path) -> None:
+    """Write records as JSON Lines, atomically."""
+    write_lines(path, (json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records))
+
+
+def write_rejects(rejects: Iterable[Reject], path: str | Path) -> None:
+    """Write the rejects table as JSON Lines, atomically."""
+    write_lines(path, (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))

@@ -1,0 +1,184 @@
+"""The mixed reward: the record chooses its verifier; format is implicit (paper §4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from .. import prompts
+from ..records import REWARDS, Record, Reject, from_json
+from . import maths, open_ended, verifiers
+from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
+from .open_ended import RewardModel
+
+MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
+_RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
+
+
+def read_answer(completion: str) -> tuple[str, Score | None]:
+    """Return the answer of a completion, or the zero that its format earns (paper §4)."""
+    if len(completion) > MAX_COMPLETION_CHARS:
+        return "", Score(0.0, f"format: more than {MAX_COMPLETION_CHARS} characters")
+    parsed = prompts.split_think_answer(completion)
+    if parsed.problem:
+        return "", Score(0.0, f"format: {parsed.problem}")
+    if len(parsed.answer) > MAX_ANSWER_CHARS:
+        return "", Score(0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters")
+    return parsed.answer, None
+
+
+def score(record: Record, completion: str, reward_model: RewardModel | None = None) -> Score:
+    """Score one completion with its record's verifier; see `score_all`."""
+    return score_all([record], [completion], reward_model)[0]
+
+
+def score_all(
+    records: Sequence[Record], completions: Sequence[str], reward_model: RewardModel | None = None
+) -> list[Score]:
+    """Score completions, each with its own record; mathematics runs in parallel workers.
+
+    Args:
+        records: one a completion; a record may repeat, as in a group.
+        reward_model: for open answers; default: facts of the micro-world's scenes.
+    Raises:
+        GoldError: a gold that its verifier cannot use; run `audit` when loading data.
+    """
+    scores = _score_each(records, completions, reward_model)
+    for record, found in zip(records, scores, strict=True):
+        if isinstance(found, GoldError):
+            raise GoldError(f"record {record.id}: {found} (`rewards.audit` lists all such records)")
+    return scores
+
+
+def _score_each(
+    records: Sequence[Record], completions: Sequence[str], model: RewardModel | None
+) -> list[Score | GoldError]:
+    """Score like `score_all`, with a gold's error in the place of its score."""
+    if len(records) != len(completions):
+        raise ValueError(f"{len(records)} records for {len(completions)} completions")
+    read = [read_answer(text) for text in completions]
+    scores: list[Any] = [problem for _, problem in read]
+    rows = [(i, records[i], answer) for i, (answer, problem) in enumerate(read) if not problem]
+    for i, record, answer in rows:  # first of all, so that the workers run meanwhile
+        if record.reward == "math":
+            scores[i] = _or_error(maths.submit, record, answer)
+    for i, record, answer in rows:
+        if record.reward not in ("math", "open"):
+            scores[i] = _or_error(_rule, record, answer)
+    _score_open([row for row in rows if row[1].reward == "open"], scores, model)
+    for i, record, answer in rows:
+        if record.reward == "math" and not isinstance(scores[i], GoldError):
+            scores[i] = _or_error(maths.collect, record, answer, scores[i])
+    return scores
+
+
+def _or_error(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except GoldError as error:
+        return error
+
+
+def _rule(record: Record, answer: str) -> Score:
+    if record.reward not in _RULES:
+        raise GoldError(f"unknown reward {record.reward!r}; use one of {', '.join(REWARDS)}")
+    return _RULES[record.reward](record, answer)
+
+
+def _score_open(
+    rows: list[tuple[int, Record, str]], scores: list[Any], model: RewardModel | None
+) -> None:
+    """Fill in open scores, one call of the reward model for each run of one record's answers."""
+    while rows:
+        record = rows[0][1]
+        group = [row for row in rows if row[1] == record]
+        rows = [row for row in rows if row[1] != record]
+        found = _or_error(open_ended.open_ended, record, [answer for *_, answer in group], model)
+        for k, (i, *_) in enumerate(group):
+            scores[i] = found if isinstance(found, GoldError) else found[k]
+
+
+def audit(
+    records: Sequence[Record], file: str = "", reward_model: RewardModel | None = None
+) -> list[Reject]:
+    """List the records whose gold does not score 1.0 against itself, with the remedy.
+
+    An open gold can never beat itself; it must be possible to score it.
+
+    Args:
+        file: name put into the rejects; lines are not known here and read 0.
+    """
+    golds = [prompts.join_think_answer("", gold_text(record)) for record in records]
+    rejects = []
+    for record, found in zip(records, _score_each(records, golds, reward_model), strict=True):
+        if isinstance(found, Score) and found.reason.startswith("format:"):
+            found = GoldError(f"gold cannot stand in an answer ({found.reason}); correct 'gt'")
+        elif isinstance(found, Score) and record.reward != "open" and found.value < 1.0:
+            found = GoldError(f"gold does not score 1.0 against itself ({found.reason}); correct it")
+        if isinstance(found, GoldError):
+            rejects.append(Reject(file, 0, record.id, str(found)))
+    return rejects
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """Return the text of a completion as TRL passes it: plain, or one assistant message."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content or [])
+
+
+def mixed_reward(
+    prompts: list,
+    completions: list,
+    record: list[str],
+    log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    parts: Collection[str] = REWARDS,
+    reward_model: RewardModel | None = None,
+    **columns: Any,
+) -> list[float | None]:
+    """Score a batch as TRL's GRPOTrainer asks for it (paper §4, mixed reward).
+
+    For other `parts` or a reward model: `functools.update_wrapper(partial(mixed_reward, ...),
+    mixed_reward)`, since TRL names a reward by its `__name__`.
+
+    Args:
+        record: dataset column, each record as JSON; TRL repeats it for each completion.
+        parts: rewards to score; other records get None, which TRL leaves out.
+    Returns:
+        One reward in [0, 1] a completion, or None.
+    """
+    parsed = {text: from_json(json.loads(text)) for text in set(record)}
+    records = [parsed[text] for text in record]
+    if len(records) != len(completions):
+        raise ValueError(f"{len(records)} records for {len(completions)} completions")
+    chosen = [i for i, r in enumerate(records) if r.reward in parts]
+    scores: list[Score | None] = [None] * len(records)
+    texts = [text_of(completions[i]) for i in chosen]
+    found = score_all([records[i] for i in chosen], texts, reward_model)
+    for i, one in zip(chosen, found, strict=True):
+        scores[i] = one
+    if log_extra:
+        log_extra("reason", [s.reason if s else "" for s in scores])
+        log_extra("record_id", [r.id for r in records])
+    if log_metric and found:
+        _log_metrics(log_metric, [records[i].reward for i in chosen], found)
+    return [s.value if s else None for s in scores]
+
+
+def _log_metrics(
+    log_metric: Callable[[str, float], None], parts: list[str], scores: list[Score]
+) -> None:
+    """Log the mean of each part present, and the share of completions in the right format.
+
+    TRL collects the names of all processes, so that a part may be missing on some of them.
+    """
+    for part in dict.fromkeys(parts):
+        values = [s.value for p, s in zip(parts, scores, strict=True) if p == part]
+        log_metric(f"reward_{part}", sum(values) / len(values))
+    formatted = [not s.reason.startswith("format:") for s in scores]
+    log_metric("format_rate", sum(formatted) / len(formatted))

@@ -1,0 +1,240 @@
+"""Rule verifiers that need no help: digit, multiple choice, intersection over union."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+
+from ..records import Record
+from .answers import GoldError, Score, bare, excerpt, gold_text
+
+Box = tuple[float, float, float, float]
+
+# --- digit ---------------------------------------------------------------------------------------
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS = {word: n for n, word in enumerate(_ONES)} | {
+    f"{ten}{'-' * bool(n)}{_ONES[n] * bool(n)}": 10 * (t + 2) + n
+    for t, ten in enumerate(_TENS) for n in range(10)
+}
+_NUMBER = re.compile(r"(?P<number>[+-]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{1,30})?)", re.ASCII)
+# ours: nouns that may follow a number though the question does not use them
+_UNITS = frozenset(
+    "cube block ball sphere cone cylinder object thing item shape unit degree red green blue yellow "
+    "purple gray grey brown cyan small large big tiny metal rubber shiny matte cm mm km".split()
+)
+_NOT_UNITS = _WORDS.keys() | frozenset(
+    "and nor not never than less fewer minus plus times half dozen hundred thousand million billion "
+    "point between least most about around almost".split()
+)
+
+
+def read_number(text: str, question: str = "") -> Decimal | None:
+    """Read an answer that is one number as a whole, with at most a unit behind it.
+
+    The unit's words must be everyday nouns or stand in the question: `3 or more` is no number.
+
+    >>> read_number("1,000"), read_number("three"), read_number("3 or 7"), read_number("x3y")
+    (Decimal('1000'), Decimal('3'), None, None)
+    """
+    text = bare(text).replace("−", "-").replace("°", " ").replace("^\\circ", " ")
+    first, *unit = text.split(maxsplit=4) or [""]
+    nouns = _UNITS | set(re.findall(r"[a-z]{3,40}", question.lower())) - _NOT_UNITS
+    if any(word.lower() not in nouns and word.lower().removesuffix("s") not in nouns for word in unit):
+        return None
+    if match := _NUMBER.fullmatch(first):
+        return Decimal(match["number"].replace(",", ""))
+    word = first.lower()
+    return Decimal(_WORDS[word]) if word in _WORDS else None
+
+
+def digit(record: Record, answer: str) -> Score:
+    """Score 1 when the whole answer is the gold number (paper §4).
+
+    Raises:
+        GoldError: the gold is not one number.
+    """
+    gold = read_number(gold_text(record))
+    if gold is None:
+        raise GoldError(
+            f"digit: gold {excerpt(gold_text(record))} is not one number; correct 'gt' or set "
+            "'reward' to open"
+        )
+    found = read_number(answer, record.question)
+    if found is None:
+        return Score(0.0, f"digit: {excerpt(answer)} is not one number")
+    if found != gold:
+        return Score(0.0, f"digit: {found} instead of {gold}")
+    return Score(1.0, f"digit: {found} is right")
+
+
+# --- multiple choice -----------------------------------------------------------------------------
+
+_LINE_MARK = re.compile(r"^[ \t]{0,8}\(?([A-Z])[).:]\s{0,8}", re.MULTILINE)
+_INLINE_MARK = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Z])[).:]\s{1,8}")
+_CHOICES_WORD = re.compile(r"\b(?:choices|options)\s{0,3}:", re.IGNORECASE)
+_LETTER = re.compile(r"(?:(?:option|choice|answer)\s{1,3})?\(?([A-Za-z])\s{0,2}[).:]{0,2}", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])\s{0,2}[).:]{1,2}(.+)", re.DOTALL)
+
+
+def options(question: str) -> dict[str, str]:
+    r"""Read the choices of a question: `A: ...`, `A) ...`, `(A) ...` or `A. ...`, from A on.
+
+    >>> options("Which?\nChoices:\nA: 1\nB: \\frac{1}{2}")
+    {'A': '1', 'B': '\\frac{1}{2}'}
+    >>> options("Which? (A) red (B) dark blue"), options("How many?")
+    ({'A': 'red', 'B': 'dark blue'}, {})
+    """
+    tail = _CHOICES_WORD.split(question)[-1]
+    for mark in (_LINE_MARK, _INLINE_MARK):
+        run: list[re.Match] = []
+        for match in mark.finditer(tail):
+            if match[1] == "A" and len(run) < 2:
+                run = [match]
+            elif run and ord(match[1]) == ord(run[-1][1]) + 1:
+                run.append(match)
+        if len(run) >= 2:
+            ends = [match.start() for match in run[1:]] + [len(tail)]
+            return {
+                m[1]: tail[m.end() : end].strip().rstrip(",;").strip()
+                for m, end in zip(run, ends, strict=True)
+            }
+    return {}
+
+
+def _plain(text: str) -> str:
+    return " ".join(bare(text).casefold().split())
+
+
+def choose(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
+    """Find the one choice that an answer names: (letter, "") or (None, what is wrong).
+
+    >>> choose("(b)", {"A": "1", "B": "2"}), choose("A", {})
+    (('B', ''), ('A', ''))
+    >>> choose("A. 2", {"A": "1", "B": "2"})
+    (None, "letter A does not go with '2'")
+    """
+    text = bare(text)
+    if match := _LETTER.fullmatch(text):
+        letter = match[1].upper()
+        if choices and letter not in choices:
+            return None, f"{letter} is none of the choices {', '.join(choices)}"
+        return letter, ""
+    named = [letter for letter, choice in choices.items() if _plain(choice) == _plain(text)]
+    if len(named) == 1:
+        return named[0], ""
+    if named:
+        return None, f"{excerpt(text)} is the text of choices {', '.join(named)}"
+    match = _LETTER_AND_TEXT.fullmatch(text)
+    if match and (letter := match[1].upper()) in choices:
+        if _plain(match[2]) == _plain(choices[letter]):
+            return letter, ""
+        return None, f"letter {letter} does not go with {excerpt(match[2].strip())}"
+    return None, f"{excerpt(text)} names no single choice"
+
+
+def mcq(record: Record, answer: str) -> Score:
+    """Score 1 when the answer is the gold's letter, or exactly that choice's text (paper §4).
+
+    Raises:
+        GoldError: the gold names none of the question's choices.
+    """
+    choices = options(record.question)
+    gold, problem = choose(gold_text(record), choices)
+    if gold is None:
+        raise GoldError(f"mcq: gold: {problem}; correct 'gt' or the choices in 'question'")
+    found, problem = choose(answer, choices)
+    if found is None:
+        return Score(0.0, f"mcq: {problem}")
+    if found != gold:
+        return Score(0.0, f"mcq: {found} instead of {gold}")
+    return Score(1.0, f"mcq: {found} is right")
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+_BRACKETS = re.compile(r"\[([^\[\]]{1,200})\]")
+_COORDINATE = re.compile(r"[+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
+
+
+def parse_box(
+    text: str, frame: str = "norm01", size: Sequence[float] | None = None
+) -> Box | None:
+    """Read the one box `[x1, y1, x2, y2]` in a text, with words or JSON around it.
+
+    Args:
+        frame: coordinates of the text: norm01, norm1000, pixel_original or pixel_resized.
+        size: (width, height) in px of the picture that pixel coordinates count in.
+    Returns:
+        Ordered corners clipped to [0, 1], or None: no box or several, not four finite numbers,
+        or no area.
+    Raises:
+        GoldError: a pixel frame without a size.
+
+    >>> parse_box('{"bbox_2d": [500, 500, 250, 1200]}', "norm1000")
+    (0.25, 0.5, 0.5, 1.0)
+    """
+    width, height = _units(frame, size)
+    fields = [re.split(r"\s*,\s*|\s+", m.strip()) for m in _BRACKETS.findall(text)]
+    if len(fields) != 1 or len(fields[0]) != 4 or not all(map(_COORDINATE.fullmatch, fields[0])):
+        return None
+    x1, y1, x2, y2 = map(float, fields[0])
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):  # 1e999 reads as infinity
+        return None
+    (left, right), (top, bottom) = sorted((x1 / width, x2 / width)), sorted((y1 / height, y2 / height))
+    left, top, right, bottom = (min(max(v, 0.0), 1.0) for v in (left, top, right, bottom))
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
+    """Return what one full width and height are in a frame's coordinates."""
+    if frame == "norm01":
+        return 1.0, 1.0
+    if frame == "norm1000":
+        return 1000.0, 1000.0
+    if not frame.startswith("pixel_"):
+        raise GoldError(f"iou: unknown frame {frame!r}; see records.FRAMES")
+    numbers = isinstance(size, (list, tuple)) and all(type(v) in (int, float) for v in size)
+    if not numbers or len(size) != 2 or not all(math.isfinite(v) and v > 0 for v in size):
+        raise GoldError(
+            f"iou: frame {frame} needs meta.image_size = [width, height], the size in px of the "
+            "picture that the box counts in"
+        )
+    return float(size[0]), float(size[1])
+
+
+def iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes, areas continuous (no +1).
+
+    >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
+    0.5
+    """
+    inner = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
+    return inner / union if union > 0 else 0.0
+
+
+def box(record: Record, answer: str) -> Score:
+    """Score the intersection over union with the gold box, both in the record's frame (paper §4).
+
+    Raises:
+        GoldError: the gold is not one box with an area, or its frame lacks the image size.
+    """
+    frame, size = record.frame or "norm01", record.meta.get("image_size")
+    gold = parse_box(gold_text(record), frame, size)
+    if gold is None:
+        raise GoldError(
+            f"iou: gold {excerpt(gold_text(record))} is not one box [x1, y1, x2, y2] with an area "
+            f"in frame {frame}; correct 'gt' or 'frame'"
+        )
+    found = parse_box(answer, frame, size)
+    if found is None:
+        return Score(0.0, f"iou: {excerpt(answer)} is not one box with an area in frame {frame}")
+    overlap = iou(gold, found)
+    return Score(overlap, f"iou: {overlap:.3f}")

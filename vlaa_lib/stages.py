@@ -1,0 +1,203 @@
+"""The study's stages: each builds its artefact in the run folder once, and names it ever after.
+
+Notebooks call these; a notebook run alone builds the earlier artefacts that it needs. A stage is
+done when its `done.json` exists with the settings it was built from; anything else is rebuilt.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import ROOT, microworld, records
+from .microworld.narrator import Rates
+from .profiles import Settings
+
+RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
+MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
+
+
+def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
+    """Return the run folder: the one given, or `runs/<profile>` for a notebook run alone."""
+    path = ROOT / (run_dir or f"runs/{cfg.profile}")
+    (path / "results").mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """Build `path` unless its marker says that it was built from these settings."""
+    settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
+    done, begun = path / "done.json", path / "begun.json"
+    if done.is_file() and json.loads(done.read_text())["settings"] == settings:
+        return path
+    if path.exists() and not (begun.is_file() and json.loads(begun.read_text()) == settings):
+        shutil.rmtree(path)  # made from other settings; an unfinished build of ours is continued
+    print(f"building {path} ...", flush=True)
+    done.unlink(missing_ok=True)
+    records.write_text(begun, json.dumps(settings, indent=1) + "\n")
+    start = time.monotonic()
+    build(path)
+    seconds = round(time.monotonic() - start, 1)
+    records.write_text(
+        done, json.dumps({"settings": settings, "seconds": seconds}, indent=1) + "\n"
+    )
+    print(f"built {path} in {seconds} s", flush=True)
+    return path
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
+    import io
+
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    records.write_text(path, text.getvalue())
+
+
+def world(cfg: Settings, run: Path, split: str) -> Path:
+    """Write the micro-world records of `train` (raw material) or `test` (held out)."""
+    count = cfg.data.construct_per_source if split == "train" else cfg.data.eval_per_source
+    settings = {"sources": cfg.data.sources, "count": count, "seed": cfg.seed}
+    return _once(
+        run / "world" / split,
+        settings,
+        lambda path: microworld.write_split(path, cfg.data.sources, split, count, cfg.seed),
+    )
+
+
+def dataset(cfg: Settings, run: Path) -> Path:
+    """Construct the dataset with the local teacher: `sft.jsonl`, `rl.jsonl`, drops and counts."""
+    from . import construct
+
+    raw = world(cfg, run, "train")
+    rates = {k: getattr(cfg.teacher, k) for k in ("omit", "confuse", "miscount", "hesitate")}
+
+    def build(path: Path) -> None:
+        made = records.load(raw / "records.jsonl", raw / "images").records
+        scenes = construct.scenes_of(made, raw / "images")
+        with construct.serve_teacher(scenes, Rates(**rates)) as base_url:
+            result = construct.run(
+                made, raw / "images", base_url, path, concurrency=cfg.teacher.concurrency
+            )
+        write_csv(run / "results" / "construct_counts.csv", result.counts)
+
+    settings = {"world": json.loads((raw / "done.json").read_text())["settings"], "rates": rates}
+    return _once(run / "dataset", settings, build)
+
+
+def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
+    """Load at most `per_source` records of each source, in file order."""
+    taken: dict[str, list[records.Record]] = {}
+    for record in records.load(path, images).records:
+        taken.setdefault(record.source, []).append(record)
+    return [record for group in taken.values() for record in group[:per_source]]
+
+
+def sft(cfg: Settings, run: Path) -> Path:
+    """Fine-tune the profile's policy on the SFT split."""
+    from . import train
+
+    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+
+    def build(path: Path) -> None:
+        log = train.sft(cfg, records.load(data / "sft.jsonl").records, images, path)
+        write_csv(run / "results" / "sft_log.csv", log)
+
+    settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
+    return _once(run / "models" / "sft", settings | _built_from(data), build)
+
+
+def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
+    """Train with GRPO on the RL split, from the policy (`grpo`) or from SFT (`sft_grpo`)."""
+    from . import train
+
+    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    start = model_path(cfg, run, RUNS[name]) if RUNS[name] else cfg.model.policy
+
+    def build(path: Path) -> None:
+        for old in (path / "traces").glob("part-*.parquet"):
+            old.unlink()  # rollouts of a run that was cut off
+        rl = _take(data / "rl.jsonl", images, cfg.data.rl_per_source)
+        log = train.grpo(cfg, rl, images, path, start=start, name=name)
+        write_csv(run / "results" / f"grpo_{name}.csv", log)
+
+    settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
+    settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
+    return _once(run / "models" / name, settings | _built_from(data), build)
+
+
+def _built_from(path: Path) -> dict[str, Any]:
+    return {"from": json.loads((path / "done.json").read_text())["settings"]}
+
+
+def model_path(cfg: Settings, run: Path, model: str) -> Path | str:
+    """Return a model's folder, training it first where it is not there.
+
+    Raises:
+        ValueError: unknown model name.
+    """
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}; use one of {', '.join(MODELS)}")
+    if model in ("base", "instruct"):
+        return cfg.model.base if model == "base" else cfg.model.policy
+    return sft(cfg, run) if model == "sft" else grpo(cfg, run, model)
+
+
+def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
+    """Answer the held-out records with a model, and with its blank twin; return scored rows."""
+    from . import evaluate, models
+
+    held_out, path = world(cfg, run, "test"), model_path(cfg, run, model)
+
+    def build(out: Path) -> None:
+        policy = models.load_policy(
+            path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
+        )
+        asked = records.load(held_out / "records.jsonl", held_out / "images").records
+        rows = evaluate.evaluate(
+            policy,
+            asked,
+            held_out / "images",
+            model,
+            cfg.evaluate.batch,
+            cfg.evaluate.max_new_tokens,
+        )
+        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+
+    marker = Path(path) / "done.json"
+    built = json.loads(marker.read_text()) if marker.is_file() else str(path)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": built} | _built_from(held_out)
+    out = _once(run / "evaluation" / model, settings, build)
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def matrix(
+    profile: str, seeds: list[int], names: list[str], run_dir: str | Path | None = None
+) -> list[dict[str, Any]]:
+    """Build and evaluate models over several seeds; write and return `results/matrix.csv`.
+
+    One row a model and seed, over all held-out records of that seed; what stays the same over the
+    seeds is the starting checkpoint.
+    """
+    from . import evaluate, profiles
+
+    table: list[dict[str, Any]] = []
+    home = folder(profiles.load(profile), run_dir or f"runs/{profile}-matrix")
+    for seed in seeds:
+        cfg = profiles.load(profile, seed=seed)
+        run = folder(cfg, home / f"seed-{seed}")
+        for name in names:
+            rows = evaluate.summary(evaluation(cfg, run, name), cfg.evaluate.bootstrap)
+            table += [{"seed": seed, **row} for row in rows if row["source"] == "all"]
+            write_csv(home / "results" / "matrix.csv", table)
+    return table

@@ -1,0 +1,125 @@
+"""Traces: the append-only store of rollouts, and what can be measured in a trace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .construct.split import AHA_KEYWORDS, has_aha
+from .microworld import facts
+from .prompts import TAGS, split_think_answer
+
+__all__ = [
+    "AHA_KEYWORDS",
+    "FIGURE7_PHRASES",
+    "Step",
+    "TraceStore",
+    "check_steps",
+    "has_aha",
+    "load",
+    "measure",
+    "pair",
+    "summarise",
+]
+
+FIGURE7_PHRASES = ("alternatively", "double-check", "i should check", "wait")  # paper figure 7
+_ANY_TAG = re.compile("|".join(map(re.escape, TAGS)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sentence of a trace: True or False against the scene, None where it cannot be checked."""
+
+    text: str
+    truth: bool | None
+
+
+def check_steps(trace: str, scene: dict) -> list[Step]:
+    """Split a trace into sentences and hold each against the scene.
+
+    >>> scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
+    >>> [s.truth for s in check_steps("The red bar reaches 3. It reaches 4. Hmm.", scene)]
+    [True, None, None]
+    """
+    parts = facts.sentences(_ANY_TAG.sub("\n", trace))
+    found = ((part, facts.read(part)) for part in parts)
+    return [Step(part, facts.holds(fact, scene) if fact else None) for part, fact in found]
+
+
+def measure(trace: str, scene: dict | None = None) -> dict[str, Any]:
+    """Measure one trace: aha, words, figure-7 phrases and, where a scene is known, step truth.
+
+    `false_steps` counts the sentences that the scene contradicts, out of `checked_steps`.
+    """
+    text = trace.lower()
+    row: dict[str, Any] = {"aha": has_aha(trace), "words": len(trace.split())}
+    row |= {phrase: text.count(phrase) for phrase in FIGURE7_PHRASES}
+    row["format"] = split_think_answer(trace).problem is None
+    if scene:
+        truths = [step.truth for step in check_steps(trace, scene)]
+        row |= {
+            "steps": len(truths),
+            "false_steps": truths.count(False),
+            "checked_steps": len(truths) - truths.count(None),
+        }
+    return row
+
+
+def summarise(traces: Iterable[tuple[str, dict | None]]) -> dict[str, Any]:
+    """Sum phrases and average the rest over traces given as (text, scene or None)."""
+    rows = [measure(*trace) for trace in traces]
+    if not rows:
+        return {"n": 0}
+    checked = sum(row.get("checked_steps", 0) for row in rows)
+    wrong = sum(row.get("false_steps", 0) for row in rows)
+    return {
+        "n": len(rows),
+        "aha_rate": sum(row["aha"] for row in rows) / len(rows),
+        "format_rate": sum(row["format"] for row in rows) / len(rows),
+        "mean_words": sum(row["words"] for row in rows) / len(rows),
+        "checked_steps": checked,
+        "false_step_rate": wrong / checked if checked else None,
+        **{phrase: sum(row[phrase] for row in rows) for phrase in FIGURE7_PHRASES},
+    }
+
+
+class TraceStore:
+    """An append-only folder of parquet parts, one a sampling round; image paths, never pixels."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, rows: list[dict[str, Any]], rank: int = 0) -> Path:
+        """Write one part; it appears whole or not at all. Each process writes parts of its own."""
+        import pyarrow
+        import pyarrow.parquet
+
+        number = len(list(self.folder.glob(f"part-*-{rank}.parquet")))
+        path = self.folder / f"part-{number:06d}-{rank}.parquet"
+        temporary = path.with_suffix(".tmp")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+        return temporary.replace(path)
+
+
+def load(folder: str | Path) -> list[dict[str, Any]]:
+    """Read every row of a trace store, oldest first.
+
+    Raises:
+        FileNotFoundError: no part in the folder, with what to run.
+    """
+    import pyarrow.parquet
+
+    parts = sorted(Path(folder).glob("part-*.parquet"))
+    if not parts:
+        raise FileNotFoundError(f"{folder}: no traces; train or evaluate first")
+    return [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def pair(*runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], ...]]:
+    """Line up rows of several runs by record id; records that one of them lacks are left out."""
+    by_id = [{row["record_id"]: row for row in run} for run in runs]
+    return [tuple(rows[i] for rows in by_id) for i in by_id[0] if all(i in rows for rows in by_id)]

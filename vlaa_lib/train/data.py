@@ -1,0 +1,83 @@
+"""Turn records into the dataset columns that TRL's trainers read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .. import prompts
+from ..images import ImageError, fit_image, open_image
+from ..records import Record, RecordError, Reject
+
+
+def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget: int) -> str:
+    """Return the path of an image that every stage may open: checked, and fitted where it must be.
+
+    Trainers get paths, not pixels: TRL would otherwise copy and pickle each picture G times.
+    """
+    path = Path(images) / record.image
+    image = open_image(record.image, images)
+    fitted = fit_image(image, **budget)
+    if fitted is image and image.size == _stored_size(path):
+        return str(path.resolve())
+    target = Path(cache) / Path(record.image).with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fitted.save(target)
+    return str(target.resolve())
+
+
+def _stored_size(path: Path) -> tuple[int, int]:
+    """Read the size in the file; it differs from the opened one after an EXIF rotation."""
+    from PIL import Image
+
+    with Image.open(path) as stored:
+        return stored.size
+
+
+def rows(
+    records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
+) -> tuple[list[dict[str, Any]], list[Reject]]:
+    """Build dataset rows `prompt, image, record` and, for SFT, `completion`.
+
+    Returns:
+        The rows, and a reject for each record without a usable image or (SFT) trace.
+    """
+    made, rejects = [], []
+    for record in tqdm(records, desc="images", unit="record", leave=False):
+        try:
+            if with_trace and prompts.split_think_answer(record.answer).problem:
+                raise RecordError("no trace in 'answer'; run `construct` on these records first")
+            image = fitted_image(record, images, cache, **budget)
+        except (RecordError, ImageError) as error:
+            rejects.append(Reject("", 0, record.id, str(error)))
+            continue
+        row = {
+            "prompt": prompts.messages(record.question, record.reward),
+            "image": image,
+            "record": json.dumps(record.to_json(), ensure_ascii=False),
+        }
+        if with_trace:
+            row["completion"] = [{"role": "assistant", "content": record.answer}]
+        made.append(row)
+    return made, rejects
+
+
+def dataset(
+    records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
+) -> Any:
+    """Return `rows` as a `datasets.Dataset`; print each reject.
+
+    Raises:
+        RecordError: nothing usable is left.
+    """
+    from datasets import Dataset
+
+    made, rejects = rows(records, images, cache, with_trace, **budget)
+    for reject in rejects:
+        print(f"left out: {reject}")
+    if not made:
+        raise RecordError(f"none of the {len(records)} records can be trained on; see above")
+    return Dataset.from_list(made)
