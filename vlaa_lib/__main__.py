@@ -95,8 +95,8 @@ def _load(args: argparse.Namespace, out: str | Path | None = None):
     from . import records, rewards
 
     loaded = records.load(args.records, args.images)
-    rejects = loaded.rejects + rewards.audit(loaded.records, file=Path(args.records).name)
-    bad = {reject.id for reject in rejects}
+    unscorable = rewards.audit(loaded.records, file=Path(args.records).name)
+    rejects, bad = loaded.rejects + unscorable, {reject.id for reject in unscorable}
     for reject in rejects:
         print(f"rejected: {reject}", file=sys.stderr)
     if out:

@@ -1,0 +1,104 @@
+"""The command line on bad input: one clear line, exit code 2, and rejects that are kept."""
+
+import json
+
+import pytest
+
+from vlaa_lib import microworld
+from vlaa_lib.__main__ import main
+
+
+@pytest.fixture
+def micro(tmp_path):
+    """Four good records, then whatever a test appends."""
+    microworld.write_split(tmp_path, ["solids", "panel"], "dev", 2)
+    return tmp_path
+
+
+def call(*words) -> int:
+    return main([str(word) for word in words])
+
+
+def construct(folder) -> int:
+    return call("construct", "--records", folder / "records.jsonl", "--images", folder / "images",
+                "--out", folder / "out")  # fmt: skip
+
+
+def test_microworld_then_construct(tmp_path, capsys):
+    assert call("microworld", "--out", tmp_path, "--n", 2, "--source", "solids") == 0
+    assert construct(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "caption" in out and "dropped" in out
+    assert (tmp_path / "out" / "rejects.jsonl").read_text() == ""
+
+
+BAD = {
+    "half a line": ('{"id": "bad", "image": "solids/dev', "not valid JSON"),
+    "missing image": ({"image": "solids/none.png"}, "is not below"),
+    "path leaves the root": ({"image": "../secret.png"}, "leaves the image root"),
+    "unknown reward": ({"reward": "guess"}, "unknown reward 'guess'"),
+    "gold that is no number": ({"gt": "a few", "solution": ""}, "a few"),
+    "no question": ({"question": ""}, "'question' is missing or empty"),
+    "not an object": ("[1, 2]", "expected a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_is_a_row_in_the_rejects_table(micro, name, capsys):
+    change, reason = BAD[name]
+    path = micro / "records.jsonl"
+    lines = path.read_text().splitlines()
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(lines[0]) | {"id": "bad"} | change)
+    path.write_text("\n".join([*lines, change]))
+    assert construct(micro) == 0
+    rejects = [json.loads(r) for r in (micro / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert len(rejects) == 1 and reason in rejects[0]["reason"]
+    assert reason in capsys.readouterr().err
+
+
+def test_a_corrupt_picture_drops_its_record(micro):
+    first = json.loads((micro / "records.jsonl").read_text().splitlines()[0])
+    (micro / "images" / first["image"]).write_bytes(b"\x89PNG\r\n\x1a\nnope")
+    assert construct(micro) == 0
+    drops = [json.loads(r) for r in (micro / "out" / "drops.jsonl").read_text().splitlines()]
+    assert first["id"] in {drop["id"] for drop in drops}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no records"),
+        (b"\x1f\x8b\xff\xfe", "not UTF-8"),
+        (None, "no such file"),
+        ('{"id": 1', "no usable record"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message, capsys):
+    path = tmp_path / "records.jsonl"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    (tmp_path / "images").mkdir()
+    assert construct(tmp_path) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "records.jsonl" in last
+
+
+def test_a_missing_model_says_how_to_build_it(micro, capsys):
+    assert call("evaluate", "--records", micro / "records.jsonl", "--images", micro / "images",
+                "--model", "data/pocket/none", "--out", micro / "rows.jsonl") == 2  # fmt: skip
+    assert "models pocket" in capsys.readouterr().err
+
+
+def test_an_unknown_setting_names_its_key(micro, capsys):
+    assert call("train", "sft", "--records", micro / "records.jsonl", "--images", micro / "images",
+                "--out", micro / "sft", "--set", "sft.speed=3") == 2  # fmt: skip
+    assert "sft.speed" in capsys.readouterr().err
+
+
+def test_doctor_says_that_an_untrained_model_earns_nothing(micro, tiny_model, capsys):
+    assert call("doctor", "--records", micro / "records.jsonl", "--images", micro / "images",
+                "--model", tiny_model, "--n", 4) == 1  # fmt: skip
+    assert "digit" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""Stages: each artefact is built once, rebuilt when its settings change, and the road is open."""
+
+import json
+
+import pytest
+
+from vlaa_lib import profiles, stages
+
+
+def test_once_builds_once_and_again_for_other_settings(tmp_path):
+    calls = []
+
+    def build(path):
+        calls.append(sorted(p.name for p in path.iterdir()))
+        (path / "made").write_text("x")
+
+    target = tmp_path / "stage"
+    for _ in range(2):
+        stages._once(target, {"n": 1, "t": (1, 2)}, build)
+    assert len(calls) == 1
+    stages._once(target, {"n": 2}, build)
+    assert len(calls) == 2 and "made" not in calls[1]  # the old artefact is gone first
+
+
+def test_an_unfinished_build_keeps_what_it_has(tmp_path):
+    """A ledger that was paid for must survive a kill, but not a change of settings."""
+
+    def stop(path):
+        (path / "ledger").write_text("paid")
+        raise KeyboardInterrupt
+
+    kept = []
+    for settings, wanted in (({"n": 1}, True), ({"n": 2}, False)):
+        with pytest.raises(KeyboardInterrupt):
+            stages._once(tmp_path / "stage", {"n": 1}, stop)
+        stages._once(
+            tmp_path / "stage", settings, lambda path: kept.append((path / "ledger").exists())
+        )
+        assert kept[-1] is wanted
+        (tmp_path / "stage" / "done.json").unlink()
+        (tmp_path / "stage" / "begun.json").unlink()
+
+
+def test_the_road_is_open_with_a_tiny_model(tiny_model, tmp_path):
+    overrides = {"model.policy": str(tiny_model), "model.base": str(tiny_model)}
+    cfg = profiles.load("smoke", **overrides, **{"evaluate.max_new_tokens": 8})
+    run = stages.folder(cfg, tmp_path / "run")
+    rows = {name: stages.evaluation(cfg, run, name) for name in ("sft", "sft_grpo")}
+    per_model = 2 * len(cfg.data.sources) * cfg.data.eval_per_source  # each with its blank twin
+    assert {len(found) for found in rows.values()} == {per_model}
+    for made in ("construct_counts", "sft_log", "grpo_sft_grpo"):
+        assert (run / "results" / f"{made}.csv").stat().st_size > 50
+    done = json.loads((run / "models" / "sft_grpo" / "done.json").read_text())
+    assert done["settings"]["start"].endswith("models/sft")
+    assert not (run / "models" / "grpo").exists()  # nobody asked for it
+    before = (run / "models" / "sft" / "model.safetensors").stat().st_mtime_ns
+    assert stages.evaluation(cfg, run, "sft") == rows["sft"]
+    assert (run / "models" / "sft" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_unknown_model_is_refused(tmp_path):
+    cfg = profiles.load("smoke")
+    with pytest.raises(ValueError, match="unknown model 'x'"):
+        stages.model_path(cfg, tmp_path, "x")

@@ -1,0 +1,267 @@
+"""The run card and `report.html`: what a run measured, on one page that needs no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import ROOT, records
+from .show import svg
+from .show.style import PAPER_COLOR, Rows, distinct, number, read
+
+PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
+            "plotly", "torch", "transformers", "trl")  # what results can depend on
+PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
+MAX_ROWS = 40  # a longer table is thinned, and says so
+
+# results of the notebooks: file, heading, the notebook that writes it
+RESULTS = (
+    ("construct_counts.csv", "Construction: records in and out of each step", "01"),
+    ("sft_log.csv", "SFT: loss", "02"),
+    ("grpo_*.csv", "GRPO: reward, KL and length", "04"),
+    ("accuracy.csv", "Accuracy on held-out records", "05"),
+    ("aha.csv", "Traces: aha moments and false steps", "06"),
+)
+# TRL's names of what to draw for GRPO, with the shorter ones that a CSV may use
+CURVES = {
+    "reward": ("reward",),
+    "KL (k3)": ("kl",),
+    "completion tokens": ("completions/mean_length", "completion_tokens"),
+}
+
+_STYLE = f"""
+body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
+       color: #111; background: #fff }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: .5em 0 }}
+th, td {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-align: top;
+         font-variant-numeric: tabular-nums }}
+svg {{ max-width: 100%; height: auto; display: block }}
+.missing {{ border-left: 4px solid #D55E00; padding-left: .6em }}
+.paper {{ border-left: 4px solid {PAPER_COLOR}; padding-left: .8em; color: #666 }}
+"""
+
+
+# --- run card --------------------------------------------------------------------------------
+
+
+def run_card(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result must travel with: settings, seed, versions, machine, commit, minutes.
+
+    `minutes` holds the notebooks that are done. Commit and dirty flag are None outside git.
+    """
+    done = {k: v for k, v in state["notebooks"].items() if v["status"] == "done"}
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "profile": state["profile"],
+        "seed": state["settings"]["seed"],
+        "started": state["started"],
+        "finished": state["finished"],
+        "minutes": {name: round(entry["seconds"] / 60, 2) for name, entry in done.items()},
+        "status": {name: entry["status"] for name, entry in state["notebooks"].items()},
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": commit,
+        "dirty": bool(changes) if commit else None,
+        "settings": state["settings"],
+        "overrides": state["overrides"],
+    }
+
+
+@cache
+def machine() -> str:
+    """Describe this machine in a line: system, processor, cores we may use, memory, GPUs."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        model = found[1] if found else model
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(usable(0)) if usable else os.cpu_count()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    query = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    gpus = _output(*query) if shutil.which(query[0]) else None
+    shown = gpus.replace("\n", "; ") if gpus else "no GPU"
+    return f"{platform.system()}, {model}, {cores} cores, {memory_gib:.0f} GiB, {shown}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about this repository; None where it is none, or lies inside another one."""
+    return _output("git", "-C", str(ROOT), *arguments) if (ROOT / ".git").exists() else None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# --- report ----------------------------------------------------------------------------------
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` from the run's card, CSVs and executed notebooks; return its path.
+
+    What is not there is named as missing. Every text is escaped: it may come from a model.
+    """
+    run = Path(run_dir)
+    card_file = run / "run_card.json"
+    card = json.loads(card_file.read_text()) if card_file.is_file() else {}
+    parts = [f"<h1>Run {escape(run.name)}</h1>", _card(card), _notebooks(run, card)]
+    for pattern, heading, notebook in RESULTS:
+        parts.append(f"<h2>{escape(heading)}</h2>")
+        files = sorted((run / "results").glob(pattern))
+        if not files:
+            parts.append(_missing(f"results/{pattern}", f"notebook {notebook} writes it"))
+        parts += [_result(pattern, file) for file in files]
+    known = {f for pattern, *_ in RESULTS for f in (run / "results").glob(pattern)}
+    others = sorted(set((run / "results").glob("*.csv")) - known)
+    if others:
+        parts.append("<h2>Other results</h2>")
+        parts += [f"<h3>{escape(file.name)}</h3>{_table(read(file))}" for file in others]
+    parts.append(_paper())
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>Run {escape(run.name)}</title><style>{_STYLE}</style></head><body>"
+        f"{''.join(parts)}</body></html>\n"
+    )
+    records.write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def _card(card: dict[str, Any]) -> str:
+    if not card:
+        return _missing("run_card.json", "the driver writes it after each notebook")
+    keys = ("profile", "seed", "started", "finished", "machine", "python", "commit", "dirty")
+    rows = [{"": key, "value": card.get(key)} for key in keys]
+    rows += [{"": name, "value": version} for name, version in card.get("versions", {}).items()]
+    shown = escape(json.dumps(card.get("settings", {}), indent=1, ensure_ascii=False))
+    return f"{_table(rows)}<details><summary>Settings</summary><pre>{shown}</pre></details>"
+
+
+def _notebooks(run: Path, card: dict[str, Any]) -> str:
+    """Link the executed notebooks, with minutes and status."""
+    lines = ["<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th>minutes</th></tr>"]
+    for name, status in card.get("status", {}).items():
+        label = escape(name)
+        if (run / "notebooks" / f"{name}.ipynb").is_file():
+            label = f'<a href="notebooks/{escape(name)}.ipynb">{label}</a>'
+        spent = _text(card.get("minutes", {}).get(name))
+        lines.append(f"<tr><td>{label}</td><td>{escape(status)}</td><td>{spent}</td></tr>")
+    return "".join(lines) + "</table>"
+
+
+def _result(pattern: str, file: Path) -> str:
+    """Return figures and table of one results file; a figure without numbers says so."""
+    rows = read(file)
+    if not rows:
+        return _missing(f"results/{file.name}", "the file holds no rows")
+    heading = f"<h3>{escape(file.name)}</h3>"
+    return heading + "".join(_figures(pattern, rows)) + _table(rows)
+
+
+def _figures(pattern: str, rows: Rows) -> list[str]:
+    if pattern == "construct_counts.csv":
+        steps = distinct(rows, "step")
+        sums = [
+            {"step": s, "records": sum(number(r.get("out")) or 0 for r in rows if r["step"] == s)}
+            for s in steps
+        ]
+        return [_drawn(svg.bars, sums, "step", "records", title="Records that leave each step")]
+    if pattern == "sft_log.csv":
+        return [_drawn(svg.lines, rows, "step", "loss", title="SFT loss, nats a token",
+                       x_title="optimizer step")]  # fmt: skip
+    if pattern == "grpo_*.csv":
+        drawn = []
+        for title, names in CURVES.items():
+            name = next((name for name in names if name in rows[0]), names[0])
+            drawn.append(_drawn(svg.lines, rows, "step", name, title=title, y_title=title,
+                                x_title="optimizer step"))  # fmt: skip
+        return drawn
+    if pattern == "accuracy.csv":
+        return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
+                       title="Accuracy with bootstrap intervals")]  # fmt: skip
+    return [
+        _drawn(svg.bars, rows, "model", key, title=title)
+        for key, title in (
+            ("aha_rate", "Share of traces with an aha word"),
+            ("false_step_rate", "Share of checked steps that the scene contradicts"),
+        )
+    ]
+
+
+def _drawn(figure: Callable[..., str], *args: Any, **options: Any) -> str:
+    try:
+        return figure(*args, **options)
+    except ValueError as error:
+        return _missing(f"figure {options['title']!r}", str(error))
+
+
+def _table(rows: Rows) -> str:
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row if key is not None))
+    every = -(-len(rows) // MAX_ROWS)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(row.get(column))}</td>" for column in columns) + "</tr>"
+        for row in rows[:: max(1, every)]
+    )
+    note = f"<p>Every {every}th of {len(rows)} rows.</p>" if every > 1 else ""
+    return f"<table><tr>{head}</tr>{body}</table>{note}"
+
+
+def _text(value: Any) -> str:
+    """Return a cell's text, escaped; decimal numbers with four digits, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    is_decimal = isinstance(value, float) or (isinstance(value, str) and "." in value)
+    found = number(value) if is_decimal else None
+    return escape(str(value)) if found is None else f"{found:.4g}"
+
+
+def _missing(what: str, why: str) -> str:
+    return f'<p class="missing">missing: {escape(what)}; {escape(why)}</p>'
+
+
+def _paper() -> str:
+    """Return the paper's main results, greyed and named as the paper's."""
+    if not PAPER.is_file():
+        return _missing("data/paper/vlaa_thinking.json", "the paper's tables cannot be shown")
+    paper = json.loads(PAPER.read_text())
+    only_sft = [
+        {"Qwen2.5-VL-3B": name, "average": value}
+        for name, value in paper["table2_sft_only_qwen25vl3b_avg"].items()
+    ]
+    then_grpo = paper["figure5_small_sft_then_grpo_qwen25vl3b"]
+    curves = [
+        {"Qwen2.5-VL-3B": name, **dict(zip(then_grpo["order"], values, strict=True))}
+        for name, values in then_grpo.items()
+        if name != "order"
+    ]
+    return (
+        '<section class="paper"><h2>The paper\'s numbers, not ours</h2>'
+        f"<p>{escape(paper['source'])} Other models, other data, other benchmarks: the direction "
+        "may be compared, the values may not.</p>"
+        f"<h3>Table 2: SFT only, average of six benchmarks</h3>{_table(only_sft)}"
+        f"<h3>Figure 5: GRPO with and without SFT before</h3>{_table(curves)}</section>"
+    )

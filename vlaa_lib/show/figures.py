@@ -1,0 +1,232 @@
+"""Interactive figures for the notebooks (plotly), and the table that is their text twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .style import HEIGHT_PX, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
+    """Write rows as an aligned Markdown table, readable as plain text too.
+
+    Args:
+        rows: dicts, or the path of a CSV file.
+        columns: which ones, in which order; by default all, in order of appearance.
+
+    >>> print(text_table([{"model": "sft", "accuracy": 0.51234}, {"model": "a|b"}]))
+    | model | accuracy |
+    | :---- | -------: |
+    | sft   |   0.5123 |
+    | a\\|b  |          |
+    """
+    rows = read(rows)
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return "(no rows)"
+    numeric = {c: all(_is_number(row.get(c)) for row in rows) for c in columns}
+    lines = [[_cell(c) for c in columns], *([_cell(row.get(c)) for c in columns] for row in rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
+    rule = [
+        "-" * (width - 1) + ":" if numeric[c] else ":" + "-" * (width - 1)
+        for c, width in zip(columns, widths, strict=True)
+    ]
+    padded = [
+        [
+            text.rjust(width) if numeric[c] else text.ljust(width)
+            for c, text, width in zip(columns, line, widths, strict=True)
+        ]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _is_number(value: Any) -> bool:
+    missing = value is None or value == ""
+    return missing or (not isinstance(value, bool) and number(value) is not None)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def learning_curve(
+    rows: str | Path | Rows,
+    x: str = "step",
+    y: str = "reward",
+    group: str | None = None,
+    title: str = "",
+    x_title: str = "optimizer step",
+    y_title: str | None = None,
+) -> Figure:
+    """Draw a logged value over steps, one line a group; rows without a value are left out."""
+    import plotly.graph_objects as go
+
+    rows, lines = read(rows), []
+    for index, name in enumerate(distinct(rows, group)):
+        pairs = [(number(row.get(x)), number(row.get(y))) for row in chosen(rows, group, name)]
+        pairs = [pair for pair in pairs if None not in pair]
+        style = style_of(name or y, index)
+        lines.append(
+            go.Scatter(
+                x=[pair[0] for pair in pairs],
+                y=[pair[1] for pair in pairs],
+                name=style.label,
+                mode="lines+markers",
+                line={"color": style.color, "dash": style.dash, "width": 2},
+                marker={"symbol": style.symbol, "size": 6},
+            )
+        )
+    figure = go.Figure(lines)
+    return _finish(figure, title, x_title, y_title or y, legend=len(lines) > 1)
+
+
+def accuracy_bars(
+    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None
+) -> Figure:
+    """Draw accuracy by source and model with its interval (columns `low`, `high`).
+
+    Where rows hold `blank_accuracy`, a bar-wide line shows what the model gets right with a blank
+    picture: what lies below it can be guessed.
+    """
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    marks: list[Any] = []
+    for index, name in enumerate(distinct(rows, "model")):
+        mine, style = chosen(rows, "model", name), style_of(name, index)
+        place = {"x": [row.get("source", "all") for row in mine], "offsetgroup": name}
+        marks.append(_bar(style, [number(row.get(y)) for row in mine], place, _reach(mine, y)))
+        blank = [number(row.get("blank_accuracy")) for row in mine]
+        if y == "accuracy" and any(value is not None for value in blank):
+            marks.append(
+                go.Scatter(
+                    **place,
+                    y=blank,
+                    name="blank picture",
+                    legendgroup="blank",
+                    showlegend=index == 0,
+                    mode="markers",
+                    # white below black: seen on dark and on light bars
+                    marker={
+                        "symbol": "diamond-wide",
+                        "size": 9,
+                        "color": "white",
+                        "line": {"color": "black", "width": 1.5},
+                    },
+                )
+            )
+    figure = go.Figure(marks)
+    figure.update_layout(barmode="group", scattermode="group", yaxis_range=[0, 1])
+    return _finish(figure, title, "source", y_title or f"{y} (share of records)")
+
+
+def _bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] | None) -> Any:
+    import plotly.graph_objects as go
+
+    return go.Bar(
+        **place,
+        y=values,
+        name=style.label,
+        error_y=reach,
+        marker={
+            "color": style.color,
+            "line": {"color": "black", "width": 0.5},
+            "pattern": {"shape": style.pattern, "fgcolor": "white", "size": 5},
+        },
+    )
+
+
+def _reach(rows: Rows, y: str) -> dict[str, Any] | None:
+    """Turn `low` and `high` into plotly's distances above and below; None without intervals."""
+    triples = [[number(row.get(key)) for key in (y, "low", "high")] for row in rows]
+    if not any(None not in triple for triple in triples):
+        return None
+    known = [(v, lo, hi) if None not in (v, lo, hi) else (0.0, 0.0, 0.0) for v, lo, hi in triples]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [hi - v for v, _, hi in known],
+        "arrayminus": [v - lo for v, lo, _ in known],
+        "color": "#555555",
+        "thickness": 1.2,
+    }
+
+
+def counts(rows: str | Path | Rows, title: str = "") -> Figure:
+    """Draw how many records enter and leave each step (columns `step`, `in`, `out`), all sources.
+
+    Rows named `all` or `total` in `source` are sums themselves and are left out.
+    """
+    import plotly.graph_objects as go
+
+    rows = [row for row in read(rows) if row.get("source") not in ("all", "total")]
+    steps = distinct(rows, "step")
+    sums = {
+        key: [sum(number(row.get(key)) or 0 for row in chosen(rows, "step", s)) for s in steps]
+        for key in ("in", "out")
+    }
+    looks = {"in": ("#FFFFFF", ""), "out": ("#0072B2", "/")}
+    bars = [
+        go.Bar(
+            x=steps,
+            y=values,
+            name=key,
+            text=[f"{value:g}" for value in values],
+            textposition="outside",
+            marker={
+                "color": looks[key][0],
+                "line": {"color": "black", "width": 1},
+                "pattern": {"shape": looks[key][1], "fgcolor": "white", "size": 5},
+            },
+        )
+        for key, values in sums.items()
+    ]
+    return _finish(go.Figure(bars), title, "step", "records")
+
+
+def aha_bars(
+    rows: str | Path | Rows, title: str = "", measures: tuple[str, ...] = ()
+) -> Figure:
+    """Draw shares of traces by model: aha moments and, where scenes are known, false steps.
+
+    Args:
+        rows: one a model, as `traces.summarise` returns them, with `model` added.
+        measures: columns to draw; by default `aha_rate` and `false_step_rate`, where present.
+    """
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    known = {"aha_rate": "traces with an aha word", "false_step_rate": "checked steps that are false"}
+    drawn = measures or [m for m in known if any(number(row.get(m)) is not None for row in rows)]
+    bars = []
+    for index, row in enumerate(rows):
+        place = {"x": [known.get(m, m) for m in drawn]}
+        style = style_of(str(row.get("model", "")), index)
+        bars.append(_bar(style, [number(row.get(m)) for m in drawn], place, None))
+    return _finish(go.Figure(bars), title, "measure", "share" if not measures else "value")
+
+
+def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
+    figure.update_layout(
+        template="simple_white",
+        width=WIDTH_PX,
+        height=HEIGHT_PX,
+        title={"text": title, "font": {"size": 15}},
+        xaxis_title=x_title,
+        yaxis_title=y_title,
+        showlegend=legend,
+        legend={"orientation": "h", "y": -0.25},
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+    )
+    return figure

@@ -1,0 +1,80 @@
+"""One look for every figure: a colour, a marker and a dash for each model, and rows from a CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PAPER_COLOR = "#999999"  # the paper's values: grey, always, and nothing else is grey
+WIDTH_PX, HEIGHT_PX = 620, 360  # under 640 px: fits a notebook, GitHub and the report
+
+Rows = Iterable[dict[str, Any]]
+
+
+class Style(NamedTuple):
+    """How one model is drawn; `symbol`, `dash` and `pattern` are plotly's names."""
+
+    label: str
+    color: str
+    symbol: str
+    dash: str
+    pattern: str
+
+
+# Okabe and Ito's palette, told apart by colour-blind people; shapes serve print in grey
+_STYLES = {
+    "base": Style("base", "#E69F00", "square", "dot", "."),
+    "instruct": Style("instruct", "#000000", "circle", "dash", ""),
+    "sft": Style("SFT", "#D55E00", "diamond", "dashdot", "/"),
+    "grpo": Style("GRPO", "#0072B2", "triangle-up", "solid", ""),
+    "sft_grpo": Style("SFT+GRPO", "#009E73", "cross", "longdash", "x"),
+    "teacher": Style("teacher", "#CC79A7", "star", "longdashdot", "-"),
+}
+_OTHERS = (
+    Style("", "#56B4E9", "hexagon", "solid", "\\"),
+    Style("", "#8C510A", "triangle-down", "dash", "+"),
+    Style("", "#542788", "pentagon", "dot", "|"),
+)
+
+
+def style_of(name: str, index: int = 0) -> Style:
+    """Return a model's style, or the `index`-th of the others for any other name.
+
+    >>> style_of("sft_grpo").label, style_of("reward").label
+    ('SFT+GRPO', 'reward')
+    """
+    return _STYLES.get(name) or _OTHERS[index % len(_OTHERS)]._replace(label=name)
+
+
+def read(rows: str | Path | Rows) -> list[dict[str, Any]]:
+    """Return rows as a list; a path is read as CSV."""
+    if isinstance(rows, (str, Path)):
+        with open(rows, encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    return list(rows)
+
+
+def number(value: Any) -> float | None:
+    """Return a finite float, or None for what is missing, NaN, infinite or text.
+
+    >>> number("0.5"), number(""), number("nan"), number(None)
+    (0.5, None, None, None)
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def distinct(rows: Rows, column: str | None) -> list[str]:
+    """Return a column's values as text, each once, in order of appearance."""
+    return list(dict.fromkeys(str(row.get(column, "")) for row in rows)) if column else [""]
+
+
+def chosen(rows: Rows, column: str | None, value: str) -> list[dict[str, Any]]:
+    """Return the rows that hold a value of `distinct` in the column."""
+    return [row for row in rows if not column or str(row.get(column, "")) == value]

@@ -1,0 +1,187 @@
+"""Figures as inline SVG for static pages, where plotly shows nothing: bars with intervals, lines.
+
+All text is escaped and numbers are formatted by us, so that a CSV cannot inject markup.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .style import HEIGHT_PX, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 15, 34, 78  # margins in px; the legend stands in the bottom one
+_PLOT_W, _PLOT_H = WIDTH_PX - _LEFT - _RIGHT, HEIGHT_PX - _TOP - _BOTTOM
+_DASHES = {"solid": "", "dot": "2 3", "dash": "7 4", "dashdot": "7 3 2 3", "longdash": "11 4",
+           "longdashdot": "11 3 2 3"}  # plotly's names, in px
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers that enclose [low, high].
+
+    >>> ticks(0, 1), ticks(3, 3)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [3.0, 3.2, 3.4, 3.6, 3.8, 4.0])
+    """
+    if high <= low:
+        high = low + (abs(low) / 3 or 1.0)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def lines(
+    rows: str | Path | Rows,
+    x: str,
+    y: str,
+    group: str | None = None,
+    title: str = "",
+    x_title: str = "",
+    y_title: str = "",
+) -> str:
+    """Draw a line for each group, with markers; rows without a number are left out.
+
+    Raises:
+        ValueError: no row holds both numbers.
+    """
+    rows = read(rows)
+    series = {}
+    for name in distinct(rows, group):
+        pairs = [(number(r.get(x)), number(r.get(y))) for r in chosen(rows, group, name)]
+        series[name] = [pair for pair in pairs if None not in pair]
+    points = [pair for pairs in series.values() for pair in pairs]
+    if not points:
+        raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
+    x_ticks, y_ticks = (ticks(min(values), max(values)) for values in zip(*points, strict=True))
+    body = [_y_axis(y_ticks, y_title or y)]
+    for tick in x_ticks:
+        body.append(_text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
+    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+    for index, (name, pairs) in enumerate(series.items()):
+        style = style_of(name or y, index)
+        places = [(_x(a, x_ticks), _y(b, y_ticks)) for a, b in pairs]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+        body.append(
+            f'<polyline points="{path}" fill="none" stroke="{style.color}" stroke-width="2" '
+            f'stroke-dasharray="{_DASHES[style.dash]}"/>'
+        )
+        body += [_marker(style.symbol, a, b, style.color) for a, b in places]
+    return _svg(title, body + _legend([name or y for name in series]))
+
+
+def bars(
+    rows: str | Path | Rows,
+    x: str,
+    y: str,
+    group: str | None = None,
+    title: str = "",
+    x_title: str = "",
+    y_title: str = "",
+    low: str = "low",
+    high: str = "high",
+) -> str:
+    """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
+
+    Raises:
+        ValueError: no row holds a number in `y`.
+    """
+    rows = read(rows)
+    places, names = distinct(rows, x), distinct(rows, group)
+    known = [v for row in rows for key in (y, low, high) if (v := number(row.get(key))) is not None]
+    if all(number(row.get(y)) is None for row in rows):
+        raise ValueError(f"no row has a number in {y!r}")
+    y_ticks = ticks(min(0.0, *known), max(0.0, *known))
+    slot = _PLOT_W / len(places)
+    width = slot * 0.8 / len(names)
+    body = [_y_axis(y_ticks, y_title or y)]
+    for i, place in enumerate(places):
+        body.append(_text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
+        for j, name in enumerate(names):
+            left = _LEFT + i * slot + 0.1 * slot + j * width
+            color = style_of(name or y, j).color
+            for row in chosen(chosen(rows, x, place), group, name)[:1]:
+                values = [number(row.get(key)) for key in (y, low, high)]
+                body += _bar(left, width, color, values, y_ticks)
+    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+    return _svg(title, body + (_legend(names) if group else []))
+
+
+def _bar(left: float, width: float, color: str, values: list, y_ticks: list[float]) -> list[str]:
+    """Draw one bar and its interval (value, low, high); nothing where there is no value."""
+    value, low, high = values
+    if value is None:
+        return []
+    zero, top = _y(0.0, y_ticks), _y(value, y_ticks)
+    place = f'x="{left:.1f}" y="{min(zero, top):.1f}"'
+    size = f'width="{width * 0.92:.1f}" height="{abs(zero - top):.1f}"'
+    drawn = [f'<rect {place} {size} fill="{color}" stroke="#000" stroke-width=".5"/>']
+    if low is not None and high is not None:
+        middle, below, above = left + width * 0.46, _y(low, y_ticks), _y(high, y_ticks)
+        path = f"M{middle:.1f} {below:.1f}V{above:.1f}"
+        path += "".join(f"M{middle - 4:.1f} {end:.1f}h8" for end in (below, above))
+        for stroke in ('stroke="#fff" stroke-width="3"', 'stroke="#333" stroke-width="1.2"'):
+            drawn.append(f'<path d="{path}" {stroke} fill="none"/>')  # white rim, on dark bars
+    return drawn
+
+
+def _x(value: float, x_ticks: list[float]) -> float:
+    return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * _PLOT_W
+
+
+def _y(value: float, y_ticks: list[float]) -> float:
+    return _TOP + (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0]) * _PLOT_H
+
+
+def _y_axis(y_ticks: list[float], y_title: str) -> str:
+    drawn = [f'<path d="M{_LEFT} {_TOP}v{_PLOT_H}h{_PLOT_W}" stroke="#333" fill="none"/>']
+    for tick in y_ticks:
+        height = _y(tick, y_ticks)
+        drawn.append(f'<path d="M{_LEFT} {height:.1f}h{_PLOT_W}" stroke="#e5e5e5"/>')
+        drawn.append(_text(_LEFT - 6, height + 4, f"{tick:g}", "end"))
+    middle = _TOP + _PLOT_H / 2
+    turn = f'transform="rotate(-90 14 {middle:.0f})"'
+    return "".join(drawn) + _text(14, middle, y_title, "middle", turn)
+
+
+def _marker(symbol: str, x: float, y: float, color: str) -> str:
+    """Draw plotly's symbol of that name, 7 px wide; a circle for those not drawn here."""
+    shapes = {
+        "square": "-3,-3 3,-3 3,3 -3,3",
+        "diamond": "0,-4 4,0 0,4 -4,0",
+        "triangle-up": "0,-4 4,3 -4,3",
+        "triangle-down": "0,4 4,-3 -4,-3",
+        "cross": "-1,-4 1,-4 1,-1 4,-1 4,1 1,1 1,4 -1,4 -1,1 -4,1 -4,-1 -1,-1",
+    }
+    if symbol not in shapes:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>'
+    move = f'transform="translate({x:.1f} {y:.1f})"'
+    return f'<polygon points="{shapes[symbol]}" fill="{color}" {move}/>'
+
+
+def _legend(names: list[str]) -> list[str]:
+    drawn, left = [], float(_LEFT)
+    for index, name in enumerate(names):
+        style = style_of(name, index)
+        drawn.append(_marker(style.symbol, left + 4, HEIGHT_PX - 14, style.color))
+        drawn.append(_text(left + 14, HEIGHT_PX - 10, style.label, "start"))
+        left += 34 + 7 * len(style.label)
+    return drawn
+
+
+def _text(x: float, y: float, text: Any, anchor: str, more: str = "") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(text))}</text>'
+    )
+
+
+def _svg(title: str, body: list[str]) -> str:
+    heading = f'<text x="{_LEFT}" y="20" font-size="14" font-weight="bold">{escape(title)}</text>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" '
+        f'width="{WIDTH_PX}" height="{HEIGHT_PX}" font-family="sans-serif" font-size="12">'
+        f"<title>{escape(title)}</title>"
+        f'<rect width="100%" height="100%" fill="#fff"/>{heading}{"".join(body)}</svg>'
+    )
