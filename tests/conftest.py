@@ -1,6 +1,41 @@
-"""Fixtures, and the network block."""
+"""Fixtures, and the network block: a test may talk to this machine and to nobody else."""
+
+import ipaddress
+import os
+import socket
+
+# before torch is imported anywhere: two cores are shared with the workers
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
+
+# an example's time depends on what else the machine does; the limits on time are tests of their own
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
+
+
+def _refuse_the_network(connect):
+    """Wrap a connecting method of sockets so that it reaches loopback and Unix sockets only."""
+
+    def guarded(self, address, *args):
+        host = address[0] if isinstance(address, tuple) else ""
+        if self.family != getattr(socket, "AF_UNIX", None) and not _is_loopback(host):
+            raise RuntimeError(f"a test reaches for the network: {address!r}; use loopback")
+        return connect(self, address, *args)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+for _method in ("connect", "connect_ex"):
+    setattr(socket.socket, _method, _refuse_the_network(getattr(socket.socket, _method)))
 
 
 @pytest.fixture(scope="session")

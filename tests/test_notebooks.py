@@ -230,13 +230,13 @@ def test_every_check_meets_three_wrong_functions():
 
 
 def test_an_error_of_the_reader_is_explained():
-    with pytest.raises(checks.NotYet, match="ZeroDivisionError.*covers itself"):
+    with pytest.raises(checks.NotYet, match=r"ZeroDivisionError.*covers itself"):
         checks.iou(lambda a, b: 1 / 0)
 
 
 @pytest.mark.parametrize("check", WRONG)
 def test_a_function_that_returns_nothing_is_rejected(check):
-    with pytest.raises(checks.NotYet, match="gives None|raised"):
+    with pytest.raises(checks.NotYet, match=r"gives None|raised"):
         check(lambda *args: None)
 
 

@@ -48,8 +48,8 @@ def _expect(
     same: Callable[[Any, Any], bool] = lambda got, wanted: got == wanted,
 ) -> None:
     """Call the function on every case; at the first difference explain it."""
-    number = 0
-    for number, (args, wanted, rule) in enumerate(cases, 1):
+    cases = list(cases)
+    for args, wanted, rule in cases:
         got = _call(fn, args, rule)
         try:
             agrees = same(got, wanted)
@@ -58,7 +58,7 @@ def _expect(
         if not agrees:
             shown = ", ".join(_short(arg) for arg in args)
             raise NotYet(f"{name}({shown}) gives {_short(got)}, not {_short(wanted)}: {rule}")
-    print(f"{name}: {number} of {number} cases agree.")
+    print(f"{name}: {len(cases)} of {len(cases)} cases agree.")
 
 
 def _close(got: Any, wanted: float) -> bool:

@@ -116,8 +116,8 @@ def fitted_size(
         ImageError: too elongated for the limits, or empty.
         ValueError: the limits contradict each other.
 
-    >>> fitted_size(640, 480), fitted_size(1024, 1024), fitted_size(14, 28)
-    ((640, 480), (512, 512), (40, 80))
+    >>> fitted_size(320, 240), fitted_size(1024, 1024), fitted_size(14, 28)
+    ((320, 240), (512, 512), (40, 80))
     """
     if min_pixels > max_pixels:
         raise ValueError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}")
@@ -140,10 +140,9 @@ def fitted_size(
         return width, height
     grow = max(min_side / short, math.sqrt(min_pixels / area), 1.0)
     scale = min(grow, math.sqrt(max_pixels / area))
-    # the short side rounds up and the long one gives way, so that no limit is broken by rounding
-    short = max(min_side, math.ceil(round(short * scale, 6)))
-    long = math.ceil(round(long * scale, 6)) if scale > 1 else math.floor(round(long * scale, 6))
-    long = min(long, max_pixels // short)
+    whole = math.ceil if scale > 1 else math.floor  # rounding must not break a limit
+    short = max(min_side, whole(round(short * scale, 6)))
+    long = min(whole(round(long * scale, 6)), int(max_ratio * short), max_pixels // short)
     return (short, long) if width <= height else (long, short)
 
 

@@ -226,7 +226,7 @@ def _table(rows: Rows) -> str:
         "<tr>" + "".join(f"<td>{_text(row.get(column))}</td>" for column in columns) + "</tr>"
         for row in rows[:: max(1, every)]
     )
-    note = f"<p>Every {every}th of {len(rows)} rows.</p>" if every > 1 else ""
+    note = f"<p>One row in {every} of {len(rows)}.</p>" if every > 1 else ""
     return f"<table><tr>{head}</tr>{body}</table>{note}"
 
 

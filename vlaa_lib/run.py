@@ -115,7 +115,7 @@ def check_parameters(path: Path, parameters: dict[str, Any]) -> None:
         is_stray_bool = isinstance(value, bool) and wanted != "bool"  # bool is an int in Python
         if types and value is not None and (is_stray_bool or not isinstance(value, types)):
             raise RunError(
-                f"{path.name}: parameter {name!r} is {value!r}, a {type(value).__name__}; "
+                f"{path.name}: parameter {name!r} is {value!r} ({type(value).__name__}); "
                 f"the notebook declares {wanted}"
             )
 
@@ -135,7 +135,7 @@ def _claimed(plan: dict[str, Any], run_dir: str | Path | None, resume: bool) -> 
             raise RunError(f"{folder} holds a run with other settings; give another folder")
         stream = _lock(folder)
         if stream is None:
-            raise RunError(f"{folder} is being run by another process; wait, or give another folder")
+            raise RunError(f"{folder} is in use by another process; wait, or give another folder")
     else:
         folder, stream = _unfinished(plan) if resume else (None, None)
         if stream is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -94,7 +95,7 @@ class Settings:
 
 
 def load(profile: str, **overrides: Any) -> Settings:
-    """Read a profile and apply overrides given as dotted keys, e.g. `**{"grpo.steps": 5}`.
+    """Read a profile and apply overrides: `**{"grpo.steps": 5}`, or nested, `grpo={"steps": 5}`.
 
     An override given as text, as on a command line, is read as YAML.
 
@@ -105,7 +106,7 @@ def load(profile: str, **overrides: Any) -> Settings:
     if profile not in names():
         raise ProfileError(f"unknown profile {profile!r}; use one of {', '.join(names())}")
     values = yaml.safe_load(path.read_text())
-    for key, value in overrides.items():
+    for key, value in _flat(overrides):
         *section, name = key.split(".")
         target = values.get(section[0]) if len(section) == 1 else values if not section else None
         if not isinstance(target, dict) or name not in target:
@@ -119,6 +120,15 @@ def load(profile: str, **overrides: Any) -> Settings:
 def names() -> list[str]:
     """Return the profiles that exist."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _flat(overrides: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of overrides, nested or not."""
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _typed(kind: type, values: Any, prefix: str) -> Any:
@@ -141,6 +151,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     wanted = list if hint == list[str] else hint
+    if wanted is list and type(value) is list and not all(isinstance(v, str) for v in value):
+        raise ProfileError(f"{key}: {value!r} must hold texts only")
     if type(value) is not wanted:
         remedy = ""
         if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value, re.IGNORECASE):
@@ -155,17 +167,21 @@ def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
     completions = s.grpo.prompts_per_step * s.grpo.num_generations
     positive = {
-        "sft.global_batch": s.sft.global_batch,
-        "sft.per_device_batch": s.sft.per_device_batch,
-        "grpo.per_device_batch": s.grpo.per_device_batch,
-        "grpo.prompts_per_step": s.grpo.prompts_per_step,
-        "grpo.temperature": s.grpo.temperature,
-        "evaluate.batch": s.evaluate.batch,
-        "data.eval_per_source": s.data.eval_per_source,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise ProfileError(f"{key}: {value} must be above 0")
+        "model": ("min_pixels",),
+        "data": ("construct_per_source", "rl_per_source", "eval_per_source"),
+        "teacher": ("concurrency",),
+        "sft": ("epochs", "global_batch", "per_device_batch", "learning_rate", "logging_steps"),
+        "grpo": ("steps", "prompts_per_step", "temperature", "max_completion_tokens",
+                 "per_device_batch", "steps_per_generation", "learning_rate"),
+        "evaluate": ("batch", "max_new_tokens", "bootstrap"),
+    }  # fmt: skip
+    for section, keys in positive.items():
+        for key in keys:
+            value = getattr(getattr(s, section), key)
+            if not value > 0:  # also true of NaN
+                raise ProfileError(f"{section}.{key}: {value} must be above 0")
+    if not s.data.sources:
+        raise ProfileError("data.sources: name at least one source")
     for key in ("omit", "confuse", "miscount", "hesitate"):
         if not 0 <= getattr(s.teacher, key) <= 1:
             raise ProfileError(f"teacher.{key}: a rate between 0 and 1")

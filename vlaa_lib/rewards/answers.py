@@ -39,7 +39,7 @@ class GoldError(RecordError):
 
 def gold_text(record: Record) -> str:
     """Return the text of the gold, normalised here when the record was not read from a file."""
-    return record.solution or normalise_gold(record.gt)
+    return normalise_gold(record.solution or record.gt)
 
 
 def excerpt(text: str, limit_chars: int = 60) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from concurrent.futures import Future, TimeoutError
@@ -18,22 +19,23 @@ MAX_MATH_CHARS = 500  # ours: ten times the longest gold we have seen
 WORKERS = min(4, os.cpu_count() or 1)  # ours: a check takes about 0.1 s, a batch a few hundred
 MEMORY_BYTES = 2**30  # ours: a worker needs 0.3 GiB; a tower of powers would take all there is
 
-_SIDE = re.compile(r"(\\?[A-Za-z]{1,12}(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?)\s{0,4}=(.+)", re.DOTALL)
+_SIDE = re.compile(  # one name on the left: y, f(x), x_1, \\theta
+    r"(\\?[A-Za-z]{1,12}(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?)\s{0,4}=(.+)", re.DOTALL
+)
 _Y_OF_X = ({"y", "f(x)"}, {"y", "g(x)"})
 
 
 def _prepare_worker() -> None:
     """Set limits in a fresh worker and load Math-Verify before the first task's clock starts."""
+    import contextlib
     import logging
     import resource
     import signal
 
     # the pool's own handler would wait for a long multiplication to end; the kernel does not
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
+    with contextlib.suppress(ValueError, OSError):  # macOS has none; the time limit still holds
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    except (ValueError, OSError):
-        pass  # macOS has no such limit; the time limit still holds
     logging.disable(logging.WARNING)  # Math-Verify warns that its own timer is off
     import math_verify  # noqa: F401
 
@@ -89,7 +91,15 @@ def _pool() -> ProcessPool:
         context.set_forkserver_preload(["math_verify"])  # a killed worker is back in milliseconds
         pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
         _running[os.getpid()] = pool
+        atexit.register(_stop, pool, os.getpid())
     return pool
+
+
+def _stop(pool: ProcessPool, owner: int) -> None:
+    """Stop the workers before the interpreter goes, so that none is caught while starting."""
+    if owner == os.getpid():
+        pool.stop()
+        pool.join()
 
 
 def _clean(text: str) -> str:

@@ -89,12 +89,13 @@ def _rule(record: Record, answer: str) -> Score:
 def _score_open(
     rows: list[tuple[int, Record, str]], scores: list[Any], model: RewardModel | None
 ) -> None:
-    """Fill in open scores, one call of the reward model for each run of one record's answers."""
-    while rows:
-        record = rows[0][1]
-        group = [row for row in rows if row[1] == record]
-        rows = [row for row in rows if row[1] != record]
-        found = _or_error(open_ended.open_ended, record, [answer for *_, answer in group], model)
+    """Fill in open scores, one call of the reward model for all answers to a record."""
+    groups: dict[str, list[tuple[int, Record, str]]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps(row[1].to_json(), sort_keys=True), []).append(row)
+    for group in groups.values():
+        answers = [answer for *_, answer in group]
+        found = _or_error(open_ended.open_ended, group[0][1], answers, model)
         for k, (i, *_) in enumerate(group):
             scores[i] = found if isinstance(found, GoldError) else found[k]
 
@@ -115,7 +116,7 @@ def audit(
         if isinstance(found, Score) and found.reason.startswith("format:"):
             found = GoldError(f"gold cannot stand in an answer ({found.reason}); correct 'gt'")
         elif isinstance(found, Score) and record.reward != "open" and found.value < 1.0:
-            found = GoldError(f"gold does not score 1.0 against itself ({found.reason}); correct it")
+            found = GoldError(f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'")
         if isinstance(found, GoldError):
             rejects.append(Reject(file, 0, record.id, str(found)))
     return rejects

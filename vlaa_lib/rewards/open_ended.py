@@ -8,14 +8,14 @@ from functools import lru_cache
 from typing import Protocol
 
 from ..microworld import facts
-from ..records import Record
+from ..records import Record, from_json
 from .answers import GoldError, Score, excerpt, gold_text
 
 BETA = 1.0  # ours: the paper does not state it (appendix C.1); one fact more earns 0.63
 
 
 class RewardModel(Protocol):
-    """Anything that scores answers to a record's question; higher is better, no fixed range."""
+    """Anything hashable that scores answers to a record's question; higher is better, any range."""
 
     def __call__(self, record: Record, answers: list[str]) -> list[float]:
         """Return one finite score for each answer."""
@@ -64,15 +64,6 @@ def relative(sampled: float, reference: float, beta: float = BETA) -> float:
     return 1.0 - math.exp(-beta * (sampled - reference)) if sampled > reference else 0.0
 
 
-@lru_cache(maxsize=1 << 14)  # ours: half of the paper's RL set; a key is one record's JSON
-def _reference(model: RewardModel, row: str) -> float:
-    """Score the gold of a record once, however many completions are held against it."""
-    from ..records import from_json
-
-    record = from_json(json.loads(row))
-    return _scores(model, record, [gold_text(record)])[0]
-
-
 def _scores(model: RewardModel, record: Record, answers: list[str]) -> list[float]:
     scores = list(model(record, answers))
     if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
@@ -83,20 +74,22 @@ def _scores(model: RewardModel, record: Record, answers: list[str]) -> list[floa
     return scores
 
 
-def reference(record: Record, model: RewardModel | None = None) -> float:
-    """Return S(y), the reward model's score of the gold.
+@lru_cache(maxsize=1 << 14)  # ours: half of the paper's RL set; a key is one record's JSON
+def _reference(model: RewardModel | None, row: str) -> float:
+    """Return S(y), the score of the gold: once a record, however many completions it meets.
 
     Raises:
         GoldError: the gold cannot be scored, or says nothing that the scene can confirm.
     """
-    value = _reference(model or scene_facts, json.dumps(record.to_json(), sort_keys=True))
-    if model is None and not any(
-        facts.holds(fact, record.meta["scene"]) is not None
-        for fact in facts.extract(gold_text(record))
+    record = from_json(json.loads(row))
+    gold = gold_text(record)
+    value = _scores(model or scene_facts, record, [gold])[0]
+    if model is None and all(
+        facts.holds(fact, record.meta["scene"]) is None for fact in facts.extract(gold)
     ):
         raise GoldError(
-            f"open: gold {excerpt(gold_text(record))} states no fact of the scene; state one, or "
-            "pass reward_model="
+            f"open: gold {excerpt(gold)} states no fact of the scene; state one, or pass "
+            "reward_model="
         )
     return value
 
@@ -109,7 +102,7 @@ def open_ended(
     Raises:
         GoldError: the record cannot be scored with this reward model.
     """
-    base = reference(record, model)
+    base = _reference(model, json.dumps(record.to_json(), sort_keys=True))
     return [
         Score(relative(s, base, beta), f"open: score {s:g}, reference {base:g}")
         for s in _scores(model or scene_facts, record, answers)

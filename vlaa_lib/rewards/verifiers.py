@@ -15,24 +15,26 @@ Box = tuple[float, float, float, float]
 # --- digit ---------------------------------------------------------------------------------------
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _WORDS = {word: n for n, word in enumerate(_ONES)} | {
     f"{ten}{'-' * bool(n)}{_ONES[n] * bool(n)}": 10 * (t + 2) + n
     for t, ten in enumerate(_TENS) for n in range(10)
 }
-_NUMBER = re.compile(r"(?P<number>[+-]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{1,30})?)", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{1,30})?", re.ASCII)
 # ours: nouns that may follow a number though the question does not use them
-_UNITS = frozenset(
-    "cube block ball sphere cone cylinder object thing item shape unit degree red green blue yellow "
-    "purple gray grey brown cyan small large big tiny metal rubber shiny matte cm mm km".split()
-)
-_NOT_UNITS = _WORDS.keys() | frozenset(
-    "and nor not never than less fewer minus plus times half dozen hundred thousand million billion "
-    "point between least most about around almost".split()
-)
+_UNITS = frozenset((
+    "cube", "block", "ball", "sphere", "cone", "cylinder", "object", "thing", "item", "shape",
+    "unit", "degree", "cm", "mm", "km", "red", "green", "blue", "yellow", "purple", "gray", "grey",
+    "brown", "cyan", "small", "large", "big", "tiny", "metal", "rubber", "shiny", "matte",
+))
+_NOT_UNITS = _WORDS.keys() | {
+    "and", "nor", "not", "never", "than", "less", "fewer", "minus", "plus", "times", "half",
+    "dozen", "hundred", "thousand", "million", "billion", "point", "between", "least", "most",
+    "about", "around", "almost",
+}
 
 
 def read_number(text: str, question: str = "") -> Decimal | None:
@@ -46,10 +48,10 @@ def read_number(text: str, question: str = "") -> Decimal | None:
     text = bare(text).replace("−", "-").replace("°", " ").replace("^\\circ", " ")
     first, *unit = text.split(maxsplit=4) or [""]
     nouns = _UNITS | set(re.findall(r"[a-z]{3,40}", question.lower())) - _NOT_UNITS
-    if any(word.lower() not in nouns and word.lower().removesuffix("s") not in nouns for word in unit):
+    if not all({word.lower(), word.lower().removesuffix("s")} & nouns for word in unit):
         return None
     if match := _NUMBER.fullmatch(first):
-        return Decimal(match["number"].replace(",", ""))
+        return Decimal(match[0].replace(",", ""))
     word = first.lower()
     return Decimal(_WORDS[word]) if word in _WORDS else None
 
@@ -79,7 +81,9 @@ def digit(record: Record, answer: str) -> Score:
 _LINE_MARK = re.compile(r"^[ \t]{0,8}\(?([A-Z])[).:]\s{0,8}", re.MULTILINE)
 _INLINE_MARK = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Z])[).:]\s{1,8}")
 _CHOICES_WORD = re.compile(r"\b(?:choices|options)\s{0,3}:", re.IGNORECASE)
-_LETTER = re.compile(r"(?:(?:option|choice|answer)\s{1,3})?\(?([A-Za-z])\s{0,2}[).:]{0,2}", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer)\s{1,3})?\(?([A-Z])\s{0,2}[).:]{0,2}", re.IGNORECASE | re.ASCII
+)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])\s{0,2}[).:]{1,2}(.+)", re.DOTALL)
 
 
@@ -187,8 +191,8 @@ def parse_box(
     x1, y1, x2, y2 = map(float, fields[0])
     if not all(map(math.isfinite, (x1, y1, x2, y2))):  # 1e999 reads as infinity
         return None
-    (left, right), (top, bottom) = sorted((x1 / width, x2 / width)), sorted((y1 / height, y2 / height))
-    left, top, right, bottom = (min(max(v, 0.0), 1.0) for v in (left, top, right, bottom))
+    left, right = (min(max(x / width, 0.0), 1.0) for x in sorted((x1, x2)))
+    top, bottom = (min(max(y / height, 0.0), 1.0) for y in sorted((y1, y2)))
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
@@ -215,7 +219,8 @@ def iou(a: Box, b: Box) -> float:
     >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
     0.5
     """
-    inner = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    inner = max(0.0, width) * max(0.0, height)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
     return inner / union if union > 0 else 0.0
 

@@ -207,7 +207,7 @@ def aha_bars(
     import plotly.graph_objects as go
 
     rows = read(rows)
-    known = {"aha_rate": "traces with an aha word", "false_step_rate": "checked steps that are false"}
+    known = {"aha_rate": "traces with an aha word", "false_step_rate": "false among checked steps"}
     drawn = measures or [m for m in known if any(number(row.get(m)) is not None for row in rows)]
     bars = []
     for index, row in enumerate(rows):

@@ -24,13 +24,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     >>> ticks(0, 1), ticks(3, 3)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [3.0, 3.2, 3.4, 3.6, 3.8, 4.0])
     """
-    if high <= low:
-        high = low + (abs(low) / 3 or 1.0)
+    if high - low <= max(1e-12, 1e-9 * max(abs(low), abs(high))):  # as good as one value
+        high = low + (abs(low) / 3 if abs(low) > 1e-9 else 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    digits = 2 - round(math.log10(power))  # drops what float arithmetic adds, 0.6000000000000001
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def lines(

@@ -1,0 +1,34 @@
+# make reproduce [PROFILE=smoke|laptop]   set up, then run all notebooks; continues a stopped run
+PROFILE ?= laptop
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: reproduce test lab setup clean distclean
+
+reproduce: setup
+	$(BIN)/python -m vlaa_lib run --profile $(PROFILE)
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lab: setup
+	cd notebooks && $(BIN)/jupyter lab
+
+setup: $(STAMP)
+
+# installs again only when one of the two files changed
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# never data/, never the virtual environment
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find vlaa_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,107 @@
+"""Profiles: typed, complete, sourced, and every bad value is refused by its key."""
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+import yaml
+
+from vlaa_lib import microworld, profiles
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_value_has_a_source(name):
+    settings = profiles.load(name)
+    assert settings.profile == name
+    rows = profiles.table(settings)
+    unsourced = [r["key"] for r in rows if not r["source"] and r["key"] not in ("profile", "seed")]
+    assert not unsourced
+    starts = ("paper", "ours", "TRL", "OpenRLHF", "repo")
+    assert not [r for r in rows if r["source"] and not r["source"].startswith(starts)]
+    assert set(settings.data.sources) <= set(microworld.SOURCES)
+
+
+def test_table_shows_the_values_in_use():
+    rows = {r["key"]: r for r in profiles.table(profiles.load("laptop", **{"grpo.steps": 7}))}
+    assert rows["grpo.steps"]["value"] == 7
+    assert rows["grpo.num_generations"]["source"] == "paper §4"
+    assert rows["grpo.mode"]["source"] != rows["sft.mode"]["source"]  # same name, own comment
+
+
+def test_overrides_dotted_nested_and_as_text_say_the_same():
+    dotted = profiles.load("smoke", **{"grpo.steps": 5, "seed": 3})
+    assert dotted == profiles.load("smoke", grpo={"steps": 5}, seed=3)
+    assert dotted == profiles.load("smoke", **{"grpo.steps": "5", "seed": "3"})
+    assert dotted.grpo.steps == 5 and dotted.seed == 3
+    assert dotted.grpo.beta == profiles.load("smoke").grpo.beta
+
+
+def test_whole_numbers_become_floats_where_floats_are_meant():
+    epochs = profiles.load("smoke", **{"sft.epochs": 2}).sft.epochs
+    assert epochs == 2.0 and isinstance(epochs, float)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        profiles.load("smoke").grpo.steps = 9
+
+
+BAD = {
+    "sft.speed": (3, "no such setting"),
+    "speed": (3, "no such setting"),
+    "seed.deep": (3, "no such setting"),
+    "a.b.c": (3, "no such setting"),
+    "grpo.learning_rate": ("1e-6", r"write 1\.0e-6"),
+    "grpo.steps": (2.5, "float, expected int"),
+    "sft.max_steps": (True, "bool, expected int"),
+    "sft.epochs": (None, "NoneType, expected float"),
+    "model.policy": (3, "int, expected str"),
+    "data.sources": ("solids", "str, expected list"),
+    "data.eval_per_source": (0, "must be above 0"),
+    "grpo.prompts_per_step": (-4, "must be above 0"),
+    "grpo.temperature": (float("nan"), "must be above 0"),
+    "teacher.omit": (1.5, "between 0 and 1"),
+    "grpo.num_generations": (1, "at least 2"),
+    "sft.per_device_batch": (5, "sft.global_batch: must be a multiple"),
+    "grpo.per_device_batch": (7, "must be a multiple of it"),
+    "model.min_pixels": (10**9, r"above model\.max_pixels"),
+    "sft.mode": ("qlora", "full, lora, 4bit"),
+    "grpo.mode": ("8bit", "full, lora, 4bit"),
+}
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_a_bad_value_is_refused_by_its_key(key):
+    value, message = BAD[key]
+    with pytest.raises(profiles.ProfileError, match=message) as error:
+        profiles.load("smoke", **{key: value})
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "message"), [([], "at least one"), ([1], "texts only")])
+def test_bad_lists_are_refused(value, message):
+    with pytest.raises(profiles.ProfileError, match=f"data.sources: .*{message}"):
+        profiles.load("smoke", **{"data.sources": value})
+
+
+def test_unknown_profile_lists_those_that_exist():
+    with pytest.raises(profiles.ProfileError, match="'huge'; use one of laptop, smoke"):
+        profiles.load("huge")
+    with pytest.raises(profiles.ProfileError, match="unknown profile"):
+        profiles.load("../profiles/smoke")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["grpo"].pop("beta"), "grpo.beta: missing"),
+        (lambda v: v.update(extra=1), "extra: unknown setting"),
+        (lambda v: v.update(sft=3), "sft: expected a section"),
+    ],
+)
+def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, change, message):
+    values = yaml.safe_load((profiles.FOLDER / "smoke.yaml").read_text())
+    change(values)
+    (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(profiles, "FOLDER", tmp_path)
+    with pytest.raises(profiles.ProfileError, match=message):
+        profiles.load("smoke")

@@ -1,0 +1,282 @@
+"""The driver: refuses bad parameters, tells green from red, goes on where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vlaa_lib import ROOT, report, run
+
+PARAMETERS = """profile: str = "laptop"
+run_dir: str = None  # folder of the run
+steps: int = 3
+rate: float = 0.5"""
+
+
+def notebook(folder: Path, name: str, *cells: str, tag: str = "parameters") -> Path:
+    """Write a toy notebook: the parameters cell, then the given code cells."""
+    made = nbformat.v4.new_notebook(
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+    )
+    made.cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, *cells)]
+    made.cells[0].metadata["tags"] = [tag]
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+def note(folder: Path, word: str) -> str:
+    """Return a cell that appends a word to `ran.txt`: what ran, in order, and how often."""
+    return f"with open({str(folder / 'ran.txt')!r}, 'a') as f: f.write({word!r} + ' ')"
+
+
+def ran(folder: Path) -> list[str]:
+    path = folder / "ran.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def status(run_dir: Path) -> dict[str, str]:
+    return json.loads((run_dir / "run_card.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, r"unknown parameter 'stepz'; it declares profile, run_dir, steps, rate"),
+        ({"steps": "3"}, r"'steps' is '3' \(str\); the notebook declares int"),
+        ({"steps": 0.5}, r"'steps' is 0.5 \(float"),
+        ({"steps": True}, r"'steps' is True \(bool"),
+        ({"rate": "1e-6"}, r"'rate' is '1e-6' \(str"),
+        ({"profile": 3}, r"'profile' is 3 \(int\); the notebook declares str"),
+    ],
+)
+def test_bad_parameters_are_refused(tmp_path, given, message):
+    path = notebook(tmp_path, "00_toy")
+    with pytest.raises(run.RunError, match=message):
+        run.check_parameters(path, given)
+
+
+def test_good_parameters_pass(tmp_path):
+    path = notebook(tmp_path, "00_toy")
+    run.check_parameters(path, {"profile": "smoke", "run_dir": None, "steps": 1, "rate": 1})
+
+
+def test_a_parameter_that_no_cell_declares_stops_the_run_before_it_starts(tmp_path):
+    good = notebook(tmp_path, "00_good", note(tmp_path, "good"))
+    untagged = notebook(tmp_path, "01_untagged", tag="other")
+    with pytest.raises(run.RunError, match=r"01_untagged.*is a cell tagged"):
+        run.run("smoke", [good, untagged], tmp_path / "run")
+    assert not ran(tmp_path) and not (tmp_path / "run").exists()
+
+
+def test_overrides_of_a_notebook_that_is_not_run_are_refused(tmp_path):
+    path = notebook(tmp_path, "00_toy")
+    with pytest.raises(run.RunError, match="05_other"):
+        run.run("smoke", [path], tmp_path / "run", {"05_other": {"steps": 1}})
+
+
+def test_unknown_notebook_and_profile_are_named(tmp_path):
+    with pytest.raises(run.RunError, match="'77'"):
+        run.find_notebooks(["77"])
+    with pytest.raises(ValueError, match="huge"):
+        run.run("huge", [notebook(tmp_path, "00_toy")], tmp_path / "run")
+
+
+def test_numbers_and_names_find_the_repository_notebooks():
+    every = run.find_notebooks()
+    assert [p.name for p in every] == sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
+    assert run.find_notebooks(["00", every[1].stem]) == every[:2]
+
+
+def test_failure_resume_and_changed_source(tmp_path, capsys):
+    """One story, since each kernel costs seconds: red, mended, skipped, changed, skipped."""
+    first = notebook(
+        tmp_path, "00_first", note(tmp_path, "first"), "print(profile, run_dir, steps)",
+        "import os; assert os.getcwd() == " + repr(str(ROOT)),
+    )  # fmt: skip
+    second = notebook(tmp_path, "01_second", note(tmp_path, "second"), "1 / 0", "print('late')")
+    third = notebook(tmp_path, "02_third", note(tmp_path, "third"))
+    folder = tmp_path / "run"
+
+    def go() -> int:
+        return run.run("smoke", [first, second, third], folder, {"00_first": {"steps": 7}})
+
+    assert go() == 1
+    out = capsys.readouterr().out
+    assert "ZeroDivisionError" in out and "goes on from 01_second" in out
+    assert ran(tmp_path) == ["first", "second"]  # the third waits
+    assert status(folder) == {"00_first": "done", "01_second": "failed"}
+    assert (folder / "logs" / "00_first.log").read_text().split() == ["smoke", str(folder), "7"]
+    assert "failed" in (folder / "report.html").read_text()
+    assert json.loads((folder / "state.json").read_text())["finished"] is None
+
+    notebook(tmp_path, "01_second", note(tmp_path, "second"))
+    assert go() == 0
+    assert ran(tmp_path) == ["first", "second", "second", "third"]
+    card = json.loads((folder / "run_card.json").read_text())
+    assert set(card["minutes"]) == {"00_first", "01_second", "02_third"}
+    assert card["finished"] and card["seed"] == 0 and card["versions"]["papermill"]
+    executed = nbformat.read(folder / "notebooks" / "02_third.ipynb", 4)
+    assert executed.cells[-1].execution_count
+
+    notebook(tmp_path, "02_third", note(tmp_path, "changed"))
+    assert go() == 0
+    assert ran(tmp_path)[4:] == ["changed"]
+    with pytest.raises(run.RunError, match="holds a run already"):
+        run.run("smoke", [first], folder, resume=False)
+    with pytest.raises(run.RunError, match="other settings"):
+        run.run("laptop", [first], folder)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (("import sys; sys.exit(0)", "print('late')"), "never ran"),
+        (("import sys; sys.exit(0)",), "last cell ended the notebook"),
+        (("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",), "out of memory"),
+    ],
+    ids=["exit early", "exit in the last cell", "killed kernel"],
+)
+def test_what_papermill_may_call_a_success_is_red(tmp_path, cells, reason, capsys):
+    path = notebook(tmp_path, "00_toy", *cells)
+    assert run.run("smoke", [path], tmp_path / "run") == 1
+    assert reason in capsys.readouterr().out
+    assert status(tmp_path / "run") == {"00_toy": "failed"}
+
+
+def driver(tmp_path: Path, *paths: Path) -> subprocess.Popen:
+    """Start a driver process over toy notebooks, its runs below `tmp_path`."""
+    code = (
+        "import sys; from pathlib import Path; from vlaa_lib import run\n"
+        f"run.RUNS, run.HEARTBEAT_S = Path({str(tmp_path / 'runs')!r}), 0.2\n"
+        f"sys.exit(run.run('smoke', {[str(p) for p in paths]!r}))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> str:
+    """Return a file's text once there is some, unless the process that writes it has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # a zombie waits for its parent and does nothing more
+    return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def test_killed_driver_takes_its_kernel_along_and_the_next_one_goes_on(tmp_path):
+    pid_file = tmp_path / "pid.txt"
+    slow = (
+        f"import os, time, pathlib; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
+        f"print('step 3 of 9', flush=True)\n"
+        f"time.sleep(0 if pathlib.Path({str(tmp_path / 'go')!r}).exists() else 120)"
+    )
+    first = notebook(tmp_path, "00_first", note(tmp_path, "first"))
+    second = notebook(tmp_path, "01_second", slow, note(tmp_path, "second"))
+
+    process = driver(tmp_path, first, second)
+    kernel = int(wait_for(pid_file, process))
+    time.sleep(1)  # some heartbeats
+    process.kill()
+    said = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL
+    assert "[2/2] 01_second: cell 3" in said and "step 3 of 9" in said
+    end = time.monotonic() + 10
+    while is_alive(kernel) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not is_alive(kernel)
+
+    (tmp_path / "go").write_text("")
+    process = driver(tmp_path, first, second)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "[1/2] 00_first: done before" in said
+    assert ran(tmp_path) == ["first", "second"]  # the first did not run again
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_sigterm_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    path = notebook(
+        tmp_path, "00_slow",
+        f"import pathlib, time; pathlib.Path({str(tmp_path / 'on')!r}).write_text('x')",
+        "time.sleep(120)",
+    )  # fmt: skip
+    process = driver(tmp_path, path)
+    wait_for(tmp_path / "on", process)
+    time.sleep(0.5)
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "goes on from 00_slow" in said
+    folder = next((tmp_path / "runs").iterdir())
+    assert status(folder) == {"00_slow": "stopped"}
+
+
+def plan_of(profile="smoke", asked=("00_toy",)):
+    return {"profile": profile, "settings": {"seed": 0}, "asked": list(asked), "overrides": {}}
+
+
+def test_only_the_newest_free_unfinished_run_of_the_same_plan_is_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    plan = plan_of()
+    for name, change in {
+        "1-smoke": {},
+        "2-smoke": {},
+        "3-smoke": {"finished": "yes"},
+        "4-smoke": {"asked": ["00_toy", "01_toy"]},
+        "5-smoke": {"settings": {"seed": 1}},
+        "6-smoke": {"overrides": {"00_toy": {"steps": 1}}},
+    }.items():
+        (tmp_path / name).mkdir()
+        state = plan | {"finished": None, "started": "", "notebooks": {}} | change
+        (tmp_path / name / "state.json").write_text(json.dumps(state))
+    with run._claimed(plan, None, resume=True) as newest:
+        assert newest.name == "2-smoke"
+        with run._claimed(plan, None, resume=True) as next_free:  # the newest is in use
+            assert next_free.name == "1-smoke"
+        with pytest.raises(run.RunError, match="in use"), run._claimed(plan, newest, True):
+            pass
+    with run._claimed(plan, None, resume=False) as fresh:
+        assert fresh.name not in {f"{i}-smoke" for i in range(1, 7)}
+
+
+def test_errors_are_safe_to_print():
+    text = run.explain(RuntimeError("a\x1b[31mb\x1b]0;title\x07\x00c\n" + "line\n" * 30 + "last"))
+    assert text.endswith("last") and len(text.splitlines()) == 15
+    assert not any(ord(c) < 32 and c != "\n" for c in run._plain("a\x1b[2J\rb\x07"))
+
+
+def test_run_card_names_commit_only_in_git(monkeypatch, tmp_path):
+    state = plan_of() | {"started": "", "finished": None, "notebooks": {}}
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    card = report.run_card(state)
+    assert card["commit"] is None and card["dirty"] is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "new.txt").write_text("x")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-qm", "one"], check=True)
+    card = report.run_card(state)
+    assert len(card["commit"]) == 40 and card["dirty"] is False
+    (tmp_path / "new.txt").write_text("y")
+    assert report.run_card(state)["dirty"] is True
+    assert "cores" in card["machine"] and "GiB" in card["machine"]
