@@ -1,4 +1,4 @@
-"""Images: whatever lies on the disk, opening is safe and says what is wrong; fitting keeps limits."""
+"""Images: whatever lies on the disk, opening is safe and says why not; fitting keeps limits."""
 
 import io
 import os

@@ -76,7 +76,8 @@ def test_only_one_order_of_tags_is_right(pieces):
 
 
 @pytest.mark.parametrize("text", [
-    "<think>" * 15_000, "<" * 100_000, " " * 100_000 + "<think>", "<think>a</think>" + " " * 100_000,
+    "<think>" * 15_000, "<" * 100_000, " " * 100_000 + "<think>",
+    "<think>a</think>" + " " * 100_000,
     "<think>" + "</think" * 15_000 + "</think><answer>3</answer>",
     "<think></think>" + "\n" * 100_000 + "x<answer>3</answer>",
 ])

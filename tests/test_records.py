@@ -201,9 +201,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-ROWS = st.fixed_dictionaries({}, optional={
-    key: JSON for key in ("id", "image", "question", "gt", "reward", "frame", "meta", "answer")
-})
+KEYS = ("id", "image", "question", "gt", "solution", "source", "reward", "frame", "meta", "answer")
+ROWS = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON))
 
 
 @given(ROWS)

@@ -191,6 +191,12 @@ def test_models_look_alike_everywhere_and_unlike_each_other():
     assert all(style.style_of(m).color in page for m in ("instruct", "grpo"))
 
 
+def test_models_along_the_axis_keep_their_colour():
+    page = svg.bars([{"model": "sft", "v": 1}, {"model": "grpo", "v": 2}], "model", "v")
+    filled = [found.get("fill") for found in elements(page, "rect")[1:]]
+    assert filled == [style.style_of(m).color for m in ("sft", "grpo")]
+
+
 # --- SVG and report
 
 

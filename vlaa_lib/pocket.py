@@ -1,8 +1,8 @@
 """The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
 
-Three stages, since a narrow model left to itself learns the language and ignores the picture:
-the tower alone (colour, shape and pixels of each cell), then the language model on dense
-descriptions and questions (`base`), then chat (`instruct`).
+Four stages, since a narrow model left to itself learns the language and ignores the picture: the
+tower alone (colour, shape and pixels of each cell), then the language model on dense descriptions
+(`describe`), on questions that only the picture answers (`base`), and on chat (`instruct`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from . import microworld, prompts, records
 from .microworld import SOURCES, narrator, scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
-from .pocket_data import base_text, chat_text, collate_text, collate_tower, draw, loader
+from .pocket_data import (
+    base_text,
+    chat_text,
+    collate_text,
+    collate_tower,
+    describe_text,
+    draw,
+    loader,
+)
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -74,13 +83,16 @@ class Recipe:
     vision_hidden: int = 128
     vision_layers: int = 4
     vocabulary: int = 1024
-    batch: int = 32
+    batch: int = 32  # tower and describe
+    short_batch: int = 48  # base and instruct: one question a picture
     tower_steps: int = 600
-    base_steps: int = 1200
-    instruct_steps: int = 400
+    describe_steps: int = 1200
+    base_steps: int = 500
+    instruct_steps: int = 350
     tower_lr: float = 2e-3
+    describe_lr: float = 2e-3
     base_lr: float = 2e-3
-    instruct_lr: float = 6e-4
+    instruct_lr: float = 1e-3
     think_share: float = 0.4  # chat samples answered in the think/answer format
     seed: int = 0
 
@@ -130,31 +142,31 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
     Initialised at 1/sqrt(width): at the usual 0.02 a model this narrow ignores the image.
     """
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    text = dict(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.hidden * 3,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,
-        num_key_value_heads=recipe.hidden // 64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=recipe.hidden**-0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
-    )
-    vision = dict(
-        depth=recipe.vision_layers,
-        hidden_size=recipe.vision_hidden,
-        num_heads=4,
-        intermediate_size=recipe.vision_hidden * 2,
-        out_hidden_size=recipe.hidden,
-        initializer_range=recipe.vision_hidden**-0.5,
-        window_size=scenes.SIDE_PX,
-        fullatt_block_indexes=[recipe.vision_layers - 1],
-    )
+    text = {
+        "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.hidden * 3,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.hidden // 32,
+        "num_key_value_heads": recipe.hidden // 64,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "initializer_range": recipe.hidden**-0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    vision = {
+        "depth": recipe.vision_layers,
+        "hidden_size": recipe.vision_hidden,
+        "num_heads": 4,
+        "intermediate_size": recipe.vision_hidden * 2,
+        "out_hidden_size": recipe.hidden,
+        "initializer_range": recipe.vision_hidden**-0.5,
+        "window_size": scenes.SIDE_PX,
+        "fullatt_block_indexes": [recipe.vision_layers - 1],
+    }
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
@@ -210,7 +222,7 @@ def fit(name: str, step: Any, parameters: list, batches: Any, steps: int, lr: fl
                 "stage": name,
                 "step": number,
                 "loss": round(loss.item(), 4),
-                "seen": round(float(seen), 4),
+                "seen": None if seen is None else round(float(seen), 4),
                 "seconds": round(time.monotonic() - start),
             }
             log.append(row)
@@ -239,27 +251,26 @@ def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, log: list
 def train_language(
     stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, log: list
 ) -> None:
-    """Stages 2 and 3: the language model and the tower's merger; the rest of the tower rests."""
-    chat = stage == "instruct"
+    """Stages 2 to 4: the language model and the tower's merger; the rest of the tower rests."""
+    chat, number = stage == "instruct", ("describe", "base", "instruct").index(stage) + 1
+    batch = recipe.batch if stage == "describe" else recipe.short_batch
 
     def make(index: int) -> tuple[dict, list[tuple[str, bool]]]:
-        scene, rng = draw(index, recipe.seed + (2 if chat else 1))
-        return scene, chat_text(scene, rng, recipe.think_share) if chat else base_text(scene, rng)
+        scene, rng = draw(index, recipe.seed + number)
+        if chat:
+            return scene, chat_text(scene, rng, recipe.think_share)
+        return scene, (describe_text if stage == "describe" else base_text)(scene, rng)
 
-    def step(batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-        return model(**batch).loss, float("nan")
+    def step(batch: dict[str, Tensor]) -> tuple[Tensor, None]:
+        return model(**batch).loss, None
 
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("visual" not in name or "merger" in name)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batches = loader(
-        make, lambda samples: collate_text(samples, processor, 1 if chat else 0), recipe.batch
-    )
-    steps = recipe.instruct_steps if chat else recipe.base_steps
-    fit(
-        stage, step, parameters, batches, steps, recipe.instruct_lr if chat else recipe.base_lr, log
-    )
+    batches = loader(make, lambda made: collate_text(made, processor, 1 if chat else 0), batch)
+    steps, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
+    fit(stage, step, parameters, batches, steps, lr, log)
 
 
 def build(out: str | Path, recipe: Recipe = Recipe(), threads: int = 1) -> None:
@@ -269,13 +280,14 @@ def build(out: str | Path, recipe: Recipe = Recipe(), threads: int = 1) -> None:
     """
     torch.set_num_threads(threads)
     out, log = Path(out), []
-    processor = build_processor(recipe)
+    kept = out / "stages" / "processor"  # the tokens that the kept stages were trained on
+    if not kept.is_dir():
+        build_processor(recipe).save_pretrained(kept)
+    processor = ImageProcessor.from_pretrained(kept)
     model = build_model(recipe, processor.tokenizer)
-    stages = {
-        "tower": lambda: train_tower(model, processor, recipe, log),
-        "base": lambda: train_language("base", model, processor, recipe, log),
-        "instruct": lambda: train_language("instruct", model, processor, recipe, log),
-    }
+    stages = {"tower": lambda: train_tower(model, processor, recipe, log)}
+    for stage in ("describe", "base", "instruct"):
+        stages[stage] = partial(train_language, stage, model, processor, recipe, log)
     for stage, train in stages.items():
         kept = out / "stages" / f"{stage}.pt"
         if kept.is_file():
@@ -287,7 +299,7 @@ def build(out: str | Path, recipe: Recipe = Recipe(), threads: int = 1) -> None:
             train()
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"model": model.state_dict(), "log": log}, kept)
-        if stage != "tower":
+        if stage in ("base", "instruct"):
             save(stage, model, processor, out / stage, recipe, log)
     for stage in ("base", "instruct"):
         write_card(stage, out / stage, recipe)

@@ -28,9 +28,18 @@ class Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         index = self.start
-        while True:
-            yield self.collate([self.make(index + i) for i in range(self.batch)])
-            index += self.batch
+        while True:  # four batches at a time, rows of similar length together: less padding
+            pool = [self.make(index + i) for i in range(4 * self.batch)]
+            pool.sort(key=self.length)
+            batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]
+            random.Random(index).shuffle(batches)
+            yield from map(self.collate, batches)
+            index += len(pool)
+
+    @staticmethod
+    def length(sample: Any) -> int:
+        """Return the characters of a sample's text; samples without text are all alike."""
+        return sum(len(text) for text, _ in sample[1]) if isinstance(sample, tuple) else 0
 
 
 def draw(index: int, seed: int) -> tuple[dict, random.Random]:
@@ -56,33 +65,52 @@ def _sources(scene: dict) -> list[str]:
     return [s for s in kinds if s != "locate" or facts.places(scene)]
 
 
-def base_text(scene: dict, rng: random.Random) -> list[tuple[str, bool]]:
-    """Write a base-stage document as (text, is it a target) pieces: description, then questions."""
+def describe_text(scene: dict, rng: random.Random) -> list[tuple[str, bool]]:
+    """Write a document of the first language stage as (text, is it a target) pieces.
+
+    The description of everything comes first, then questions that it answers.
+    """
     pieces = [(_dense(scene, rng) + "\n", True)]
     for _ in range(3):
-        source = rng.choice(_sources(scene))
-        question, _ = questions.ask(source, scene, rng)
-        think, answer = narrator.plain_trace(scene, question)
+        question, think, answer = _question(scene, rng)
         if rng.random() < 0.3:
             answer = f"{think} {answer}"
         pieces += [(question, False), (f" {answer}\n", True)]
     return [*pieces, ("<|endoftext|>", True)]
 
 
+def base_text(scene: dict, rng: random.Random) -> list[tuple[str, bool]]:
+    """Write one question that only the picture answers or, in one of five, a description."""
+    if rng.random() < 0.2:
+        return [(_dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+    question, think, answer = _question(scene, rng)
+    if rng.random() < 0.4:
+        answer = f"{think} {answer}"
+    return [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
+
+
 def chat_text(scene: dict, rng: random.Random, think_share: float) -> list[tuple[str, bool]]:
-    """Write an instruct-stage chat, two turns on one image, as (text, is it a target) pieces."""
-    pieces = [(f"<|im_start|>system\n{prompts.SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n", False)]
-    for turn in range(2):
-        source = rng.choice(_sources(scene))
-        question, _ = questions.ask(source, scene, rng)
-        think, answer = narrator.plain_trace(scene, question)
-        if rng.random() < think_share:
-            answer = prompts.join_think_answer(think, answer)
-        start = "<|im_start|>user\n" if turn else ""
-        asked = prompts.user_text(question, SOURCES[source][1])
-        pieces += [(f"{start}{asked}<|im_end|>\n<|im_start|>assistant\n", False)]
-        pieces += [(f"{answer}<|im_end|>", True), ("\n", False)]
-    return pieces[:-1]
+    """Write a chat of one turn as (text, is it a target) pieces; the image follows the first."""
+    question, think, answer = _question(scene, rng)
+    asked = prompts.user_text(question, _reward(scene, question))
+    if rng.random() < think_share:
+        answer = prompts.join_think_answer(think, answer)
+    return [
+        (f"<|im_start|>system\n{prompts.SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n", False),
+        (f"{asked}<|im_end|>\n<|im_start|>assistant\n", False),
+        (f"{answer}<|im_end|>", True),
+    ]
+
+
+def _question(scene: dict, rng: random.Random) -> tuple[str, str, str]:
+    """Ask something that suits the scene; return (question, plain think text, answer)."""
+    question, _ = questions.ask(rng.choice(_sources(scene)), scene, rng)
+    return question, *narrator.plain_trace(scene, question)
+
+
+def _reward(scene: dict, question: str) -> str:
+    kind = questions.read(question).kind
+    return next(SOURCES[s][1] for s in _sources(scene) if kind in questions.KINDS[s])
 
 
 def collate_text(

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO
 
 REWARDS = ("digit", "mcq", "math", "iou", "open")
@@ -73,7 +74,8 @@ class Reject:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.id or '(no id)'}: {self.reason}"
+        place = f"{self.file}:{self.line}: " if self.file else ""
+        return f"{place}{self.id or '(no id)'}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,12 @@ def from_json(row: Any) -> Record:
     if not isinstance(row, dict):
         raise RecordError(f"expected a JSON object, found {type(row).__name__}")
     for key in ("id", "image", "question", "gt"):
-        if row.get(key) in (None, ""):
+        if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
-    for key in ("image", "question", "ds_answer", "answer", "caption", "reward", "frame"):
-        if not isinstance(row.get(key) or "", str):
+    for key in ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame"):
+        if not isinstance(row.get(key), (str, NoneType)):
             raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected text")
-    if not isinstance(row.get("meta") or {}, dict):
+    if not isinstance(row.get("meta"), (dict, NoneType)):
         raise RecordError(f"key 'meta' is {type(row['meta']).__name__}, expected an object")
     image = clean_image_path(row["image"])
     source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
@@ -146,7 +148,7 @@ def from_json(row: Any) -> Record:
         "source": row.get("source") or source or image.split("/")[0],
         "reward": reward,
         "frame": frame,
-        "solution": row.get("solution") or normalise_gold(row["gt"]),
+        "solution": str(row.get("solution") or normalise_gold(row["gt"])),
         "extra": {k: v for k, v in row.items() if k not in known},
     }
     return Record(**values)
@@ -181,7 +183,7 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element."""
     decoder, line = json.JSONDecoder(), 1
     buffer = stream.read(chunk_chars).lstrip("\ufeff")
-    gap = re.compile(r"[\s,\[]*")  # before the first element: the bracket; later: comma, space
+    gap = re.compile(r"\s*\[?\s*")  # before the first element: the bracket; later: comma, space
     while True:
         end = gap.match(buffer).end()
         line, buffer = line + buffer.count("\n", 0, end), buffer[end:]

@@ -75,23 +75,27 @@ def world(cfg: Settings, run: Path, split: str) -> Path:
     )
 
 
+def rates(cfg: Settings) -> Rates:
+    """Return how often the local teacher's captions and reasoning go wrong."""
+    return Rates(cfg.teacher.omit, cfg.teacher.confuse, cfg.teacher.miscount, cfg.teacher.hesitate)
+
+
 def dataset(cfg: Settings, run: Path) -> Path:
     """Construct the dataset with the local teacher: `sft.jsonl`, `rl.jsonl`, drops and counts."""
     from . import construct
 
     raw = world(cfg, run, "train")
-    rates = {k: getattr(cfg.teacher, k) for k in ("omit", "confuse", "miscount", "hesitate")}
-
     def build(path: Path) -> None:
         made = records.load(raw / "records.jsonl", raw / "images").records
         scenes = construct.scenes_of(made, raw / "images")
-        with construct.serve_teacher(scenes, Rates(**rates)) as base_url:
+        with construct.serve_teacher(scenes, rates(cfg)) as base_url:
             result = construct.run(
                 made, raw / "images", base_url, path, concurrency=cfg.teacher.concurrency
             )
         write_csv(run / "results" / "construct_counts.csv", result.counts)
 
-    settings = {"world": json.loads((raw / "done.json").read_text())["settings"], "rates": rates}
+    settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
+    settings |= {"rates": asdict(rates(cfg))}
     return _once(run / "dataset", settings, build)
 
 

@@ -36,9 +36,9 @@ def generate(
     order = sorted(range(len(records)), key=lambda i: len(records[i].question))
     completions = [""] * len(records)
     policy.model.eval()
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    )
+    sampling = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
     for start in tqdm(range(0, len(order), batch), desc="generate", unit="batch", leave=False):
         chosen = order[start : start + batch]
         pictures = [fit_image(open_image(records[i].image, images)) for i in chosen]

@@ -40,7 +40,7 @@ def _cube(pen: ImageDraw.ImageDraw, box: list[float], color: tuple[int, ...]) ->
 
 
 def _ball(pen: ImageDraw.ImageDraw, box: list[float], color: tuple[int, ...]) -> None:
-    x0, y0, x1, y1 = box
+    x0, y0, x1, _y1 = box
     r = x1 - x0
     pen.ellipse(box, fill=color)
     pen.ellipse((x0 + r * 0.2, y0 + r * 0.15, x0 + r * 0.45, y0 + r * 0.4), fill=_shade(color, 3))

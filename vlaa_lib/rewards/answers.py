@@ -74,8 +74,8 @@ def _unwrap(text: str) -> str:
         inside = text[len(opening) : len(text) - len(closing)]
         if len(text) <= len(opening) + len(closing) or text != opening + inside + closing:
             continue
-        if closing == "}" and not _is_balanced(inside):
-            continue
+        if closing == "}" and (inside.endswith("\\") or not _is_balanced(inside)):
+            continue  # the brace at the end is text, or belongs to something else
         if closing != "}" and closing in inside:
             continue
         return inside.strip()

@@ -95,7 +95,7 @@ def _score_open(
         groups.setdefault(json.dumps(row[1].to_json(), sort_keys=True), []).append(row)
     for group in groups.values():
         answers = [answer for *_, answer in group]
-        found = _or_error(open_ended.open_ended, group[0][1], answers, model)
+        found = _or_error(open_ended.score_open, group[0][1], answers, model)
         for k, (i, *_) in enumerate(group):
             scores[i] = found if isinstance(found, GoldError) else found[k]
 

@@ -94,7 +94,7 @@ def _reference(model: RewardModel | None, row: str) -> float:
     return value
 
 
-def open_ended(
+def score_open(
     record: Record, answers: list[str], model: RewardModel | None = None, beta: float = BETA
 ) -> list[Score]:
     """Score answers of one record against its gold (paper §4); the default model reads scenes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from .. import ROOT
 from . import figures
 from .html import trace_html
 
-__all__ = ["figures", "source", "trace_html"]
+__all__ = ["figures", "minutes", "source", "trace_html"]
 
 
 def source(fn: Callable | type) -> Any:
@@ -28,3 +29,14 @@ def source(fn: Callable | type) -> Any:
     place = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
     # Code colours with Pygments, which escapes the text
     return Code(f"# {place}, line {max(1, number)}\n{''.join(lines)}", language="python")
+
+
+def minutes(notebook: str) -> str:
+    """Say how long a notebook took in the measured runs of `data/results`, as a table."""
+    rows = []
+    for path in sorted((ROOT / "data" / "results").glob("**/run_card.json")):
+        card = json.loads(path.read_text())
+        if (spent := card["minutes"].get(notebook)) is not None:
+            row = {"profile": card["profile"], "minutes": round(spent, 1)}
+            rows.append(row | {"on": card["machine"]})
+    return figures.text_table(rows) if rows else "No run of this notebook is measured yet."

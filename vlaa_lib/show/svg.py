@@ -102,7 +102,8 @@ def bars(
         body.append(_text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
         for j, name in enumerate(names):
             left = _LEFT + i * slot + 0.1 * slot + j * width
-            color = style_of(name or y, j).color
+            # models keep their colour also where they stand along the axis
+            color = style_of(place if x == "model" else name or y, j).color
             for row in chosen(chosen(rows, x, place), group, name)[:1]:
                 values = [number(row.get(key)) for key in (y, low, high)]
                 body += _bar(left, width, color, values, y_ticks)

@@ -1,0 +1,118 @@
+"""Maths: Math-Verify on whole answers, in workers that a slow or greedy answer cannot hold up."""
+
+import itertools
+import sys
+import time
+from concurrent.futures import TimeoutError
+
+import pytest
+
+from vlaa_lib import prompts, rewards
+from vlaa_lib.records import Record
+from vlaa_lib.rewards import Score, maths
+
+
+def record(gt):
+    return Record(
+        id="r1", image="a/b.png", question="Solve.", gt=gt, solution=gt, reward="math"
+    )
+
+
+def wrap(answer):
+    return prompts.join_think_answer("I look.", answer)
+
+
+def score(gt, answer):
+    return rewards.score(record(gt), wrap(answer))
+
+
+@pytest.mark.parametrize(("gold", "answer"), [
+    ("y = 2x + 1", "y = 2x + 1"), ("y = 2x + 1", "1 + 2x"), ("y = 2x + 1", "f(x) = 2x + 1"),
+    ("y = 2x + 1", "$$y=1+2x$$"), ("y = 2x + 1", "\\boxed{2x+1}"), ("2x+1", "y = 2x+1"),
+    ("y = 2x", "2x = y"), ("y = 2x", "y - 2x = 0"), ("y = |x - 2| - 1", "\\left|2-x\\right|-1"),
+    ("y = -(x - 2)^2 + 3", "y = -x^2 + 4x - 1"), ("\\frac{1}{2}", "0.5"), ("\\frac12", "1/2"),
+    ("x^2", "x**2"), ("45", "45°"), ("-2", "−2"), ("1,000", "1000"), ("\\sin(x)", "\\sin x"),
+    ("2x", "The equation is $y = 2x$."), ("x=1, x=2", "x=2, x=1"), ("\\theta = 45", "45"),
+])
+def test_math_right(gold, answer):
+    found = score(gold, answer)
+    assert found.value == 1.0, found.reason
+    assert found.reason.endswith("is right")
+
+
+@pytest.mark.parametrize(("gold", "answer", "reason"), [
+    ("y = 2x + 1", "2x - 1", "is wrong"), ("y = 2x", "x = 2y", "is wrong"),
+    ("3", "3 or 7", "is wrong"), ("3", "3, 7", "is wrong"), ("3", "7, 3", "is wrong"),
+    ("2x", "not 2x", "is wrong"), ("2x", "2x or 3x", "is wrong"), ("x = 3", "y = 3", "is wrong"),
+    ("\\sqrt{2}", "1.4", "is wrong"), ("3", "\\pm 3", "is wrong"), ("3", "x > 3", "is wrong"),
+    ("3", "7 = 3", "not both equations"), ("3", "3 = 7", "not both equations"),
+    ("2x", "y = 2x = 3x", "not both equations"), ("2x", "2x + 1 = 2x", "not both equations"),
+    ("2x", "\\frac{", "cannot be read"), ("2x", "?", "cannot be read"),
+    ("2x", "$2x$ or $3x$", "is not one expression"),
+    ("2x", "$2x$, since $x$", "is not one expression"),
+    ("2x", "2" * 501, "more than 500 characters"),
+])
+def test_math_wrong(gold, answer, reason):
+    found = score(gold, answer)
+    assert found.value == 0.0 and reason in found.reason
+
+
+@pytest.mark.parametrize("answer", [
+    "\\text{exec}(1)", "lambda: 0", "{" * 300,
+    "\\begin{matrix}" * 20, "\\frac" * 80, "x" * 400, "\\sqrt" * 60, "\x00\x01", "\\", "}{",
+])
+def test_math_survives_odd_answers(answer):
+    assert score("2x", answer).value == 0.0
+
+
+def test_math_text_is_never_run_as_python(tmp_path):
+    marker = tmp_path / "ran"
+    for answer in (f"__import__('pathlib').Path('{marker}').touch()", f"open('{marker}', 'w')"):
+        assert score("2x", answer).value == 0.0
+    assert not marker.exists()
+
+
+def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
+    monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
+    gold = record("2")
+    rewards.score(gold, wrap("1 + 1"))  # workers are up
+    answers = ["\\boxed{9^{9^{9^{9}}}}", *["1 + 1"] * 20]
+    start = time.monotonic()
+    scores = rewards.score_all([gold] * len(answers), [wrap(a) for a in answers])
+    took_s = time.monotonic() - start
+    assert scores[0] == Score(0.0, "math: timed out after 2 s")
+    assert [s.value for s in scores[1:]] == [1.0] * 20
+    assert 2.0 <= took_s < 8.0
+    # no worker is left in the long multiplication
+    assert score("2", "4 - 2").value == 1.0
+
+
+def test_a_worker_that_hears_nothing_is_killed_at_once():
+    maths._pool().schedule(abs, args=(1,)).result()
+    start = time.monotonic()
+    deaf = maths._pool().schedule(sum, args=(itertools.repeat(1),), timeout=1)  # endless, in C
+    with pytest.raises(TimeoutError):
+        deaf.result()
+    assert time.monotonic() - start < 3
+
+
+def test_a_dead_pool_is_replaced():
+    assert score("2", "1 + 1").value == 1.0
+    pool = maths._pool()
+    pool.stop()
+    pool.join()
+    assert score("2", "1 + 1").value == 1.0
+    assert maths._pool() is not pool
+
+
+def _loaded_modules():
+    return sorted(sys.modules)
+
+
+def test_workers_have_no_torch_and_little_memory():
+    import resource
+
+    limit = maths._pool().schedule(resource.getrlimit, args=(resource.RLIMIT_AS,)).result()
+    assert limit == (maths.MEMORY_BYTES, maths.MEMORY_BYTES) or sys.platform == "darwin"
+    loaded = maths._pool().schedule(_loaded_modules).result()
+    assert "math_verify" in loaded and "torch" not in loaded and "transformers" not in loaded

@@ -1,0 +1,30 @@
+"""`make reproduce PROFILE=smoke`, once, for real: all notebooks in order, and what they leave."""
+
+import csv
+import json
+
+from vlaa_lib import run, stages, traces
+
+RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha")
+
+
+def test_the_smoke_profile_runs_every_notebook(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the kernels are beyond this process's block
+    home = tmp_path / "run"
+    assert run.run("smoke", run_dir=home) == 0
+    notebooks = sorted(path.name for path in (home / "notebooks").glob("*.ipynb"))
+    assert notebooks == [path.name for path in run.find_notebooks()]
+    for name in RESULTS:
+        with (home / "results" / f"{name}.csv").open() as stream:
+            assert list(csv.DictReader(stream)), name
+    with (home / "results" / "accuracy.csv").open() as stream:
+        assert {row["model"] for row in csv.DictReader(stream)} == set(stages.MODELS)
+    card = json.loads((home / "run_card.json").read_text())
+    assert card["profile"] == "smoke" and card["settings"]["seed"] == 0
+    page = (home / "report.html").read_text()
+    assert "04_grpo" in page and "<script" not in page
+    assert traces.load(home / "models" / "grpo" / "traces")
+    # again: nothing is left to do, so no notebook is executed a second time
+    before = {p: p.stat().st_mtime_ns for p in (home / "notebooks").iterdir()}
+    assert run.run("smoke", run_dir=home) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (home / "notebooks").iterdir()}

@@ -1,0 +1,376 @@
+"""Rewards: format, open answers, audit, hostile text, and what TRL and people call."""
+
+import json
+import math
+import random
+import sys
+import time
+from functools import partial, update_wrapper
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlaa_lib import microworld, prompts, rewards
+from vlaa_lib.microworld import facts
+from vlaa_lib.records import Record
+from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
+from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
+
+COLON = "Which value?\nChoices:\nA: 30\nB: 45\nC: \\frac{1}{2}\nD: dark red"
+SCENE = {
+    "kind": "objects",
+    "objects": [
+        {"color": "red", "shape": "cube", "size": "big", "box": [0.1, 0.1, 0.3, 0.3]},
+        {"color": "red", "shape": "cube", "size": "big", "box": [0.5, 0.1, 0.7, 0.3]},
+        {"color": "blue", "shape": "ball", "size": "small", "box": [0.1, 0.6, 0.2, 0.7]},
+    ],
+}
+
+
+def record(reward, gt, question="How many objects are left?", id="r1", **options):
+    return Record(
+        id=id, image="a/b.png", question=question, gt=gt, solution=str(gt), reward=reward, **options
+    )
+
+
+def wrap(answer):
+    return prompts.join_think_answer("I look.", answer)
+
+
+def score(reward, gt, answer, **options):
+    return rewards.score(record(reward, gt, **options), wrap(answer))
+
+
+# --- format --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("completion", [
+    "", "3", "<answer>3</answer>", "<think>a</think><answer></answer>", wrap("3") + "x",
+    wrap("3") * 2, "<think>a</think><answer>3", "<answer>3</answer><think>a</think>",
+])
+@pytest.mark.parametrize(("reward", "gt"), [("digit", "3"), ("math", "3"), ("open", "x")])
+def test_wrong_format_earns_nothing(completion, reward, gt):
+    found = rewards.score(record(reward, gt), completion)
+    assert found.value == 0 and found.reason.startswith("format: ")
+
+
+def test_lengths_are_capped():
+    long = rewards.score(record("digit", "3"), wrap("3") + " " * mixed.MAX_COMPLETION_CHARS)
+    assert long == Score(0.0, f"format: more than {mixed.MAX_COMPLETION_CHARS} characters")
+    answer = rewards.score(record("digit", "3"), wrap("3" * (MAX_ANSWER_CHARS + 1)))
+    assert answer == Score(0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters")
+
+
+@pytest.mark.parametrize(("text", "inside"), [
+    ("3", "3"), (" 3. ", "3"), ("$3$", "3"), ("$$3$$", "3"), ("\\(3\\)", "3"), ("\\[3\\]", "3"),
+    ("\\boxed{3}", "3"), ("**3**", "3"), ("`3`", "3"), ('"3"', "3"), ("$\\boxed{\\text{B}}$.", "B"),
+    ("The final answer is: **\\boxed{B}**", "B"), ("Answer: 3", "3"), ("So, the answer is 3", "3"),
+    ("\\boxed{3} or \\boxed{7}", "\\boxed{3} or \\boxed{7}"), ("$3$ or $7$", "$3$ or $7$"),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("3..", "3.."), ("$", "$"),
+    ("\\boxed{}", "\\boxed{}"), ("\\boxed{a\\}", "\\boxed{a\\}"), ("answers 3", "answers 3"),
+    ("The answer is", "The answer is"),
+])
+def test_bare_takes_off_wrappers_around_the_whole(text, inside):
+    assert bare(text) == inside
+
+
+# --- open answers --------------------------------------------------------------------------------
+
+GOLD = "There are 2 red cubes."
+
+
+def open_score(answer, gold=GOLD, scene=SCENE):
+    return score("open", gold, answer, meta={"scene": scene})
+
+
+@pytest.mark.parametrize(("answer", "facts_more"), [
+    ("There are 2 red cubes. There is 1 blue ball.", 1),
+    ("There are 2 red cubes. I see one blue ball. There are 3 objects.", 2),
+    ("The blue ball is at the left. There are 3 objects. I see 2 cubes.", 2),
+])
+def test_open_beats_its_reference_by_facts(answer, facts_more):
+    found = open_score(answer)
+    assert found.value == pytest.approx(1 - math.exp(-facts_more))
+    assert found.reason == f"open: score {1 + facts_more}, reference 1"
+
+
+@pytest.mark.parametrize("answer", [
+    GOLD, "There are 3 red cubes.", "A lovely picture.",
+    "There are 2 red cubes. There is 1 blue ball. There are 4 cones.",  # one true, one false more
+    "There are 2 red cubes. " * 20,
+    "There are 2 red cubes. I count 2 red blocks.",  # the same fact in other words
+    "There are 2 red cubes. 1 + 1 = 2. 2 + 2 = 4. 3 + 1 = 4.",  # true anywhere
+    "There are 2 red cubes. There are no green cones. There are no gray balls.",  # endless
+])
+def test_open_does_not_pay_for_nothing(answer):
+    assert open_score(answer).value == 0.0
+
+
+def test_open_pays_once_for_one_box_however_often_it_is_shifted():
+    once = open_score("There are 2 red cubes. The blue ball spans [0.10, 0.60, 0.20, 0.70].")
+    often = open_score("There are 2 red cubes. " + " ".join(
+        f"The blue ball spans [0.10, 0.60, 0.20, 0.7{i}]." for i in range(3)
+    ))
+    assert once == often and once.value > 0
+
+
+def test_open_formula_and_its_beta():
+    assert open_ended.relative(0.0, 0.0) == open_ended.relative(-1.0, 0.0) == 0.0
+    assert open_ended.relative(3.0, 1.0) == pytest.approx(1 - math.exp(-2))
+    assert open_ended.relative(3.0, 1.0, beta=0.5) == pytest.approx(1 - math.exp(-1))
+    assert open_ended.relative(1e6, 0.0) <= 1.0
+
+
+def test_open_takes_a_reward_model_and_scores_each_reference_once():
+    calls = []
+
+    def by_length(made, answers):
+        calls.append((made.id, list(answers)))
+        return [float(len(answer)) for answer in answers]
+
+    made = [record("open", "abc", id="x"), record("open", "abcd", id="y")]
+    pairs = [(made[0], "abcd"), (made[1], "abcd"), (made[0], "ab"), (made[1], "abcdef")]
+    scores = rewards.score_all([r for r, _ in pairs], [wrap(a) for _, a in pairs], by_length)
+    assert [round(s.value, 3) for s in scores] == [0.632, 0.0, 0.0, 0.865]
+    rewards.score(made[0], wrap("abcdef"), by_length)
+    assert calls == [
+        ("x", ["abc"]), ("x", ["abcd", "ab"]), ("y", ["abcd"]), ("y", ["abcd", "abcdef"]),
+        ("x", ["abcdef"]),
+    ]
+
+
+@pytest.mark.parametrize("scores", [[math.nan], [math.inf], [], [1.0, 2.0]])
+def test_a_broken_reward_model_is_an_error(scores):
+    with pytest.raises(ValueError, match="one finite number each"):
+        rewards.score(record("open", "abc"), wrap("abcd"), lambda made, answers: scores)
+
+
+@pytest.mark.parametrize(("meta", "gold", "reason"), [
+    ({}, GOLD, "no meta.scene and no reward model"),
+    ({"scene": "x"}, GOLD, "no meta.scene and no reward model"),
+    ({"scene": {"kind": "objects"}}, GOLD, "meta.scene is incomplete"),
+    ({"scene": {"kind": "nebula"}}, GOLD, "meta.scene is incomplete"),
+    ({"scene": SCENE}, "A lovely picture.", "states no fact of the scene"),
+    ({"scene": SCENE}, "The tallest bar is red.", "states no fact of the scene"),
+])
+def test_open_golds_that_cannot_be_scored(meta, gold, reason):
+    made = record("open", gold, meta=meta)
+    (reject,) = rewards.audit([made])
+    assert reason in reject.reason and "; " in reject.reason
+    with pytest.raises(GoldError, match="record r1"):
+        rewards.score(made, wrap(GOLD))
+
+
+def test_rewards_import_nothing_heavy():
+    import subprocess
+
+    code = "import sys, vlaa_lib.rewards; print(*{'torch', 'sympy', 'trl'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+# --- hostile text --------------------------------------------------------------------------------
+
+HOSTILE = [
+    "the answer is " * 280, "(" * 4000, "[" * 4000, "[1," * 1300, "\\boxed{" * 560, "$" * 4000,
+    "." * 3999 + "a", "1," * 2000, "9" * 4000, " " * 3000 + "x", "\\text{" * 600 + "B" + "}" * 300,
+    "A. " * 1300, "there are " * 400, "so, " * 1000, "wait, " * 660 + "x", "[" + " ," * 90 + "]",
+    "1 + " * 900 + "1 = 2", "\n" * 3999 + "3x", "**" * 2000, "\ud800" * 100, "٣" * 500, "\u202e3",
+]
+
+
+@pytest.mark.parametrize("reward", ["digit", "mcq", "math", "iou", "open"])
+def test_hostile_answers_score_zero_in_time(reward):
+    gold = {"digit": "3", "mcq": "B", "math": "2x", "iou": "[0, 0, 1, 1]", "open": GOLD}[reward]
+    made = record(reward, gold, COLON, meta={"scene": SCENE})
+    for text in HOSTILE:
+        start = time.monotonic()
+        found = rewards.score(made, f"<think></think><answer>{text}</answer>")
+        assert found.value == 0.0, (reward, text[:30], found)
+        assert time.monotonic() - start < maths.TIMEOUT_S + 3, text[:30]
+
+
+@pytest.mark.parametrize("text", [
+    "A: " * 33_000, "(" * 100_000, "\n" * 100_000, "choices:" * 12_000, "A" * 100_000,
+    "A)" + " " * 100_000, "Choices: " + "A. x " * 20_000,
+])
+def test_hostile_questions_are_read_in_time(text):
+    start = time.monotonic()
+    rewards.options(text)
+    verifiers.read_number("3 cubes", text)
+    rewards.parse_box(text)
+    bare(text)
+    assert time.monotonic() - start < 2
+
+
+@given(st.text(max_size=300))
+def test_rules_give_a_score_in_range_for_any_text(text):
+    for reward, gold in [("digit", "3"), ("mcq", "B"), ("iou", "[0, 0, 1, 1]"), ("open", GOLD)]:
+        found = rewards.score(record(reward, gold, COLON, meta={"scene": SCENE}), wrap(text))
+        assert 0 <= found.value <= 1 and found.reason
+
+
+# --- audit, pairing, TRL -------------------------------------------------------------------------
+
+GOOD = [
+    record("digit", "3", id="d"), record("mcq", "B", COLON, id="c"),
+    record("math", "y = 2x", id="m"),
+    record("iou", "[0, 0, 0.5, 0.5]", id="i", frame="norm01"),
+    record("open", GOLD, id="o", meta={"scene": SCENE}),
+]
+RIGHT = {"d": "3", "c": "B", "m": "2x", "i": "[0, 0, 0.5, 0.5]", "o": GOLD + " There is 1 ball."}
+
+
+@pytest.mark.parametrize(("made", "reason"), [
+    (record("digit", "many"), "digit: gold 'many' is not one number; correct 'gt'"),
+    (record("mcq", "E", COLON), "mcq: gold: E is none of the choices A, B, C, D; correct 'gt'"),
+    (record("math", "\\frac{"), "is not one LaTeX expression"),
+    (record("math", "$x$ or $y$"), "is not one LaTeX expression"),
+    (record("iou", "[1, 1, 1, 1]", frame="norm01"), "is not one box [x1, y1, x2, y2] with an area"),
+    (record("iou", "[10, 10, 20, 20]", frame="norm01"), "is not one box"),
+    (record("digit", "</answer>"), "gold cannot stand in an answer (format"),
+    (record("vibes", "3"), "unknown reward 'vibes'; use one of digit"),
+])
+def test_audit_names_the_remedy(made, reason):
+    (reject,) = rewards.audit([*GOOD, made], file="a.jsonl")
+    assert (reject.file, reject.line, reject.id) == ("a.jsonl", 0, "r1")
+    assert reason in reject.reason
+
+
+def test_a_bad_gold_is_never_rewarded():
+    with pytest.raises(GoldError, match=r"record r1: digit: gold 'many'.*rewards\.audit"):
+        rewards.score(record("digit", "many"), wrap("many"))
+
+
+def test_the_micro_world_passes_its_audit():
+    made = [
+        microworld.generate(source, "dev", index).record
+        for source in microworld.SOURCES for index in range(5)
+    ]
+    assert rewards.audit(made) == []
+
+
+def batch(seed=0, copies=4):
+    """Rows of records and completions, each right for exactly its own record, shuffled."""
+    rows = [(r, RIGHT[r.id]) for r in GOOD for _ in range(copies)]
+    rows += [(record("digit", str(n), id=f"n{n}"), str(n)) for n in range(20)]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("conversational", [True, False])
+def test_mixed_reward_pairs_each_completion_with_its_own_record(conversational):
+    rows = batch()
+    texts = [wrap(answer) for _, answer in rows]
+    completions = texts
+    if conversational:
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+    extra, metrics = {}, {}
+    values = rewards.mixed_reward(
+        prompts=[None] * len(rows), completions=completions,
+        record=[json.dumps(r.to_json()) for r, _ in rows], image=["x"] * len(rows),
+        log_extra=lambda name, column: extra.__setitem__(name, column),
+        log_metric=lambda name, value: metrics.__setitem__(name, value),
+    )
+    assert [v > 0.6 for v in values] == [True] * len(rows)
+    assert values == [rewards.score(r, t).value for (r, _), t in zip(rows, texts, strict=True)]
+    assert extra["record_id"] == [r.id for r, _ in rows]
+    parts = [why.split(":")[0] for why in extra["reason"]]
+    assert parts == [r.reward for r, _ in rows]
+    assert metrics == {
+        "reward_digit": 1.0, "reward_mcq": 1.0, "reward_math": 1.0, "reward_iou": 1.0,
+        "reward_open": pytest.approx(1 - math.exp(-1)), "format_rate": 1.0,
+    }
+
+
+def test_mixed_reward_with_rotated_records_pays_nobody():
+    rows = [(record("digit", str(n), id=f"n{n}"), str(n)) for n in range(8)]
+    made = [json.dumps(r.to_json()) for r, _ in rows]
+    values = rewards.mixed_reward([], [wrap(a) for _, a in rows], made[1:] + made[:1])
+    assert values == [0.0] * 8
+
+
+def test_mixed_reward_logs_the_format_rate_and_only_the_parts_present():
+    metrics = {}
+    made = [json.dumps(GOOD[0].to_json())] * 4
+    values = rewards.mixed_reward(
+        [], [wrap("3"), "3", wrap("4"), ""], made, log_metric=metrics.__setitem__
+    )
+    assert values == [1.0, 0.0, 0.0, 0.0]
+    assert metrics == {"reward_digit": 0.25, "format_rate": 0.5}
+
+
+def test_mixed_reward_of_some_parts_leaves_the_others_out():
+    digits = update_wrapper(partial(rewards.mixed_reward, parts=("digit",)), rewards.mixed_reward)
+    made = [json.dumps(r.to_json()) for r in GOOD]
+    extra = {}
+    values = digits([], [wrap(RIGHT[r.id]) for r in GOOD], made, log_extra=extra.__setitem__)
+    assert values == [1.0, None, None, None, None]
+    assert extra["reason"] == ["digit: 3 is right", "", "", "", ""]
+    assert digits.__name__ == "mixed_reward"
+
+
+def test_mixed_reward_refuses_a_batch_of_unequal_lengths():
+    with pytest.raises(ValueError, match="1 records for 2 completions"):
+        rewards.mixed_reward([], [wrap("3")] * 2, [json.dumps(GOOD[0].to_json())])
+
+
+@pytest.mark.parametrize(("completion", "text"), [
+    ("a", "a"), ([{"role": "assistant", "content": "a"}], "a"), ([], ""),
+    ([{"role": "assistant", "content": [{"type": "text", "text": "a"}]}], "a"),
+    ([{"role": "assistant", "content": None}], ""),
+])
+def test_completions_as_trl_passes_them(completion, text):
+    assert mixed.text_of(completion) == text
+
+
+# --- doctor --------------------------------------------------------------------------------------
+
+def test_doctor_sums_up_each_part():
+    made = [GOOD[0]] * 4 + [GOOD[3]] * 2 + [record("digit", "many", id="bad")]
+    texts = [wrap("3"), wrap("4"), "3", wrap("3"), *[wrap("[0, 0, 0.5, 0.25]")] * 2, wrap("1")]
+    digit, box, everything = rewards.doctor(made, texts)
+    assert digit == {
+        "part": "digit", "n": 4, "hit_rate": 0.5, "format_rate": 0.75, "mean": 0.5, "low": 0.0,
+        "high": 1.0, "zero_variance": 0.0, "bad_golds": 1,
+    }
+    assert (box["part"], box["mean"], box["hit_rate"]) == ("iou", 0.5, 1.0)
+    assert (box["zero_variance"], box["bad_golds"]) == (1.0, 0)
+    assert (everything["part"], everything["n"]) == ("all", 6)
+    assert (everything["zero_variance"], everything["bad_golds"]) == (0.5, 1)
+    assert rewards.dead([digit, box, everything]) is None
+    assert health.HIT == 0.5
+
+
+def test_doctor_takes_group_ids():
+    made, texts = [GOOD[0]] * 4, [wrap(a) for a in ("3", "3", "4", "4")]
+    assert rewards.doctor(made, texts)[0]["zero_variance"] == 0.0
+    assert rewards.doctor(made, texts, groups=[0, 0, 1, 1])[0]["zero_variance"] == 1.0
+    assert rewards.doctor(made, texts, groups=[0, 1, 2, 3])[0]["zero_variance"] is None
+
+
+@pytest.mark.parametrize(("answers", "groups", "reason"), [
+    (["3", "4"], None, None),
+    (["4", "5"], None, "every reward is 0"),
+    (["3", "3"], None, "every reward is 1"),
+    (["3", "3", "4", "4"], [0, 0, 1, 1], "in every group all rewards are equal"),
+    (["3", "4"], [0, 1], None),
+    ([], None, "no completion could be scored"),
+])
+def test_dead_rewards_are_named(answers, groups, reason):
+    found = rewards.dead(
+        rewards.doctor([GOOD[0]] * len(answers), [wrap(a) for a in answers], groups)
+    )
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_dead_when_the_format_is_never_right():
+    table = rewards.doctor([GOOD[0]] * 2, ["3", "3"])
+    assert "format right in 0%" in rewards.dead(table)
+
+
+def test_facts_used_here_mean_what_the_tests_say():
+    told = {text: [facts.holds(f, SCENE) for f in facts.extract(text)] for text in (
+        GOLD, "There is 1 ball.", "There are 3 red cubes.", "1 + 1 = 2.",
+    )}
+    assert list(told.values()) == [[True], [True], [False], [True]]

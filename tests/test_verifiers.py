@@ -1,0 +1,244 @@
+"""Rule verifiers: right answers in many writings, and near misses that must earn nothing."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlaa_lib import prompts, rewards
+from vlaa_lib.records import Record
+from vlaa_lib.rewards import Score, verifiers
+
+COLON = "Which value?\nChoices:\nA: 30\nB: 45\nC: \\frac{1}{2}\nD: dark red"
+
+
+def record(reward, gt, question="How many objects are left?", id="r1", **options):
+    return Record(
+        id=id, image="a/b.png", question=question, gt=gt, solution=str(gt), reward=reward, **options
+    )
+
+
+def wrap(answer):
+    return prompts.join_think_answer("I look.", answer)
+
+
+def score(reward, gt, answer, **options):
+    return rewards.score(record(reward, gt, **options), wrap(answer))
+
+
+# --- digit ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("answer", [
+    "3", "3.0", "three", "Three", "03", "+3", "\\boxed{3}", "$3$", "$\\boxed{3}$", "**3**", "3.",
+    "3 cubes", "3 red cubes", "3 objects left", "The answer is 3", "Answer: 3.", "3°",
+])
+def test_digit_right(answer):
+    found = score("digit", "3", answer)
+    assert found.value == 1.0 and found.reason.endswith("is right")
+
+
+@pytest.mark.parametrize("answer", [
+    "3 or 7", "3, 4", "3 4", "not 3", "x3y", "3y", "y3", "3/1", "3-4", "3 maybe", "3 or more",
+    "3 not", "three hundred", "3 three", "3 thousand", "3%", "3e0", "٣", "$3", "3\n4", "3?", "1,00",
+    "3,0",
+    "There are 3", "the answer is not 3", "\\boxed{3} or \\boxed{7}", "3 and 3", "nothing", "--3",
+])
+def test_digit_not_one_number(answer):
+    found = score("digit", "3", answer)
+    assert found.value == 0.0 and found.reason.endswith("is not one number")
+
+
+@pytest.mark.parametrize(("answer", "read"), [
+    ("4", "4"), ("-3", "-3"), ("33", "33"), ("3.01", "3.01"), ("3,000", "3000"), ("thirteen", "13"),
+])
+def test_digit_other_number(answer, read):
+    assert score("digit", "3", answer) == Score(0.0, f"digit: {read} instead of 3")
+
+
+@pytest.mark.parametrize(("gold", "answer"), [
+    (1000, "1,000"), ("1,234,567.5", "1234567.5"), ("-2", "−2"), ("21", "twenty-one"), (0, "zero"),
+    (0.5, "0.50"), ("three", "3"), ("90", "ninety"),
+])
+def test_digit_golds_of_any_writing(gold, answer):
+    assert score("digit", gold, answer).value == 1.0
+
+
+def test_a_unit_must_come_from_the_question():
+    assert score("digit", "3", "3 apples").value == 0.0
+    assert score("digit", "3", "3 apples", question="How many apples are there?").value == 1.0
+    for trap in ("or", "not", "seven", "hundred"):
+        asked = f"Are there 3 or not, or seven hundred, or {trap}?"
+        assert score("digit", "3", f"3 {trap}", question=asked).value == 0.0
+
+
+@given(st.integers(-10**12, 10**12))
+def test_every_integer_reads_back(n):
+    assert verifiers.read_number(f"{n:,}") == n == verifiers.read_number(f"$\\boxed{{{n}}}$")
+
+
+@given(st.integers(0, 999), st.sampled_from(["or", "and", ",", "/", "-", "to", "x", "="]),
+       st.integers(0, 999))
+def test_two_numbers_are_never_one(a, between, b):
+    assert verifiers.read_number(f"{a} {between} {b}", "Is it or and to x?") is None
+
+
+# --- multiple choice -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("answer", [
+    "B", "b", "(B)", "(b)", "B.", "B)", "B:", "B. 45", "B: 45", "(B) 45", "B) 45.", "45", "$45$",
+    "\\boxed{\\text{B}}", "\\boxed{B}", "**B**", "The correct option is B", "Answer: B", "Option B",
+    "the answer is (B)", "\\boxed{B. 45}",
+])
+def test_mcq_right(answer):
+    assert score("mcq", "B", answer, question=COLON) == Score(1.0, "mcq: B is right")
+
+
+@pytest.mark.parametrize(("answer", "reason"), [
+    ("A", "A instead of B"), ("30", "A instead of B"), ("D. Dark  red", "D instead of B"),
+    ("\\frac{1}{2}", "C instead of B"), ("E", "E is none of the choices A, B, C, D"),
+    ("A or B", "names no single choice"), ("B or C", "names no single choice"),
+    ("A cat sits", "names no single choice"), ("not B", "names no single choice"),
+    ("The answer is not B", "names no single choice"), ("ABCD", "names no single choice"),
+    ("A B C D", "names no single choice"), ("A, B, C, D", "names no single choice"),
+    ("B and 45", "names no single choice"), ("B?", "names no single choice"),
+    ("450", "names no single choice"), ("4", "names no single choice"), ("Β", "no single choice"),
+    ("B. 30", "letter B does not go with '30'"), ("B. 45 or C", "letter B does not go with"),
+    ("A: 45", "letter A does not go with '45'"), ("B) not this", "letter B does not go with"),
+])
+def test_mcq_wrong(answer, reason):
+    found = score("mcq", "B", answer, question=COLON)
+    assert found.value == 0.0 and reason in found.reason
+
+
+@pytest.mark.parametrize("gold", ["B", "b", "B)", "(b)", "B. 45", "45", "$45$"])
+def test_mcq_gold_may_be_written_in_many_ways(gold):
+    assert score("mcq", gold, "B", question=COLON).value == 1.0
+    assert rewards.audit([record("mcq", gold, COLON)]) == []
+
+
+def test_mcq_text_of_two_choices_is_ambiguous():
+    asked = "Which?\nA. red\nB. Red\nC. blue"
+    found = score("mcq", "A", "red", question=asked)
+    assert found == Score(0.0, "mcq: 'red' is the text of choices A, B")
+
+
+def test_mcq_a_letter_counts_before_a_text_that_looks_like_one():
+    asked = "Which point is highest?\nA: D\nB: C\nC: B\nD: A"
+    assert score("mcq", "B", "B", question=asked).value == 1.0
+    assert score("mcq", "B", "C", question=asked).value == 0.0
+
+
+@pytest.mark.parametrize(("question", "found"), [
+    ("Q?\nChoices:\nA: \\frac{1}{2}\nB: 2\nC: \\frac{√{3}}{3}\nD: √{3}",
+     {"A": "\\frac{1}{2}", "B": "2", "C": "\\frac{√{3}}{3}", "D": "√{3}"}),
+    ("Q?\nA) one\nB) two", {"A": "one", "B": "two"}),
+    ("Q?\n(A) one\n(B) two.", {"A": "one", "B": "two."}),
+    ("Q? A. In the a: b case B. two", {"A": "In the a: b case", "B": "two"}),
+    ("Q? Options: A) one, B) two, C) three", {"A": "one", "B": "two", "C": "three"}),
+    ("In figure A. what is shown?\nA. a cat\nB. a dog", {"A": "a cat", "B": "a dog"}),
+    ("Q?\nA: one\ngoes on\nB: two", {"A": "one\ngoes on", "B": "two"}),
+    ("Q?\nA:1\nB:2", {"A": "1", "B": "2"}),
+    ("How many?", {}), ("A: only one", {}), ("B: no first\nC: letter", {}),
+])
+def test_options(question, found):
+    assert rewards.options(question) == found
+
+
+LINE = st.text(st.characters(whitelist_categories=("Ll", "Nd", "Zs")), min_size=1, max_size=12)
+
+
+@given(st.lists(LINE.map(str.strip).filter(bool), min_size=2, max_size=6), st.sampled_from([
+    "{}: {}", "{}) {}", "({}) {}", "{}. {}",
+]))
+def test_options_read_back_what_was_written(texts, style):
+    lines = [style.format(chr(65 + i), text) for i, text in enumerate(texts)]
+    assert list(rewards.options("Which?\n" + "\n".join(lines)).values()) == texts
+
+
+@given(st.sampled_from("ABCD"), st.sampled_from([" or ", ", ", " and ", "/", " ", " not "]),
+       st.sampled_from("ABCD"))
+def test_two_letters_are_never_one(first, between, second):
+    assert verifiers.choose(first + between + second, rewards.options(COLON))[0] is None
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("text", "frame", "box"), [
+    ("[0.1, 0.2, 0.3, 0.4]", "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ("The box is [0.1,0.2,0.3,0.4].", "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ("The 2 cubes lie in [ .1 0.2 3e-1 +0.4 ]", "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ('{"bbox_2d": [0.1, 0.2, 0.3, 0.4], "label": "cube"}', "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ('```json\n[{"bbox_2d": [0.1, 0.2, 0.3, 0.4]}]\n```', "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ("[[0.1, 0.2, 0.3, 0.4]]", "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ("[0.3, 0.4, 0.1, 0.2]", "norm01", (0.1, 0.2, 0.3, 0.4)),
+    ("[-5, 0, 0.5, 7]", "norm01", (0.0, 0.0, 0.5, 1.0)),
+    ("[100, 200, 300, 400]", "norm1000", (0.1, 0.2, 0.3, 0.4)),
+    ("[20, 20, 60, 40]", "pixel_original", (0.1, 0.2, 0.3, 0.4)),
+    ("[20, 20, 60, 40]", "pixel_resized", (0.1, 0.2, 0.3, 0.4)),
+])
+def test_boxes_are_read(text, frame, box):
+    assert rewards.parse_box(text, frame, (200, 100)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize("text", [
+    "", "0.1, 0.2, 0.3, 0.4", "(0.1, 0.2, 0.3, 0.4)", "[0.1, 0.2, 0.3]",
+    "[0.1, 0.2, 0.3, 0.4, 0.5]",
+    "[0.1, 0.2, 0.3, 0.4] or [0.5, 0.5, 0.9, 0.9]", "[0.1, 0.2, 0.3, 0.4] [0.1, 0.2, 0.3, 0.4]",
+    "[nan, 0.2, 0.3, 0.4]", "[0.1, inf, 0.3, 0.4]", "[0.1, 1e999, 0.3, 0.4]", "[a, b, c, d]",
+    "[0.1, 0.2, 0.1, 0.4]", "[0.1, 0.2, 0.3, 0.2]", "[0, 0, 0, 0]", "[2, 2, 3, 3]",
+    "[100, 200, 300, 400]", "[0.1,, 0.2, 0.3, 0.4]", "[0x1, 0, 1, 1]", "[0_1, 0, 1, 1]",
+    "[٠, 0, 1, 1]",
+    "[0.1, 0.2, 0.3, 0.4", "0.1, 0.2, 0.3, 0.4]",
+])
+def test_what_is_no_box(text):
+    assert rewards.parse_box(text) is None
+    if text:
+        found = score("iou", "[0.1, 0.2, 0.3, 0.4]", text, frame="norm01")
+        assert found.value == 0.0 and "is not one box" in found.reason
+
+
+@pytest.mark.parametrize(("answer", "value"), [
+    ("[0.0, 0.0, 0.5, 0.5]", 1.0),
+    ("[0.0, 0.0, 0.5, 0.25]", 0.5),
+    ("[0.25, 0.25, 0.75, 0.75]", 1 / 7),
+    ("[0.5, 0.0, 1.0, 0.5]", 0.0),
+    ("[0.6, 0.6, 0.9, 0.9]", 0.0),
+    ("[0, 0, 1, 1]", 0.25),
+])
+def test_iou_by_hand(answer, value):
+    found = score("iou", "[0, 0, 0.5, 0.5]", answer, frame="norm01")
+    assert found.value == pytest.approx(value)
+    assert found.reason == f"iou: {value:.3f}"
+
+
+def test_frames_agree_on_the_same_boxes():
+    for frame, unit, meta in [
+        ("norm01", 1, {}), ("norm1000", 1000, {}),
+        ("pixel_original", 400, {"image_size": [400, 400]}),
+    ]:
+        boxes = [json.dumps([v * unit for v in box]) for box in ([0, 0, 0.5, 0.5], [0, 0, 0.5, 1])]
+        assert score("iou", *boxes, frame=frame, meta=meta).value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("size", [
+    None, [0, 5], [5], [5, 5, 5], "5x5", [math.nan, 5], ["5", 5], [True, 5],
+])
+def test_a_pixel_frame_without_a_size_is_a_data_error(size):
+    made = record("iou", "[10, 10, 20, 20]", frame="pixel_original", meta={"image_size": size})
+    (reject,) = rewards.audit([made])
+    assert "needs meta.image_size = [width, height]" in reject.reason
+
+
+UNIT = st.floats(0, 1)
+BOX = st.tuples(UNIT, UNIT, UNIT, UNIT)
+
+
+@given(BOX, BOX)
+def test_iou_is_symmetric_and_bounded(a, b):
+    a, b = rewards.parse_box(json.dumps(a)), rewards.parse_box(json.dumps(b))
+    if a and b:
+        assert 0 <= rewards.iou(a, b) <= 1 + 1e-9
+        assert rewards.iou(a, b) == rewards.iou(b, a)
+        assert rewards.iou(a, a) == pytest.approx(1)
