@@ -232,3 +232,16 @@ def test_released_samples_load_and_pass_the_audit():
     for record in loaded.records:
         picture = images.fit_image(images.open_image(record.image, SAMPLES / "images"))
         assert picture.mode == "RGB"
+
+
+def test_text_after_an_array_is_not_lost_silently(tmp_path):
+    (tmp_path / "two.json").write_text('[{"id": 1}] [{"id": 2}]')
+    reasons = [reject.reason for reject in records.load(tmp_path / "two.json").rejects]
+    assert "after the end of the array" in reasons[-1]
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], 1.5])
+def test_an_id_that_is_no_name_is_refused(value):
+    row = {"id": value, "image": "a.png", "question": "q", "gt": "1", "reward": "digit"}
+    with pytest.raises(RecordError, match="key 'id' is"):
+        records.from_json(row)

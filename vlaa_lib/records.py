@@ -126,6 +126,8 @@ def from_json(row: Any) -> Record:
     for key in ("id", "image", "question", "gt"):
         if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
+    if not isinstance(row["id"], (str, int)):
+        raise RecordError(f"key 'id' is {type(row['id']).__name__}, expected text or a number")
     for key in ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame"):
         if not isinstance(row.get(key), (str, NoneType)):
             raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected text")
@@ -189,6 +191,8 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
         line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
         gap = re.compile(r"[\s,]*")
         if buffer.startswith("]"):
+            if (buffer[1:] + stream.read(chunk_chars)).strip():
+                yield line, RecordError("text after the end of the array; make it one array")
             return
         try:
             value, end = decoder.raw_decode(buffer)
