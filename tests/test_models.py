@@ -126,8 +126,8 @@ def test_instruct_sees():
     from vlaa_lib import evaluate
 
     with tempfile.TemporaryDirectory() as folder:
-        made = microworld.write_split(folder, ["solids", "panel", "plot"], "test", 16)
+        made = microworld.write_split(folder, ["solids", "panel", "describe"], "test", 20)
         policy = models.load_policy("data/pocket/instruct")
         rows = evaluate.evaluate(policy, made, f"{folder}/images", "instruct", max_new_tokens=80)
     total = evaluate.summary(rows, resamples=10)[-1]
-    assert total["accuracy"] > total["blank_accuracy"] + 0.2
+    assert total["accuracy"] > total["blank_accuracy"] + 0.15

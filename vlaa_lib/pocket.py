@@ -350,7 +350,7 @@ def write_card(stage: str, folder: Path, recipe: Recipe, per_source: int = 60) -
 {nature}
 
 A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained from nothing on the
-micro-world's `pretrain` split: {last[stage]["step"]} steps of {recipe.batch} pictures in this
+micro-world's `pretrain` split: {last[stage]["step"]} steps of {recipe.short_batch} pictures in this
 stage. Minutes a stage on two CPU cores that other work shared: {minutes}.
 Rebuild: `python -m vlaa_lib models pocket`. Settings: `recipe.json`; losses:
 `training_log.jsonl`; checksum: `SHA256`.
