@@ -61,3 +61,23 @@ def test_every_subcommand_has_help(capsys):
         parser().parse_args(["--help"])
     assert end.value.code == 0
     assert "construct" in capsys.readouterr().out
+
+
+def test_the_readmes_results_are_the_measured_ones():
+    import csv
+
+    def cells(row, *columns):
+        return [f"{round(float(row[column]), 3):g}" for column in columns]
+
+    lines = [re.findall(r"[\w.]+", line) for line in README.splitlines() if line.startswith("|")]
+    with (ROOT / "data/results/laptop/accuracy.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["source"] == "all"]
+    columns = ("accuracy", "low", "high", "blank_accuracy", "reward", "format_rate")
+    for row in rows:
+        assert [row["model"], *cells(row, *columns)] in lines
+    with (ROOT / "data/results/matrix/matrix.csv").open() as stream:
+        seeds = {(row["seed"], row["model"]): row for row in csv.DictReader(stream)}
+    for seed in {seed for seed, _ in seeds}:
+        before, after = seeds[seed, "instruct"], seeds[seed, "grpo"]
+        pairs = [cells(row, key)[0] for key in ("reward", "accuracy") for row in (before, after)]
+        assert [seed, *pairs] in lines
