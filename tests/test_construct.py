@@ -245,7 +245,9 @@ def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how
     out, code = (
         tmp_path / "killed",
         (
-            "import sys; from vlaa_lib import construct, records\n"
+            "import signal, sys; from vlaa_lib import construct, records\n"
+            # a shell's background jobs, and so what they start, ignore Ctrl-C
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "path, url, out = sys.argv[1:]\n"
             "items = records.load(path + '/records.jsonl').records\n"
             "construct.run(items, path + '/images', url, out, concurrency=4, progress=False)\n"
