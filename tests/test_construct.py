@@ -731,7 +731,11 @@ def test_a_taken_port_is_an_error():
 
 def test_serve_forever_serves_until_interrupted(world):
     _, images = world
-    code = "import sys; from vlaa_lib import construct; construct.serve_forever(*sys.argv[1:], 0)"
+    code = (
+        "import signal, sys; from vlaa_lib import construct\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "construct.serve_forever(*sys.argv[1:], 0)"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)],
         cwd=ROOT,
