@@ -89,7 +89,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message, capsys):
 def test_a_missing_model_says_how_to_build_it(micro, capsys):
     assert call("evaluate", "--records", micro / "records.jsonl", "--images", micro / "images",
                 "--model", "data/pocket/none", "--out", micro / "rows.jsonl") == 2  # fmt: skip
-    assert "models pocket" in capsys.readouterr().err
+    assert "models build-pocket" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_names_its_key(micro, capsys):

@@ -7,7 +7,7 @@ import torch
 
 from vlaa_lib import microworld, models, pocket_data, prompts
 from vlaa_lib.evaluate import generate
-from vlaa_lib.microworld import facts
+from vlaa_lib.microworld import truth
 
 
 def test_processor_reloads_and_counts_visual_tokens(tiny_model):
@@ -42,7 +42,7 @@ def test_bad_pixels_modes_and_paths_are_refused(tiny_model):
         models.load_processor(tiny_model, max_pixels=1000, min_pixels=9000)
     with pytest.raises(ValueError, match="unknown mode '8bit'"):
         models.load_policy(tiny_model, mode="8bit")
-    with pytest.raises(FileNotFoundError, match="models pocket"):
+    with pytest.raises(FileNotFoundError, match="models build-pocket"):
         models.load_policy("data/pocket/nothing")
 
 
@@ -64,10 +64,7 @@ def test_vision_tower_is_frozen_and_language_is_not(tiny_model):
 
 def test_labels_cover_only_what_the_model_should_say(tiny_model):
     processor = models.load_processor(tiny_model)
-    scene, rng = pocket_data.draw(0, 2)
-    batch = pocket_data.collate_text(
-        [(scene, pocket_data.chat_text(scene, rng, 1.0))], processor, 1
-    )
+    batch = pocket_data.collate_text([pocket_data.chat_text(0, 2, 1.0, 0.0)], processor, 1)
     said = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] >= 0])
     assert said.count(prompts.THINK_OPEN) == said.count("<|im_end|>") == 1
     assert "system" not in said and "user" not in said and "<|image_pad|>" not in said
@@ -77,8 +74,7 @@ def test_training_tokens_equal_the_processors(tiny_model):
     """Pretraining tokenises piece by piece; the processor tokenises the whole chat."""
     processor = models.load_processor(tiny_model)
     for index in range(6):
-        scene, rng = pocket_data.draw(index, 2)
-        pieces = pocket_data.chat_text(scene, rng, 0.5)
+        scene, pieces = pocket_data.chat_text(index, 2, 0.4, 0.3)
         ours = pocket_data.collate_text([(scene, pieces)], processor, 1)["input_ids"][0].tolist()
         head, *rest = (text for text, _ in pieces)
         image = f"{models.VISION_START}{models.IMAGE_PAD}{models.VISION_END}"
@@ -93,7 +89,7 @@ def test_training_tokens_equal_the_processors(tiny_model):
 def test_cell_labels_point_at_the_objects():
     scene = microworld.generate("solids", "train", 1).record.meta["scene"]
     labels = pocket_data.cell_labels(scene)
-    assert int((labels[:, 0] > 0).sum()) == facts.count(scene)
+    assert int((labels[:, 0] > 0).sum()) == truth.count(scene)
 
 
 def test_generation_does_not_depend_on_the_batch(tiny_model, micro_data):

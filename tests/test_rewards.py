@@ -370,7 +370,7 @@ def test_dead_when_the_format_is_never_right():
 
 
 def test_facts_used_here_mean_what_the_tests_say():
-    told = {text: [facts.holds(f, SCENE) for f in facts.extract(text)] for text in (
+    told = {text: [truth.holds(f, SCENE) for f in facts.extract(text)] for text in (
         GOLD, "There is 1 ball.", "There are 3 red cubes.", "1 + 1 = 2.",
     )}
     assert list(told.values()) == [[True], [True], [False], [True]]

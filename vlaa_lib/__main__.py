@@ -35,14 +35,16 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--concurrency", type=int, default=8)
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
-    c.add_argument("--source", nargs="*", help="default: all five")
+    c.add_argument("--source", nargs="*", help="default: all nine")
     c.add_argument("--split", default="train")
     c.add_argument("--n", type=int, default=16, help="records a source")
     c.add_argument("--seed", type=int, default=0)
-    c.add_argument("--out", required=True)
+    c.add_argument("--out", help="folder for records.jsonl and images/")
+    c.add_argument("--png", help="draw a contact sheet into this file")
 
-    c = command("models", _models, "Rebuild the pocket VLM: base and instruct.")
-    c.add_argument("what", choices=["pocket"])
+    c = command("models", _models, "Rebuild the pocket VLM from nothing; goes on where it stopped.")
+    c.add_argument("what", choices=["build-pocket"])
+    c.add_argument("--stage", choices=["base", "instruct"], default="instruct", help="the last one")
     c.add_argument("--out", default="data/pocket")
     c.add_argument("--threads", type=int, default=2)
 
@@ -138,18 +140,28 @@ def _construct(args) -> int:
 
 
 def _microworld(args) -> int:
+    from itertools import islice
+
     from . import microworld
 
+    if not (args.out or args.png):
+        raise ValueError("name a folder with --out, or a picture with --png")
     sources = args.source or list(microworld.SOURCES)
-    made = microworld.write_split(args.out, sources, args.split, args.n, args.seed)
-    print(f"{len(made)} records in {args.out}/records.jsonl")
+    if args.out:
+        made = microworld.write_split(args.out, sources, args.split, args.n, args.seed)
+        print(f"{len(made)} records in {args.out}/records.jsonl")
+    if args.png:
+        streams = [microworld.stream(s, args.split, args.seed) for s in sources]
+        images = [sample.image for found in streams for sample in islice(found, args.n)]
+        microworld.sheet(images, 8 if len(sources) == 1 else args.n).save(args.png)
+        print(f"{len(images)} pictures in {args.png}")
     return 0
 
 
 def _models(args) -> int:
     from . import pocket
 
-    pocket.build(args.out, threads=args.threads)
+    pocket.build(args.out, threads=args.threads, last=args.stage)
     return 0
 
 

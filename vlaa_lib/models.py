@@ -133,7 +133,8 @@ def resolve(path: str | Path) -> str:
     # `owner/name` is a name on the hub; anything deeper, or local by its look, is a folder
     if str(path).startswith((".", "/")) or str(path).count("/") != 1:
         raise FileNotFoundError(
-            f"{path}: no model folder; build the pocket VLM with `python -m vlaa_lib models pocket`"
+            f"{path}: no model folder; build the pocket VLM with "
+            "`python -m vlaa_lib models build-pocket`"
             " or give a checkpoint folder"
         )
     return str(path)

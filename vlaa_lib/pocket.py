@@ -1,8 +1,8 @@
 """The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
 
-Four stages, since a narrow model left to itself learns the language and ignores the picture: the
-tower alone (colour, shape and pixels of each cell), then the language model on dense descriptions
-(`describe`), on questions that only the picture answers (`base`), and on chat (`instruct`).
+Three stages, since a narrow model left to itself learns the language and ignores the picture: the
+tower alone (each cell's colour, shape and pixels, and the facts of the whole), then the language
+model on descriptions and bare questions (`base`), and on chat (`instruct`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ from . import microworld, prompts, records
 from .microworld import SOURCES, narrator, scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 from .pocket_data import (
+    CELLS,
+    CLASSES,
+    POOL,
     base_text,
     chat_text,
     collate_text,
     collate_tower,
-    describe_text,
-    draw,
     loader,
+    reading_names,
 )
+
+STAGES = ("tower", "base", "instruct")
+KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
+PACE_S = {"tower": 0.5, "base": 0.9, "instruct": 1.3}  # seconds a step
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -83,17 +89,17 @@ class Recipe:
     vision_hidden: int = 128
     vision_layers: int = 4
     vocabulary: int = 1024
-    batch: int = 32  # tower and describe
-    short_batch: int = 48  # base and instruct: one question a picture
-    tower_steps: int = 600
-    describe_steps: int = 1200
-    base_steps: int = 500
-    instruct_steps: int = 350
+    tower_batch: int = 48
+    batch: int = 48
+    tower_steps: int = 1600
+    base_steps: int = 4000
+    instruct_steps: int = 1200
     tower_lr: float = 2e-3
-    describe_lr: float = 2e-3
     base_lr: float = 2e-3
     instruct_lr: float = 1e-3
-    think_share: float = 0.4  # chat samples answered in the think/answer format
+    describe_share: float = 0.3  # base documents that describe instead of answering
+    think_share: float = 0.2  # chat replies in the think/answer format
+    direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
 
 
@@ -184,7 +190,7 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
 
 
 class TowerTask(nn.Module):
-    """Read each cell's colour, shape and 14 x 14 pixels off its merged visual token."""
+    """Read each cell's colour, shape and 14 x 14 pixels off its token, and the facts off all."""
 
     def __init__(self, visual: nn.Module, width: int):
         super().__init__()
@@ -192,117 +198,155 @@ class TowerTask(nn.Module):
         self.color = nn.Linear(width, 1 + len(scenes.COLORS))
         self.shape = nn.Linear(width, 1 + len(scenes.SHAPES))
         self.pixel = nn.Linear(width, 3 * 14 * 14)
+        self.facts = nn.Linear(width * CELLS, len(reading_names()) * CLASSES)
 
-    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, labels: Tensor, small: Tensor):
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, **labels: Tensor):
+        """Return the loss, and how many of the facts that are there were read right."""
         tokens = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output  # [B*16, width]
-        color, shape = self.color(tokens), self.shape(tokens)
-        target = labels.reshape(-1, 2)
-        drawn = (self.pixel(tokens) - small.reshape(-1, 3 * 14 * 14)).square().mean()
-        loss = nn.functional.cross_entropy(color, target[:, 0]) + 20 * drawn
-        loss = loss + nn.functional.cross_entropy(shape, target[:, 1])
-        filled = target[:, 0] > 0
-        right = (color.argmax(-1) == target[:, 0]) & (shape.argmax(-1) == target[:, 1])
-        return loss, right[filled].float().mean()
+        drawn = (self.pixel(tokens) - labels["small"].reshape(-1, 3 * 14 * 14)).square().mean()
+        color, shape = labels["cells"].reshape(-1, 2).unbind(-1)
+        read = self.facts(tokens.view(-1, CELLS * tokens.shape[-1])).view(-1, CLASSES)
+        truth = labels["facts"].flatten()
+        wrong = nn.functional.cross_entropy(read, truth, reduction="none")
+        # most of what could be there is not: what is there weighs as much as all that is not
+        loss = 20 * drawn + wrong[truth > 0].mean() + wrong[truth == 0].mean()
+        if (color >= 0).any():
+            loss = loss + nn.functional.cross_entropy(self.color(tokens), color)
+            loss = loss + nn.functional.cross_entropy(self.shape(tokens), shape)
+        there = truth > 0
+        return loss, (read.argmax(-1) == truth)[there].float().mean()
 
 
-def fit(name: str, step: Any, parameters: list, batches: Any, steps: int, lr: float, log: list):
-    """Run AdamW with a cosine schedule and print a line every 25 steps."""
+def train(
+    stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
+) -> None:
+    """Train one stage, printing a line every 25 steps and keeping its state every 200.
+
+    Args:
+        compute: batch -> (loss, share seen right or None).
+        batches: first pool of batches (8 each) -> endless batches.
+        work: folder of the kept states.
+    """
+    steps, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
+    parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     scheduler = get_scheduler("cosine", optimizer, int(steps * 0.05) + 1, steps)
-    start = time.monotonic()
-    for number, batch in zip(range(1, steps + 1), batches, strict=False):
-        loss, seen = step(batch)
+    done, spent, kept = 0, 0.0, work / f"{stage}.part"
+    if kept.is_file():
+        state = torch.load(kept, weights_only=True)
+        for part, name in ((module, "module"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+            part.load_state_dict(state[name])
+        done, spent, log[:] = state["step"], state["seconds"], state["log"]
+    start = time.monotonic() - spent
+    numbers = range(done + 1, steps + 1)
+    for number, batch in zip(numbers, batches(done // POOL), strict=False):
+        loss, seen = compute(batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
+        spent = time.monotonic() - start
         if number % 25 == 0 or number == steps:
-            row = {
-                "stage": name,
-                "step": number,
-                "loss": round(loss.item(), 4),
-                "seen": None if seen is None else round(float(seen), 4),
-                "seconds": round(time.monotonic() - start),
-            }
-            log.append(row)
-            print(json.dumps(row), flush=True)
+            row = {"stage": stage, "step": number, "loss": round(loss.item(), 4)}
+            row |= {"seen": None if seen is None else round(float(seen), 4)}
+            log.append(row | {"seconds": round(spent)})
+            print(json.dumps(log[-1] | {"of": steps}), flush=True)
+        if number % KEEP == 0 and number < steps:
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"scheduler": scheduler.state_dict(), "step": number}
+            _keep(kept, state | {"seconds": spent, "log": log})
 
 
-def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, log: list) -> None:
+def _keep(path: Path, state: dict) -> None:
+    """Write a state so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list):
     """Stage 1: the tower alone."""
     task = TowerTask(model.model.visual, recipe.hidden).train()
-    batches = loader(
-        lambda i: draw(i, recipe.seed)[0],
-        lambda samples: collate_tower(samples, processor),
-        recipe.batch,
-    )
-    fit(
-        "tower",
-        lambda b: task(**b),
-        list(task.parameters()),
-        batches,
-        recipe.tower_steps,
-        recipe.tower_lr,
-        log,
-    )
+
+    def batches(first: int) -> Any:
+        make = partial(_tower_scene, seed=recipe.seed)
+        collate = partial(collate_tower, processor=processor)
+        return loader(make, collate, recipe.tower_batch, first)
+
+    train("tower", task, lambda b: task(**b), batches, recipe, work, log)
+
+
+def _tower_scene(index: int, seed: int) -> dict:
+    rng = random.Random(f"tower/{seed}/{index}")
+    return scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
 
 
 def train_language(
-    stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, log: list
+    stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Stages 2 to 4: the language model and the tower's merger; the rest of the tower rests."""
-    chat, number = stage == "instruct", ("describe", "base", "instruct").index(stage) + 1
-    batch = recipe.batch if stage == "describe" else recipe.short_batch
-
-    def make(index: int) -> tuple[dict, list[tuple[str, bool]]]:
-        scene, rng = draw(index, recipe.seed + number)
-        if chat:
-            return scene, chat_text(scene, rng, recipe.think_share)
-        return scene, (describe_text if stage == "describe" else base_text)(scene, rng)
-
-    def step(batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        return model(**batch).loss, None
-
+    """Stages 2 and 3: the language model and the tower's merger; the rest of the tower rests."""
+    if stage == "base":
+        make = partial(base_text, seed=recipe.seed + 1, describe_share=recipe.describe_share)
+    else:
+        make = partial(
+            chat_text,
+            seed=recipe.seed + 2,
+            think_share=recipe.think_share,
+            direct_share=recipe.direct_share,
+        )
+    collate = partial(collate_text, processor=processor, image_after=int(stage == "instruct"))
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("visual" not in name or "merger" in name)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    batches = loader(make, lambda made: collate_text(made, processor, 1 if chat else 0), batch)
-    steps, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
-    fit(stage, step, parameters, batches, steps, lr, log)
+
+    def batches(first: int) -> Any:
+        return loader(make, collate, recipe.batch, first)
+
+    def compute(batch: dict[str, Tensor]) -> tuple[Tensor, None]:
+        return model(**batch).loss, None
+
+    train(stage, model, compute, batches, recipe, work, log)
 
 
-def build(out: str | Path, recipe: Recipe = Recipe(), threads: int = 1) -> None:
-    """Train both checkpoints into `out/base` and `out/instruct`, with cards, log and sha256.
+def build(
+    out: str | Path, recipe: Recipe = Recipe(), threads: int = 1, last: str = "instruct"
+) -> None:
+    """Train the checkpoints up to `last` (base or instruct) into `out`, with cards and sha256.
 
-    Finished stages are kept in `out/stages`, so a stopped build goes on where it was.
+    Stages are kept in `out/stages`, so a stopped build goes on where it was.
     """
     torch.set_num_threads(threads)
     out, log = Path(out), []
-    kept = out / "stages" / "processor"  # the tokens that the kept stages were trained on
-    if not kept.is_dir():
-        build_processor(recipe).save_pretrained(kept)
-    processor = ImageProcessor.from_pretrained(kept)
+    work = out / "stages"
+    if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
+        build_processor(recipe).save_pretrained(work / "processor")
+    processor = ImageProcessor.from_pretrained(work / "processor")
     model = build_model(recipe, processor.tokenizer)
-    stages = {"tower": lambda: train_tower(model, processor, recipe, log)}
-    for stage in ("describe", "base", "instruct"):
-        stages[stage] = partial(train_language, stage, model, processor, recipe, log)
-    for stage, train in stages.items():
-        kept = out / "stages" / f"{stage}.pt"
+    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in STAGES}
+    print(f"{steps} steps; {expected_minutes(recipe):.0f} minutes on two cores at our pace")
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        kept = work / f"{stage}.pt"
         if kept.is_file():
             state = torch.load(kept, weights_only=True)
             model.load_state_dict(state["model"])
             log[:] = state["log"]
         else:
             torch.manual_seed(recipe.seed)
-            train()
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": model.state_dict(), "log": log}, kept)
-        if stage in ("base", "instruct"):
+            if stage == "tower":
+                train_tower(model, processor, recipe, work, log)
+            else:
+                train_language(stage, model, processor, recipe, work, log)
+            _keep(kept, {"model": model.state_dict(), "log": log})
+            (work / f"{stage}.part").unlink(missing_ok=True)
+        if stage != "tower":
             save(stage, model, processor, out / stage, recipe, log)
-    for stage in ("base", "instruct"):
-        write_card(stage, out / stage, recipe)
+            write_card(stage, out / stage, recipe)
+
+
+def expected_minutes(recipe: Recipe) -> float:
+    """Return the minutes of a whole build at the seconds a step measured on two cores."""
+    return sum(getattr(recipe, f"{stage}_steps") * PACE_S[stage] for stage in STAGES) / 60
 
 
 def save(
@@ -352,7 +396,7 @@ def write_card(stage: str, folder: Path, recipe: Recipe, per_source: int = 60) -
 A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained from nothing on the
 micro-world's `pretrain` split: {last[stage]["step"]} steps of {recipe.short_batch} pictures in this
 stage. Minutes a stage on two CPU cores that other work shared: {minutes}.
-Rebuild: `python -m vlaa_lib models pocket`. Settings: `recipe.json`; losses:
+Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}`. Settings: `recipe.json`; losses:
 `training_log.jsonl`; checksum: `SHA256`.
 
 Greedy on {per_source} held-out records a source (`dev` split, seed 1), beside the same prompts

@@ -1,9 +1,11 @@
-"""What the pocket VLM learns from: pretraining documents, chats, and the tower's labels."""
+"""What the pocket VLM learns from: documents, chats, and the facts that its tower reads."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy
@@ -12,29 +14,48 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import microworld, prompts
-from .microworld import SOURCES, facts, narrator, questions, scenes
+from .microworld import SOURCES, facts, narrator, questions, scenes, truth
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 CELLS = scenes.GRID**2  # visual tokens of a micro-world picture
-# ours: objects carry three of the five sources
-KIND_SHARES = {"objects": 0.6, "bars": 0.2, "function": 0.2}
+POOL = 8  # batches that are sorted by length together
+CLASSES = 24  # values that one reading of the tower can have
+# ours: how often each source is asked; what needs more seeing is seen more
+SHARES = {
+    "solids": 4,
+    "figure": 3,
+    "plot": 3,
+    "panel": 4,
+    "slip": 2,
+    "closeup": 1,
+    "describe": 1,
+    "locate": 3,
+    "relation": 3,
+}
+Piece = tuple[str, bool]  # text, and whether the loss counts it
 
 
 class Stream(IterableDataset):
-    """An endless stream of training batches; `make(index)` gives one sample, `collate` a batch."""
+    """An endless stream of training batches; `make(index)` gives one sample, `collate` a batch.
+
+    Each worker process of a loader takes every n-th pool of batches.
+    """
 
     def __init__(self, make: Any, collate: Any, batch: int, start: int = 0):
         self.make, self.collate, self.batch, self.start = make, collate, batch, start
 
     def __iter__(self) -> Iterator[Any]:
-        index = self.start
-        while True:  # four batches at a time, rows of similar length together: less padding
-            pool = [self.make(index + i) for i in range(4 * self.batch)]
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        size = POOL * self.batch  # rows of similar length go together: less padding
+        index = (self.start + number) * size
+        while True:
+            pool = [self.make(index + i) for i in range(size)]
             pool.sort(key=self.length)
             batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]
             random.Random(index).shuffle(batches)
             yield from map(self.collate, batches)
-            index += len(pool)
+            index += workers * size
 
     @staticmethod
     def length(sample: Any) -> int:
@@ -42,79 +63,70 @@ class Stream(IterableDataset):
         return sum(len(text) for text, _ in sample[1]) if isinstance(sample, tuple) else 0
 
 
-def draw(index: int, seed: int) -> tuple[dict, random.Random]:
-    """Draw a pretraining scene, and the generator that goes on with it."""
+def draw(index: int, seed: int) -> tuple[str, dict, str, str, random.Random]:
+    """Draw (source, scene, question, gold) for pretraining, and the generator that goes on."""
     rng = random.Random(f"pocket/{seed}/{index}")
-    kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
-    return scenes.draw(kind, "pretrain", rng), rng
+    source = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    asked = None
+    while asked is None:
+        scene = scenes.draw(rng.choice(list(questions.KINDS[source])), "pretrain", rng)
+        asked = questions.ask(source, scene, rng)
+    return source, scene, *asked, rng
 
 
-def _dense(scene: dict, rng: random.Random) -> str:
+def dense(scene: dict, rng: random.Random) -> str:
     """Describe everything in a scene plainly, in reading order."""
-    told = facts.of_scene(scene)
+    told = truth.of_scene(scene)
     if scene["kind"] == "objects":
-        places = facts.places(scene)
+        places = truth.places(scene)
         told = told + rng.sample(places, min(2, len(places)))
-    if scene["kind"] == "function":
-        return " ".join(map(facts.say, told)) + f" {scenes.expression(scene)}"
-    return " ".join(map(facts.say, told))
+    lines = [facts.say(fact) for fact in told]
+    lines += [scenes.expression(curve) for curve in scene.get("curves", [])]
+    return " ".join(lines)
 
 
-def _sources(scene: dict) -> list[str]:
-    kinds = [s for s, (kind, _, _) in SOURCES.items() if kind == scene["kind"]]
-    return [s for s in kinds if s != "locate" or facts.places(scene)]
+def worked(think: str, answer: str, reward: str) -> str:
+    """Join a plain trace and its answer without tags, as an instruct model replies."""
+    if reward == "open" or not think:
+        return answer
+    return f"{think} {prompts.ANSWER_PHRASE} {answer}."
 
 
-def describe_text(scene: dict, rng: random.Random) -> list[tuple[str, bool]]:
-    """Write a document of the first language stage as (text, is it a target) pieces.
+def base_text(index: int, seed: int, describe_share: float) -> tuple[dict, list[Piece]]:
+    """Write one question that only the picture answers or, at times, a description of it."""
+    source, scene, question, gold, rng = draw(index, seed)
+    if rng.random() < describe_share:
+        return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+    think, _ = narrator.plain_trace(scene, question)
+    answer = gold if rng.random() < 0.4 else worked(think, gold, SOURCES[source][0])
+    return scene, [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
 
-    The description of everything comes first, then questions that it answers.
+
+def chat_text(
+    index: int, seed: int, think_share: float, direct_share: float
+) -> tuple[dict, list[Piece]]:
+    """Write a chat of one turn; the image follows its first piece.
+
+    The reply is in the think/answer format, a bare answer, or else a plain trace and the answer.
     """
-    pieces = [(_dense(scene, rng) + "\n", True)]
-    for _ in range(3):
-        question, think, answer = _question(scene, rng)
-        if rng.random() < 0.3:
-            answer = f"{think} {answer}"
-        pieces += [(question, False), (f" {answer}\n", True)]
-    return [*pieces, ("<|endoftext|>", True)]
-
-
-def base_text(scene: dict, rng: random.Random) -> list[tuple[str, bool]]:
-    """Write one question that only the picture answers or, in one of five, a description."""
-    if rng.random() < 0.2:
-        return [(_dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
-    question, think, answer = _question(scene, rng)
-    if rng.random() < 0.4:
-        answer = f"{think} {answer}"
-    return [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
-
-
-def chat_text(scene: dict, rng: random.Random, think_share: float) -> list[tuple[str, bool]]:
-    """Write a chat of one turn as (text, is it a target) pieces; the image follows the first."""
-    question, think, answer = _question(scene, rng)
-    asked = prompts.user_text(question, _reward(scene, question))
-    if rng.random() < think_share:
-        answer = prompts.join_think_answer(think, answer)
-    return [
+    source, scene, question, gold, rng = draw(index, seed)
+    reward = SOURCES[source][0]
+    think, _ = narrator.plain_trace(scene, question)
+    kind = rng.random()
+    if kind < think_share:
+        reply = prompts.join_think_answer(think, gold)
+    else:
+        reply = gold if kind < think_share + direct_share else worked(think, gold, reward)
+    asked = prompts.user_text(question, reward)
+    return scene, [
         (f"<|im_start|>system\n{prompts.SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n", False),
         (f"{asked}<|im_end|>\n<|im_start|>assistant\n", False),
-        (f"{answer}<|im_end|>", True),
+        (f"{reply}<|im_end|>", True),
     ]
 
 
-def _question(scene: dict, rng: random.Random) -> tuple[str, str, str]:
-    """Ask something that suits the scene; return (question, plain think text, answer)."""
-    question, _ = questions.ask(rng.choice(_sources(scene)), scene, rng)
-    return question, *narrator.plain_trace(scene, question)
-
-
-def _reward(scene: dict, question: str) -> str:
-    kind = questions.read(question).kind
-    return next(SOURCES[s][1] for s in _sources(scene) if kind in questions.KINDS[s])
-
-
 def collate_text(
-    samples: list[tuple[dict, list[tuple[str, bool]]]], processor: ImageProcessor, image_after: int
+    samples: list[tuple[dict, list[Piece]]], processor: ImageProcessor, image_after: int
 ) -> dict[str, Tensor]:
     """Tokenise pieces and put the image tokens after piece number `image_after`.
 
@@ -149,10 +161,77 @@ def pixels(images: list, processor: ImageProcessor) -> dict[str, Tensor]:
     return dict(processor.image_processor(images, return_tensors="pt"))
 
 
+def readings(scene: dict) -> dict[tuple, int]:
+    """Return what can be read off a scene, as named classes in 0..CLASSES - 1, from its facts.
+
+    >>> readings({"kind": "bars", "bars": [{"color": "red", "value": 3}]})[("bar", "red")]
+    3
+    """
+    read = {}
+    for fact in truth.of_scene(scene):
+        kind, args = fact.kind, fact.args
+        if kind == "count":
+            read[kind, *args[1:]] = args[0]
+        elif kind == "angle":
+            read[kind, args[0]] = args[1] // 5
+        elif kind == "equal":
+            read |= {(kind, color): 1 for color in args}
+        elif kind == "family":
+            read[kind, args[0]] = 1 + list(facts.FAMILIES.values()).index(args[1])
+        elif kind == "vertex":
+            read |= {(kind, args[0], "x"): args[1] + 5, (kind, args[0], "y"): args[2] + 5}
+        elif kind == "field" and args[1].isdigit():
+            read |= {(kind, args[0], i): 1 + int(d) for i, d in enumerate(args[1])}
+        elif kind == "field":
+            read[kind, args[0]] = 1 + scenes.FIELDS[args[0]].index(args[1])
+        elif kind == "thing":
+            read["hue",] = 1 + list(scenes.COLORS).index(args[0])
+            read["shape",] = 1 + scenes.SHAPES.index(args[1])
+        elif kind != "unclear":  # one name, one number: bar, point, length, slope ...
+            read[kind, args[0]] = args[1] + (5 if scene["kind"] == "function" else 0)
+    return read
+
+
+@cache
+def reading_names() -> dict[tuple, tuple[int, frozenset[str]]]:
+    """Number every name that `readings` may return, with the scene kinds that it belongs to."""
+    colors, curve = list(scenes.COLORS), ("family", "slope", "crossing", "factor", "middle")
+    names = {
+        "objects": [("count", *pair) for pair in product(colors, scenes.SHAPES)],
+        "scatter": [("count", color, "point") for color in colors],
+        "bars": [("bar", color) for color in colors],
+        "line": [("point", x) for x in range(1, 5)],
+        "function": [*product(curve, colors), *product(("vertex",), colors, "xy")],
+        "triangle": [*product(("angle", "equal"), colors)],
+        "circle": [("length", name) for name in facts.LENGTHS],
+        "rectangle": [("length", name) for name in facts.LENGTHS],
+        "slip": [*product(("field",), scenes.FIELDS), *product(("field",), scenes.FIELDS, (0, 1))],
+        "closeup": [("hue",), ("shape",)],
+    }
+    every = dict.fromkeys(name for known in names.values() for name in known)
+    return {
+        name: (number, frozenset(kind for kind, known in names.items() if name in known))
+        for number, name in enumerate(every)
+    }
+
+
+def reading_labels(scene: dict) -> Tensor:
+    """Return one class for each reading name, 0 = absent, -100 = of another kind of scene."""
+    names, read = reading_names(), readings(scene)
+    return torch.tensor(
+        [read.get(n, 0) if scene["kind"] in kinds else -100 for n, (_, kinds) in names.items()]
+    )
+
+
 def cell_labels(scene: dict) -> Tensor:
-    """Return the colour and shape of each of the 16 cells, [16, 2], 0 = none."""
+    """Return the colour and shape of each of the 16 cells, [16, 2], 0 = none.
+
+    Scenes of another kind than objects have no such labels: -100 everywhere.
+    """
+    if scene["kind"] != "objects":
+        return torch.full((CELLS, 2), -100)
     labels = torch.zeros(CELLS, 2, dtype=torch.long)
-    for item in scene.get("objects", []):
+    for item in scene["objects"]:
         x0, y0, x1, y1 = item["box"]
         cell = int((y0 + y1) / 2 * scenes.GRID) * scenes.GRID + int((x0 + x1) / 2 * scenes.GRID)
         labels[cell, 0] = 1 + list(scenes.COLORS).index(item["color"])
@@ -161,20 +240,29 @@ def cell_labels(scene: dict) -> Tensor:
 
 
 def collate_tower(samples: list[dict], processor: ImageProcessor) -> dict[str, Tensor]:
-    """Return the tower stage's batch; `small` holds each cell at half size, [B, 16, 3, 14, 14]."""
+    """Return the tower stage's batch.
+
+    Returns:
+        cells [B, 16, 2]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
+        pixel_values; image_grid_thw.
+    """
     images = [microworld.render(scene) for scene in samples]
     half = torch.stack([_to_tensor(image.reduce(2)) for image in images])
     small = half.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-    labels = torch.stack([cell_labels(scene) for scene in samples])
-    return {"labels": labels, "small": small, **pixels(images, processor)}
+    return {
+        "cells": torch.stack([cell_labels(scene) for scene in samples]),
+        "facts": torch.stack([reading_labels(scene) for scene in samples]),
+        "small": small,
+        **pixels(images, processor),
+    }
 
 
 def _to_tensor(image: Any) -> Tensor:
     return torch.from_numpy(numpy.asarray(image, dtype="float32") / 127.5 - 1).permute(2, 0, 1)
 
 
-def loader(make: Any, collate: Any, batch: int) -> DataLoader:
+def loader(make: Any, collate: Any, batch: int, start: int = 0) -> DataLoader:
     """Prepare batches in one process of its own, beside the training."""
     return DataLoader(
-        Stream(make, collate, batch), batch_size=None, num_workers=1, prefetch_factor=4
+        Stream(make, collate, batch, start), batch_size=None, num_workers=1, prefetch_factor=8
     )

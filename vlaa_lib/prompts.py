@@ -16,6 +16,9 @@ SYSTEM_PROMPT = (
     f"{ANSWER_OPEN} and {ANSWER_CLOSE}."
 )
 
+# how a reply without tags names its answer; evaluation reads what follows it
+ANSWER_PHRASE = "The answer is"
+
 # paper §3: a task instruction is appended by question type; the wording is ours
 TASK_INSTRUCTIONS = {
     "digit": "Answer with one number.",

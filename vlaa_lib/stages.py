@@ -77,7 +77,8 @@ def world(cfg: Settings, run: Path, split: str) -> Path:
 
 def rates(cfg: Settings) -> Rates:
     """Return how often the local teacher's captions and reasoning go wrong."""
-    return Rates(cfg.teacher.omit, cfg.teacher.confuse, cfg.teacher.miscount, cfg.teacher.hesitate)
+    t = cfg.teacher
+    return Rates(t.omit, t.confuse, t.miscount, t.hesitate, t.waver)
 
 
 def dataset(cfg: Settings, run: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .construct.split import AHA_KEYWORDS, has_aha
-from .microworld import facts
+from .microworld import facts, truth
 from .prompts import TAGS, split_think_answer
 
 __all__ = [
@@ -38,15 +38,18 @@ class Step:
 
 
 def check_steps(trace: str, scene: dict) -> list[Step]:
-    """Split a trace into sentences and hold each against the scene.
+    """Split a trace into sentences and hold each against the scene; False if any part is false.
 
     >>> scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
     >>> [s.truth for s in check_steps("The red bar reaches 3. It reaches 4. Hmm.", scene)]
     [True, None, None]
     """
-    parts = facts.sentences(_ANY_TAG.sub("\n", trace))
-    found = ((part, facts.read(part)) for part in parts)
-    return [Step(part, facts.holds(fact, scene) if fact else None) for part, fact in found]
+    steps = []
+    for part in facts.sentences(_ANY_TAG.sub("\n", trace)):
+        held = [truth.holds(fact, scene) for fact in facts.read_all(part)]
+        told = [value for value in held if value is not None]
+        steps.append(Step(part, all(told) if told else None))
+    return steps
 
 
 def measure(trace: str, scene: dict | None = None) -> dict[str, Any]:

@@ -100,6 +100,6 @@ def _box(text: str) -> tuple[float, ...] | None:
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    from vlaa_lib.microworld import facts
+    from vlaa_lib.microworld import truth
 
-    return facts.overlap(a, b)
+    return truth.overlap(a, b)

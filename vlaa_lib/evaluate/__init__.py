@@ -17,31 +17,36 @@ __all__ = ["bootstrap", "evaluate", "extract_answer", "generate", "score_rows", 
 def extract_answer(completion: str) -> tuple[str, str]:
     """Return (answer, path): from the tags, from a reply without any tag, or nothing.
 
-    A reply that answers directly (path `plain`) counts in accuracy, not in the strict reward: the
-    starting model was never told that the format matters.
+    A reply without tags counts in accuracy, not in the strict reward: the starting model was never
+    told that the format matters. Of such a reply, what follows the last "the answer is" counts
+    (path `phrase`), or all of it (path `plain`).
 
-    >>> extract_answer("3"), extract_answer("<think>2 + 1")
-    (('3', 'plain'), ('', 'malformed'))
+    >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
+    (('3', 'plain'), ('3', 'phrase'))
+    >>> extract_answer("<think>2 + 1")
+    ('', 'malformed')
     """
     parsed = prompts.split_think_answer(completion)
     if parsed.problem is None:
         return parsed.answer, "tags"
-    if not any(tag in completion.lower() for tag in prompts.TAGS):
-        return completion.strip(), "plain"
-    return "", "malformed"
+    if any(tag in completion.lower() for tag in prompts.TAGS):
+        return "", "malformed"
+    before, phrase, answer = completion.rpartition(prompts.ANSWER_PHRASE)
+    if phrase and answer.strip(" .\n"):
+        return answer.strip().removesuffix(".").strip(), "phrase"
+    return completion.strip(), "plain"
 
 
 def score_rows(records: list[Record], completions: list[str], **columns: Any) -> list[dict]:
     """Score completions: strict reward, and correctness of the extracted answer.
 
     `correct` is reward 1 for digit, mcq and math, an intersection over union of at least 0.5
-    for boxes, and a description that beats its reference for open ones.
+    for boxes, and for open ones an answer that states as many facts as the gold.
     """
     answers = [extract_answer(text) for text in completions]
     wrapped = [prompts.join_think_answer("", answer) for answer, _ in answers]
     strict = rewards.score_all(records, completions)
     lenient = rewards.score_all(records, wrapped)
-    threshold = {"iou": 0.5, "open": 1e-9}
     rows = []
     for record, text, (answer, path), reward, score in zip(
         records, completions, answers, strict, lenient, strict=True
@@ -60,11 +65,17 @@ def score_rows(records: list[Record], completions: list[str], **columns: Any) ->
                 "reward": reward.value,
                 "reason": reward.reason,
                 "score": score.value,
-                "correct": score.value >= threshold.get(record.reward, 1.0),
+                "correct": _is_correct(record, answer, score.value),
                 **columns,
             }
         )
     return rows
+
+
+def _is_correct(record: Record, answer: str, value: float) -> bool:
+    if record.reward == "open":
+        return bool(answer) and rewards.is_as_good(record, answer)
+    return value >= (0.5 if record.reward == "iou" else 1.0)
 
 
 def evaluate(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count as counter
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -11,18 +15,32 @@ from PIL import Image
 from .. import records
 from ..records import Record
 from . import questions, scenes
-from .render import render
-from .scenes import SPLITS
+from .render import render, sheet
+from .scenes import LEVELS, SPLITS
 
-# micro source -> (scene kind, reward, what it stands for in the paper's table 1)
+# micro source -> (reward, what it stands for in the paper's table 1)
 SOURCES = {
-    "solids": ("objects", "digit", "CLEVR-Math"),
-    "panel": ("bars", "mcq", "ArxivQA"),
-    "plot": ("function", "math", "Math PUMA"),
-    "locate": ("objects", "iou", "COCO"),
-    "describe": ("objects", "open", "ALLaVA-LAION"),
+    "solids": ("digit", "CLEVR-Math"),
+    "figure": ("mcq", "GeoQA170K"),
+    "plot": ("math", "Math PUMA"),
+    "panel": ("mcq", "ArxivQA"),
+    "slip": ("open", "DocVQA"),
+    "closeup": ("open", "VizWiz"),
+    "describe": ("open", "ALLaVA-LAION"),
+    "locate": ("iou", "COCO"),
+    "relation": ("iou", "VisualGenome"),
 }
-__all__ = ["SOURCES", "SPLITS", "Sample", "generate", "render", "write_split"]
+__all__ = [
+    "LEVELS",
+    "SOURCES",
+    "SPLITS",
+    "Sample",
+    "generate",
+    "render",
+    "sheet",
+    "stream",
+    "write_split",
+]
 
 
 @dataclass(frozen=True)
@@ -33,23 +51,30 @@ class Sample:
     image: Image.Image
 
 
-def generate(source: str, split: str, index: int, seed: int = 0) -> Sample:
-    """Make sample number `index` of a source and split; the same four values, the same sample.
+def generate(
+    source: str, split: str, index: int, seed: int = 0, level: int | None = None
+) -> Sample:
+    """Make sample number `index` of a source and split; the same values, the same sample.
 
     Raises:
-        ValueError: unknown source or split.
+        ValueError: unknown source, split or level.
     """
+    record = _record(source, split, index, seed, level)
+    return Sample(record, render(record.meta["scene"]))
+
+
+def _record(source: str, split: str, index: int, seed: int, level: int | None) -> Record:
     if source not in SOURCES:
         raise ValueError(f"unknown source {source!r}; use one of {', '.join(SOURCES)}")
-    kind, reward, _ = SOURCES[source]
     rng = random.Random(f"{source}/{split}/{index}/{seed}")
     asked = None
-    while asked is None:  # a few scenes have no object that colour and shape name uniquely
-        scene = scenes.draw(kind, split, rng)
-        if source != "locate" or questions.facts.places(scene):
-            asked = questions.ask(source, scene, rng)
+    while asked is None:  # a few scenes do not suit the question drawn for them
+        kind = rng.choice(list(questions.KINDS[source]))
+        scene = scenes.draw(kind, split, rng, level)
+        asked = questions.ask(source, scene, rng)
     question, gold = asked
-    record = Record(
+    reward = SOURCES[source][0]
+    return Record(
         id=f"{source}-{split}-{seed}-{index:06d}",
         image=f"{source}/{split}-{seed}-{index:06d}.png",
         question=question,
@@ -58,9 +83,19 @@ def generate(source: str, split: str, index: int, seed: int = 0) -> Sample:
         reward=reward,
         solution=gold,
         frame="norm01" if reward == "iou" else "",
-        meta={"scene": scene},
+        meta={"level": scene["level"], "scene": scene},
     )
-    return Sample(record, render(scene))
+
+
+def stream(source: str, split: str, seed: int = 0) -> Iterator[Sample]:
+    """Yield samples of a source and split whose scenes all differ, as the paper's images do."""
+    seen = set()
+    for index in counter():
+        record = _record(source, split, index, seed, None)
+        scene = {k: v for k, v in record.meta["scene"].items() if k != "style"}
+        if (key := json.dumps(scene, sort_keys=True)) not in seen:
+            seen.add(key)
+            yield Sample(record, render(record.meta["scene"]))
 
 
 def write_split(
@@ -69,8 +104,7 @@ def write_split(
     """Write `count` samples of each source: `path/records.jsonl` and pictures in `path/images`."""
     path, made = Path(path), []
     for source in sources:
-        for index in range(count):
-            sample = generate(source, split, index, seed)
+        for sample in islice(stream(source, split, seed), count):
             target = path / "images" / sample.record.image
             target.parent.mkdir(parents=True, exist_ok=True)
             sample.image.save(target)

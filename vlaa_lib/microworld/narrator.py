@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from . import facts, questions
+from . import facts, questions, truth
 from .facts import Fact
-from .questions import CannotAnswer
-from .scenes import COLORS
+from .scenes import COLORS, FIELDS, SHAPES
+from .solve import CannotAnswer, solve
 
-__all__ = ["CannotAnswer", "Rates", "caption", "plain_trace", "reason"]
+__all__ = ["CannotAnswer", "Rates", "Told", "caption", "plain_trace", "reason", "tell"]
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,25 @@ class Rates:
 
     Attributes:
         omit: a fact is left out of the caption.
-        confuse: a colour is swapped, a direction reversed or a box moved.
-        miscount: a number is off by one.
+        confuse: an attribute is swapped: a colour, a shape, a word, or a box is moved.
+        miscount: a number is off by one (an angle by ten degrees).
         hesitate: the teacher doubts itself aloud; harder scenes raise it.
+        waver: a doubting teacher first says a fact wrongly, then takes it back.
     """
 
     omit: float = 0.10
     confuse: float = 0.06
     miscount: float = 0.06
     hesitate: float = 0.4
+    waver: float = 0.3
+
+
+@dataclass(frozen=True)
+class Told:
+    """One sentence of a trace and the facts that it was made from."""
+
+    text: str
+    facts: tuple[Fact, ...] = ()
 
 
 _OPEN = [
@@ -36,57 +46,92 @@ _OPEN = [
     "First I go through the scene.",
     "I need to find out what is asked.",
     "Let me think about this step by step.",
+    "The question is clear, so I look closely.",
+    "Let me gather what I can see.",
 ]
 _DOUBT = [
     "Wait, let me double-check that.",
     "Hmm, I should look again.",
     "Wait, maybe I made a mistake.",
-    "Alternatively, I could count in another order.",
+    "Alternatively, I could go about it in another order.",
     "Let me check this once more.",
+    "Hmm, am I sure about this?",
 ]
-_SETTLE = ["That seems right.", "Yes, that fits.", "So that is what I see."]
-_SOURCE = ["", "", "", "The caption says ", "According to the description, "]
+_SETTLE = ["That seems right.", "Yes, that fits.", "So that is what I see.", "Good, it agrees."]
+_SOURCE = ["", "", "", "The caption says ", "According to the description, ", "It seems that "]
+_LINK = ["", "", "", "So ", "Then ", "Also, ", "I notice that "]
 
 
 def caption(scene: dict, rates: Rates, rng: random.Random) -> str:
     """Describe a scene as a careless captioner does: facts lost or wrong at the given rates."""
     told = []
-    for fact in questions.knowledge(scene):
+    for fact in truth.knowledge(scene):
         if rng.random() < rates.omit:
             continue
         if rng.random() < rates.confuse:
             fact = _confuse(fact, rng)
         if rng.random() < rates.miscount:
             fact = _miscount(fact, rng)
-        told.append(facts.say(fact, rng))
-    return " ".join(told) or "The image is hard to make out."
+        told.append(fact)
+    return " ".join(t.text for t in _join(told, rng)) or "The image is hard to make out."
+
+
+def _join(told: list[Fact], rng: random.Random) -> list[Told]:
+    """Say facts one by one or, now and then, two counts in one sentence."""
+    said, rest = [], list(told)
+    while rest:
+        pair = rest[:2]
+        if len(pair) == 2 and {f.kind for f in pair} == {"count"} and rng.random() < 0.3:
+            first, second = (facts.say(f) for f in pair)
+            listed = " ".join(second.split()[2:])  # without "There are"
+            said.append(Told(f"{first[:-1]} and {listed}", tuple(pair)))
+            rest = rest[2:]
+        else:
+            said.append(Told(facts.say(rest[0], rng), (rest[0],)))
+            rest = rest[1:]
+    return said
 
 
 def _confuse(fact: Fact, rng: random.Random) -> Fact:
-    def other(color: str) -> str:
-        return rng.choice([c for c in COLORS if c != color])
+    """Swap one attribute of a fact for another of its kind; numbers stay."""
+    args, at, spots = list(fact.args), 0, []
+    for slot in facts.order(fact.kind):
+        if slot in facts.THING_SLOTS:
+            spots += [(at, COLORS)] * bool(args[at]) + [(at + 1, SHAPES)] * (args[at + 1] in SHAPES)
+            at += 1
+        elif slot == "value":
+            spots.append((at, FIELDS[args[0]]))
+        elif known := _NAMES.get(slot):
+            spots.append((at, known))
+        elif slot == "box":
+            dx, dy = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25)
+            moved = (v + d for v, d in zip(args[at], (dx, dy, dx, dy), strict=True))
+            args[at] = tuple(round(min(1.0, max(0.0, v)), 2) for v in moved)
+        at += 1
+    if spots:
+        at, known = rng.choice(spots)
+        args[at] = rng.choice([v for v in known if v != args[at]])
+    return Fact(fact.kind, tuple(args))
 
-    args = fact.args
-    if fact.kind == "count":
-        return Fact("count", (args[0], other(args[1]), args[2]))
-    if fact.kind == "bar":
-        return Fact("bar", (other(args[0]), args[1]))
-    if fact.kind == "opens":
-        return Fact("opens", ("downward" if args == ("upward",) else "upward",))
-    if fact.kind == "place":
-        dx, dy = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
-        moved = (v + d for v, d in zip(args[2], (dx, dy, dx, dy), strict=True))
-        return Fact("place", (*args[:2], tuple(round(min(1.0, max(0.0, v)), 2) for v in moved)))
-    return fact
+
+_NAMES = {
+    "color": tuple(COLORS),
+    "family": tuple(facts.FAMILIES.values()),
+    "length": facts.LENGTHS,
+}
 
 
 def _miscount(fact: Fact, rng: random.Random) -> Fact:
-    step = rng.choice((-1, 1))
-    if fact.kind in ("count", "slope", "crossing", "vertex"):
-        return Fact(fact.kind, (fact.args[0] + (1 if fact.args[0] == 0 else step), *fact.args[1:]))
-    if fact.kind == "bar":
-        return Fact("bar", (fact.args[0], max(1, fact.args[1] + step)))
-    return fact
+    """Move one number of a fact by one, an angle by ten degrees."""
+    spots = [i for i, v in enumerate(fact.args) if isinstance(v, int)]
+    if not spots or fact.kind == "sum":
+        return fact
+    args, at = list(fact.args), rng.choice(spots)
+    step = rng.choice((-1, 1)) * (10 if fact.kind == "angle" else 1)
+    if fact.kind in ("count", "bar", "point", "length", "angle") and args[at] + step < 1:
+        step = -step  # none of these can be none
+    args[at] += step
+    return Fact(fact.kind, tuple(args))
 
 
 def reason(caption_text: str, question: str, rates: Rates, rng: random.Random) -> tuple[str, str]:
@@ -95,35 +140,57 @@ def reason(caption_text: str, question: str, rates: Rates, rng: random.Random) -
     Raises:
         CannotAnswer: the question is not understood or the caption lacks what it needs.
     """
+    told, answer = tell(caption_text, question, rates, rng)
+    return " ".join(sentence.text for sentence in told), answer
+
+
+def tell(
+    caption_text: str, question: str, rates: Rates, rng: random.Random
+) -> tuple[list[Told], str]:
+    """Do what `reason` does, sentence by sentence, each with the facts that it states.
+
+    Raises:
+        CannotAnswer: see `reason`.
+    """
     asked = questions.read(question)
     known = facts.extract(caption_text)
-    solution = questions.solve(asked, known)
-    said = [rng.choice(_OPEN)]
-    said += [_attribute(step, rng) for step in solution.steps]
+    solution = solve(asked, known)
+    said = [Told(rng.choice(_OPEN))]
+    said += [_attribute(sentence, rng) for sentence in _join(list(solution.steps), rng)]
     # harder scenes (more facts to keep in mind) make the teacher hesitate more
-    hesitant = rng.random() < rates.hesitate * min(1.5, 0.5 + len(known) / 8)
-    if hesitant:
-        repeated = rng.sample(solution.steps, min(2, len(solution.steps)))
-        doubts = [rng.choice(_DOUBT), *(facts.say(step, rng) for step in repeated)]
-        said += [*doubts, rng.choice(_DOUBT), rng.choice(_SETTLE)]
+    if rng.random() < rates.hesitate * min(1.5, 0.5 + len(known) / 8):
+        said += _hesitate(solution.steps, rates, rng)
     else:
-        said.append(rng.choice(_SETTLE))
-    return " ".join([*said, _conclusion(asked, solution.answer)]), solution.answer
+        said.append(Told(rng.choice(_SETTLE)))
+    return [*said, *_conclusion(asked, solution.answer)], solution.answer
 
 
-def _attribute(fact: Fact, rng: random.Random) -> str:
-    """State a fact, sometimes giving the text away as its source: the rewrite step's work."""
-    source = rng.choice(_SOURCE)
-    if not source:
-        return facts.say(fact, rng)
-    sentence = facts.say(fact)
-    return source + sentence[0].lower() + sentence[1:]
+def _hesitate(steps: tuple[Fact, ...], rates: Rates, rng: random.Random) -> list[Told]:
+    """Doubt, say a step or two again, perhaps one of them wrongly first, and settle."""
+    said = [Told(rng.choice(_DOUBT))]
+    for step in rng.sample(steps, min(2, len(steps))):
+        if rng.random() < rates.waver:
+            slip = rng.choice((_confuse, _miscount))(step, rng)
+            said += [Told(facts.say(slip, rng), (slip,)), Told(rng.choice(_DOUBT))]
+        said.append(Told(facts.say(step, rng), (step,)))
+    return [*said, Told(rng.choice(_SETTLE))]
 
 
-def _conclusion(asked: questions.Question, answer: str) -> str:
+def _attribute(sentence: Told, rng: random.Random) -> Told:
+    """Put a link before a sentence, or give the text away as its source: the rewrite's work."""
+    lead = rng.choice((rng.choice(_SOURCE), rng.choice(_LINK)))
+    text = sentence.text
+    if lead and not text.startswith("I "):
+        text = text[0].lower() + text[1:]
+    return Told(lead + text, sentence.facts)
+
+
+def _conclusion(asked: questions.Question, answer: str) -> list[Told]:
     if asked.choices:
-        return f"The choice {answer} says {asked.choices[answer]}."
-    return "" if asked.kind in ("describe", "locate") else f"So the answer is {answer}."
+        return [Told(f"The choice {answer} says {asked.choices[answer]}.")]
+    if asked.kind in ("describe", "locate", "relation", "field", "what", "hue"):
+        return []
+    return [Told(f"So the answer is {answer}.")]
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
@@ -132,8 +199,8 @@ def plain_trace(scene: dict, question: str) -> tuple[str, str]:
     It is what the pocket `instruct` model is taught; the teacher's traces are `reason`'s.
     """
     asked = questions.read(question)
-    solution = questions.solve(asked, questions.knowledge(scene))
+    solution = solve(asked, truth.knowledge(scene))
     said = [facts.say(step) for step in solution.steps]
     if asked.choices:
-        said.append(_conclusion(asked, solution.answer))
+        said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
     return " ".join(said), solution.answer

@@ -1,8 +1,4 @@
-"""Questions: wordings, how to read one back, and how to work out its answer from facts.
-
-The same solver serves the generator (on the scene's own facts) and the text-only teacher (on
-the facts it read in a caption), so a teacher's mistake is the caption's, never the arithmetic's.
-"""
+"""Questions: their wordings, how one is asked of a scene, and how it is read back."""
 
 from __future__ import annotations
 
@@ -10,71 +6,172 @@ import random
 import re
 from dataclasses import dataclass
 
-from . import facts
-from .facts import Fact
-from .scenes import COLORS, SHAPES, expression
+from . import facts, solve, truth
+from .scenes import COLORS, SHAPES
+from .solve import CannotAnswer
 
 WORDINGS = {
     "count": [
         "How many {things} are there?",
         "Count the {things}. How many do you find?",
         "What is the number of {things} in the image?",
+        "How many {things} can you see?",
     ],
     "subtract": [
         "Subtract all {things}. How many objects are left?",
         "If you remove all {things}, how many objects remain?",
         "Take away the {things}. How many objects stay?",
+        "Without the {things}, how many objects would there be?",
     ],
     "add": [
         "Add {n} {things}. How many objects are there in all?",
         "If {n} {things} join the scene, how many objects will it have?",
         "Put {n} more {things} into the image. What is the number of objects then?",
+        "Someone brings {n} {things}. How many objects does that make?",
     ],
     "more": [
         "How many more {things} than {other} are there?",
         "By how many do the {things} outnumber the {other}?",
         "What is the number of {things} minus the number of {other}?",
+        "Compare the {things} with the {other}. How many more are there?",
     ],
     "tallest": [
         "Which bar is the tallest?",
         "Which color has the highest bar?",
         "What is the color of the tallest bar?",
+        "Name the color whose bar goes up the most.",
     ],
     "shortest": [
         "Which bar is the shortest?",
         "Which color has the lowest bar?",
         "What is the color of the shortest bar?",
+        "Name the color whose bar goes up the least.",
     ],
     "value": [
         "What is the value of the {color} bar?",
         "How high is the {color} bar?",
         "Which value does the {color} bar reach?",
+        "Read the {color} bar. What is its value?",
+    ],
+    "peak": [
+        "At which x is the line highest?",
+        "Where does the line have its highest point? Give x.",
+        "For which x does the line reach its peak?",
+        "Which x has the greatest value?",
+    ],
+    "dip": [
+        "At which x is the line lowest?",
+        "Where does the line have its lowest point? Give x.",
+        "For which x does the line reach its bottom?",
+        "Which x has the smallest value?",
+    ],
+    "height": [
+        "What is the value of the line at x = {v}?",
+        "How high is the line at x = {v}?",
+        "Read the line at x = {v}. Which value has it?",
+        "Which value belongs to x = {v}?",
+    ],
+    "most": [
+        "Which color has the most points?",
+        "Points of which color are the most frequent?",
+        "Most points have the same color. Which one?",
+        "Name the color with the largest number of points.",
+    ],
+    "points": [
+        "How many {color} points does the plot show?",
+        "What is the number of {color} points?",
+        "Count the points in {color}. How many are they?",
+        "How often does a {color} point occur?",
     ],
     "equation": [
-        "What is the equation of the graph?",
-        "Which function is drawn? Give y in terms of x.",
-        "Find the expression of the curve in the figure.",
+        "What is the equation of the {color} graph?",
+        "Which function is drawn in {color}? Give y in terms of x.",
+        "Find the expression of the {color} curve.",
+        "Write the {color} graph as y = f(x).",
+    ],
+    "angle": [
+        "How large is the {color} angle?",
+        "What is the size of the {color} angle in degrees?",
+        "Find the {color} angle.",
+        "How many degrees has the {color} angle?",
+    ],
+    "length": [
+        "What is the {length} of the figure?",
+        "How long is the {length}?",
+        "Find the {length}.",
+        "Which number gives the {length}?",
+    ],
+    "perimeter": [
+        "What is the perimeter of the rectangle?",
+        "How long is the way around the rectangle?",
+        "Find the perimeter.",
+        "Add up all four sides. What do you get?",
+    ],
+    "surface": [
+        "What is the area of the rectangle?",
+        "How many unit squares fill the rectangle?",
+        "Find the area.",
+        "Which area does the rectangle cover?",
+    ],
+    "field": [
+        "What is the {key} on the slip?",
+        "Read the {key}.",
+        "Which {key} is written here?",
+        "What does the slip say for the {key}?",
+    ],
+    "what": [
+        "What is this?",
+        "Can you tell me what I am holding?",
+        "What does the picture show?",
+        "Please tell me what is in front of me.",
+    ],
+    "hue": [
+        "What color is this?",
+        "Which color does the thing have?",
+        "Can you tell me the color of this?",
+        "Please name the color of what I am holding.",
     ],
     "locate": [
-        "Where is the {things}? Give its box.",
-        "Find the {things} and give its box.",
-        "Locate the {things} with a box.",
+        "Where is the {thing}? Give its box.",
+        "Find the {thing} and give its box.",
+        "Locate the {thing} with a box.",
+        "Draw a box around the {thing}.",
     ],
-    "describe": ["Describe the image.", "What does the image show?", "Tell me what you see here."],
+    "relation": [
+        "Where is the {thing} {rel} the {other}? Give its box.",
+        "Find the {thing} {rel} the {other} and give its box.",
+        "Locate the {thing} {rel} the {other} with a box.",
+        "Draw a box around the {thing} {rel} the {other}.",
+    ],
+    "describe": [
+        "Describe the image.",
+        "What does the image show?",
+        "Tell me what you see here.",
+        "Give a description of this scene.",
+    ],
 }
-# micro source -> question kinds; the scene kind and reward of each source are in __init__.py
+# micro source -> scene kind -> question kinds
 KINDS = {
-    "solids": ("count", "subtract", "add", "more"),
-    "panel": ("tallest", "shortest", "value"),
-    "plot": ("equation",),
-    "locate": ("locate",),
-    "describe": ("describe",),
+    "solids": {"objects": ("count", "subtract", "add", "more")},
+    "figure": {
+        "triangle": ("angle",),
+        "circle": ("length",),
+        "rectangle": ("length", "perimeter", "surface"),
+    },
+    "plot": {"function": ("equation",)},
+    "panel": {
+        "bars": ("tallest", "shortest", "value"),
+        "line": ("peak", "dip", "height"),
+        "scatter": ("most", "points"),
+    },
+    "slip": {"slip": ("field",)},
+    "closeup": {"closeup": ("what", "hue")},
+    "describe": {"objects": ("describe",)},
+    "locate": {"objects": ("locate",)},
+    "relation": {"objects": ("relation",)},
 }
+CHOICE_SOURCES = ("figure", "panel")
 _CHOICE = re.compile(r"^([A-D]): (.+)$", re.MULTILINE)
-
-
-class CannotAnswer(ValueError):
-    """The question, or the facts it needs, are not there."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +181,6 @@ class Question:
     kind: str
     slots: dict[str, str]
     choices: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A short chain of facts that leads to the answer."""
-
-    steps: tuple[Fact, ...]
-    answer: str
 
 
 def read(text: str) -> Question:
@@ -108,181 +197,125 @@ def read(text: str) -> Question:
     raise CannotAnswer(f"no known question in {text[:80]!r}")
 
 
-def ask(source: str, scene: dict, rng: random.Random) -> tuple[str, str]:
-    """Ask a question that the scene can answer; return (question, gold)."""
-    while True:
-        kind = rng.choice(KINDS[source])
-        slots = _slots(kind, scene, rng)
-        if slots is None:
-            continue
-        text = rng.choice(WORDINGS[kind]).format(**slots)
-        if kind in ("tallest", "shortest", "value"):
-            text += _choices(kind, slots, scene, rng)
-        if kind == "describe":
-            return text, _short_description(scene, rng)
-        return text, solve(read(text), knowledge(scene)).answer
+def as_sentence(question: Question, answer: str) -> str:
+    """Put a bare answer ("Ada", "red") into the sentence that its question asks for."""
+    bare = answer.strip().rstrip(".")
+    if question.kind == "field":
+        return f"The {question.slots['key']} is {bare}."
+    if question.kind in ("what", "hue"):
+        return f"It is a {bare}{' object' if bare.lower() in COLORS else ''}."
+    return answer
+
+
+def ask(source: str, scene: dict, rng: random.Random) -> tuple[str, str] | None:
+    """Ask a question of the source; return (question, gold), None where the scene suits none."""
+    kind = rng.choice(KINDS[source][scene["kind"]])
+    slots = _slots(kind, scene, rng)
+    if slots is None:
+        return None
+    text = rng.choice(WORDINGS[kind]).format(**slots)
+    if kind == "describe":
+        return text, _short_description(scene)
+    known = truth.knowledge(scene)
+    if source not in CHOICE_SOURCES:
+        return text, solve.solve(read(text), known).answer
+    right = solve.found(read(text), known)[1]
+    text += choices_text(right, rivals(kind, right, scene, rng), rng)
+    return text, solve.solve(read(text), known).answer
 
 
 def _slots(kind: str, scene: dict, rng: random.Random) -> dict[str, str] | None:
     """Choose what the question is about, or None where this scene does not suit the kind."""
+    if kind in ("count", "subtract", "add", "more"):
+        return _sum_slots(kind, scene, rng)
+    if kind in ("locate", "relation"):
+        named = [f.args[:2] for f in truth.places(scene)]
+        unique = [name for name in named if named.count(name) == 1]
+        if not unique:
+            return None
+        chosen = rng.choice(unique)
+        if kind == "locate":
+            return {"thing": facts.things(*chosen, 1)}
+        return _relation_slots(scene, chosen, rng)
     if kind == "value":
         return {"color": rng.choice(scene["bars"])["color"]}
-    if kind == "locate":
-        unique = facts.places(scene)
-        return {"things": facts.things(*rng.choice(unique).args[:2], 1)} if unique else None
-    if kind not in ("count", "subtract", "add", "more"):
-        return {}
+    if kind == "points":
+        return {"color": rng.choice(scene["objects"])["color"]}
+    if kind == "height":
+        return {"v": str(rng.randint(1, len(scene["values"])))}
+    if kind == "equation":
+        return {"color": rng.choice(scene["curves"])["color"]}
+    if kind == "angle":
+        open_ones = [c for c in scene["corners"] if not c["marked"]] or scene["corners"]
+        return {"color": rng.choice(open_ones)["color"]}
+    if kind == "hue" and not scene["clear"]:
+        return None
+    if kind == "length":
+        pair = ("radius", "diameter") if scene["kind"] == "circle" else ("width", "height")
+        return {"length": rng.choice(pair)}
+    return {"key": rng.choice(list(scene["fields"]))} if kind == "field" else {}
+
+
+def _sum_slots(kind: str, scene: dict, rng: random.Random) -> dict[str, str] | None:
     named = rng.choice(scene["objects"])
     color = rng.choice((named["color"], named["color"], "", rng.choice(list(COLORS))))
     shape = rng.choice((named["shape"], named["shape"] if not color else "", rng.choice(SHAPES)))
     if not (color or shape):
         return None
-    slots = {"things": facts.things(color, shape), "n": str(rng.randint(1, 3))}
+    slots = {"things": facts.things(color, shape), "n": str(rng.randint(2, 4))}
     if kind != "more":
         return slots
     other = rng.choice(scene["objects"])
     pair = [(color, shape), rng.choice(((other["color"], ""), ("", other["shape"])))]
-    pair.sort(key=lambda thing: -facts.count(scene, *thing))
+    pair.sort(key=lambda thing: -truth.count(scene, *thing))
     return {"things": facts.things(*pair[0]), "other": facts.things(*pair[1])}
 
 
-def _choices(kind: str, slots: dict, scene: dict, rng: random.Random) -> str:
-    if kind == "value":
-        right = next(b["value"] for b in scene["bars"] if b["color"] == slots["color"])
-        wrong = rng.sample([v for v in range(1, 10) if v != right], 3)
-        options = [str(v) for v in (right, *wrong)]
+def _relation_slots(
+    scene: dict, anchor: tuple[str, str], rng: random.Random
+) -> dict[str, str] | None:
+    """Name one thing by its shape and its side of the anchor, where that names only one."""
+    other = next(o for o in scene["objects"] if (o["color"], o["shape"]) == anchor)
+    fitting = []
+    for relation in facts.RELATIONS:
+        side = [
+            o["shape"]
+            for o in scene["objects"]
+            if o is not other and truth.related(o["box"], relation, other["box"])
+        ]
+        fitting += [(shape, relation) for shape in SHAPES if side.count(shape) == 1]
+    if not fitting:
+        return None
+    shape, relation = rng.choice(fitting)
+    return {"thing": shape, "rel": relation, "other": facts.things(*anchor, 1)}
+
+
+def rivals(kind: str, right: str, scene: dict, rng: random.Random) -> list[str]:
+    """Return three wrong options that somebody who looked carelessly might choose."""
+    if right in COLORS:
+        shown = {item["color"] for item in scene.get("bars") or scene["objects"]}
+        near = sorted(shown - {right})
+        rest = sorted(set(COLORS) - shown)
     else:
-        options = [bar["color"] for bar in scene["bars"]]
+        value, step = int(right), 10 if kind == "angle" else 1
+        near = [str(value + d * step) for d in (-2, -1, 1, 2) if value + d * step > 0]
+        if kind in ("perimeter", "surface"):  # the other of the two, and a side forgotten
+            width, height = scene["width"], scene["height"]
+            near = [str(v) for v in {2 * (width + height), width * height, width + height}]
+        near = [v for v in near if v != right]
+        rest = [str(value + d * step) for d in (3, 4, 5)]
+    picked = rng.sample(near, min(3, len(near)))
+    return picked + rng.sample([v for v in rest if v not in picked], 3 - len(picked))
+
+
+def choices_text(right: str, wrong: list[str], rng: random.Random) -> str:
+    """Write the right and the wrong options, shuffled, as lettered lines."""
+    options = [right, *wrong]
     rng.shuffle(options)
     return "\nChoices:" + "".join(f"\n{c}: {o}" for c, o in zip("ABCD", options, strict=True))
 
 
-def _short_description(scene: dict, rng: random.Random) -> str:
+def _short_description(scene: dict) -> str:
     """Describe about half of what is there: a reference that a careful reader can beat."""
-    known = facts.groups(scene)
+    known = truth.groups(scene)
     return " ".join(map(facts.say, known[: max(1, len(known) // 2)]))
-
-
-def knowledge(scene: dict) -> list[Fact]:
-    """Return everything a solver may need to know of a scene."""
-    return facts.of_scene(scene) + (facts.places(scene) if scene["kind"] == "objects" else [])
-
-
-def solve(question: Question, known: list[Fact]) -> Solution:
-    """Work out the answer from facts alone.
-
-    Raises:
-        CannotAnswer: a fact that the question needs is missing.
-    """
-    steps, answer = _SOLVE[question.kind](question, known)
-    return Solution(tuple(steps), answer)
-
-
-def _of_kind(known: list[Fact], *kinds: str) -> list[Fact]:
-    return [fact for fact in known if fact.kind in kinds]
-
-
-def _matching(known: list[Fact], words: str) -> list[Fact]:
-    color, shape = facts.split_things(words)
-    return [
-        f for f in _of_kind(known, "count") if color in ("", f.args[1]) and shape in ("", f.args[2])
-    ]
-
-
-def _total(groups: list[Fact]) -> int:
-    return sum(f.args[0] for f in groups)
-
-
-def _tally(groups: list[Fact], words: str) -> list[Fact]:
-    """List the groups, their sum where there are several, and what it counts."""
-    steps = list(groups) if len(groups) > 1 else []
-    if len(groups) > 1:
-        steps.append(Fact("sum", (" + ".join(str(f.args[0]) for f in groups), _total(groups))))
-    return [*steps, Fact("count", (_total(groups), *facts.split_things(words)))]
-
-
-def _solve_count(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    words = question.slots["things"]
-    groups = _matching(known, words)
-    return _tally(groups, words), str(_total(groups))
-
-
-def _solve_sum(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    """Solve subtract and add: the number of objects, then plus or minus."""
-    words, everything = question.slots["things"], _of_kind(known, "count")
-    steps = _tally(everything, "objects")
-    if question.kind == "subtract":
-        sign, other = "-", _total(_matching(known, words))
-        steps.append(Fact("count", (other, *facts.split_things(words))))
-    else:
-        sign, other = "+", facts.number(question.slots["n"])
-    left, total = _total(everything), _total(everything) + (other if sign == "+" else -other)
-    return [*steps, Fact("sum", (f"{left} {sign} {other}", total))], str(total)
-
-
-def _solve_more(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    words = question.slots["things"], question.slots["other"]
-    a, b = (_total(_matching(known, w)) for w in words)
-    steps = [Fact("count", (n, *facts.split_things(w))) for n, w in zip((a, b), words, strict=True)]
-    return [*steps, Fact("sum", (f"{a} - {b}", a - b))], str(a - b)
-
-
-def _solve_bars(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    bars = _of_kind(known, "bar")
-    if question.kind == "value":
-        steps = [f for f in bars if f.args[0] == question.slots["color"].lower()]
-        found = str(steps[0].args[1]) if steps else ""
-    else:
-        if not bars:
-            raise CannotAnswer("no bar is described")
-        pick = max if question.kind == "tallest" else min
-        found = pick(bars, key=lambda f: f.args[1]).args[0]
-        steps = [*bars, Fact(question.kind, (found,))]
-    letters = [letter for letter, text in question.choices.items() if text == found]
-    if not letters:
-        raise CannotAnswer(f"none of the choices is {found!r}")
-    return steps, letters[0]
-
-
-def _solve_equation(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    have = {f.kind: f.args for f in known}
-    if have.get("family") == ("line",) and {"slope", "crossing"} <= have.keys():
-        scene = {"family": "line", "a": have["slope"][0], "h": 0, "k": have["crossing"][0]}
-    elif {"family", "opens", "vertex"} <= have.keys():
-        h, k = have["vertex"]
-        a = 1 if have["opens"] == ("upward",) else -1
-        scene = {"family": have["family"][0], "a": a, "h": h, "k": k}
-    else:
-        raise CannotAnswer("the curve is not described well enough")
-    return _of_kind(known, "family", "slope", "crossing", "opens", "vertex"), expression(scene)
-
-
-def _solve_locate(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    wanted = facts.split_things(question.slots["things"])
-    found = [f for f in _of_kind(known, "place") if f.args[:2] == wanted]
-    if not found:
-        raise CannotAnswer(f"no {question.slots['things']} is described")
-    where = Fact("area", (*wanted, facts.area(found[0].args[2])))
-    return [where], facts.box_text(found[0].args[2])
-
-
-def _solve_describe(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    groups = _of_kind(known, "count")
-    if not groups:
-        raise CannotAnswer("nothing is described")
-    total = Fact("count", (_total(groups), "", ""))
-    return [total], " ".join(map(facts.say, groups))
-
-
-_SOLVE = {
-    "count": _solve_count,
-    "subtract": _solve_sum,
-    "add": _solve_sum,
-    "more": _solve_more,
-    "tallest": _solve_bars,
-    "shortest": _solve_bars,
-    "value": _solve_bars,
-    "equation": _solve_equation,
-    "locate": _solve_locate,
-    "describe": _solve_describe,
-}

@@ -40,6 +40,7 @@ class Teacher:
     confuse: float
     miscount: float
     hesitate: float
+    waver: float
     concurrency: int
 
 
@@ -182,7 +183,7 @@ def _check(s: Settings) -> None:
                 raise ProfileError(f"{section}.{key}: {value} must be above 0")
     if not s.data.sources:
         raise ProfileError("data.sources: name at least one source")
-    for key in ("omit", "confuse", "miscount", "hesitate"):
+    for key in ("omit", "confuse", "miscount", "hesitate", "waver"):
         if not 0 <= getattr(s.teacher, key) <= 1:
             raise ProfileError(f"teacher.{key}: a rate between 0 and 1")
     if s.grpo.num_generations < 2:

@@ -3,10 +3,10 @@
 from .answers import GoldError, Score
 from .health import dead, doctor
 from .mixed import audit, mixed_reward, score, score_all
-from .open_ended import RewardModel, scene_facts
+from .open_ended import RewardModel, is_as_good, scene_facts
 from .verifiers import iou, options, parse_box
 
 __all__ = [
-    "GoldError", "RewardModel", "Score", "audit", "dead", "doctor", "iou", "mixed_reward",
-    "options", "parse_box", "scene_facts", "score", "score_all",
+    "GoldError", "RewardModel", "Score", "audit", "dead", "doctor", "iou", "is_as_good",
+    "mixed_reward", "options", "parse_box", "scene_facts", "score", "score_all",
 ]

@@ -7,7 +7,7 @@ import math
 from functools import lru_cache
 from typing import Protocol
 
-from ..microworld import facts
+from ..microworld import facts, questions, truth
 from ..records import Record, from_json
 from .answers import GoldError, Score, excerpt, gold_text
 
@@ -34,25 +34,44 @@ def scene_facts(record: Record, answers: list[str]) -> list[float]:
             "open: no meta.scene and no reward model; add the scene, pass reward_model=, or leave "
             "the record out"
         )
-    return [_count_facts(answer, scene) for answer in answers]
+    try:
+        return [_count_facts(answer, scene, *_asked(record)) for answer in answers]
+    except (KeyError, TypeError, IndexError) as error:
+        raise GoldError(f"open: meta.scene is incomplete ({error!r}); write it again") from None
 
 
-def _count_facts(answer: str, scene: dict) -> float:
+def _asked(record: Record) -> tuple[questions.Question | None, facts.Fact | None]:
+    """Return the question and the one fact that it asks for; a description asks for none."""
+    try:
+        asked = questions.read(record.question)
+    except questions.CannotAnswer:
+        return None, None
+    gold = facts.extract(gold_text(record))
+    return asked, gold[0] if gold and asked.kind != "describe" else None
+
+
+def _count_facts(
+    answer: str, scene: dict, asked: questions.Question | None, needed: facts.Fact | None
+) -> float:
     """Count distinct true statements minus false ones, each subject once for each truth value.
 
-    What can be said without looking earns nothing: sums hold anywhere, and the list of things that
-    are absent is endless. Nor do slightly shifted boxes of one thing count as several facts.
+    A bare answer ("Ada") is read as the question's own sentence. Where the question asks for one
+    fact, an answer that lacks it scores 0 at most. What can be said without looking earns nothing:
+    sums hold anywhere, and the list of things that are absent is endless. Nor do slightly shifted
+    boxes of one thing count as several facts.
     """
-    told = set()
-    for fact in facts.extract(answer):
-        try:
-            truth = facts.holds(fact, scene)
-        except (KeyError, TypeError, IndexError) as error:
-            raise GoldError(f"open: meta.scene is incomplete ({error!r}); write it again") from None
-        is_free = fact.kind == "sum" or (truth and fact.kind == "count" and fact.args[0] == 0)
-        if truth is not None and not is_free:
-            told.add((fact.kind, fact.args[:2] if fact.kind == "place" else fact.args, truth))
-    return float(sum(1 if truth else -1 for *_, truth in told))
+    stated = facts.extract(answer)
+    if not stated and asked:
+        stated = facts.extract(questions.as_sentence(asked, answer))
+    told, is_answered = set(), needed is None
+    for fact in stated:
+        held = truth.holds(fact, scene)
+        is_free = fact.kind == "sum" or (held and fact.kind == "count" and fact.args[0] == 0)
+        if held is not None and not is_free:
+            told.add((fact.kind, fact.args[:2] if fact.kind == "place" else fact.args, held))
+        is_answered = is_answered or bool(held and facts.covers(fact, needed))
+    value = float(sum(1 if held else -1 for *_, held in told))
+    return value if is_answered else min(0.0, value)
 
 
 def relative(sampled: float, reference: float, beta: float = BETA) -> float:
@@ -85,13 +104,22 @@ def _reference(model: RewardModel | None, row: str) -> float:
     gold = gold_text(record)
     value = _scores(model or scene_facts, record, [gold])[0]
     if model is None and all(
-        facts.holds(fact, record.meta["scene"]) is None for fact in facts.extract(gold)
+        truth.holds(fact, record.meta["scene"]) is None for fact in facts.extract(gold)
     ):
         raise GoldError(
             f"open: gold {excerpt(gold)} states no fact of the scene; state one, or pass "
             "reward_model="
         )
     return value
+
+
+def is_as_good(record: Record, answer: str) -> bool:
+    """Say whether an answer scores at least its record's gold, by the scene's facts (ours).
+
+    The reward asks for more than the gold; accuracy is content with as much.
+    """
+    gold = _reference(None, json.dumps(record.to_json(), sort_keys=True))
+    return scene_facts(record, [answer])[0] >= gold
 
 
 def score_open(

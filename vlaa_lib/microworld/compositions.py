@@ -1,0 +1,327 @@
+"""Compositions: problems that join several facts of a scene, none of them asked in training.
+
+Their golds come straight from the scene, not from `solve`, which has no rule for any of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import facts, truth
+from .scenes import AXIS, SHAPES
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question without its choices, and the answer itself.
+
+    Attributes:
+        kind: the question's kind; `questions.rivals` chooses wrong options by it.
+        reward: digit or math, by what a free answer is; empty where only choices make sense.
+        topic: the category, concept or task that the problem belongs to.
+        level: how hard it is, 1 to 3; 0 where nobody asks.
+        wrong: wrong options, where `questions.rivals` has none to offer.
+    """
+
+    text: str
+    right: str
+    kind: str = ""
+    reward: str = "digit"
+    topic: str = ""
+    level: int = 0
+    wrong: tuple[str, ...] = ()
+
+
+# what a template returns: the text and the answer, or None where the scene does not suit
+Found = tuple[str, int | str] | None
+
+
+def _present(scene: dict, rng: random.Random) -> tuple[str, str]:
+    """Choose a colour and, from another object if it may be, a shape that the scene shows."""
+    one, other = rng.sample(scene["objects"], 2)
+    return one["color"], other["shape"]
+
+
+def _union(scene: dict, rng: random.Random) -> Found:
+    color, shape = _present(scene, rng)
+    fitting = sum(o["color"] == color or o["shape"] == shape for o in scene["objects"])
+    return f"How many objects are {color}, or {shape}s, or both?", fitting
+
+
+def _neither(scene: dict, rng: random.Random) -> Found:
+    color, shape = _present(scene, rng)
+    fitting = sum(o["color"] != color and o["shape"] != shape for o in scene["objects"])
+    return f"How many objects are neither {color} nor {shape}s?", fitting
+
+
+def _remove_add(scene: dict, rng: random.Random) -> Found:
+    gone, new = rng.choice(scene["objects"])["color"], rng.choice(SHAPES)
+    n = rng.randint(2, 4)
+    left = sum(o["color"] != gone for o in scene["objects"])
+    text = f"Take away the {gone} objects, then add {n} {new}s. How many objects are there then?"
+    return text, left + n
+
+
+def _three_counts(scene: dict, rng: random.Random) -> Found:
+    a, b, c = rng.sample(SHAPES, 3)
+    fitting = [o["shape"] for o in scene["objects"] if o["shape"] in (a, b, c)]
+    if len(set(fitting)) < 2:
+        return None
+    return f"How many {a}s, {b}s and {c}s are there together?", len(fitting)
+
+
+def _beside(scene: dict, rng: random.Random) -> Found:
+    named = [(o["color"], o["shape"]) for o in scene["objects"]]
+    unique = [o for o, name in zip(scene["objects"], named, strict=True) if named.count(name) == 1]
+    if not unique:
+        return None
+    anchor, relation = rng.choice(unique), rng.choice(facts.RELATIONS)
+    fitting = sum(truth.related(o["box"], relation, anchor["box"]) for o in scene["objects"])
+    return f"How many objects are {relation} the {anchor['color']} {anchor['shape']}?", fitting
+
+
+def _bar_sum(scene: dict, rng: random.Random) -> Found:
+    a, b = rng.sample(scene["bars"], 2)
+    text = f"What is the sum of the {a['color']} bar and the {b['color']} bar?"
+    return text, a["value"] + b["value"]
+
+
+def _bar_difference(scene: dict, rng: random.Random) -> Found:
+    a, b = sorted(rng.sample(scene["bars"], 2), key=lambda bar: -bar["value"])
+    text = f"How much higher is the {a['color']} bar than the {b['color']} bar?"
+    return text, a["value"] - b["value"]
+
+
+def _bar_total(scene: dict, _: random.Random) -> Found:
+    if len(scene["bars"]) < 3:
+        return None
+    return "What do all bars together add up to?", sum(bar["value"] for bar in scene["bars"])
+
+
+def _line_change(scene: dict, rng: random.Random) -> Found:
+    a, b = sorted(rng.sample(range(1, len(scene["values"]) + 1), 2))
+    text = f"By how much do the values of the line at x = {a} and at x = {b} differ?"
+    return text, abs(scene["values"][a - 1] - scene["values"][b - 1])
+
+
+def _y(curve: dict, x: int) -> int | None:
+    """Return y of a curve at a whole x; None for a sine, whose y is not whole."""
+    shift = x - curve["h"]
+    shape = {"line": shift, "absolute": abs(shift), "parabola": shift * shift}
+    if curve["family"] not in shape:
+        return None
+    return curve["a"] * shape[curve["family"]] + curve["k"]
+
+
+def _y_at(scene: dict, rng: random.Random) -> Found:
+    curve, x = rng.choice(scene["curves"]), rng.randint(-AXIS, AXIS)
+    y = _y(curve, x)
+    if y is None or abs(y) > AXIS or x == 0:  # at x = 0 a line's fact would do
+        return None
+    return f"Which y does the {curve['color']} graph have at x = {x}?", y
+
+
+def _y_beyond(scene: dict, rng: random.Random) -> Found:
+    curve, x = rng.choice(scene["curves"]), rng.randint(AXIS + 1, 9)
+    if curve["family"] != "line":
+        return None
+    text = f"The {curve['color']} line goes on beyond the picture. Which y does it have at x = {x}?"
+    return text, _y(curve, x)
+
+
+def _root(scene: dict, rng: random.Random) -> Found:
+    curve = rng.choice(scene["curves"])
+    roots = [x for x in range(-AXIS, AXIS + 1) if _y(curve, x) == 0]
+    if len(roots) != 1:
+        return None
+    return f"At which x does the {curve['color']} graph meet the x axis?", roots[0]
+
+
+def _exterior(scene: dict, rng: random.Random) -> Found:
+    corner = rng.choice(scene["corners"])
+    text = f"One side is drawn out past the {corner['color']} corner. "
+    return text + "How large is the exterior angle there?", 180 - corner["angle"]
+
+
+def _angle_range(scene: dict, _: random.Random) -> Found:
+    angles = [c["angle"] for c in scene["corners"]]
+    text = "How many degrees larger is the largest angle than the smallest?"
+    return text, max(angles) - min(angles)
+
+
+def _circumference(scene: dict, _: random.Random) -> Found:
+    return "What is the circumference of the circle, as a multiple of pi?", (
+        f"{2 * scene['radius']}\\pi"
+    )
+
+
+def _disc(scene: dict, _: random.Random) -> Found:
+    return "Which area does the circle have, as a multiple of pi?", f"{scene['radius'] ** 2}\\pi"
+
+
+def _doubled(scene: dict, _: random.Random) -> Found:
+    text = "The rectangle is made twice as wide. What is its area then?"
+    return text, 2 * scene["width"] * scene["height"]
+
+
+def _joined(scene: dict, _: random.Random) -> Found:
+    text = "Two such rectangles are put side by side. What is the perimeter of the whole?"
+    return text, 2 * (2 * scene["width"] + scene["height"])
+
+
+# scene kind, template, category, level: 1 joins two readings, 2 works on, 3 needs what is not drawn
+SINGLE: tuple[tuple[str, Callable[[dict, random.Random], Found], str, int], ...] = (
+    ("objects", _union, "counting", 1),
+    ("bars", _bar_sum, "statistics", 1),
+    ("triangle", _exterior, "angle", 2),
+    ("function", _y_at, "algebra", 2),
+    ("circle", _circumference, "length", 2),
+    ("objects", _remove_add, "arithmetic", 2),
+    ("bars", _bar_difference, "statistics", 1),
+    ("rectangle", _doubled, "area", 3),
+    ("objects", _neither, "counting", 2),
+    ("function", _root, "algebra", 2),
+    ("line", _line_change, "statistics", 1),
+    ("triangle", _angle_range, "angle", 3),
+    ("objects", _three_counts, "counting", 1),
+    ("circle", _disc, "area", 2),
+    ("bars", _bar_total, "statistics", 2),
+    ("function", _y_beyond, "algebra", 3),
+    ("objects", _beside, "counting", 2),
+    ("rectangle", _joined, "length", 3),
+)
+
+
+def single(number: int, scene: dict, rng: random.Random) -> Problem | None:
+    """Pose composition `number` of `SINGLE` on a scene, or None where it does not suit."""
+    _, template, topic, level = SINGLE[number]
+    found = template(scene, rng)
+    if found is None:
+        return None
+    text, right = found
+    kind, reward = "angle" if topic == "angle" else topic, "digit"
+    if isinstance(right, str):
+        reward = "math"
+    return Problem(text, str(right), kind, reward, topic, level)
+
+
+# --- problems in several steps: sub-steps, then the question that needs them all ------------------
+
+
+def _step(text: str, right: object, topic: str, kind: str = "") -> Problem:
+    return Problem(text, str(right), kind, "digit", topic)
+
+
+def _value(bar: dict) -> Problem:
+    return _step(f"What is the value of the {bar['color']} bar?", bar["value"], "reading a chart")
+
+
+def _two_bars(scene: dict, rng: random.Random) -> list[Problem]:
+    a, b = rng.sample(scene["bars"], 2)
+    text = f"The {a['color']} bar is put on top of the {b['color']} bar. Which value is reached?"
+    return [_value(a), _value(b), _step(text, a["value"] + b["value"], "addition")]
+
+
+def _outside(scene: dict, rng: random.Random) -> list[Problem]:
+    corner, topic = rng.choice(scene["corners"]), "angles on a line"
+    color, angle = corner["color"], corner["angle"]
+    beside = f"Two angles make a straight line. One is {angle} degrees. How large is the other?"
+    text = f"How large is the angle outside the triangle that makes a straight line with the {color}"
+    return [
+        _step(f"How large is the {color} angle?", angle, "angles of a triangle", "angle"),
+        _step(beside, 180 - angle, topic, "angle"),
+        _step(f"{text} angle?", 180 - angle, topic, "angle"),
+    ]
+
+
+def _square_around(scene: dict, _: random.Random) -> list[Problem]:
+    d = 2 * scene["radius"]
+    around = f"What is the perimeter of a square with sides of {d}?"
+    text = "A square fits exactly around the circle. What is the perimeter of the square?"
+    return [
+        _step("Find the diameter.", d, "circles"),
+        _step(around, 4 * d, "perimeter"),
+        _step(text, 4 * d, "perimeter"),
+    ]
+
+
+def _half_rectangle(scene: dict, _: random.Random) -> list[Problem] | None:
+    area = scene["width"] * scene["height"]
+    if area % 2:
+        return None
+    half = f"A diagonal cuts a rectangle of area {area} into two triangles. How large is one?"
+    text = "A diagonal cuts this rectangle into two triangles. What is the area of one triangle?"
+    return [
+        _step("What is the area of the rectangle?", area, "area"),
+        _step(half, area // 2, "halving"),
+        _step(text, area // 2, "area"),
+    ]
+
+
+def _pairs(scene: dict, rng: random.Random) -> list[Problem] | None:
+    shapes = sorted({o["shape"] for o in scene["objects"]})
+    if len(shapes) < 2:
+        return None
+    a, b = rng.sample(shapes, 2)
+    m, n = truth.count(scene, "", a), truth.count(scene, "", b)
+    text = f"In how many ways can you choose one {a} and one {b}?"
+    product = f"You choose one of {m} things and one of {n} others. In how many ways can you?"
+    return [
+        _step(f"How many {a}s are there?", m, "counting"),
+        _step(f"How many {b}s are there?", n, "counting"),
+        _step(product, m * n, "multiplication"),
+        _step(text, m * n, "multiplication"),
+    ]
+
+
+def _bar_range(scene: dict, _: random.Random) -> list[Problem]:
+    top, low = (pick(scene["bars"], key=lambda bar: bar["value"]) for pick in (max, min))
+    gap = top["value"] - low["value"]
+    text = "How far is it from the top of the shortest bar up to the top of the tallest bar?"
+    return [
+        _step("Which bar is the tallest?", top["color"], "comparing bars"),
+        _step("Which bar is the shortest?", low["color"], "comparing bars"),
+        _step(f"What is {top['value']} minus {low['value']}?", gap, "subtraction"),
+        _step(text, gap, "subtraction"),
+    ]
+
+
+def _peak_to_dip(scene: dict, _: random.Random) -> list[Problem]:
+    values = scene["values"]
+    a, b = (values.index(pick(values)) + 1 for pick in (max, min))
+    text = "How far apart along x are the highest and the lowest point of the line?"
+    return [
+        _step("At which x is the line highest?", a, "reading a graph"),
+        _step("At which x is the line lowest?", b, "reading a graph"),
+        _step(f"How far apart are x = {a} and x = {b}?", abs(a - b), "distance"),
+        _step(text, abs(a - b), "distance"),
+    ]
+
+
+def _bisector(scene: dict, rng: random.Random) -> list[Problem] | None:
+    hidden = [c for c in scene["corners"] if not c["marked"]]
+    if len(hidden) != 1:
+        return None
+    color, angle = hidden[0]["color"], hidden[0]["angle"]
+    text = f"A line cuts the {color} angle into two equal parts. How large is one part?"
+    return [
+        _step("What do the two numbers in the figure add up to?", 180 - angle, "addition", "angle"),
+        _step(f"How large is the {color} angle?", angle, "angles of a triangle", "angle"),
+        _step(f"What is half of {angle}?", angle // 2, "halving", "angle"),
+        _step(text, angle // 2, "angles of a triangle", "angle"),
+    ]
+
+
+# scene kind, template; two steps and three steps in turn
+MULTI: tuple[tuple[str, Callable[[dict, random.Random], list[Problem] | None]], ...] = (
+    ("bars", _two_bars),
+    ("objects", _pairs),
+    ("triangle", _outside),
+    ("bars", _bar_range),
+    ("circle", _square_around),
+    ("line", _peak_to_dip),
+    ("rectangle", _half_rectangle),
+    ("triangle", _bisector),
+)
