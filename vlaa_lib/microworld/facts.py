@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -263,12 +263,15 @@ def _evaluate(sum_text: str) -> int:
     return int(first) + sum(signs[s] * int(v) for s, v in zip(rest[::2], rest[1::2], strict=True))
 
 
-def overlap(a: Iterable[float], b: Iterable[float]) -> float:
-    """Return the intersection over union of two boxes."""
-    ax0, ay0, ax1, ay1 = a
-    bx0, by0, bx1, by1 = b
-    inner = max(0, min(ax1, bx1) - max(ax0, bx0)) * max(0, min(ay1, by1) - max(ay0, by0))
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inner
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes, areas continuous (no +1).
+
+    >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
+    0.5
+    """
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    inner = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
     return inner / union if union > 0 else 0.0
 
 
@@ -284,7 +287,7 @@ def _extreme(scene: dict, pick) -> str:
 _CHECK = {
     "objects": {
         "count": lambda f, s: count(s, *f.args[1:]) == f.args[0],
-        "place": lambda f, s: any(overlap(o["box"], f.args[2]) >= 0.5 for o in _named(f, s)),
+        "place": lambda f, s: any(iou(o["box"], f.args[2]) >= 0.5 for o in _named(f, s)),
         "area": lambda f, s: any(area(o["box"]) == f.args[2] for o in _named(f, s)),
     },
     "bars": {
