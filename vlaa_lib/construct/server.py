@@ -273,9 +273,9 @@ def serve_forever(records_path: str | Path, images_root: str | Path, port: int) 
     scenes = scenes_of(load(records_path, images_root).records, images_root)
     if not scenes:
         raise RecordError(f"{records_path}: no record with 'meta.scene'; write a micro-world split")
-    with serve_teacher(scenes, port=port) as base_url:
-        print(f"teacher for {len(scenes)} images at {base_url}, stop with Ctrl-C", flush=True)
-        try:
+    try:
+        with serve_teacher(scenes, port=port) as base_url:
+            print(f"teacher for {len(scenes)} images at {base_url}, stop with Ctrl-C", flush=True)
             threading.Event().wait()
-        except KeyboardInterrupt:
-            print("stopped")
+    except KeyboardInterrupt:
+        print("stopped")
