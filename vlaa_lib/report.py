@@ -17,6 +17,7 @@ from typing import Any
 
 from . import ROOT, records
 from .show import svg
+from .show.figures import html_table
 from .show.style import PAPER_COLOR, Rows, distinct, number, read
 
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
@@ -166,7 +167,7 @@ def _notebooks(run: Path, card: dict[str, Any]) -> str:
         label = escape(name)
         if (run / "notebooks" / f"{name}.ipynb").is_file():
             label = f'<a href="notebooks/{escape(name)}.ipynb">{label}</a>'
-        spent = _text(card.get("minutes", {}).get(name))
+        spent = escape(str(card.get("minutes", {}).get(name, "–")))
         lines.append(f"<tr><td>{label}</td><td>{escape(status)}</td><td>{spent}</td></tr>")
     return "".join(lines) + "</table>"
 
@@ -219,24 +220,9 @@ def _drawn(figure: Callable[..., str], *args: Any, **options: Any) -> str:
 
 def _table(rows: Rows) -> str:
     rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row if key is not None))
-    every = -(-len(rows) // MAX_ROWS)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(row.get(column))}</td>" for column in columns) + "</tr>"
-        for row in rows[:: max(1, every)]
-    )
+    every = max(1, -(-len(rows) // MAX_ROWS))
     note = f"<p>One row in {every} of {len(rows)}.</p>" if every > 1 else ""
-    return f"<table><tr>{head}</tr>{body}</table>{note}"
-
-
-def _text(value: Any) -> str:
-    """Return a cell's text, escaped; decimal numbers with four digits, nothing as a dash."""
-    if value is None or value == "":
-        return "–"
-    is_decimal = isinstance(value, float) or (isinstance(value, str) and "." in value)
-    found = number(value) if is_decimal else None
-    return escape(str(value)) if found is None else f"{found:.4g}"
+    return html_table(rows[::every]) + note
 
 
 def _missing(what: str, why: str) -> str:
