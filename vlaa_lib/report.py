@@ -33,12 +33,8 @@ RESULTS = (
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
 )
-# TRL's names of what to draw for GRPO, with the shorter ones that a CSV may use
-CURVES = {
-    "reward": ("reward",),
-    "KL (k3)": ("kl",),
-    "completion tokens": ("completions/mean_length", "completion_tokens"),
-}
+# what to draw for GRPO, by TRL's names
+CURVES = {"reward": "reward", "KL (k3)": "kl", "completion tokens": "completions/mean_length"}
 
 _STYLE = f"""
 body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
@@ -193,12 +189,11 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
         return [_drawn(svg.lines, rows, "step", "loss", title="SFT loss, nats a token",
                        x_title="optimizer step")]  # fmt: skip
     if pattern == "grpo_*.csv":
-        drawn = []
-        for title, names in CURVES.items():
-            name = next((name for name in names if name in rows[0]), names[0])
-            drawn.append(_drawn(svg.lines, rows, "step", name, title=title, y_title=title,
-                                x_title="optimizer step"))  # fmt: skip
-        return drawn
+        axes = {"x_title": "optimizer step"}
+        return [
+            _drawn(svg.lines, rows, "step", name, title=title, y_title=title, **axes)
+            for title, name in CURVES.items()
+        ]
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip
