@@ -224,7 +224,7 @@ def counts(rows: str | Path | Rows, title: str = "") -> Figure:
         key: [sum(number(row.get(key)) or 0 for row in chosen(rows, "step", s)) for s in steps]
         for key in ("in", "out")
     }
-    looks = {"in": ("#FFFFFF", ""), "out": ("#0072B2", "/")}
+    looks = {"in": ("#FFFFFF", ""), "out": ("#56B4E9", "/")}  # no model's colour
     bars = [
         go.Bar(
             x=steps,
@@ -274,7 +274,7 @@ def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool
         xaxis_title=x_title,
         yaxis_title=y_title,
         showlegend=legend,
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -0.32},
         margin={"l": 60, "r": 20, "t": 50, "b": 60},
     )
     return figure
