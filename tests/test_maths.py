@@ -3,26 +3,15 @@
 import sys
 import time
 from concurrent.futures import TimeoutError
+from functools import partial
 
 import pytest
 
-from vlaa_lib import prompts, rewards
-from vlaa_lib.records import Record
+import scoring
+from vlaa_lib import rewards
 from vlaa_lib.rewards import Score, maths
 
-
-def record(gt):
-    return Record(
-        id="r1", image="a/b.png", question="Solve.", gt=gt, solution=gt, reward="math"
-    )
-
-
-def wrap(answer):
-    return prompts.join_think_answer("I look.", answer)
-
-
-def score(gt, answer):
-    return rewards.score(record(gt), wrap(answer))
+score = partial(scoring.score, "math")
 
 
 @pytest.mark.parametrize(("gold", "answer"), [
@@ -73,11 +62,11 @@ def test_math_text_is_never_run_as_python(tmp_path):
 
 def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
     monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
-    gold = record("2")
-    rewards.score(gold, wrap("1 + 1"))  # workers are up
+    gold = scoring.record("math", "2")
+    rewards.score(gold, scoring.wrap("1 + 1"))  # workers are up
     answers = ["\\boxed{9^{9^{9^{9}}}}", *["1 + 1"] * 20]
     start = time.monotonic()
-    scores = rewards.score_all([gold] * len(answers), [wrap(a) for a in answers])
+    scores = rewards.score_all([gold] * len(answers), [scoring.wrap(a) for a in answers])
     took_s = time.monotonic() - start
     assert scores[0] == Score(0.0, "math: timed out after 2 s")
     assert [s.value for s in scores[1:]] == [1.0] * 20

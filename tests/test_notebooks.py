@@ -9,7 +9,6 @@ import torch
 
 from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
-from vlaa_lib.microworld import facts
 from vlaa_lib.train.common import accumulation
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -123,7 +122,7 @@ def signed_overlap(a, b):
 
 def undivided(a, b):
     union = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
-    return facts.overlap(a, b) if union else 1 / union
+    return rewards.iou(a, b) if union else 1 / union
 
 
 def centred(rewards):
@@ -141,7 +140,6 @@ RIGHT = [
     (checks.has_aha, has_aha),
     (checks.split_think_answer, prompts.split_think_answer),
     (checks.iou, rewards.iou),
-    (checks.iou, facts.overlap),
     (checks.completion_labels, checks.worked_labels),
     (checks.accumulation, accumulation),
     (checks.group_advantages, checks.worked_advantages),

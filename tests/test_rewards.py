@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlaa_lib import microworld, prompts, rewards
+from scoring import COLON, record, score, wrap
+from vlaa_lib import microworld, rewards
 from vlaa_lib.microworld import facts
-from vlaa_lib.records import Record
 from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 
-COLON = "Which value?\nChoices:\nA: 30\nB: 45\nC: \\frac{1}{2}\nD: dark red"
 SCENE = {
     "kind": "objects",
     "objects": [
@@ -26,20 +25,6 @@ SCENE = {
         {"color": "blue", "shape": "ball", "size": "small", "box": [0.1, 0.6, 0.2, 0.7]},
     ],
 }
-
-
-def record(reward, gt, question="How many objects are left?", id="r1", **options):
-    return Record(
-        id=id, image="a/b.png", question=question, gt=gt, solution=str(gt), reward=reward, **options
-    )
-
-
-def wrap(answer):
-    return prompts.join_think_answer("I look.", answer)
-
-
-def score(reward, gt, answer, **options):
-    return rewards.score(record(reward, gt, **options), wrap(answer))
 
 
 # --- format --------------------------------------------------------------------------------------

@@ -136,11 +136,22 @@ def test_text_table_aligns_and_keeps_one_row_a_line():
     assert figures.text_table([]) == "(no rows)"
 
 
+def test_a_table_is_html_on_a_page_and_text_elsewhere():
+    table = show.table([{"said": "<b>|", "n": "0.123456"}, {"said": "3.0"}])
+    page = table._repr_html_()
+    assert "<b>" not in page and "&lt;b&gt;|<" in page and ">3.0<" in page  # text stays as it is
+    assert '<td style="text-align:right">0.1235</td>' in page and page.count("<tr>") == 3
+    assert repr(table) == figures.text_table(table.rows) and "0.1235" in repr(table)
+    assert show.table([])._repr_html_() == "<p>(no rows)</p>"
+    assert ">said</th>" in page and ">said<" not in show.table(table.rows, ["n"])._repr_html_()
+
+
 def test_rows_may_come_from_a_csv(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("step,loss\n1,2.5\n2,\n")
     assert "2.5" in figures.text_table(path)
-    assert list(figures.learning_curve(path, "step", "loss").data[0].y) == [2.5]
+    figure = figures.learning_curve(path, "step", "loss")
+    assert list(figure.data[0].y) == [2.5] and figure.layout.yaxis.rangemode == "nonnegative"
 
 
 # --- plotly figures

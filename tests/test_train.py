@@ -73,6 +73,19 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
 
 
+def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):
+    from vlaa_lib import models
+
+    folder, made = micro_data
+    policy = models.load_policy(tiny_model)
+    with torch.no_grad():  # by its sign the first or the last choice at every position
+        policy.model.get_output_embeddings().weight[policy.model.config.image_token_id] *= 1000
+    policy.model.save_pretrained(tmp_path / "eager")
+    policy.processor.save_pretrained(tmp_path / "eager")
+    cfg = settings(tmp_path / "eager", **{"grpo.steps": 1, "grpo.max_completion_tokens": 12})
+    assert len(train.grpo(cfg, made, folder / "images", tmp_path / "grpo")) == 1
+
+
 def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
     from vlaa_lib import models
 

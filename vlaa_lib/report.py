@@ -17,6 +17,7 @@ from typing import Any
 
 from . import ROOT, records
 from .show import svg
+from .show.figures import html_table
 from .show.style import PAPER_COLOR, Rows, distinct, number, read
 
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
@@ -32,12 +33,8 @@ RESULTS = (
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
 )
-# TRL's names of what to draw for GRPO, with the shorter ones that a CSV may use
-CURVES = {
-    "reward": ("reward",),
-    "KL (k3)": ("kl",),
-    "completion tokens": ("completions/mean_length", "completion_tokens"),
-}
+# what to draw for GRPO, by TRL's names
+CURVES = {"reward": "reward", "KL (k3)": "kl", "completion tokens": "completions/mean_length"}
 
 _STYLE = f"""
 body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
@@ -166,7 +163,7 @@ def _notebooks(run: Path, card: dict[str, Any]) -> str:
         label = escape(name)
         if (run / "notebooks" / f"{name}.ipynb").is_file():
             label = f'<a href="notebooks/{escape(name)}.ipynb">{label}</a>'
-        spent = _text(card.get("minutes", {}).get(name))
+        spent = escape(str(card.get("minutes", {}).get(name, "–")))
         lines.append(f"<tr><td>{label}</td><td>{escape(status)}</td><td>{spent}</td></tr>")
     return "".join(lines) + "</table>"
 
@@ -192,12 +189,11 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
         return [_drawn(svg.lines, rows, "step", "loss", title="SFT loss, nats a token",
                        x_title="optimizer step")]  # fmt: skip
     if pattern == "grpo_*.csv":
-        drawn = []
-        for title, names in CURVES.items():
-            name = next((name for name in names if name in rows[0]), names[0])
-            drawn.append(_drawn(svg.lines, rows, "step", name, title=title, y_title=title,
-                                x_title="optimizer step"))  # fmt: skip
-        return drawn
+        axes = {"x_title": "optimizer step"}
+        return [
+            _drawn(svg.lines, rows, "step", name, title=title, y_title=title, **axes)
+            for title, name in CURVES.items()
+        ]
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip
@@ -219,24 +215,9 @@ def _drawn(figure: Callable[..., str], *args: Any, **options: Any) -> str:
 
 def _table(rows: Rows) -> str:
     rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row if key is not None))
-    every = -(-len(rows) // MAX_ROWS)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(row.get(column))}</td>" for column in columns) + "</tr>"
-        for row in rows[:: max(1, every)]
-    )
+    every = max(1, -(-len(rows) // MAX_ROWS))
     note = f"<p>One row in {every} of {len(rows)}.</p>" if every > 1 else ""
-    return f"<table><tr>{head}</tr>{body}</table>{note}"
-
-
-def _text(value: Any) -> str:
-    """Return a cell's text, escaped; decimal numbers with four digits, nothing as a dash."""
-    if value is None or value == "":
-        return "–"
-    is_decimal = isinstance(value, float) or (isinstance(value, str) and "." in value)
-    found = number(value) if is_decimal else None
-    return escape(str(value)) if found is None else f"{found:.4g}"
+    return html_table(rows[::every]) + note
 
 
 def _missing(what: str, why: str) -> str:

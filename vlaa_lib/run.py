@@ -282,15 +282,10 @@ def check_ran(notebook: Any) -> None:
 
     A `sys.exit(0)` ends a notebook early and papermill calls that a success.
     """
-    cells = [
-        (number, cell)
-        for number, cell in enumerate(notebook.cells, 1)
-        if cell.cell_type == "code"
-        and cell.source.strip()
-        and "skip-execution" not in cell.metadata.get("tags", [])
-    ]
-    for number, cell in cells:
-        if cell.execution_count is None:
+    for number, cell in enumerate(notebook.cells, 1):
+        has_code = cell.cell_type == "code" and cell.source.strip()
+        is_left_out = "skip-execution" in cell.metadata.get("tags", [])
+        if has_code and not is_left_out and cell.execution_count is None:
             raise NotebookFailed(
                 f"cell {number} of {len(notebook.cells)} never ran: an earlier cell ended the "
                 "notebook, for instance with sys.exit"

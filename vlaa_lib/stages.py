@@ -38,7 +38,8 @@ def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -
         return path
     if path.exists() and not (begun.is_file() and json.loads(begun.read_text()) == settings):
         shutil.rmtree(path)  # made from other settings; an unfinished build of ours is continued
-    print(f"building {path} ...", flush=True)
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    print(f"building {shown} ...", flush=True)
     done.unlink(missing_ok=True)
     records.write_text(begun, json.dumps(settings, indent=1) + "\n")
     start = time.monotonic()
@@ -47,7 +48,7 @@ def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -
     records.write_text(
         done, json.dumps({"settings": settings, "seconds": seconds}, indent=1) + "\n"
     )
-    print(f"built {path} in {seconds} s", flush=True)
+    print(f"built {shown} in {seconds} s", flush=True)
     return path
 
 

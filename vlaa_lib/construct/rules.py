@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import string
 
+from vlaa_lib.microworld import facts, truth
+
 _WORDS = "caption|description|rationale"
 # said of the text, then said of the picture; the first letter keeps its case
 _SEEN = (
@@ -52,7 +54,7 @@ def agrees(gold: str, pred: str) -> bool:
     """
     if box := _box(gold):
         other = _box(pred)
-        return other is not None and _overlap(box, other) >= 0.5
+        return other is not None and truth.iou(box, other) >= 0.5
     if _same(gold, pred):
         return True
     if _NUMBER.fullmatch(gold.strip()):
@@ -82,8 +84,6 @@ def _says(gold: str, pred: str) -> bool:
 
 
 def _shares_fact(gold: str, pred: str) -> bool:
-    from vlaa_lib.microworld import facts
-
     return bool(set(facts.extract(gold)) & set(facts.extract(pred)))
 
 
@@ -97,9 +97,3 @@ def _box(text: str) -> tuple[float, ...] | None:
         if len(values) == 4:
             return values
     return None
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    from vlaa_lib.microworld import truth
-
-    return truth.overlap(a, b)

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib import prompts
 from vlaa_lib.construct import rules
 from vlaa_lib.construct.templates import read
+from vlaa_lib.microworld import narrator
+from vlaa_lib.microworld.narrator import Rates
 from vlaa_lib.records import Record, RecordError, load
 
 if TYPE_CHECKING:
     from tornado.web import Application
-
-    from vlaa_lib.microworld.narrator import Rates
 
 _TEMPLATES = {
     "teacher-caption": prompts.CAPTION_PROMPT,
@@ -58,8 +58,6 @@ class LocalTeacher:
     """
 
     def __init__(self, scenes: Mapping[str, dict], rates: Rates | None = None) -> None:
-        from vlaa_lib.microworld.narrator import Rates
-
         self._scenes, self._rates = scenes, rates or Rates()
 
     def reply(self, model: str, messages: object) -> tuple[str, str]:
@@ -89,8 +87,6 @@ class LocalTeacher:
         return text, "Yes" if rules.agrees(slots["gold"], slots["pred"]) else "No"
 
     def _caption(self, image: str, rng: random.Random) -> str:
-        from vlaa_lib.microworld import narrator
-
         if not image:
             raise TeacherError(400, "missing_image", "a caption needs an image as a data URL")
         if image not in self._scenes:
@@ -103,8 +99,6 @@ class LocalTeacher:
         return narrator.caption(self._scenes[image], self._rates, rng)
 
     def _distil(self, caption: str, question: str, rng: random.Random) -> str:
-        from vlaa_lib.microworld import narrator
-
         try:
             return prompts.join_think_answer(*narrator.reason(caption, question, self._rates, rng))
         except narrator.CannotAnswer as error:
@@ -150,24 +144,15 @@ def _completion(teacher: LocalTeacher, body: bytes) -> dict[str, Any]:
     if request.get("stream"):
         raise TeacherError(400, "no_streaming", "this server does not stream; drop 'stream'")
     prompt, text = teacher.reply(str(model), messages)
-    asked, said = _num_tokens(prompt), _num_tokens(text)
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": _num_tokens(prompt), "completion_tokens": _num_tokens(text)}
     return {
         "id": "chatcmpl-" + hashlib.sha256(body).hexdigest()[:24],
         "object": "chat.completion",
         "created": 0,  # no clock: the same request, the same reply
         "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": asked,
-            "completion_tokens": said,
-            "total_tokens": asked + said,
-        },
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": usage | {"total_tokens": sum(usage.values())},
     }
 
 
@@ -197,20 +182,15 @@ def _application(teacher: LocalTeacher) -> Application:
             ]
             self.finish({"object": "list", "data": rows})
 
-    routes = [("/v1/chat/completions", Completions), ("/v1/models", Models)]
-    return Application(routes, default_handler_class=_not_found(Handler), log_function=_no_log)
-
-
-def _not_found(base: type) -> type:
-    class NotFound(base):
+    class NotFound(Handler):
         def prepare(self) -> None:
             self.send_error(404, reason="no such address; this server's are below /v1")
 
-    return NotFound
-
-
-def _no_log(handler: object) -> None:
-    """Keep tornado from printing a line for each refused request into a notebook."""
+    return Application(
+        [("/v1/chat/completions", Completions), ("/v1/models", Models)],
+        default_handler_class=NotFound,
+        log_function=lambda handler: None,  # no line for each refused request into a notebook
+    )
 
 
 @contextmanager
@@ -273,9 +253,9 @@ def serve_forever(records_path: str | Path, images_root: str | Path, port: int) 
     scenes = scenes_of(load(records_path, images_root).records, images_root)
     if not scenes:
         raise RecordError(f"{records_path}: no record with 'meta.scene'; write a micro-world split")
-    with serve_teacher(scenes, port=port) as base_url:
-        print(f"teacher for {len(scenes)} images at {base_url}, stop with Ctrl-C", flush=True)
-        try:
+    try:
+        with serve_teacher(scenes, port=port) as base_url:
+            print(f"teacher for {len(scenes)} images at {base_url}, stop with Ctrl-C", flush=True)
             threading.Event().wait()
-        except KeyboardInterrupt:
-            print("stopped")
+    except KeyboardInterrupt:
+        print("stopped")

@@ -51,7 +51,7 @@ def related(box: Iterable[float], relation: str, anchor: Iterable[float]) -> boo
     return gap >= 0.125
 
 
-def overlap(a: Iterable[float], b: Iterable[float]) -> float:
+def iou(a: Iterable[float], b: Iterable[float]) -> float:
     """Return the intersection over union of two boxes."""
     ax0, ay0, ax1, ay1 = a
     bx0, by0, bx1, by1 = b
@@ -169,7 +169,7 @@ _COUNT = {"count": lambda s, n, color, shape: count(s, color, shape) == n}
 _CHECK = {
     "objects": {
         **_COUNT,
-        "place": lambda s, c, k, box: any(overlap(o["box"], box) >= 0.5 for o in _named(s, c, k)),
+        "place": lambda s, c, k, box: any(iou(o["box"], box) >= 0.5 for o in _named(s, c, k)),
         "area": lambda s, c, k, where: any(area(o["box"]) == where for o in _named(s, c, k)),
         "relation": _is_related,
     },

@@ -158,11 +158,10 @@ def mixed_reward(
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
     chosen = [i for i, r in enumerate(records) if r.reward in parts]
-    scores: list[Score | None] = [None] * len(records)
     texts = [text_of(completions[i]) for i in chosen]
     found = score_all([records[i] for i in chosen], texts, reward_model)
-    for i, one in zip(chosen, found, strict=True):
-        scores[i] = one
+    by_index = dict(zip(chosen, found, strict=True))
+    scores = [by_index.get(i) for i in range(len(records))]
     if log_extra:
         log_extra("reason", [s.reason if s else "" for s in scores])
         log_extra("record_id", [r.id for r in records])

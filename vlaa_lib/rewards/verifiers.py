@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from ..microworld.truth import iou
 from ..records import Record
 from .answers import GoldError, Score, bare, excerpt, gold_text
 
@@ -211,18 +212,6 @@ def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
             "picture that the box counts in"
         )
     return float(size[0]), float(size[1])
-
-
-def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes, areas continuous (no +1).
-
-    >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
-    0.5
-    """
-    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
-    inner = max(0.0, width) * max(0.0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
-    return inner / union if union > 0 else 0.0
 
 
 def box(record: Record, answer: str) -> Score:

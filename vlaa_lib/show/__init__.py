@@ -11,8 +11,9 @@ from typing import Any
 from .. import ROOT
 from . import figures
 from .html import trace_html
+from .style import Rows
 
-__all__ = ["figures", "minutes", "source", "trace_html"]
+__all__ = ["figures", "minutes", "source", "table", "trace_html"]
 
 
 def source(fn: Callable | type) -> Any:
@@ -31,7 +32,12 @@ def source(fn: Callable | type) -> Any:
     return Code(f"# {place}, line {max(1, number)}\n{''.join(lines)}", language="python")
 
 
-def minutes(notebook: str) -> str:
+def table(rows: str | Path | Rows, columns: list[str] | None = None) -> figures.Table:
+    """Show rows, or a CSV file, as a table; its text twin is `figures.text_table`."""
+    return figures.Table(rows, columns)
+
+
+def minutes(notebook: str) -> figures.Table:
     """Say how long a notebook took in the measured runs of `data/results`, as a table."""
     rows = []
     for path in sorted((ROOT / "data" / "results").glob("**/run_card.json")):
@@ -39,4 +45,4 @@ def minutes(notebook: str) -> str:
         if (spent := card["minutes"].get(notebook)) is not None:
             row = {"profile": card["profile"], "minutes": round(spent, 1)}
             rows.append(row | {"on": card["machine"]})
-    return figures.text_table(rows) if rows else "No run of this notebook is measured yet."
+    return table(rows or [{"minutes": "no run of this notebook is measured yet"}])

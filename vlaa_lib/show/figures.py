@@ -1,7 +1,8 @@
-"""Interactive figures for the notebooks (plotly), and the table that is their text twin."""
+"""Interactive figures for the notebooks (plotly), and tables, which are their text twins."""
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +25,66 @@ def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
     | sft   |   0.5123 |
     | a\\|b  |          |
     """
-    rows = read(rows)
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    columns, lines, numeric = _cells(rows, columns)
     if not columns:
         return "(no rows)"
-    numeric = {c: all(_is_number(row.get(c)) for row in rows) for c in columns}
-    lines = [[_cell(c) for c in columns], *([_cell(row.get(c)) for c in columns] for row in rows)]
+    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     rule = [
-        "-" * (width - 1) + ":" if numeric[c] else ":" + "-" * (width - 1)
-        for c, width in zip(columns, widths, strict=True)
+        "-" * (width - 1) + ":" if is_numeric else ":" + "-" * (width - 1)
+        for is_numeric, width in zip(numeric, widths, strict=True)
     ]
     padded = [
         [
-            text.rjust(width) if numeric[c] else text.ljust(width)
-            for c, text, width in zip(columns, line, widths, strict=True)
+            text.rjust(width) if is_numeric else text.ljust(width)
+            for is_numeric, text, width in zip(numeric, line, widths, strict=True)
         ]
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def html_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
+    """Write the rows of a `text_table` as HTML, escaped; long texts wrap inside their column.
+
+    >>> html_table([{"a<b": 0.51234}])  # doctest: +ELLIPSIS
+    '<table><thead><tr><th style="text-align:right">a&lt;b</th>...>0.5123</td></tr></tbody></table>'
+    """
+    columns, lines, numeric = _cells(rows, columns)
+    if not columns:
+        return "<p>(no rows)</p>"
+    aligned = [f' style="text-align:{"right" if is_numeric else "left"}"' for is_numeric in numeric]
+    head, *body = [
+        [f"{place}>{escape(text)}" for place, text in zip(aligned, line, strict=True)]
+        for line in lines
+    ]
+    heading = "".join(f"<th{cell}</th>" for cell in head)
+    rest = "".join(f"<tr>{''.join(f'<td{cell}</td>' for cell in line)}</tr>" for line in body)
+    return f"<table><thead><tr>{heading}</tr></thead><tbody>{rest}</tbody></table>"
+
+
+class Table:
+    """A table to look at: HTML where a page can show it, `text_table` everywhere else."""
+
+    def __init__(self, rows: str | Path | Rows, columns: list[str] | None = None) -> None:
+        self.rows, self.columns = read(rows), columns
+
+    def __repr__(self) -> str:
+        return text_table(self.rows, self.columns)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows, self.columns)
+
+
+def _cells(
+    rows: str | Path | Rows, columns: list[str] | None
+) -> tuple[list[str], list[list[str]], list[bool]]:
+    """Return the columns, the lines of texts with the heading first, and which are numbers."""
+    rows = read(rows)
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row if key is not None))
+    numeric = [all(_is_number(row.get(c)) for row in rows) for c in columns]
+    lines = [[_cell(row.get(c), n) for c, n in zip(columns, numeric, strict=True)] for row in rows]
+    return columns, [[_cell(c) for c in columns], *lines], numeric
 
 
 def _is_number(value: Any) -> bool:
@@ -50,14 +92,17 @@ def _is_number(value: Any) -> bool:
     return missing or (not isinstance(value, bool) and number(value) is not None)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, is_numeric: bool = False) -> str:
+    """Return one line of text; decimal numbers, also those of a CSV, with four digits."""
     if value is None:
         return ""
+    if is_numeric and isinstance(value, str) and "." in value:
+        value = float(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         value = ", ".join(map(str, value))
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return " ".join(str(value).split())
 
 
 def learning_curve(
@@ -88,6 +133,8 @@ def learning_curve(
             )
         )
     figure = go.Figure(lines)
+    if all(value >= 0 for line in lines for value in line.y):
+        figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
     return _finish(figure, title, x_title, y_title or y, legend=len(lines) > 1)
 
 
@@ -116,6 +163,7 @@ def accuracy_bars(
                     name="blank picture",
                     legendgroup="blank",
                     showlegend=index == 0,
+                    legendrank=2000,  # behind the models
                     mode="markers",
                     # white below black: seen on dark and on light bars
                     marker={
@@ -176,7 +224,7 @@ def counts(rows: str | Path | Rows, title: str = "") -> Figure:
         key: [sum(number(row.get(key)) or 0 for row in chosen(rows, "step", s)) for s in steps]
         for key in ("in", "out")
     }
-    looks = {"in": ("#FFFFFF", ""), "out": ("#0072B2", "/")}
+    looks = {"in": ("#FFFFFF", ""), "out": ("#56B4E9", "/")}  # no model's colour
     bars = [
         go.Bar(
             x=steps,
@@ -226,7 +274,7 @@ def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool
         xaxis_title=x_title,
         yaxis_title=y_title,
         showlegend=legend,
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -0.32},
         margin={"l": 60, "r": 20, "t": 50, "b": 60},
     )
     return figure

@@ -34,7 +34,7 @@ _WRAP = {
     "aha": '<mark style="background:#ffe08a;color:#000">{}</mark>',
     "answer": '<strong style="background:#cfe8ff;color:#000">{}</strong>',
 }
-_CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid #bbb"'
+_CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid #bbb;min-width:8em"'
 
 
 def segments(text: str) -> Iterator[tuple[str, str]]:

@@ -70,7 +70,7 @@ def lines(
             f'stroke-dasharray="{_DASHES[style.dash]}"/>'
         )
         body += [_marker(style.symbol, a, b, style.color) for a, b in places]
-    return _svg(title, body + _legend([name or y for name in series]))
+    return _svg(title, body + (_legend(list(series)) if group else []))
 
 
 def bars(

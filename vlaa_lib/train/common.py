@@ -14,8 +14,12 @@ def trainer_args(
     cfg: Settings, out: str | Path, learning_rate: float, warmup: float
 ) -> dict[str, Any]:
     """Return the arguments that both trainers get from a profile."""
+    import warnings
+
     import torch
 
+    # TRL 1.16 itself still says `gradient_checkpointing`, and Python 3.10's transformers only that
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
     gpu = torch.cuda.is_available()
     return {
         "output_dir": str(out),

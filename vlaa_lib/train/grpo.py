@@ -116,6 +116,8 @@ def grpo(
         temperature=g.temperature,
         top_k=0,  # TRL default, said aloud: sample from the whole distribution
         max_completion_length=g.max_completion_tokens,
+        # a sampled image token would ask for features that are not there; TRL before 1.16 lets it
+        generation_kwargs={"suppress_tokens": [policy.model.config.image_token_id]},
         beta=g.beta,
         use_bias_correction_kl=False,  # the plain k3 estimator, as in the paper's framework
         epsilon=g.epsilon,
