@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scoring import COLON, record, score, wrap
 from vlaa_lib import microworld, rewards
-from vlaa_lib.microworld import facts
+from vlaa_lib.microworld import facts, truth
 from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 

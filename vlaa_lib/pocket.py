@@ -43,7 +43,7 @@ from .pocket_data import (
 
 STAGES = ("tower", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
-PACE_S = {"tower": 0.5, "base": 0.9, "instruct": 1.3}  # seconds a step
+PACE_S = {"tower": 0.4, "base": 0.9, "instruct": 1.3}  # seconds a step
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -89,12 +89,12 @@ class Recipe:
     vision_hidden: int = 128
     vision_layers: int = 4
     vocabulary: int = 1024
-    tower_batch: int = 48
+    tower_batch: int = 32
     batch: int = 48
-    tower_steps: int = 1600
-    base_steps: int = 4000
-    instruct_steps: int = 1200
-    tower_lr: float = 2e-3
+    tower_steps: int = 1200
+    base_steps: int = 2400
+    instruct_steps: int = 1000
+    tower_lr: float = 1.5e-3
     base_lr: float = 2e-3
     instruct_lr: float = 1e-3
     describe_share: float = 0.3  # base documents that describe instead of answering
@@ -107,7 +107,7 @@ def build_tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
     """Train a byte-level BPE tokenizer with Qwen's splitting rule on micro-world text."""
     rng = random.Random(recipe.seed)
     corpus = [prompts.SYSTEM_PROMPT, *prompts.TASK_INSTRUCTIONS.values()]
-    rates = narrator.Rates(hesitate=1.0)
+    rates = narrator.Rates(omit=0, confuse=0, miscount=0, hesitate=1, waver=0)
     for index in range(600):
         for source in SOURCES:
             record = microworld.generate(source, "pretrain", index, recipe.seed).record

@@ -85,6 +85,11 @@ def dense(scene: dict, rng: random.Random) -> str:
     return " ".join(lines)
 
 
+def in_words(question: str, gold: str, rng: random.Random) -> str:
+    """Return the gold or, half the time, the sentence that a bare gold stands for."""
+    return gold if rng.random() < 0.5 else questions.as_sentence(questions.read(question), gold)
+
+
 def worked(think: str, answer: str, reward: str) -> str:
     """Join a plain trace and its answer without tags, as an instruct model replies."""
     if reward == "open" or not think:
@@ -98,7 +103,9 @@ def base_text(index: int, seed: int, describe_share: float) -> tuple[dict, list[
     if rng.random() < describe_share:
         return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
     think, _ = narrator.plain_trace(scene, question)
-    answer = gold if rng.random() < 0.4 else worked(think, gold, SOURCES[source][0])
+    answer = in_words(question, gold, rng)
+    if rng.random() >= 0.4:
+        answer = worked(think, answer, SOURCES[source][0])
     return scene, [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
 
 
@@ -112,11 +119,11 @@ def chat_text(
     source, scene, question, gold, rng = draw(index, seed)
     reward = SOURCES[source][0]
     think, _ = narrator.plain_trace(scene, question)
-    kind = rng.random()
+    kind, answer = rng.random(), in_words(question, gold, rng)
     if kind < think_share:
-        reply = prompts.join_think_answer(think, gold)
+        reply = prompts.join_think_answer(think, answer)
     else:
-        reply = gold if kind < think_share + direct_share else worked(think, gold, reward)
+        reply = answer if kind < think_share + direct_share else worked(think, answer, reward)
     asked = prompts.user_text(question, reward)
     return scene, [
         (f"<|im_start|>system\n{prompts.SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n", False),
@@ -171,7 +178,7 @@ def readings(scene: dict) -> dict[tuple, int]:
     for fact in truth.of_scene(scene):
         kind, args = fact.kind, fact.args
         if kind == "count":
-            read[kind, *args[1:]] = args[0]
+            read[(kind, *args[1:])] = args[0]
         elif kind == "angle":
             read[kind, args[0]] = args[1] // 5
         elif kind == "equal":

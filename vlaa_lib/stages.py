@@ -180,10 +180,50 @@ def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
         )
         records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
-    marker = Path(path) / "done.json"
-    built = json.loads(marker.read_text()) if marker.is_file() else str(path)
-    settings = {"evaluate": asdict(cfg.evaluate), "model": built} | _built_from(held_out)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(held_out)
     out = _once(run / "evaluation" / model, settings, build)
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def _identity(model: Path | str) -> Any:
+    """Return what a model was built from, or its path where no stage built it."""
+    marker = Path(model) / "done.json"
+    return json.loads(marker.read_text()) if marker.is_file() else str(model)
+
+
+def benchmark_file(cfg: Settings, run: Path, name: str) -> Path:
+    """Write a micro benchmark as `NAME.tsv`; return its folder."""
+    from .microworld import benchmarks
+
+    settings = {"rows": cfg.data.bench_rows, "seed": cfg.seed}
+    return _once(
+        run / "benchmarks" / name,
+        settings,
+        lambda path: benchmarks.write_tsv(
+            name, path / f"{name}.tsv", cfg.data.bench_rows, cfg.seed
+        ),
+    )
+
+
+def benchmark(cfg: Settings, run: Path, model: str, name: str) -> list[dict[str, Any]]:
+    """Answer a micro benchmark with a model, and with its blank twin; return scored rows."""
+    from . import models
+    from .evaluate import benchmarks
+
+    tsv, path = benchmark_file(cfg, run, name), model_path(cfg, run, model)
+
+    def build(out: Path) -> None:
+        policy = models.load_policy(
+            path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
+        )
+        asked = benchmarks.read(name, tsv / f"{name}.tsv", tsv / "images")
+        rows = benchmarks.answer(
+            policy, asked, tsv / "images", model, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
+        )
+        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+
+    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(tsv)
+    out = _once(run / "evaluation" / f"{model}-{name}", settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 

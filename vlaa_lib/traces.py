@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from . import microworld
+from .construct import rules
 from .construct.split import AHA_KEYWORDS, has_aha
-from .microworld import facts, truth
+from .microworld import facts, narrator, truth
+from .microworld.narrator import Rates
 from .prompts import TAGS, split_think_answer
 
 __all__ = [
@@ -18,6 +23,7 @@ __all__ = [
     "Step",
     "TraceStore",
     "check_steps",
+    "false_steps_by_noise",
     "has_aha",
     "load",
     "measure",
@@ -87,6 +93,56 @@ def summarise(traces: Iterable[tuple[str, dict | None]]) -> dict[str, Any]:
         "false_step_rate": wrong / checked if checked else None,
         **{phrase: sum(row[phrase] for row in rows) for phrase in FIGURE7_PHRASES},
     }
+
+
+def false_steps_by_noise(
+    sources: Iterable[str],
+    rates: Rates,
+    factors: Iterable[float] = (0.0, 0.5, 1.0, 2.0),
+    n: int = 60,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Let the text-only teacher answer from captions of several noise levels (ours).
+
+    One row a source and factor, over `n` scenes of the `dev` split: how many traces answered, the
+    share of answers that verification accepts, and the share of traces with a false step among
+    all of them (`false_all`) and among the verified ones (`false_verified`).
+
+    Args:
+        rates: omission, confusion and miscount are multiplied by each factor, at most to 1.
+    """
+    table = []
+    for source, factor in product(sources, factors):
+        caught = ("omit", "confuse", "miscount")
+        noisy = replace(rates, **{k: min(1.0, getattr(rates, k) * factor) for k in caught})
+        tried = [_teach(source, index, seed, noisy) for index in range(n)]
+        told = [trial for trial in tried if trial]
+        kept = [is_false for is_false, is_right in told if is_right]
+        table.append(
+            {
+                "source": source,
+                "noise": factor,
+                "answered": len(told),
+                "verified": len(kept) / max(1, len(told)),
+                "false_all": sum(is_false for is_false, _ in told) / max(1, len(told)),
+                "false_verified": sum(kept) / max(1, len(kept)),
+            }
+        )
+    return table
+
+
+def _teach(source: str, index: int, seed: int, rates: Rates) -> tuple[bool, bool] | None:
+    """Return (has a false step, answer verified) of one teacher trace; None without an answer."""
+    record = microworld.generate(source, "dev", index, seed).record
+    scene, rng = record.meta["scene"], random.Random(f"{source}/{index}/{seed}")
+    try:
+        think, answer = narrator.reason(
+            narrator.caption(scene, rates, rng), record.question, rates, rng
+        )
+    except narrator.CannotAnswer:
+        return None
+    is_false = any(step.truth is False for step in check_steps(think, scene))
+    return is_false, rules.agrees(record.gt, answer)
 
 
 class TraceStore:

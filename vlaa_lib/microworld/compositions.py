@@ -201,9 +201,8 @@ def single(number: int, scene: dict, rng: random.Random) -> Problem | None:
     if found is None:
         return None
     text, right = found
-    kind, reward = "angle" if topic == "angle" else topic, "digit"
-    if isinstance(right, str):
-        reward = "math"
+    kind = "angle" if topic == "angle" else ""
+    reward = "math" if isinstance(right, str) else "digit"
     return Problem(text, str(right), kind, reward, topic, level)
 
 
@@ -228,11 +227,11 @@ def _outside(scene: dict, rng: random.Random) -> list[Problem]:
     corner, topic = rng.choice(scene["corners"]), "angles on a line"
     color, angle = corner["color"], corner["angle"]
     beside = f"Two angles make a straight line. One is {angle} degrees. How large is the other?"
-    text = f"How large is the angle outside the triangle that makes a straight line with the {color}"
+    text = "How large is the angle outside the triangle that makes a straight line with"
     return [
         _step(f"How large is the {color} angle?", angle, "angles of a triangle", "angle"),
         _step(beside, 180 - angle, topic, "angle"),
-        _step(f"{text} angle?", 180 - angle, topic, "angle"),
+        _step(f"{text} the {color} angle?", 180 - angle, topic, "angle"),
     ]
 
 

@@ -104,14 +104,20 @@ def _confuse(fact: Fact, rng: random.Random) -> Fact:
         elif known := _NAMES.get(slot):
             spots.append((at, known))
         elif slot == "box":
-            dx, dy = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25)
-            moved = (v + d for v, d in zip(args[at], (dx, dy, dx, dy), strict=True))
-            args[at] = tuple(round(min(1.0, max(0.0, v)), 2) for v in moved)
+            spots += [(at, None)] * 2  # as often moved as misnamed
         at += 1
     if spots:
         at, known = rng.choice(spots)
-        args[at] = rng.choice([v for v in known if v != args[at]])
+        swapped = [v for v in known if v != args[at]] if known else [_move(args[at], rng)]
+        args[at] = rng.choice(swapped)
     return Fact(fact.kind, tuple(args))
+
+
+def _move(box: tuple[float, ...], rng: random.Random) -> tuple[float, ...]:
+    """Shift a box by about a cell, inside the picture."""
+    dx, dy = (rng.choice((-1, 1)) * rng.uniform(0.15, 0.35) for _ in "xy")
+    moved = (v + d for v, d in zip(box, (dx, dy, dx, dy), strict=True))
+    return tuple(round(min(1.0, max(0.0, v)), 2) for v in moved)
 
 
 _NAMES = {

@@ -198,8 +198,14 @@ def read(text: str) -> Question:
 
 
 def as_sentence(question: Question, answer: str) -> str:
-    """Put a bare answer ("Ada", "red") into the sentence that its question asks for."""
+    """Put a bare answer ("Ada", "red") into the sentence that its question asks for.
+
+    >>> as_sentence(read("What color is this?"), "red"), as_sentence(read("Read the day."), "Mon")
+    ('It is a red object.', 'The day is Mon.')
+    """
     bare = answer.strip().rstrip(".")
+    if bare == solve.UNANSWERABLE:
+        return facts.say(facts.Fact("unclear", ()))
     if question.kind == "field":
         return f"The {question.slots['key']} is {bare}."
     if question.kind in ("what", "hue"):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .questions import Question
 
 
+UNANSWERABLE = "unanswerable"  # VizWiz's word for a picture that shows too little
+
+
 class CannotAnswer(ValueError):
     """The question, or the facts it needs, are not there."""
 
@@ -211,14 +214,15 @@ def _rectangle(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
 def _field(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
     key = question.slots["key"].lower()
     steps = _need([f for f in _of_kind(known, "field") if f.args[0] == key], key)[:1]
-    return steps, facts.say(steps[0])
+    return steps, steps[0].args[1]
 
 
 def _closeup(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
     steps = _need(_of_kind(known, "thing", "unclear"), "thing")[:1]
-    if steps[0].kind == "unclear" or question.kind == "what":
-        return steps, facts.say(steps[0])
-    return steps, facts.say(Fact("thing", (steps[0].args[0], "")))
+    if steps[0].kind == "unclear":
+        return steps, UNANSWERABLE
+    color, shape = steps[0].args
+    return steps, facts.things(color, shape, 1) if question.kind == "what" else color
 
 
 def _locate(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .facts import AREAS, Fact
 
@@ -51,12 +51,15 @@ def related(box: Iterable[float], relation: str, anchor: Iterable[float]) -> boo
     return gap >= 0.125
 
 
-def iou(a: Iterable[float], b: Iterable[float]) -> float:
-    """Return the intersection over union of two boxes."""
-    ax0, ay0, ax1, ay1 = a
-    bx0, by0, bx1, by1 = b
-    inner = max(0, min(ax1, bx1) - max(ax0, bx0)) * max(0, min(ay1, by1) - max(ay0, by0))
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inner
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes, areas continuous (no +1).
+
+    >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
+    0.5
+    """
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    inner = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
     return inner / union if union > 0 else 0.0
 
 
@@ -206,7 +209,7 @@ _CHECK = {
     "slip": {"field": lambda s, key, value: s["fields"].get(key, "").lower() == value.lower()},
     "closeup": {
         "thing": lambda s, color, shape: bool(
-            color in ("", s["color"]) and (not shape or s["clear"] and shape == s["shape"])
+            color in ("", s["color"]) and (not shape or (s["clear"] and shape == s["shape"]))
         ),
         "unclear": lambda s: not s["clear"],
     },

@@ -46,8 +46,20 @@ def _asked(record: Record) -> tuple[questions.Question | None, facts.Fact | None
         asked = questions.read(record.question)
     except questions.CannotAnswer:
         return None, None
-    gold = facts.extract(gold_text(record))
+    gold, _ = _stated(gold_text(record), asked)
     return asked, gold[0] if gold and asked.kind != "describe" else None
+
+
+def _stated(answer: str, asked: questions.Question | None) -> tuple[list[facts.Fact], float]:
+    """Return the facts of an answer and what each is worth: a bare one ("Ada") half (ours).
+
+    Golds of DocVQA and VizWiz are bare words; the open reward asks for more than its gold, and
+    that more is the whole sentence.
+    """
+    stated = facts.extract(answer)
+    if stated or asked is None:
+        return stated, 1.0
+    return facts.extract(questions.as_sentence(asked, answer)), 0.5
 
 
 def _count_facts(
@@ -55,22 +67,21 @@ def _count_facts(
 ) -> float:
     """Count distinct true statements minus false ones, each subject once for each truth value.
 
-    A bare answer ("Ada") is read as the question's own sentence. Where the question asks for one
-    fact, an answer that lacks it scores 0 at most. What can be said without looking earns nothing:
-    sums hold anywhere, and the list of things that are absent is endless. Nor do slightly shifted
-    boxes of one thing count as several facts.
+    Where the question asks for one fact, an answer that lacks it scores 0 at most. What can be
+    said without looking earns nothing: sums hold anywhere, and the list of things that are absent
+    is endless. Nor do slightly shifted boxes of one thing count as several facts, or one thing
+    named twice, once in full and once in part.
     """
-    stated = facts.extract(answer)
-    if not stated and asked:
-        stated = facts.extract(questions.as_sentence(asked, answer))
-    told, is_answered = set(), needed is None
+    told, is_answered = {}, needed is None
+    stated, worth = _stated(answer, asked)
     for fact in stated:
         held = truth.holds(fact, scene)
         is_free = fact.kind == "sum" or (held and fact.kind == "count" and fact.args[0] == 0)
         if held is not None and not is_free:
-            told.add((fact.kind, fact.args[:2] if fact.kind == "place" else fact.args, held))
+            subject = {"place": fact.args[:2], "thing": ()}.get(fact.kind, fact.args)
+            told[fact.kind, subject, held] = worth if held else -worth
         is_answered = is_answered or bool(held and facts.covers(fact, needed))
-    value = float(sum(1 if held else -1 for *_, held in told))
+    value = float(sum(told.values()))
     return value if is_answered else min(0.0, value)
 
 
@@ -103,9 +114,8 @@ def _reference(model: RewardModel | None, row: str) -> float:
     record = from_json(json.loads(row))
     gold = gold_text(record)
     value = _scores(model or scene_facts, record, [gold])[0]
-    if model is None and all(
-        truth.holds(fact, record.meta["scene"]) is None for fact in facts.extract(gold)
-    ):
+    stated = [] if model else _stated(gold, _asked(record)[0])[0]
+    if model is None and all(truth.holds(fact, record.meta["scene"]) is None for fact in stated):
         raise GoldError(
             f"open: gold {excerpt(gold)} states no fact of the scene; state one, or pass "
             "reward_model="

@@ -211,6 +211,29 @@ def _reach(rows: Rows, y: str) -> dict[str, Any] | None:
     }
 
 
+def false_steps(rows: str | Path | Rows, title: str = "") -> Figure:
+    """Draw `traces.false_steps_by_noise` as a map: of all traces, then of the verified ones."""
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    sources, noises = distinct(rows, "source"), distinct(rows, "noise")
+    cells = {(row["source"], str(row["noise"])): row for row in rows}
+    after = [[number(cells[s, n]["false_verified"]) for n in noises] for s in sources]
+    both = [
+        [f"{number(cells[s, n]['false_all']):.0%} → {value:.0%}"
+         for n, value in zip(noises, line, strict=True)]
+        for s, line in zip(sources, after, strict=True)
+    ]  # fmt: skip
+    grid = go.Heatmap(
+        x=[f"x {number(n):g}" for n in noises], y=sources, z=after, text=both,
+        texttemplate="%{text}", zmin=0, zmax=1, colorscale="Blues",
+        colorbar={"title": "verified", "tickformat": ".0%"},
+    )  # fmt: skip
+    figure = go.Figure(grid)
+    figure.update_yaxes(autorange="reversed")
+    return _finish(figure, title, "caption noise, times the profile's rates", "")
+
+
 def counts(rows: str | Path | Rows, title: str = "") -> Figure:
     """Draw how many records enter and leave each step (columns `step`, `in`, `out`), all sources.
 
