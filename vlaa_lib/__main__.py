@@ -40,11 +40,17 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--n", type=int, default=16, help="records a source")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--out", help="folder for records.jsonl and images/")
+    c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
 
-    c = command("models", _models, "Rebuild the pocket VLM from nothing; goes on where it stopped.")
-    c.add_argument("what", choices=["build-pocket"])
-    c.add_argument("--stage", choices=["base", "instruct"], default="instruct", help="the last one")
+    c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
+    c.add_argument("what", choices=["build-pocket", "card"])
+    c.add_argument(
+        "--stage",
+        choices=["base", "instruct"],
+        default="instruct",
+        help="build up to this one, going on where an earlier build stopped; or measure this one",
+    )
     c.add_argument("--out", default="data/pocket")
     c.add_argument("--threads", type=int, default=2)
 
@@ -144,6 +150,8 @@ def _microworld(args) -> int:
 
     from . import microworld
 
+    if args.benchmark:
+        return _benchmark(args)
     if not (args.out or args.png):
         raise ValueError("name a folder with --out, or a picture with --png")
     sources = args.source or list(microworld.SOURCES)
@@ -158,10 +166,23 @@ def _microworld(args) -> int:
     return 0
 
 
+def _benchmark(args) -> int:
+    from .microworld import benchmarks
+
+    if not args.out:
+        raise ValueError("--benchmark needs --out FILE.tsv")
+    rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
+    print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
+    return 0
+
+
 def _models(args) -> int:
     from . import pocket
 
-    pocket.build(args.out, threads=args.threads, last=args.stage)
+    if args.what == "card":
+        pocket.card(args.out, args.stage)
+    else:
+        pocket.build(args.out, threads=args.threads, last=args.stage)
     return 0
 
 

@@ -191,39 +191,44 @@ def _identity(model: Path | str) -> Any:
     return json.loads(marker.read_text()) if marker.is_file() else str(model)
 
 
-def benchmark_file(cfg: Settings, run: Path, name: str) -> Path:
-    """Write a micro benchmark as `NAME.tsv`; return its folder."""
+def benchmark_files(cfg: Settings, run: Path) -> Path:
+    """Write the six micro benchmarks as `NAME.tsv`; return their folder."""
     from .microworld import benchmarks
 
+    def build(path: Path) -> None:
+        for name in benchmarks.BENCHMARKS:
+            benchmarks.write_tsv(name, path / f"{name}.tsv", cfg.data.bench_rows, cfg.seed)
+
     settings = {"rows": cfg.data.bench_rows, "seed": cfg.seed}
-    return _once(
-        run / "benchmarks" / name,
-        settings,
-        lambda path: benchmarks.write_tsv(
-            name, path / f"{name}.tsv", cfg.data.bench_rows, cfg.seed
-        ),
-    )
+    return _once(run / "benchmarks", settings, build)
 
 
-def benchmark(cfg: Settings, run: Path, model: str, name: str) -> list[dict[str, Any]]:
-    """Answer a micro benchmark with a model, and with its blank twin; return scored rows."""
+def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
+    """Answer the six micro benchmarks with a model, and with its blank twin; return scored rows.
+
+    All six in one pass, so that batches are full; a row's benchmark is its `source`.
+    """
     from . import models
     from .evaluate import benchmarks
 
-    tsv, path = benchmark_file(cfg, run, name), model_path(cfg, run, model)
+    files, path = benchmark_files(cfg, run), model_path(cfg, run, model)
 
     def build(out: Path) -> None:
         policy = models.load_policy(
             path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
         )
-        asked = benchmarks.read(name, tsv / f"{name}.tsv", tsv / "images")
+        asked = [
+            record
+            for name in benchmarks.BENCHMARKS
+            for record in benchmarks.read(name, files / f"{name}.tsv", files / "images")
+        ]
         rows = benchmarks.answer(
-            policy, asked, tsv / "images", model, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
+            policy, asked, files / "images", model, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
         )
         records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(tsv)
-    out = _once(run / "evaluation" / f"{model}-{name}", settings, build)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(files)
+    out = _once(run / "evaluation" / f"{model}-benchmarks", settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 

@@ -58,7 +58,7 @@ def read(name: str, path: str | Path, images: str | Path) -> list[Record]:
         image = _image(name, row, Path(images), place, found)
         found[index], places[f"{name}-{index}"] = _record(name, row, image, place), place
     asked = list(found.values())
-    for reject in rewards.audit(_single(name, asked)):
+    for reject in rewards.audit([_one_letter(record) for record in asked]):
         raise RecordError(f"{places[reject.id]}: column 'answer': {reject.reason}")
     return asked
 
@@ -66,7 +66,9 @@ def read(name: str, path: str | Path, images: str | Path) -> list[Record]:
 def _rows(name: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (first line, row) of a TSV whose header holds every column of the benchmark."""
     if not path.is_file():
-        raise RecordError(f"{path}: no such file; write it with `python -m vlaa_lib microworld`")
+        raise RecordError(
+            f"{path}: no such file; `python -m vlaa_lib microworld --benchmark {name}` writes one"
+        )
     csv.field_size_limit(pictures.MAX_FILE_BYTES * 2)  # a picture as base64 is a third longer
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -160,20 +162,19 @@ def letters(text: str, question: str) -> frozenset[str] | None:
     return frozenset(named) if len(set(named)) == len(named) and set(named) <= set(known) else None
 
 
-def _single(name: str, asked: list[Record]) -> list[Record]:
-    """Give records with a set of letters one of them as gold, which the mcq verifier can read."""
-    if name not in _SETS:
-        return asked
-    return [replace(r, solution=min(letters(r.gt, r.question) or "")) for r in asked]
+def _one_letter(record: Record) -> Record:
+    """Give a record with a set of letters one of them as gold, which the mcq verifier can read."""
+    if record.source not in _SETS:
+        return record
+    return replace(record, solution=min(letters(record.gt, record.question) or ""))
 
 
 def score(asked: list[Record], completions: list[str], **columns: Any) -> Rows:
     """Score completions as `evaluate.score_rows` does, sets of letters as sets."""
-    name = asked[0].source if asked else ""
-    scored = score_rows(_single(name, asked), completions, **columns)
+    scored = score_rows([_one_letter(record) for record in asked], completions, **columns)
     for record, row in zip(asked, scored, strict=True):
         row["columns"] = record.meta["columns"]
-        if name not in _SETS:
+        if record.source not in _SETS:
             continue
         named = letters(row["answer"], record.question)
         is_right = named == letters(record.gt, record.question)
@@ -197,7 +198,7 @@ def answer(
     max_new_tokens: int = 160,
     blank: bool = True,
 ) -> Rows:
-    """Answer one benchmark's records greedily, and once more with a blank picture."""
+    """Answer records of benchmarks greedily, and once more with a blank picture."""
     return evaluate(policy, asked, images, model, batch, max_new_tokens, blank, score)
 
 

@@ -292,7 +292,7 @@ def _mathverse(index: int, rng: random.Random) -> list[Row]:
     options, answer = _options(problem, scene, rng)
     subject = _MATHVERSE[source]
     generic = "Read the question in the picture and answer it."
-    drawn = "   ".join(f"{c}: {o}" for c, o in zip("ABCD", options, strict=False))
+    drawn = lettered(options).partition("\nChoices:\n")[2].replace("\n", "   ")
     return [
         _row(
             scene,
@@ -386,8 +386,7 @@ def _logicvista(index: int, rng: random.Random) -> list[Row]:
     asked = "Which of these statements about the picture are true? Give all their letters."
     letters = [c for c, f in zip("ABCDE", chosen, strict=False) if truth.holds(f, scene)]
     question = asked + lettered([facts.say(fact, rng) for fact in chosen])
-    answer = ", ".join(letters)
-    return [_row(scene, "mcq", question=question, answer=answer, skill=repr([skill]))]
+    return [_row(scene, "mcq", question=question, answer=", ".join(letters), skill=repr([skill]))]
 
 
 _BUILD = {

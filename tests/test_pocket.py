@@ -1,0 +1,122 @@
+"""The pocket VLM's recipe: what it learns from, that it learns, and that a stopped build goes on."""
+
+import json
+import random
+import unicodedata
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlaa_lib import microworld, models, pocket, pocket_data, prompts, rewards
+from vlaa_lib.microworld import scenes
+
+SMALL = pocket.Recipe(
+    hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
+    batch=8, tower_steps=32, base_steps=48, instruct_steps=16, tower_lr=4e-3, base_lr=4e-3,
+)  # fmt: skip
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A thousandth of the recipe, in one go."""
+    out = tmp_path_factory.mktemp("pocket")
+    pocket.build(out, SMALL, card_records=1)
+    return out
+
+
+def test_a_small_build_learns(built):
+    log = [json.loads(r) for r in (built / "instruct" / "training_log.jsonl").open()]
+    assert [row["stage"] for row in log if row["step"] == 16] == ["instruct"]
+    for stage in ("tower", "base"):
+        losses = [row["loss"] for row in log if row["stage"] == stage]
+        assert len(losses) == 2 and losses[1] < losses[0]
+    card = (built / "instruct" / "README.md").read_text()
+    assert "models build-pocket --stage instruct" in card and "temperature 0.8" in card
+    policy = models.load_policy(built / "base")
+    assert policy.processor.chat_template == pocket.BASE_TEMPLATE
+
+
+def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, capsys):
+    """Stopped in the middle of `base`, after the second of its kept states."""
+    monkeypatch.setattr(pocket, "KEEP", 16)
+    keep, kept = pocket._keep, []
+
+    def stop_after_two(path, state):
+        keep(path, state)
+        kept.append(path.name)
+        if kept.count("base.part") == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pocket, "_keep", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        pocket.build(tmp_path, SMALL, card_records=1)
+    assert not (tmp_path / "base").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(pocket, "_keep", keep)
+    pocket.build(tmp_path, SMALL, card_records=1)
+    printed = [json.loads(r) for r in capsys.readouterr().out.splitlines() if r[:1] == "{" and '"step"' in r]
+    assert {row["stage"] for row in printed} == {"base", "instruct"}
+    for stage in ("base", "instruct"):
+        ours, theirs = weights(tmp_path / stage), weights(built / stage)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_processor("data/pocket/instruct").tokenizer
+
+
+@given(text=st.text(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_tokenizer_round_trips_any_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    # Qwen's tokenizer composes characters first (NFC)
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+
+
+def test_readings_fit_their_classes_and_names():
+    names = pocket_data.reading_names()
+    for kind in scenes.KINDS:
+        for index in range(60):
+            scene = scenes.draw(kind, "pretrain", random.Random(index))
+            read = pocket_data.readings(scene)
+            assert all(kind in names[name][1] for name in read)
+            assert all(0 <= value < pocket_data.CLASSES for value in read.values())
+            assert int((pocket_data.reading_labels(scene) > 0).sum()) <= len(read)
+
+
+def test_documents_hold_right_answers():
+    """What the model is taught scores full marks, in every form of reply."""
+    from vlaa_lib import evaluate
+    from vlaa_lib.records import Record
+
+    forms = set()
+    for index in range(150):
+        source, scene, question, gold, _ = pocket_data.draw(index, 2)
+        reward = microworld.SOURCES[source][0]
+        record = Record(
+            str(index), "x.png", question, gold, source=source, reward=reward, solution=gold,
+            frame="norm01" if reward == "iou" else "", meta={"scene": scene},
+        )  # fmt: skip
+        _, pieces = pocket_data.chat_text(index, 2, 0.3, 0.3)
+        reply = pieces[-1][0].removesuffix("<|im_end|>")
+        answer, path = evaluate.extract_answer(reply)
+        forms.add(path)
+        assert evaluate.score_rows([record], [reply])[0]["correct"], (question, reply)
+        if reward != "open":
+            assert rewards.score(record, prompts.join_think_answer("x", answer)).value == 1.0
+    assert forms == {"tags", "phrase", "plain"}
+
+
+def test_shares_name_every_source():
+    assert pocket_data.SHARES.keys() == microworld.SOURCES.keys()
+    assert replace(SMALL).think_share + SMALL.direct_share < 1
