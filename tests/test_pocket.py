@@ -1,4 +1,4 @@
-"""The pocket VLM's recipe: what it learns from, that it learns, and that a stopped build goes on."""
+"""The pocket VLM's recipe: what it learns from, that it learns, and that it goes on."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from vlaa_lib.microworld import scenes
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
-    batch=8, tower_steps=32, base_steps=48, instruct_steps=16, tower_lr=4e-3, base_lr=4e-3,
+    batch=8, tower_steps=32, base_steps=48, instruct_steps=16, tower_lr=2e-3, base_lr=2e-3,
 )  # fmt: skip
 
 
@@ -63,8 +63,9 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     capsys.readouterr()
     monkeypatch.setattr(pocket, "_keep", keep)
     pocket.build(tmp_path, SMALL, card_records=1)
-    printed = [json.loads(r) for r in capsys.readouterr().out.splitlines() if r[:1] == "{" and '"step"' in r]
-    assert {row["stage"] for row in printed} == {"base", "instruct"}
+    printed = capsys.readouterr().out
+    assert '"stage": "base", "step": 48' in printed and '"stage": "instruct"' in printed
+    assert '"stage": "tower"' not in printed and '"stage": "base", "step": 25' not in printed
     for stage in ("base", "instruct"):
         ours, theirs = weights(tmp_path / stage), weights(built / stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import random
+import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -110,7 +111,7 @@ def build_tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
     rates = narrator.Rates(omit=0, confuse=0, miscount=0, hesitate=1, waver=0)
     for index in range(600):
         for source in SOURCES:
-            record = microworld.generate(source, "pretrain", index, recipe.seed).record
+            record = microworld.record(source, "pretrain", index, recipe.seed)
             told = narrator.caption(record.meta["scene"], rates, rng)
             corpus += [record.question, record.gt, told]
             try:
@@ -220,7 +221,7 @@ class TowerTask(nn.Module):
 def train(
     stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Train one stage, printing a line every 25 steps and keeping its state every 200.
+    """Train one stage, printing the mean loss of every 25 steps and keeping its state every 200.
 
     Args:
         compute: batch -> (loss, share seen right or None).
@@ -237,7 +238,7 @@ def train(
         for part, name in ((module, "module"), (optimizer, "optimizer"), (scheduler, "scheduler")):
             part.load_state_dict(state[name])
         done, spent, log[:] = state["step"], state["seconds"], state["log"]
-    start = time.monotonic() - spent
+    start, losses = time.monotonic() - spent, []
     numbers = range(done + 1, steps + 1)
     for number, batch in zip(numbers, batches(done // POOL), strict=False):
         loss, seen = compute(batch)
@@ -247,11 +248,13 @@ def train(
         optimizer.step()
         scheduler.step()
         spent = time.monotonic() - start
+        losses.append(loss.item())
         if number % 25 == 0 or number == steps:
-            row = {"stage": stage, "step": number, "loss": round(loss.item(), 4)}
+            row = {"stage": stage, "step": number, "loss": round(statistics.mean(losses), 4)}
             row |= {"seen": None if seen is None else round(float(seen), 4)}
             log.append(row | {"seconds": round(spent)})
             print(json.dumps(log[-1] | {"of": steps}), flush=True)
+            losses.clear()
         if number % KEEP == 0 and number < steps:
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"scheduler": scheduler.state_dict(), "step": number}

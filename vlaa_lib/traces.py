@@ -165,7 +165,7 @@ def _teach(
     source: str, index: int, seed: int, rates: Rates
 ) -> tuple[list[narrator.Told], str, Record]:
     """Return one teacher trace, its answer and its record; no sentences without an answer."""
-    record = microworld.generate(source, "dev", index, seed).record
+    record = microworld.record(source, "dev", index, seed)
     rng = random.Random(f"{source}/{index}/{seed}")
     caption = narrator.caption(record.meta["scene"], rates, rng)
     try:

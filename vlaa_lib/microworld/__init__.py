@@ -36,6 +36,7 @@ __all__ = [
     "SPLITS",
     "Sample",
     "generate",
+    "record",
     "render",
     "sheet",
     "stream",
@@ -59,11 +60,14 @@ def generate(
     Raises:
         ValueError: unknown source, split or level.
     """
-    record = _record(source, split, index, seed, level)
-    return Sample(record, render(record.meta["scene"]))
+    made = record(source, split, index, seed, level)
+    return Sample(made, render(made.meta["scene"]))
 
 
-def _record(source: str, split: str, index: int, seed: int, level: int | None) -> Record:
+def record(
+    source: str, split: str, index: int, seed: int = 0, level: int | None = None
+) -> Record:
+    """Make the record of `generate`, without its picture."""
     if source not in SOURCES:
         raise ValueError(f"unknown source {source!r}; use one of {', '.join(SOURCES)}")
     rng = random.Random(f"{source}/{split}/{index}/{seed}")
@@ -91,11 +95,11 @@ def stream(source: str, split: str, seed: int = 0) -> Iterator[Sample]:
     """Yield samples of a source and split whose scenes all differ, as the paper's images do."""
     seen = set()
     for index in counter():
-        record = _record(source, split, index, seed, None)
-        scene = {k: v for k, v in record.meta["scene"].items() if k != "style"}
+        made = record(source, split, index, seed)
+        scene = {k: v for k, v in made.meta["scene"].items() if k != "style"}
         if (key := json.dumps(scene, sort_keys=True)) not in seen:
             seen.add(key)
-            yield Sample(record, render(record.meta["scene"]))
+            yield Sample(made, render(made.meta["scene"]))
 
 
 def write_split(

@@ -178,6 +178,39 @@ PHRASES = {
     "sum": ["{sum} = {v}", "{sum} makes {v}", "{sum} is {v}", "{sum} equals {v}"],
 }
 _VALUES = "|".join(v for values in FIELDS.values() for v in values if not v.isdigit())
+# other people's wordings: read, never written
+HEARD = {
+    "count": [
+        "there {be} exactly {n} {things}",
+        "there {be} only {n} {things}",
+        "we (?:see|have|count) {n} {things}",
+        "the (?:image|picture|scene|plot) (?:shows|has|contains) {n} {things}",
+        "{n} {things} {be} (?:visible|shown|present)",
+        "the (?:count|total) of {many} is {v}",
+        "{n} of the objects {be} {things}",
+    ],
+    "place": ["the {thing} is at {box}", "the {thing} is in the box {box}"],
+    "area": ["the {thing} is (?:in|on|near) the {area}", "the {thing} is located at the {area}"],
+    "bar": [
+        "the {color} bar is (?:at )?{v}",
+        "the {color} bar's (?:value|height) is {v}",
+        "the height of the {color} bar is {v}",
+        "the {color} bar has a (?:value|height) of {v}",
+    ],
+    "tallest": ["the {color} bar is (?:the )?highest", "{color} is the tallest(?: bar)?"],
+    "shortest": ["the {color} bar is (?:the )?lowest", "{color} is the shortest(?: bar)?"],
+    "point": ["at x = {v},? the value is {w}", "the line is at {w} (?:when|for) x = {v}"],
+    "most": ["{color} points are the most frequent", "there are more {color} points than any other"],
+    "family": ["the {color} (?:line|function) is a {family}"],
+    "slope": ["the slope of the {color} line is {v}", "the {color} graph has a slope of {v}"],
+    "crossing": ["the {color} graph crosses the y[- ]axis at {v}"],
+    "vertex": ["the vertex is at \\({v}, {w}\\) for the {color} graph"],
+    "angle": ["the {color} angle (?:is|equals|measures) {v}(?:°| deg| degrees)?"],
+    "length": ["the {length} (?:equals|is equal to|is marked as) {v}"],
+    "field": ["the {key} on the slip is {value}", "{key}: {value}"],
+    "thing": ["(?:it|this|that) (?:is|seems to be|appears to be) (?:a|the) {thing}"],
+    "sum": ["{sum} gives {v}", "{sum} equals to {v}"],
+}
 _CANONICAL = {v.lower(): v for values in FIELDS.values() for v in values}
 _COLOR = "|".join(COLORS)
 _NOUN = "|".join(sorted(PLURALS, key=len, reverse=True))
@@ -204,7 +237,8 @@ THING_SLOTS = ("things", "thing", "other")
 _LEAD = re.compile(
     r"^(?:(?:so|and|okay|ok|yes|wait|hmm|well|now|first|then|next(?! to)|also|still|in total|again|"
     r"actually|indeed|no(?=,)|therefore|thus|together|that means|this means|as far as i see|"
-    r"looking closer|i think(?: that)?|i notice(?: that)?|"
+    r"looking closer|i think(?: that)?|i notice(?: that)?|(?:i|we) (?:can )?see that|"
+    r"(?:i|we) know(?: that)?|(?:in|from) the (?:image|picture)|hence|clearly|here|"
     r"the (?:caption|description|text|image) (?:says|shows|tells me|mentions)(?: that)?|"
     r"according to the (?:caption|description|text|image)|it seems(?: that)?)[,:]?\s+)+",
     re.IGNORECASE,
@@ -221,11 +255,19 @@ class Fact:
 
 
 @cache
-def pattern(phrase: str) -> re.Pattern:
+def pattern(phrase: str, is_regex: bool = False) -> re.Pattern:
     """Turn a phrase with slots into the regular expression that reads it."""
     pieces = re.split(r"\{(\w+)\}", phrase)
-    texts = [re.escape(p) if i % 2 == 0 else f"(?P<{p}>{SLOTS[p]})" for i, p in enumerate(pieces)]
+    plain = str if is_regex else re.escape
+    texts = [plain(p) if i % 2 == 0 else f"(?P<{p}>{SLOTS[p]})" for i, p in enumerate(pieces)]
     return re.compile("".join(texts), re.IGNORECASE)
+
+
+@cache
+def _readers() -> tuple[tuple[str, re.Pattern], ...]:
+    """Return (kind, pattern) of every wording, the narrator's own before the others."""
+    own = [(kind, pattern(p)) for kind, phrases in PHRASES.items() for p in phrases]
+    return (*own, *((kind, pattern(p, True)) for kind, ps in HEARD.items() for p in ps))
 
 
 def number(text: str) -> int:
@@ -317,10 +359,9 @@ def read(sentence: str) -> Fact | None:
     """Read one sentence as a fact, or None where it states none that the grammar knows."""
     bare = " ".join(sentence[:300].split()).rstrip(" .!?;,")
     for candidate in dict.fromkeys((_LEAD.sub("", bare), bare)):
-        for kind, phrases in PHRASES.items():
-            for phrase in phrases:
-                if match := pattern(phrase).fullmatch(candidate):
-                    return _fact(kind, match.groupdict())
+        for kind, reader in _readers():
+            if match := reader.fullmatch(candidate):
+                return _fact(kind, match.groupdict())
     return None
 
 

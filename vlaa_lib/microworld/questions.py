@@ -304,7 +304,7 @@ def rivals(kind: str, right: str, scene: dict, rng: random.Random) -> list[str]:
         rest = sorted(set(COLORS) - shown)
     else:
         value, step = int(right), 10 if kind == "angle" else 1
-        near = [str(value + d * step) for d in (-2, -1, 1, 2) if value + d * step > 0]
+        near = [str(value + d * step) for d in (-2, -1, 1, 2) if value + d * step >= 0]
         if kind in ("perimeter", "surface"):  # the other of the two, and a side forgotten
             width, height = scene["width"], scene["height"]
             near = [str(v) for v in {2 * (width + height), width * height, width + height}]
