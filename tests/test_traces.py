@@ -77,7 +77,10 @@ SCENES = {
     },
     "triangle": {
         "kind": "triangle",
-        "corners": [{"color": c, "angle": a} for c, a in (("red", 50), ("blue", 60), ("green", 70))],
+        "corners": [
+            {"color": color, "angle": angle}
+            for color, angle in (("red", 50), ("blue", 60), ("green", 70))
+        ],
     },
     "slip": {"kind": "slip", "fields": {"name": "Ada", "total": "42"}},
     "closeup": {"kind": "closeup", "color": "red", "shape": "cone", "clear": True},

@@ -200,7 +200,7 @@ HEARD = {
     "tallest": ["the {color} bar is (?:the )?highest", "{color} is the tallest(?: bar)?"],
     "shortest": ["the {color} bar is (?:the )?lowest", "{color} is the shortest(?: bar)?"],
     "point": ["at x = {v},? the value is {w}", "the line is at {w} (?:when|for) x = {v}"],
-    "most": ["{color} points are the most frequent", "there are more {color} points than any other"],
+    "most": ["{color} points are the most frequent", "there are mostly {color} points"],
     "family": ["the {color} (?:line|function) is a {family}"],
     "slope": ["the slope of the {color} line is {v}", "the {color} graph has a slope of {v}"],
     "crossing": ["the {color} graph crosses the y[- ]axis at {v}"],
