@@ -94,7 +94,7 @@ class Recipe:
     batch: int = 48
     tower_steps: int = 1200
     base_steps: int = 2400
-    instruct_steps: int = 1000
+    instruct_steps: int = 700
     tower_lr: float = 1.5e-3
     base_lr: float = 2e-3
     instruct_lr: float = 1e-3
