@@ -142,7 +142,7 @@ def test_steps_in_other_peoples_words(kind, sentence, expected):
 def test_steps_that_a_policy_sampled():
     """Sampled at temperature 1 from a half-trained `instruct`; each verdict read and agreed to."""
     rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open()]
-    assert sum(truth is not None for row in rows for _, truth in row["steps"]) >= 50
+    assert sum(truth is not None for row in rows for _, truth in row["steps"]) >= 40
     for row in rows:
         text = "\n".join(f"{sentence}." for sentence, _ in row["steps"])
         found = [[step.text, step.truth] for step in traces.check_steps(text, row["scene"])]
