@@ -29,7 +29,15 @@ def parser() -> argparse.ArgumentParser:
         "Build traces for records: caption, distil, rewrite, verify, split. Resumes; finished "
         "calls are not made twice.",
     )
-    _data_arguments(c)
+    c.add_argument(
+        "what",
+        nargs="?",
+        choices=["run", "card"],
+        default="run",
+        help="run the steps, or write card, table 1 and exports of a finished run",
+    )
+    c.add_argument("--records", help="JSON array or JSON Lines, any extension")
+    c.add_argument("--images", help="image root; with `card`: put the pictures into the export")
     c.add_argument("--out", required=True, help="folder for sft.jsonl, rl.jsonl, counts.csv, ...")
     c.add_argument("--base-url", help="OpenAI-compatible endpoint; default: the local teacher")
     c.add_argument("--endpoints", help="YAML file: address, model, key variable, price by step")
@@ -97,6 +105,10 @@ def parser() -> argparse.ArgumentParser:
     _data_arguments(c)
     c.add_argument("--model", required=True)
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
+
+    c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
+    c.add_argument("name", choices=["construct"])
+    c.add_argument("--out", help="file for the row (JSON)")
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     _data_arguments(c)
@@ -232,6 +244,18 @@ def _doctor(args) -> int:
     problem = rewards.dead(table)
     print(problem or "the reward is alive")
     return 1 if problem else 0
+
+
+def _bench(args) -> int:
+    import json
+
+    from . import bench, records
+
+    row = bench.BENCHMARKS[args.name]()
+    _table([row])
+    if args.out:
+        records.write_text(args.out, json.dumps(row, indent=1) + "\n")
+    return 0
 
 
 def _serve(args) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,10 +51,6 @@ class TeacherUnreachable(ConnectionError):
 
 class Stopped(Exception):
     """No further call is to be made: the budget is spent, or the disk is nearly full."""
-
-
-class NotACompletion(Exception):
-    """A body with status 200 that is no chat completion; the client tries again."""
 
 
 class Answered(NamedTuple):
@@ -118,7 +115,6 @@ class Teacher:
             self._clients[step] = made[place]
 
     def _client(self, address: str, key: str) -> AsyncOpenAI:
-        import httpx
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self._secrets.add(key)
@@ -127,10 +123,7 @@ class Teacher:
             api_key=key,
             timeout=self._limits.timeout_s,
             max_retries=self._limits.max_retries,
-            http_client=DefaultAsyncHttpxClient(
-                event_hooks={"response": [self._read_whole]},
-                limits=httpx.Limits(max_connections=self._limits.concurrency),
-            ),
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._read_whole]}),
         )
 
     async def __aenter__(self) -> Teacher:
@@ -196,7 +189,8 @@ class Teacher:
             raise CallFailed(reason, self._safe(error)) from None
         except APIConnectionError as error:
             cause = error.__cause__ or error
-            kind = "not a completion" if isinstance(cause, NotACompletion) else type(error).__name__
+            is_garbage = type(cause).__name__ == "DecodingError"  # see `_read_whole`
+            kind = "no chat completion" if is_garbage else type(error).__name__
             raise self._failed(kind, cause if str(cause) else error) from None
         except OpenAIError as error:
             raise self._failed(type(error).__name__, error) from None
@@ -226,19 +220,24 @@ class Teacher:
         )
 
     async def _read_whole(self, response: httpx.Response) -> None:
-        """Read a response in bounded time and check what it is; what is raised here is retried."""
-        # httpx's own limit is between two pieces: a slow drip would never reach it
-        await asyncio.wait_for(response.aread(), self._limits.timeout_s)
+        """Read a response in bounded time and check what it is.
+
+        What is raised here is the HTTP library's own, so the client backs off and tries again.
+        """
+        errors = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or httpx2
+        try:
+            # the library's own limit is between two pieces: a slow drip would never reach it
+            await asyncio.wait_for(response.aread(), self._limits.timeout_s)
+        except asyncio.TimeoutError:
+            said = f"no end of the reply within {self._limits.timeout_s} s"
+            raise errors.ReadTimeout(said, request=response.request) from None
         if response.status_code != 200:
             return
         try:
-            choices = json.loads(response.content)["choices"]
-            choices[0]["message"]["content"]
+            json.loads(response.content)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            start = response.text[:80]
-            raise NotACompletion(
-                f"status 200, but no chat completion; is the address right? It begins {start!r}"
-            ) from None
+            said = f"no chat completion (is the address right?), it begins {response.text[:80]!r}"
+            raise errors.DecodingError(said, request=response.request) from None
 
     def _failed(self, kind: str, error: BaseException) -> Exception:
         """Count a failure that can hit every record; say which exception it makes."""

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from vlaa_lib import records as files
-from vlaa_lib.construct import offline, pipeline
+from vlaa_lib.construct import card, offline, pipeline
 from vlaa_lib.construct.client import Limits
 from vlaa_lib.construct.endpoints import ENDPOINTS, read_endpoints
 from vlaa_lib.construct.ledger import Ledger
@@ -25,6 +25,11 @@ AUDITED = 256  # ours: records whose gold is checked together
 def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     """Run `python -m vlaa_lib construct`; 3 where a budget ended the run before its end."""
     shard, out = read_shard(args.shard), Path(args.out)
+    if args.what == "card":
+        print("\n".join(map(str, card.export(out, args.images))))
+        return 0
+    if not (args.records and args.images):
+        raise ValueError("construct needs --records FILE and --images FOLDER")
     endpoints = read_endpoints(args.endpoints) if args.endpoints else ENDPOINTS
     templates = read_templates(args.prompts_dir) if args.prompts_dir else OURS
     is_local = not (args.base_url or args.endpoints)
@@ -37,9 +42,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
             return 0
         if args.batch == "export":
             where = out / "batch"
-            written = offline.export_batches(
-                made, args.images, ledger, endpoints, templates, where
-            )
+            written = offline.export_batches(made, args.images, ledger, endpoints, templates, where)
             print("\n".join(map(str, written)) or "no call is open: run without --batch")
             return 0
         if args.batch == "import":
@@ -48,9 +51,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
                 print(f"not taken: {reject}", file=sys.stderr)
             print(f"{taken} replies taken, {len(rejects)} lines not")
             return 0 if taken or not rejects else 1
-    limits = Limits(
-        args.concurrency, args.timeout, args.retries, args.max_cost, args.max_tokens
-    )
+    limits = Limits(args.concurrency, args.timeout, args.retries, args.max_cost, args.max_tokens)
     with contextlib.ExitStack() as stack:
         base_url = args.base_url or ""
         if is_local:

@@ -24,6 +24,7 @@ from vlaa_lib.records import Record
 T = TypeVar("T")
 
 LEDGER = "ledger.sqlite"
+SPLIT_FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
 # ours: records that may be finished and wait for a slow one before them, so that order is kept
 WINDOW = 1024
 
@@ -91,6 +92,7 @@ def run(
             A failed call of one record only drops that record, with the reason.
         BudgetSpent: the budget is spent or the disk nearly full; calls in flight were finished.
         EndpointError: a key is missing.
+        BlockingIOError: another run is at work in `out`.
         LedgerError: `out/ledger.sqlite` is not a ledger of this version, or cannot be written.
     """
     from tqdm.auto import tqdm
@@ -99,10 +101,10 @@ def run(
     total = len(records) if total is None and isinstance(records, list) else total
     bar = tqdm(total=total, desc="construct", unit="record", disable=not progress)
     with bar, contextlib.ExitStack() as stack:
-        ledger_path = out / LEDGER
+        stack.enter_context(_alone(out))
 
         async def main() -> list[dict[str, Any]]:
-            with contextlib.closing(Ledger(ledger_path)) as ledger:
+            with contextlib.closing(Ledger(out / LEDGER)) as ledger:
                 tallies = Tallies()
                 async with Teacher(endpoints, base_url, ledger, Path(images), limits) as teacher:
                     ways = (walk(record, templates, tallies, ledger.meet) for record in records)
@@ -117,12 +119,29 @@ def run(
     return Result(out, counts)
 
 
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder, and clear away what a killed one left half-written."""
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"{out}: another run is at work here; wait, or use another") from None
+    try:
+        for name in SPLIT_FILES:
+            for left in out.glob(f".{name}.*"):
+                left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
 def _writer(stack: contextlib.ExitStack, out: Path) -> Callable[[Record | Dropped], None]:
     """Open the three files, atomically, and return what writes an outcome into its own."""
-    sft, rl, drops = (
-        stack.enter_context(files.atomic(out / name))
-        for name in ("sft.jsonl", "rl.jsonl", "drops.jsonl")
-    )
+    sft, rl, drops = (stack.enter_context(files.atomic(out / name)) for name in SPLIT_FILES)
 
     def write(outcome: Record | Dropped) -> None:
         if isinstance(outcome, Record):
