@@ -62,6 +62,14 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
 
+    c = command("data", _data, "List the paper's public sources, or sample them into records.")
+    c.add_argument("what", choices=["sources", "prepare"])
+    c.add_argument("--root", help="prepare: holds one folder a source, named as `sources` says")
+    c.add_argument("--out", help="prepare: folder for records.jsonl, rejects.jsonl and images/")
+    c.add_argument("--source", nargs="*", help="default: those with a folder; or micro sources")
+    c.add_argument("--scale", type=float, default=1.0, help="share of the paper's counts")
+    c.add_argument("--seed", type=int, default=0)
+
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
     c.add_argument(
@@ -186,6 +194,30 @@ def _benchmark(args) -> int:
         raise ValueError("--benchmark needs --out FILE.tsv")
     rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
     print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
+    return 0
+
+
+def _data(args) -> int:
+    from . import microworld, sources
+
+    if args.what == "sources":
+        _table(sources.table())
+        return 0
+    if not args.root or not args.out:
+        raise ValueError("prepare needs --root, where the datasets are, and --out")
+    roots = {name: Path(args.root) / reader.folder for name, reader in sources.READERS.items()}
+    there = [name for name, root in roots.items() if root.is_dir()]
+    for name in [] if args.source else sorted(roots.keys() - there):
+        print(f"left out: {name}, as there is no folder {roots[name]}", file=sys.stderr)
+    counts = sources.paper_counts(args.scale)
+    counts |= {micro: counts[name] for micro, (_, name) in microworld.SOURCES.items()}
+    chosen = args.source or there
+    if unknown := [name for name in chosen if name not in counts]:
+        raise ValueError(f"unknown source {unknown[0]!r}; use one of {', '.join(counts)}")
+    if not chosen:
+        raise ValueError(f"{args.root}: no dataset's folder here; see `data sources`")
+    _table(sources.write(args.out, {name: counts[name] for name in chosen}, roots, args.seed))
+    print(f"records and pictures in {args.out}; what was left out is in rejects.jsonl")
     return 0
 
 
