@@ -43,6 +43,16 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
 
+    c = command("data", _data, "Fetch the released dataset; check that its pictures are there.")
+    c.add_argument("what", choices=["fetch", "check"])
+    c.add_argument("dataset", nargs="?", choices=["vlaa-thinking"], help="what to fetch")
+    c.add_argument("--root", required=True, help="folder of the dataset; pictures go to images/")
+    c.add_argument("--revision", help="fetch: default ROOT/REVISION, else main as of today")
+    c.add_argument("--only", nargs="+", help="fetch: patterns of files, e.g. '*.json'")
+    c.add_argument("--plan", action="store_true", help="fetch: print files and sizes, then stop")
+    c.add_argument("--records", nargs="+", help="check: files; default: all JSON files in ROOT")
+    c.add_argument("--deep", action="store_true", help="check: open and decode every picture")
+
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
     c.add_argument(
@@ -173,6 +183,26 @@ def _benchmark(args) -> int:
         raise ValueError("--benchmark needs --out FILE.tsv")
     rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
     print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
+    return 0
+
+
+def _data(args) -> int:
+    from . import hub, pictures
+
+    if args.what == "check":
+        found = pictures.check(args.root, args.records, args.deep)
+        _table(found.rows())
+        print("\n".join(found.notes) or "every record has its picture")
+        return 0 if found.is_complete else 1
+    if not args.dataset:
+        raise ValueError("say which dataset: data fetch vlaa-thinking")
+    plan = hub.plan(args.root, args.revision, args.only)
+    _table(plan.rows)
+    download, unpack = map(hub.megabytes, plan.needs)
+    print(f"commit {plan.commit}: {download} to download, about {unpack} to unpack", flush=True)
+    if not args.plan:
+        hub.fetch(plan)
+        print(f"done; next: python -m vlaa_lib data check --root {args.root}")
     return 0
 
 
