@@ -156,7 +156,7 @@ def _tar_members(source: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
     metered = _Metered(source)
     with tarfile.open(fileobj=metered, mode="r|") as archive:
         for member in archive:
-            if not (member.isreg() or member.isdir()) or member.issparse():
+            if not (member.isreg() or member.isdir()):
                 raise ArchiveError(f"member {member.name!r} is a link or a device")
             if member.isreg():
                 metered.allowed = member.size + HEADER_BYTES
