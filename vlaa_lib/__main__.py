@@ -12,8 +12,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m vlaa_lib", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(name: str, function, help: str, under=commands) -> argparse.ArgumentParser:
+        sub = under.add_parser(name, help=help, description=help)
         sub.set_defaults(run=function)
         return sub
 
@@ -62,10 +62,22 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
 
-    c = command("data", _data, "List the paper's public sources, or sample them into records.")
-    c.add_argument("what", choices=["sources", "prepare"])
-    c.add_argument("--root", help="prepare: holds one folder a source, named as `sources` says")
-    c.add_argument("--out", help="prepare: folder for records.jsonl, rejects.jsonl and images/")
+    c = command("data", None, "The released dataset, and the nine public ones behind it.")
+    actions = c.add_subparsers(dest="what", required=True, metavar="ACTION")
+    c = command("fetch", _data_fetch, "Get the released dataset; resumes.", actions)
+    c.add_argument("dataset", choices=["vlaa-thinking"])
+    c.add_argument("--root", required=True, help="folder of the dataset; pictures go to images/")
+    c.add_argument("--revision", help="default: ROOT/REVISION, else main as of today")
+    c.add_argument("--only", nargs="+", help="patterns of files, e.g. '*.json'")
+    c.add_argument("--plan", action="store_true", help="print files and sizes, then stop")
+    c = command("check", _data_check, "Say, source by source, which pictures are there.", actions)
+    c.add_argument("--root", required=True, help="folder of the dataset")
+    c.add_argument("--records", nargs="+", help="default: all JSON files in ROOT")
+    c.add_argument("--deep", action="store_true", help="open and decode every picture")
+    command("sources", _data_sources, "List the public sources: where from, which files.", actions)
+    c = command("prepare", _data_prepare, "Sample public sources into records.", actions)
+    c.add_argument("--root", required=True, help="holds one folder a source; see `data sources`")
+    c.add_argument("--out", required=True, help="folder for records.jsonl, rejects.jsonl, images/")
     c.add_argument("--source", nargs="*", help="default: those with a folder; or micro sources")
     c.add_argument("--scale", type=float, default=1.0, help="share of the paper's counts")
     c.add_argument("--seed", type=int, default=0)
@@ -197,14 +209,38 @@ def _benchmark(args) -> int:
     return 0
 
 
-def _data(args) -> int:
+def _data_fetch(args) -> int:
+    from . import hub
+
+    plan = hub.plan(args.root, args.revision, args.only)
+    _table(plan.rows)
+    download, unpack = map(hub.megabytes, plan.needs)
+    print(f"commit {plan.commit}: {download} to download, about {unpack} to unpack", flush=True)
+    if not args.plan:
+        hub.fetch(plan)
+        print(f"done; next: python -m vlaa_lib data check --root {args.root}")
+    return 0
+
+
+def _data_check(args) -> int:
+    from . import pictures
+
+    found = pictures.check(args.root, args.records, args.deep)
+    _table(found.rows())
+    print("\n".join(found.notes) or "every record has its picture")
+    return 0 if found.is_complete else 1
+
+
+def _data_sources(args) -> int:
+    from . import sources
+
+    _table(sources.table())
+    return 0
+
+
+def _data_prepare(args) -> int:
     from . import microworld, sources
 
-    if args.what == "sources":
-        _table(sources.table())
-        return 0
-    if not args.root or not args.out:
-        raise ValueError("prepare needs --root, where the datasets are, and --out")
     roots = {name: Path(args.root) / reader.folder for name, reader in sources.READERS.items()}
     there = [name for name, root in roots.items() if root.is_dir()]
     for name in [] if args.source else sorted(roots.keys() - there):
