@@ -553,7 +553,6 @@ def test_micro_sources_go_through_the_same_door(tmp_path):
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
     for arguments, said in (
-        (["--out", "x"], "prepare needs --root"),
         (["--root", str(tmp_path), "--out", "x"], "no dataset's folder here"),
         (["--root", str(tmp_path), "--out", "x", "--source", "Coco"], "unknown source 'Coco'"),
     ):

@@ -112,7 +112,7 @@ def _image_names(path: Path) -> Iterator[tuple[int, str | records.RecordError]]:
     """Yield (line, image path or why there is none) for each record of a file."""
     try:
         with path.open(encoding="utf-8") as stream:
-            for line, row in records._iter_json(stream):
+            for line, row in records.iter_json(stream):
                 try:
                     if isinstance(row, records.RecordError):
                         raise row

@@ -128,6 +128,10 @@ def from_json(row: Any) -> Record:
     for key in ("id", "image", "question", "gt"):
         if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON can escape what no file can hold
+        raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
     if not isinstance(row["id"], (str, int)):
         raise RecordError(f"key 'id' is {type(row['id']).__name__}, expected text or a number")
     for key in ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame"):
@@ -158,7 +162,7 @@ def from_json(row: Any) -> Record:
     return Record(**values)
 
 
-def _iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+def iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) from a JSON array or JSON Lines, whichever the text is, streaming.
 
     A broken JSON line is yielded as its RecordError and the next line goes on; inside a broken
@@ -173,18 +177,24 @@ def _iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int
             if line.strip("\ufeff \t\r\n"):
                 yield number, _parse_line(line)
         return
-    yield from _iter_array(stream, chunk_chars)
+    yield from iter_array(stream, chunk_chars)
 
 
 def _parse_line(line: str) -> Any:
     try:
         return json.loads(line.strip("\ufeff \t\r\n"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also: a number with thousands of digits
         return RecordError(f"not valid JSON ({error}); repair or delete this line")
 
 
-def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element."""
+def iter_array(
+    stream: TextIO, chunk_chars: int, is_nested: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element.
+
+    Args:
+        is_nested: the array stands inside an object; what follows it is left unread.
+    """
     decoder, line = json.JSONDecoder(), 1
     buffer = stream.read(chunk_chars).lstrip("\ufeff")
     gap = re.compile(r"\s*\[?\s*")  # before the first element: the bracket; later: comma, space
@@ -193,12 +203,12 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
         line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
         gap = re.compile(r"[\s,]*")
         if buffer.startswith("]"):
-            if (buffer[1:] + stream.read(chunk_chars)).strip():
+            if not is_nested and (buffer[1:] + stream.read(chunk_chars)).strip():
                 yield line, RecordError("text after the end of the array; make it one array")
             return
         try:
             value, end = decoder.raw_decode(buffer)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also: a number with thousands of digits
             end = len(buffer)
         if end < len(buffer):  # a number could go on in the next chunk: something must follow
             yield line, value
@@ -230,7 +240,7 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record 
         raise RecordError(f"{path}: no such file; check the path given for the records")
     try:
         with path.open(encoding="utf-8") as stream:
-            for line, row in _iter_json(stream):
+            for line, row in iter_json(stream):
                 try:
                     if isinstance(row, RecordError):
                         raise row

@@ -99,19 +99,10 @@ def _record(reader: Reader, root: str | Path, line: files.Line, item: Any) -> Re
     else:
         origin = files.locate(root, item["origin"], reader.image_folders)
     record = records.from_json({**item, "origin": origin})
-    _check_text(record)
     if record.reward in ("digit", "mcq", "iou"):  # a math gold costs a process: `write` does those
         for reject in rewards.audit([record]):
             raise RecordError(reject.reason)
     return record
-
-
-def _check_text(record: Record) -> None:
-    """Refuse text that JSON can escape but no file can hold, before a long run ends on it."""
-    try:
-        json.dumps(record.to_json(), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
 
 
 def sample(
@@ -250,9 +241,7 @@ def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iter
             if name not in found:
                 raise RecordError(f"nothing usable on image {name!r}; is the file complete?")
             meta = record.meta | found[name]["meta"]
-            record = replace(record, **(found[name] | {"meta": meta}))
-            _check_text(record)
-            yield record
+            yield records.from_json((record.to_json() | found[name]) | {"meta": meta})
         except RecordError as error:
             yield Reject(paths[0].name, 0, record.id, str(error))
 

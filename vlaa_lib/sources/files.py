@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..records import RecordError, _iter_array, _iter_json, clean_image_path
+from ..records import RecordError, clean_image_path, iter_array, iter_json
 
 CHUNK_CHARS = 1 << 16
 BATCH_ROWS = 64  # ours: rows of a parquet file, with their pictures, held at a time
@@ -55,7 +55,7 @@ def lines(files: Iterable[Path], key: str = "") -> Iterator[Line]:
 
 def _json_rows(file: Path, key: str) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8") as stream:
-        yield from _listed(stream, key) if key else _iter_json(stream)
+        yield from _listed(stream, key) if key else iter_json(stream)
 
 
 class _Rest:
@@ -80,9 +80,7 @@ def _listed(stream: Any, key: str) -> Iterator[tuple[int, Any]]:
             return
         text += more
     skipped += text.count("\n", 0, match.end())
-    for number, row in _iter_array(_Rest(text[match.end() :], stream), CHUNK_CHARS):
-        if isinstance(row, RecordError) and str(row).startswith("text after the end"):
-            return  # the rest of the object
+    for number, row in iter_array(_Rest(text[match.end() :], stream), CHUNK_CHARS, is_nested=True):
         yield skipped + number, row
 
 
