@@ -43,6 +43,16 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
 
+    c = command("subset", _subset, "Choose small SFT subsets: by perplexity, or by aha words.")
+    _data_arguments(c)
+    c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
+    c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
+    c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
+    c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
+    c.add_argument("--shard", default="0/1", metavar="I/N", help="only score records I, I+N, ...")
+    c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
+    c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
+
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
     c.add_argument(
@@ -164,6 +174,47 @@ def _microworld(args) -> int:
         microworld.sheet(images, 8 if len(sources) == 1 else args.n).save(args.png)
         print(f"{len(images)} pictures in {args.png}")
     return 0
+
+
+def _subset(args) -> int:
+    from . import records, stages, subsets
+
+    if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
+        raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
+    made, out = _load(args, args.out), Path(args.out)
+    scores = {str(model): _scores(args, made, model) for model in args.perplexity}
+    if args.shard != "0/1":
+        print("scored; once every shard is done, choose with the same command without --shard")
+        return 0
+    if scores:
+        table, rejects = subsets.average(made, scores)
+        stages.write_csv(out / "perplexity.csv", table)
+        records.write_rejects(rejects, out / "not_scored.jsonl")
+        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in args.top}
+    if args.aha:
+        chosen[f"aha-{args.aha}"] = subsets.aha(made, args.aha, args.seed)
+    for name, kept in chosen.items():
+        records.write(kept, out / f"{name}.jsonl")
+        print(f"{len(kept)} records in {out}/{name}.jsonl")
+    return 0
+
+
+def _scores(args, made: list, model: str) -> dict:
+    """Score what no shard has scored; without anything left to do, load no model."""
+    import re
+
+    from . import models, perplexity
+
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if not shard:
+        raise ValueError(f"--shard {args.shard}: write it as I/N, e.g. 0/8 to 7/8")
+    folder = Path(args.out) / "scores" / re.sub(r"[^\w.-]+", "_", model)
+    found = perplexity.load(folder, made)
+    if len(found) == len(made):
+        return found
+    numbers = args.batch_tokens or perplexity.BATCH_TOKENS, tuple(map(int, shard.groups()))
+    return perplexity.score(models.load_policy(model), made, args.images, folder, *numbers)
 
 
 def _benchmark(args) -> int:
