@@ -317,8 +317,9 @@ def test_shards_merge_into_the_whole(world, tmp_path, capsys):
     whole = (tmp_path / "all" / "sft.jsonl").read_text()
     assert sorted(parts.splitlines()) == sorted(whole.splitlines())
     for bad in ("0/3", "4/3", "1", "a/b"):
-        assert command(path, tmp_path / "bad", "--shard", bad) == 2
-    assert "expected i/n" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            command(path, tmp_path / "bad", "--shard", bad)
+        assert "write i/n with i from 1 to n" in capsys.readouterr().err
 
 
 def test_the_plan_asks_nobody_and_knows_what_is_done(world, tmp_path):

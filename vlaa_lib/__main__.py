@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--retries", type=int, default=5, help="of one call")
     c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
     c.add_argument("--max-tokens", type=int, help="stop cleanly after so many tokens")
-    c.add_argument("--shard", default="1/1", help="only part i of n of the records, e.g. 2/8")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
     c.add_argument("--merge", nargs="+", default=[], help="ledgers of shards to take replies from")
     c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
     c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
@@ -81,6 +82,16 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--source", nargs="*", help="default: those with a folder; or micro sources")
     c.add_argument("--scale", type=float, default=1.0, help="share of the paper's counts")
     c.add_argument("--seed", type=int, default=0)
+
+    c = command("subset", _subset, "Choose small SFT subsets: by perplexity, or by aha words.")
+    _data_arguments(c)
+    c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
+    c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
+    c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
+    c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these")
+    c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
+    c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
 
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
@@ -134,6 +145,19 @@ def parser() -> argparse.ArgumentParser:
     _data_arguments(c)
     c.add_argument("--port", type=int, default=8765)
     return top
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
+
+    >>> shard("2/8")
+    (2, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: write i/n with i from 1 to n, e.g. 2/8")
+    return found
 
 
 def _data_arguments(c: argparse.ArgumentParser) -> None:
@@ -197,6 +221,43 @@ def _microworld(args) -> int:
         microworld.sheet(images, 8 if len(sources) == 1 else args.n).save(args.png)
         print(f"{len(images)} pictures in {args.png}")
     return 0
+
+
+def _subset(args) -> int:
+    from . import records, subsets
+
+    if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
+        raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
+    made, out = _load(args, args.out), Path(args.out)
+    scores = {str(model): _scores(args, made, model) for model in args.perplexity}
+    if args.shard != (1, 1):
+        print("scored; once every shard is done, choose with the same command without --shard")
+        return 0
+    if scores:
+        table, rejects = subsets.average(made, scores)
+        records.write_csv(out / "perplexity.csv", table)
+        records.write(rejects, out / "not_scored.jsonl")
+        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in args.top}
+    if args.aha:
+        chosen[f"aha-{args.aha}"] = subsets.aha(made, args.aha, args.seed)
+    for name, kept in chosen.items():
+        records.write(kept, out / f"{name}.jsonl")
+        print(f"{len(kept)} records in {out}/{name}.jsonl")
+    return 0
+
+
+def _scores(args, made: list, model: str) -> dict:
+    """Score what no shard has scored; without anything left to do, load no model."""
+    from . import models, perplexity
+
+    folder = Path(args.out) / "scores" / re.sub(r"[^\w.-]+", "_", model)
+    found = perplexity.load(folder, made)
+    if len(found) == len(made):
+        return found
+    tokens = args.batch_tokens or perplexity.BATCH_TOKENS
+    policy = models.load_policy(model)
+    return perplexity.score(policy, made, args.images, folder, tokens, args.shard)
 
 
 def _benchmark(args) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ AUDITED = 256  # ours: records whose gold is checked together
 
 def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     """Run `python -m vlaa_lib construct`; 3 where a budget ended the run before its end."""
-    shard, out = read_shard(args.shard), Path(args.out)
+    out = Path(args.out)
     if args.what == "card":
         print("\n".join(map(str, card.export(out, args.images))))
         return 0
@@ -36,7 +35,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     with contextlib.closing(Ledger(out / pipeline.LEDGER)) as ledger:
         for path in args.merge:
             print(f"{ledger.take_in(path)} new replies from {path}")
-        made = usable(args.records, args.images, out, shard)
+        made = usable(args.records, args.images, out, args.shard)
         if args.plan:
             show(offline.plan(made, args.images, ledger, endpoints, templates))
             return 0
@@ -86,19 +85,6 @@ def _is_record(row: Record | Reject) -> bool:
     return isinstance(row, Record)
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """Read "i/n", 1 to n.
-
-    >>> read_shard("2/8")
-    (2, 8)
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    shard = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= shard[0] <= shard[1]:
-        raise ValueError(f"--shard {text}: expected i/n with i from 1 to n, e.g. 2/8")
-    return shard
-
-
 def usable(
     path: str | Path, images: str | Path, out: Path, shard: tuple[int, int] = (1, 1)
 ) -> Iterator[Record]:
@@ -113,18 +99,21 @@ def usable(
     """
     from vlaa_lib import rewards
 
-    rows, found = islice(files.read(path, images), shard[0] - 1, None, shard[1]), False
+    rows, seen, found = islice(files.read(path, images), shard[0] - 1, None, shard[1]), 0, 0
     with files.atomic(out / "rejects.jsonl") as stream:
         while chunk := list(islice(rows, AUDITED)):
+            seen += len(chunk)
             made = [row for row in chunk if isinstance(row, Record)]
             bad = {r.id: r for r in rewards.audit(made, file=Path(path).name)}
             for row in chunk:
                 reject = row if isinstance(row, Reject) else bad.get(row.id)
                 if reject is None:
-                    found = True
+                    found += 1
                     yield row
                 else:
                     print(f"rejected: {reject}", file=sys.stderr)
                     stream.write(files.line_of(reject))
+    if not seen:
+        raise files.RecordError(f"{path}: holds no records; was the download complete?")
     if not found:
         raise files.RecordError(f"{path}: no usable record; every reason is above")
