@@ -191,7 +191,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 
 def test_rejects_are_written_as_a_table(tmp_path):
-    records.write_rejects([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
+    records.write([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
     row = json.loads((tmp_path / "rejects.jsonl").read_text())
     assert row == {"file": "a.jsonl", "line": 2, "id": "r", "reason": "why"}
 

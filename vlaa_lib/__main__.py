@@ -26,13 +26,24 @@ def parser() -> argparse.ArgumentParser:
     c = command(
         "construct",
         _construct,
-        "Build traces for records: caption, distil, rewrite, "
-        "verify, split. Resumes; finished calls are not made twice.",
+        "Build traces for records: caption, distil, rewrite, verify, split. Resumes; finished "
+        "calls are not made twice.",
     )
     _data_arguments(c)
     c.add_argument("--out", required=True, help="folder for sft.jsonl, rl.jsonl, counts.csv, ...")
     c.add_argument("--base-url", help="OpenAI-compatible endpoint; default: the local teacher")
-    c.add_argument("--concurrency", type=int, default=8)
+    c.add_argument("--endpoints", help="YAML file: address, model, key variable, price by step")
+    c.add_argument("--prompts-dir", help="your own 1.captioning.txt, 2.r1cot.txt, ...")
+    c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
+    c.add_argument("--timeout", type=float, default=600, help="seconds of one try of one call")
+    c.add_argument("--retries", type=int, default=5, help="of one call")
+    c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
+    c.add_argument("--max-tokens", type=int, help="stop cleanly after so many tokens")
+    c.add_argument("--shard", default="1/1", help="only part i of n of the records, e.g. 2/8")
+    c.add_argument("--merge", nargs="+", default=[], help="ledgers of shards to take replies from")
+    c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
+    c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
+    c.add_argument("--files", nargs="+", default=[], help="batch output files to import")
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")
@@ -110,7 +121,7 @@ def _load(args: argparse.Namespace, out: str | Path | None = None):
     for reject in rejects:
         print(f"rejected: {reject}", file=sys.stderr)
     if out:
-        records.write_rejects(rejects, Path(out) / "rejects.jsonl")
+        records.write(rejects, Path(out) / "rejects.jsonl")
     kept = [record for record in loaded.records if record.id not in bad]
     if not kept:
         raise records.RecordError(f"{args.records}: no usable record; every reason is above")
@@ -132,19 +143,9 @@ def _run(args) -> int:
 
 
 def _construct(args) -> int:
-    from . import construct
+    from .construct import command
 
-    made = _load(args, args.out)
-    options = {"concurrency": args.concurrency}
-    if args.base_url:
-        result = construct.run(made, args.images, args.base_url, args.out, **options)
-    else:
-        scenes = construct.scenes_of(made, args.images)
-        with construct.serve_teacher(scenes) as base_url:
-            result = construct.run(made, args.images, base_url, args.out, **options)
-    _table(result.counts)
-    print(f"{len(result.sft)} for SFT, {len(result.rl)} for RL, {len(result.drops)} dropped")
-    return 0
+    return command.main(args, _table)
 
 
 def _microworld(args) -> int:
@@ -249,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -213,20 +215,19 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
             return
 
 
-def load(path: str | Path, images: str | Path | None = None) -> Loaded:
-    """Read records from a JSON array or JSON Lines file, whatever its extension.
+def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
+    """Read a JSON array or JSON Lines file, whatever its extension, one record at a time.
 
     Args:
         images: image root; when given, each image must exist below it.
-    Returns:
-        The records and a rejects table (file, line, id, reason); nothing is dropped silently.
+    Yields:
+        each record, or a reject (file, line, id, reason) in its place; nothing is passed over.
     Raises:
-        RecordError: the file is missing, empty or not text.
+        RecordError: the file is missing or not text.
     """
-    path = Path(path)
+    path, seen = Path(path), {}
     if not path.is_file():
         raise RecordError(f"{path}: no such file; check the path given for the records")
-    records, rejects, seen = [], [], {}
     try:
         with path.open(encoding="utf-8") as stream:
             for line, row in _iter_json(stream):
@@ -241,34 +242,43 @@ def load(path: str | Path, images: str | Path | None = None) -> Loaded:
                             f"image {record.image!r} is not below {images}; fetch it or fix it"
                         )
                 except RecordError as error:
-                    rejects.append(Reject(path.name, line, _id_of(row), str(error)))
+                    yield Reject(path.name, line, _id_of(row), str(error))
                     continue
                 seen[record.id] = line
-                records.append(record)
+                yield record
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
-    if not records and not rejects:
+
+
+def load(path: str | Path, images: str | Path | None = None) -> Loaded:
+    """Read a whole file with `read`.
+
+    Raises:
+        RecordError: the file is missing, empty or not text.
+    """
+    items = list(read(path, images))
+    if not items:
         raise RecordError(f"{path}: the file holds no records; was the download complete?")
-    return Loaded(records, rejects)
+    rejects = [item for item in items if isinstance(item, Reject)]
+    return Loaded([item for item in items if isinstance(item, Record)], rejects)
 
 
 def _id_of(row: Any) -> str:
     return str(row.get("id", "")) if isinstance(row, dict) else ""
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically: temporary file beside it, fsync, rename."""
-    write_lines(path, [text])
+@contextmanager
+def atomic(path: str | Path) -> Iterator[TextIO]:
+    """Open a file for writing that is there whole or not at all.
 
-
-def write_lines(path: str | Path, lines: Iterable[str]) -> None:
-    """Write pieces of text to one file atomically; on an error the old file stays as it was."""
+    A temporary file beside it, fsync, rename; on an error the old file stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines(lines)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -278,11 +288,33 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
         raise
 
 
-def write(records: Iterable[Record], path: str | Path) -> None:
-    """Write records as JSON Lines, atomically."""
-    write_lines(path, (json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records))
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically."""
+    write_lines(path, [text])
 
 
-def write_rejects(rejects: Iterable[Reject], path: str | Path) -> None:
-    """Write the rejects table as JSON Lines, atomically."""
-    write_lines(path, (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write pieces of text to one file atomically."""
+    with atomic(path) as stream:
+        stream.writelines(lines)
+
+
+def line_of(row: Record | Reject) -> str:
+    """Return a record's or a reject's line of a JSON Lines file."""
+    fields = row.to_json() if isinstance(row, Record) else asdict(row)
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def write(rows: Iterable[Record | Reject], path: str | Path) -> None:
+    """Write records or rejects as JSON Lines, atomically."""
+    write_lines(path, map(line_of, rows))
+
+
+def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
+    rows = list(rows)
+    with atomic(path) as stream:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

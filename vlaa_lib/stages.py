@@ -6,11 +6,10 @@ done when its `done.json` exists with the settings it was built from; anything e
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from . import ROOT, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
+from .records import write_csv
 
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
@@ -52,19 +52,6 @@ def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -
     return path
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
-    import io
-
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    records.write_text(path, text.getvalue())
-
-
 def world(cfg: Settings, run: Path, split: str) -> Path:
     """Write the micro-world records of `train` (raw material) or `test` (held out)."""
     count = cfg.data.construct_per_source if split == "train" else cfg.data.eval_per_source
@@ -91,9 +78,8 @@ def dataset(cfg: Settings, run: Path) -> Path:
         made = records.load(raw / "records.jsonl", raw / "images").records
         scenes = construct.scenes_of(made, raw / "images")
         with construct.serve_teacher(scenes, rates(cfg)) as base_url:
-            result = construct.run(
-                made, raw / "images", base_url, path, concurrency=cfg.teacher.concurrency
-            )
+            limits = construct.Limits(concurrency=cfg.teacher.concurrency)
+            result = construct.run(made, raw / "images", base_url, path, limits=limits)
         write_csv(run / "results" / "construct_counts.csv", result.counts)
 
     settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
