@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from vlaa_lib import construct, microworld, prompts
+from vlaa_lib.__main__ import main
 from vlaa_lib.construct import faults, templates
 from vlaa_lib.construct.faults import Faults
 from vlaa_lib.microworld.narrator import Rates
@@ -411,8 +412,8 @@ def test_neutral_options_health_and_models():
 
 def build(given, base_url, out, **options):
     items, images = given
-    options = {"concurrency": 16, "timeout_s": 20.0, "max_retries": 6} | options
-    construct.run(items, images, base_url, out, **options)
+    limits = construct.Limits(**{"concurrency": 16, "timeout_s": 20.0, "max_retries": 6} | options)
+    construct.run(items, images, base_url, out, limits=limits, progress=False)
     files = {name: (out / f"{name}.jsonl").read_text() for name in ("sft", "rl", "drops")}
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     ids = [row["id"] for part in rows.values() for row in part]
@@ -478,3 +479,10 @@ def test_faults_of_every_kind_lose_no_record(world, tmp_path):
         _, rows = build(world, base_url, tmp_path)
     assert {row.outcome for row in journal} >= set(faults.KINDS)
     assert len(rows["sft"]) > 25, "most come through"
+
+
+def test_the_command_refuses_a_rate_over_one(world, capsys):
+    items, images = world
+    words = ["serve-teacher", "--records", str(images.parent / "records.jsonl"), "--images"]
+    assert main([*words, str(images), "--port", "0", "--fault-rate", "1.5"]) == 2
+    assert "all kinds together is 1.5" in capsys.readouterr().err
