@@ -482,7 +482,7 @@ def test_faults_of_every_kind_lose_no_record(world, tmp_path):
 
 
 def test_the_command_refuses_a_rate_over_one(world, capsys):
-    items, images = world
+    _, images = world
     words = ["serve-teacher", "--records", str(images.parent / "records.jsonl"), "--images"]
     assert main([*words, str(images), "--port", "0", "--fault-rate", "1.5"]) == 2
     assert "all kinds together is 1.5" in capsys.readouterr().err
