@@ -9,7 +9,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -40,7 +40,7 @@ def one_kind(kind, **options):
 
 
 # shared, since a client of its own for each request would spend its time on certificates
-HTTP = httpx.Client(trust_env=False)
+HTTP = httpx2.Client(trust_env=False)
 OFFICIAL = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="any", http_client=HTTP)
 
 
@@ -80,7 +80,7 @@ def test_a_fault_on_the_wire(kind, status, shows):
     with construct.serve_teacher({}, faults=one_kind(kind), journal=journal) as base_url:
         came, started = time.time(), time.perf_counter()
         if status is None:
-            with pytest.raises(httpx.RemoteProtocolError, match=shows):
+            with pytest.raises(httpx2.RemoteProtocolError, match=shows):
                 post(base_url, body)
             sent = None
         else:
@@ -261,7 +261,7 @@ def test_a_client_that_goes_away_troubles_nobody(caplog):
     rates = Faults(latency_s=0.3, drip=1.0, drip_s=0.2)
     with construct.serve_teacher({}, faults=rates) as base_url:
         url = base_url + "/chat/completions"
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             HTTP.post(url, json=request(), timeout=0.1)
         with HTTP.stream("POST", url, json=request()) as reply:
             assert len(next(reply.iter_raw())) < 50
@@ -296,7 +296,7 @@ def test_a_stream_is_the_reply_in_pieces():
 
 
 def test_a_stream_breaks_and_drips_as_well():
-    broken, breaks = one_kind("half_reply"), pytest.raises(httpx.RemoteProtocolError)
+    broken, breaks = one_kind("half_reply"), pytest.raises(httpx2.RemoteProtocolError)
     with construct.serve_teacher({}, faults=broken) as base_url, breaks:
         post(base_url, request(stream=True))
     with construct.serve_teacher({}, faults=one_kind("drip")) as base_url:
