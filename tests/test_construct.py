@@ -714,7 +714,7 @@ def test_the_server_answers_the_official_client(world):
             ("teacher-caption", "hello", {}, 422),
             ("teacher-distil", "hello", {}, 422),
             ("teacher-distil", think.replace("How many", "Why are"), {}, 422),
-            ("teacher-verify", think, {"stream": True}, 400),
+            ("teacher-verify", think, {"stream": True}, 422),
             ("teacher-caption", [{"type": "image_url", "image_url": {"url": "x"}}], {}, 400),
             ("teacher-caption", [{"type": "image_url"}], {}, 400),
         ]:

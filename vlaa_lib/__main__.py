@@ -144,6 +144,8 @@ def parser() -> argparse.ArgumentParser:
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     _data_arguments(c)
     c.add_argument("--port", type=int, default=8765)
+    c.add_argument("--fault-rate", type=float, default=0.0, help="all kinds of fault together")
+    c.add_argument("--reasoning-field", action="store_true", help="thinking beside the text")
     return top
 
 
@@ -390,7 +392,9 @@ def _bench(args) -> int:
 def _serve(args) -> int:
     from . import construct
 
-    construct.serve_forever(args.records, args.images, args.port)
+    construct.serve_forever(
+        args.records, args.images, args.port, args.fault_rate, args.reasoning_field
+    )
     return 0
 
 
