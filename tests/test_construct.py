@@ -71,7 +71,8 @@ def endpoint(answer):
             body = json.loads(data)
             bodies.append(body)
             status, content, headers = answer(body)
-            payload = {"error": {"message": content}} if status != 200 else completion(content)
+            error = content if isinstance(content, dict) else {"error": {"message": content}}
+            payload = completion(content) if status == 200 else error
             data = json.dumps(payload).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

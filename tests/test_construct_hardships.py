@@ -229,6 +229,15 @@ def test_an_endpoint_that_returns_html_is_named(world, tmp_path, monkeypatch):
     assert not (tmp_path / "sft.jsonl").exists()
 
 
+@pytest.mark.parametrize("said", ["no such model", {"detail": "no such model"}])
+def test_an_endpoint_that_refuses_everybody_is_not_a_thousand_drops(world, tmp_path, said):
+    """Some servers answer an unknown model with 400, as if the record were at fault."""
+    items, path = world
+    stops = pytest.raises(construct.TeacherUnreachable, match="calls were refused.*no such model")
+    with endpoint(lambda body: (400, said, {})) as (base_url, _), stops:
+        run(items, path / "images", base_url, tmp_path)
+
+
 def test_empty_replies_are_asked_for_again_and_paid(world, tmp_path):
     items, path = world
     tries = Counter()

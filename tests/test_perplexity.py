@@ -282,7 +282,10 @@ def test_the_papers_other_architecture_is_scored(policy, traced, tmp_path):
            for k in ("image_token_id", "vision_start_token_id", "vision_end_token_id")},
     )  # fmt: skip
     torch.manual_seed(0)
-    older = models.Policy(Qwen2VLForConditionalGeneration(config), policy.processor, "older")
+    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path / "older")
+    policy.processor.save_pretrained(tmp_path / "older")
+    older = models.load_policy(tmp_path / "older")
+    assert isinstance(older.model, Qwen2VLForConditionalGeneration)
     images, made = traced
     together = perplexity.score(older, made[:5], images, tmp_path / "together")
     alone = perplexity.score(older, made[:5], images, tmp_path / "alone", batch_tokens=1)

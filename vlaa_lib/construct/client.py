@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaa_lib.construct.endpoints import Endpoint
@@ -22,7 +23,7 @@ from vlaa_lib.construct.steps import Request
 
 if TYPE_CHECKING:
     import httpx
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
 # HTTP statuses that speak of one request, not of the endpoint: bad, forbidden (moderation), too
@@ -103,7 +104,8 @@ class Teacher:
         self._patience = max(8, 2 * limits.concurrency)
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
         self._failures = 0
-        self._heard = False  # any word from an endpoint in this run
+        self._refusals = 0
+        self._heard = self._replied = False  # any word from an endpoint in this run; any reply
         self._cost, self._tokens = 0.0, 0
         self._secrets: set[str] = set()
         made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
@@ -185,8 +187,7 @@ class Teacher:
             if error.status_code not in ABOUT_THE_RECORD:
                 raise self._failed(f"HTTP {error.status_code}", error) from None
             self._failures, self._heard = 0, True
-            reason = f"refused by the endpoint (HTTP {error.status_code})"
-            raise CallFailed(reason, self._safe(error)) from None
+            raise self._refused(error) from None
         except APIConnectionError as error:
             cause = error.__cause__ or error
             is_garbage = type(cause).__name__ == "DecodingError"  # see `_read_whole`
@@ -195,7 +196,7 @@ class Teacher:
         except OpenAIError as error:
             raise self._failed(type(error).__name__, error) from None
         reply = replace(reply, seconds=round(time.perf_counter() - started, 4))
-        self._failures, self._heard = 0, True
+        self._failures, self._heard, self._replied = 0, True, True
         self._cost += reply.cost
         self._tokens += reply.prompt_tokens + reply.completion_tokens
         self._ledger.put(key, request.step, reply)
@@ -234,7 +235,9 @@ class Teacher:
         if response.status_code != 200:
             return
         try:
-            json.loads(response.content)["choices"][0]["message"]["content"]
+            content = json.loads(response.content)["choices"][0]["message"]["content"]
+            if not isinstance(content, (str, NoneType)):
+                raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError):
             said = f"no chat completion (is the address right?), it begins {response.text[:80]!r}"
             raise errors.DecodingError(said, request=response.request) from None
@@ -247,6 +250,15 @@ class Teacher:
             return self._unreachable(said)
         return CallFailed(f"no reply from the endpoint ({kind})", self._safe(error))
 
+    def _refused(self, error: APIStatusError) -> Exception:
+        """Say which exception a refused call makes; refusing everybody speaks of the endpoint."""
+        self._refusals += 1
+        if not self._replied and self._refusals >= self._patience:
+            said = f"the first {self._refusals} calls were refused, last: {self._safe(error)}"
+            return self._unreachable(said)
+        reason = f"refused by the endpoint (HTTP {error.status_code})"
+        return CallFailed(reason, self._safe(error))
+
     def _unreachable(self, what: str) -> TeacherUnreachable:
         addresses = ", ".join(sorted({str(c.base_url) for c in self._clients.values()}))
         return TeacherUnreachable(
@@ -257,6 +269,9 @@ class Teacher:
     def _safe(self, error: BaseException) -> str:
         """Return an error's text without any key: endpoints like to quote the one they refuse."""
         text = str(error)
+        if response := getattr(error, "response", None):
+            # where the client finds no message of OpenAI's shape it says the status alone
+            text += "" if len(text) > 40 else f": {response.text}"
         for secret in self._secrets:
             text = text.replace(secret, "***") if len(secret) > 4 else text
         return text[:400]
