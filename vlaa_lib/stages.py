@@ -74,6 +74,7 @@ def dataset(cfg: Settings, run: Path) -> Path:
     from . import construct
 
     raw = world(cfg, run, "train")
+
     def build(path: Path) -> None:
         made = records.load(raw / "records.jsonl", raw / "images").records
         scenes = construct.scenes_of(made, raw / "images")
@@ -93,6 +94,30 @@ def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
     for record in records.load(path, images).records:
         taken.setdefault(record.source, []).append(record)
     return [record for group in taken.values() for record in group[:per_source]]
+
+
+def perplexity(cfg: Settings, run: Path) -> Path:
+    """Score traces of the SFT split under the policy that training starts from (paper §2).
+
+    Returns:
+        `results/perplexity.csv`, one row a trace.
+    """
+    from . import models, subsets
+    from . import perplexity as scorer
+
+    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    table = run / "results" / "perplexity.csv"
+
+    def build(path: Path) -> None:
+        made = _take(data / "sft.jsonl", images, cfg.data.scored_per_source)
+        m = cfg.model
+        policy = models.load_policy(m.policy, "full", m.max_pixels, m.min_pixels)
+        scores = {"instruct": scorer.score(policy, made, images, path)}
+        write_csv(table, subsets.average(made, scores)[0])
+
+    settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
+    _once(run / "perplexity", settings | _built_from(data), build)
+    return table
 
 
 def sft(cfg: Settings, run: Path) -> Path:

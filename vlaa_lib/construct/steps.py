@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from vlaa_lib import prompts
@@ -135,6 +136,17 @@ def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
         reason = f"rewrite changed the length by more than {MAX_WORDS_CHANGED} words"
         return Drop(reason, f"{changed} words")
     return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
+
+
+def changed_words(before: str, after: str) -> list[tuple[str, str]]:
+    """Return (before, after) of each run of words that a rewrite changed.
+
+    >>> changed_words("the caption says two", "the image shows two")
+    [('caption says', 'image shows')]
+    """
+    old, new = before.split(), after.split()
+    codes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [(" ".join(old[i:j]), " ".join(new[k:n])) for tag, i, j, k, n in codes if tag != "equal"]
 
 
 def _num_words(parsed: prompts.Parsed) -> int:
