@@ -170,7 +170,7 @@ def _check_clash(source: Path, target: Path) -> None:
     """Refuse a file where a folder is, a folder where a file is, and hidden names at the top."""
     for child in source.iterdir():
         if child.name.startswith("."):
-            raise ArchiveError(f"member {child.name!r} is hidden: such names are this program's own")
+            raise ArchiveError(f"member {child.name!r} is hidden; such names are our own")
     for path in source.rglob("*"):
         there = target / path.relative_to(source)
         if there.exists() and there.is_dir() != path.is_dir():
