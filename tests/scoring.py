@@ -9,7 +9,8 @@ COLON = "Which value?\nChoices:\nA: 30\nB: 45\nC: \\frac{1}{2}\nD: dark red"
 
 def record(reward, gt, question="How many objects are left?", id="r1", **options):
     return Record(
-        id=id, image="a/b.png", question=question, gt=gt, solution=str(gt), reward=reward, **options
+        id=id, image="a/b.png", question=question, gt=gt, reward=reward,
+        **{"solution": str(gt)} | options,
     )
 
 

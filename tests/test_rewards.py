@@ -8,13 +8,11 @@ import time
 from functools import partial, update_wrapper
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scoring import COLON, record, score, wrap
 from vlaa_lib import microworld, rewards
 from vlaa_lib.microworld import facts, truth
-from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
+from vlaa_lib.rewards import GoldError, Score, health, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 
 SCENE = {
@@ -154,26 +152,7 @@ def test_rewards_import_nothing_heavy():
     assert done.stdout.strip() == ""
 
 
-# --- hostile text --------------------------------------------------------------------------------
-
-HOSTILE = [
-    "the answer is " * 280, "(" * 4000, "[" * 4000, "[1," * 1300, "\\boxed{" * 560, "$" * 4000,
-    "." * 3999 + "a", "1," * 2000, "9" * 4000, " " * 3000 + "x", "\\text{" * 600 + "B" + "}" * 300,
-    "A. " * 1300, "there are " * 400, "so, " * 1000, "wait, " * 660 + "x", "[" + " ," * 90 + "]",
-    "1 + " * 900 + "1 = 2", "\n" * 3999 + "3x", "**" * 2000, "\ud800" * 100, "٣" * 500, "\u202e3",
-]
-
-
-@pytest.mark.parametrize("reward", ["digit", "mcq", "math", "iou", "open"])
-def test_hostile_answers_score_zero_in_time(reward):
-    gold = {"digit": "3", "mcq": "B", "math": "2x", "iou": "[0, 0, 1, 1]", "open": GOLD}[reward]
-    made = record(reward, gold, COLON, meta={"scene": SCENE})
-    for text in HOSTILE:
-        start = time.monotonic()
-        found = rewards.score(made, f"<think></think><answer>{text}</answer>")
-        assert found.value == 0.0, (reward, text[:30], found)
-        assert time.monotonic() - start < maths.TIMEOUT_S + 3, text[:30]
-
+# --- hostile questions ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text", [
     "A: " * 33_000, "(" * 100_000, "\n" * 100_000, "choices:" * 12_000, "A" * 100_000,
@@ -186,13 +165,6 @@ def test_hostile_questions_are_read_in_time(text):
     rewards.parse_box(text)
     bare(text)
     assert time.monotonic() - start < 2
-
-
-@given(st.text(max_size=300))
-def test_rules_give_a_score_in_range_for_any_text(text):
-    for reward, gold in [("digit", "3"), ("mcq", "B"), ("iou", "[0, 0, 1, 1]"), ("open", GOLD)]:
-        found = rewards.score(record(reward, gold, COLON, meta={"scene": SCENE}), wrap(text))
-        assert 0 <= found.value <= 1 and found.reason
 
 
 # --- audit, pairing, TRL -------------------------------------------------------------------------

@@ -16,12 +16,6 @@ from vlaa_lib.records import Record, RecordError, Reject
 from vlaa_lib.sources import files, rows
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """Give mathematics a minute: no answer here is slow, but the machine may be."""
-    monkeypatch.setattr("vlaa_lib.rewards.maths.TIMEOUT_S", 60.0)
-
-
 def png(colour=0):
     from PIL import Image
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
+import signal
 from concurrent.futures import Future, TimeoutError
 from typing import TYPE_CHECKING
 
 from ..records import Record
 from .answers import GoldError, Score, bare, excerpt, gold_text
+from .notation import clean, comparable, is_one
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
 
-TIMEOUT_S = 5.0  # Math-Verify default; here for parsing and comparing together
+# Math-Verify default; here for parsing and comparing together, in seconds of the worker's own
+# processor time: on an overloaded machine a right answer must not lose to the clock on the wall
+TIMEOUT_S = 5.0
+WALL_FACTOR = 10  # ours: wall time over TIMEOUT_S after which a worker that only waits is killed
 MAX_MATH_CHARS = 500  # ours: ten times the longest gold we have seen
 WORKERS = min(4, os.cpu_count() or 1)  # ours: a check takes about 0.1 s, a batch a few hundred
 MEMORY_BYTES = 2**30  # ours: a worker needs 0.3 GiB; a tower of powers would take all there is
-
-_SIDE = re.compile(  # one name on the left: y, f(x), x_1, \\theta
-    r"(\\?[A-Za-z]{1,12}(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?)\s{0,4}=(.+)", re.DOTALL
-)
-_Y_OF_X = ({"y", "f(x)"}, {"y", "g(x)"})
 
 
 def _prepare_worker() -> None:
@@ -30,7 +29,6 @@ def _prepare_worker() -> None:
     import contextlib
     import logging
     import resource
-    import signal
 
     # the pool's own handler would wait for a long multiplication to end; the kernel does not
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -51,13 +49,17 @@ def _parse(latex: str) -> list:
 
 
 def _check(gold: str, answer: str, seconds: float) -> str:
-    """Compare two expressions; runs in a worker. Returns right, wrong, bad gold or bad answer."""
-    import signal
+    """Compare two expressions; runs in a worker. Returns right, wrong, bad gold or bad answer.
 
+    Args:
+        seconds: processor time, after which the kernel kills the worker; no Python code has to
+            run for it, so that one long multiplication is stopped as well.
+    """
     from math_verify import verify
 
-    # the parent kills a slow worker; should the parent be gone, the kernel does
-    signal.alarm(int(2 * seconds) + 5)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    # the parent kills a worker that only waits; should the parent be gone, the kernel does
+    signal.alarm(int(2 * WALL_FACTOR * seconds) + 5)
     try:
         gold_parsed = _parse(gold)
         if not gold_parsed:
@@ -65,11 +67,15 @@ def _check(gold: str, answer: str, seconds: float) -> str:
         answer_parsed = _parse(answer)
         if not answer_parsed:
             return "bad answer"
-        same = verify(gold_parsed, answer_parsed, timeout_seconds=None)
+        # x < 3 is its interval, whichever of the two the gold is
+        same = verify(
+            gold_parsed, answer_parsed, timeout_seconds=None, allow_set_relation_comp=True
+        )
         return "right" if same else "wrong"
     except (MemoryError, RecursionError):
         return "bad answer"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
 
 
@@ -102,50 +108,24 @@ def _stop(pool: ProcessPool, owner: int) -> None:
         pool.join()
 
 
-def _clean(text: str) -> str:
-    return bare(text).replace("−", "-").replace("**", "^").replace("°", "^\\circ")
-
-
-def _split_side(text: str) -> tuple[str, str]:
-    """Split `y = 2x` into ("y", "2x"); other texts into ("", text)."""
-    match = _SIDE.fullmatch(text)
-    if match is None or "=" in match[2]:
-        return "", text
-    return match[1].replace(" ", ""), match[2].strip()
-
-
-def comparable(gold: str, answer: str) -> tuple[str, str] | None:
-    """Drop `y =` from both sides where that is fair; None when the answer hedges with an equation.
-
-    >>> comparable("y = 2x", "2x"), comparable("x = 3", "y = 3"), comparable("3", "7 = 3")
-    (('2x', '2x'), ('x = 3', 'y = 3'), None)
-    """
-    (gold_name, gold_body), (name, body) = _split_side(gold), _split_side(answer)
-    if "=" not in gold_body + body:
-        names = {gold_name, name}
-        if gold_name == name or "" in names or names in _Y_OF_X:
-            return gold_body, body
-    # Math-Verify reads the gold off either side of an equation: `7 = 3` would pass for 3
-    return (gold, answer) if ("=" in gold) == ("=" in answer) else None
-
-
 def submit(record: Record, answer: str) -> Future | Score:
     """Send an answer to the workers; a Score at once where no maths is needed to refuse it.
 
     Raises:
         GoldError: the gold is too long to be an expression.
     """
-    gold, answer = _clean(gold_text(record)), _clean(answer)
-    if not gold or len(gold) > MAX_MATH_CHARS or "$" in gold:
+    gold, said = gold_text(record), bare(answer)
+    if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)):
         raise GoldError(_bad_gold(record))
-    if len(answer) > MAX_MATH_CHARS:
+    if len(said) > MAX_MATH_CHARS:
         return Score(0.0, f"math: the answer has more than {MAX_MATH_CHARS} characters")
-    if "$" in answer or not answer:
-        return Score(0.0, f"math: {excerpt(answer)} is not one expression")
+    if not is_one(answer := clean(said)):
+        return Score(0.0, f"math: {excerpt(said)} is not one expression")
     pair = comparable(gold, answer)
-    if pair is None:
-        return Score(0.0, f"math: {excerpt(answer)} and the gold are not both equations")
-    return _pool().schedule(_check, args=(*pair, TIMEOUT_S), timeout=TIMEOUT_S)
+    if isinstance(pair, str):
+        return Score(0.0, f"math: {pair}")
+    wall_s = WALL_FACTOR * TIMEOUT_S
+    return _pool().schedule(_check, args=(*pair, TIMEOUT_S), timeout=wall_s)
 
 
 def collect(record: Record, answer: str, pending: Future | Score) -> Score:
@@ -164,8 +144,11 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
     try:
         verdict = pending.result()
     except TimeoutError:
-        return Score(0.0, f"math: timed out after {TIMEOUT_S:g} s")
-    except ProcessExpired:  # out of memory or stack in a way that Python could not report
+        return Score(0.0, f"math: timed out after {WALL_FACTOR * TIMEOUT_S:g} s of waiting")
+    except ProcessExpired as error:
+        if error.exitcode == -signal.SIGPROF:
+            return Score(0.0, f"math: timed out after {TIMEOUT_S:g} s of processor time")
+        # out of memory or stack in a way that Python could not report
         return Score(0.0, "math: the worker died on this answer")
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -10,6 +10,7 @@ from decimal import Decimal
 from ..microworld.truth import iou
 from ..records import Record
 from .answers import GoldError, Score, bare, excerpt, gold_text
+from .notation import symbols
 
 Box = tuple[float, float, float, float]
 
@@ -46,8 +47,10 @@ def read_number(text: str, question: str = "") -> Decimal | None:
     >>> read_number("1,000"), read_number("three"), read_number("3 or 7"), read_number("x3y")
     (Decimal('1000'), Decimal('3'), None, None)
     """
-    text = bare(text).replace("−", "-").replace("°", " ").replace("^\\circ", " ")
+    text = re.sub(r"\^\{?\s?\\circ\s?\}?", " ", bare(text).replace("−", "-").replace("°", " "))
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)  # `3\text{ or } 7` is words as well
     first, *unit = text.split(maxsplit=4) or [""]
+    first = bare(first)  # $3$ cubes
     nouns = _UNITS | set(re.findall(r"[a-z]{3,40}", question.lower())) - _NOT_UNITS
     if not all({word.lower(), word.lower().removesuffix("s")} & nouns for word in unit):
         return None
@@ -79,13 +82,21 @@ def digit(record: Record, answer: str) -> Score:
 
 # --- multiple choice -----------------------------------------------------------------------------
 
-_LINE_MARK = re.compile(r"^[ \t]{0,8}\(?([A-Z])[).:]\s{0,8}", re.MULTILINE)
-_INLINE_MARK = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Z])[).:]\s{1,8}")
+_MARKS = tuple(re.compile(pattern, re.MULTILINE) for pattern in (
+    # in this order: A. on lines, A. inside a line, a. on lines
+    r"^[ \t]{0,8}\(?([A-Z])[).:]\s{0,8}",
+    r"(?:\A|(?<=[\s,;'\"\[]))\(?([A-Z])[).:]\s{1,8}",
+    r"^[ \t]{0,8}\(?([a-z])[).:]\s{0,8}",
+))
 _CHOICES_WORD = re.compile(r"\b(?:choices|options)\s{0,3}:", re.IGNORECASE)
 _LETTER = re.compile(
-    r"(?:(?:option|choice|answer)\s{1,3})?\(?([A-Z])\s{0,2}[).:]{0,2}", re.IGNORECASE | re.ASCII
+    r"(?:(?:option|choice|answer)\s{1,3})?[(\[]?([A-Z])\s{0,2}[)\].:]{0,2}"
+    r"(?:\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right)(?:\s{1,3}(?:answer|option|choice))?)?",
+    re.IGNORECASE | re.ASCII,
 )
-_LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])\s{0,2}[).:]{1,2}(.+)", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(
+    r"(?i:(?:option|choice)\s{1,3})?\(?([A-Za-z])\s{0,2}[).:]{1,2}(.+)", re.DOTALL
+)
 
 
 def options(question: str) -> dict[str, str]:
@@ -97,24 +108,31 @@ def options(question: str) -> dict[str, str]:
     ({'A': 'red', 'B': 'dark blue'}, {})
     """
     tail = _CHOICES_WORD.split(question)[-1]
-    for mark in (_LINE_MARK, _INLINE_MARK):
+    for mark in _MARKS:
         run: list[re.Match] = []
         for match in mark.finditer(tail):
-            if match[1] == "A" and len(run) < 2:
+            if match[1] in "Aa" and len(run) < 2:
                 run = [match]
             elif run and ord(match[1]) == ord(run[-1][1]) + 1:
                 run.append(match)
         if len(run) >= 2:
             ends = [match.start() for match in run[1:]] + [len(tail)]
             return {
-                m[1]: tail[m.end() : end].strip().rstrip(",;").strip()
-                for m, end in zip(run, ends, strict=True)
+                m[1].upper(): _choice_text(tail, m, end) for m, end in zip(run, ends, strict=True)
             }
     return {}
 
 
+def _choice_text(tail: str, mark: re.Match, end: int) -> str:
+    """Return what stands behind a choice's mark, without the list's punctuation around it."""
+    text, quote = tail[mark.end() : end], tail[max(0, mark.start() - 1) : mark.start()]
+    if quote and quote in "'\"" and quote in text:  # ['A) 1', 'B) 2']
+        text = text.rpartition(quote)[0]
+    return text.strip().rstrip(",;").strip()
+
+
 def _plain(text: str) -> str:
-    return " ".join(bare(text).casefold().split())
+    return " ".join(symbols(bare(text)).casefold().split())
 
 
 def choose(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
@@ -186,7 +204,11 @@ def parse_box(
     (0.25, 0.5, 0.5, 1.0)
     """
     width, height = _units(frame, size)
-    fields = [re.split(r"\s*,\s*|\s+", m.strip()) for m in _BRACKETS.findall(text)]
+    text = text.strip()
+    groups = _BRACKETS.findall(text)
+    if not re.search(r"[\[\]]", text) and len(text) <= 200:  # (x1, y1, x2, y2), (x1, y1), (x2, y2)
+        groups = [re.sub(r"[()]", " ", bare(text)).replace(" ,", ",")]
+    fields = [re.split(r"\s*,\s*|\s+", group.strip()) for group in groups]
     if len(fields) != 1 or len(fields[0]) != 4 or not all(map(_COORDINATE.fullmatch, fields[0])):
         return None
     x1, y1, x2, y2 = map(float, fields[0])
@@ -230,5 +252,5 @@ def box(record: Record, answer: str) -> Score:
     found = parse_box(answer, frame, size)
     if found is None:
         return Score(0.0, f"iou: {excerpt(answer)} is not one box with an area in frame {frame}")
-    overlap = iou(gold, found)
+    overlap = min(1.0, iou(gold, found))  # areas in floats may overshoot by a rounding
     return Score(overlap, f"iou: {overlap:.3f}")

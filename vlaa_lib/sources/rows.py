@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from .. import prompts, rewards
 from ..records import RecordError, clean_image_path, normalise_gold
+from ..rewards.notation import latex
 from .files import image_extension
 
 Row = dict[str, Any]
@@ -166,19 +167,6 @@ def whole_expression(question: str, text_question: str, gold: str) -> Repair:
 
 def _operand(text: str) -> str:
     return text if re.fullmatch(r"\w+(?:\.\d+)?", text) else f"({text})"
-
-
-def latex(expression: str) -> str:
-    r"""Write Math PUMA's plain notation so that Math-Verify reads functions as functions.
-
-    Without it `sin` is the product of three letters and no right answer ever equals the gold.
-
-    >>> latex("y = -5 * sin(pi * x) + abs(x - 1)")
-    'y = -5 * \\sin(\\pi * x) + |x - 1|'
-    """
-    text = re.sub(r"(?<![\\a-z])(?:math\.|np\.)?abs\(([^()]*)\)", r"|\1|", expression)
-    text = re.sub(r"(?<![\\a-z])log\(([^(),]*),\s*([^(),]*)\)", r"\\log_{\2}(\1)", text)
-    return re.sub(r"(?<![\\a-z])(sin|cos|tan|log|ln|exp|pi|theta)(?![a-z])", r"\\\1", text)
 
 
 # --- conversations, boxes ------------------------------------------------------------------------

@@ -1,0 +1,145 @@
+r"""How people write mathematics: plain text and Unicode to LaTeX, `y =` in front, units behind.
+
+Text only: nothing here evaluates anything. Gold and answer go through the same functions.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .answers import bare
+
+_SYMBOLS = str.maketrans({
+    "−": "-", "·": r"\cdot ", "×": r"\times ", "÷": "/", "π": r"\pi ", "θ": r"\theta ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ",
+    "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3", "\u00a0": " ",
+})  # fmt: skip
+_ROOT_SIGN = re.compile(r"√\s{0,3}(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_INSIDE = r"\(((?:[^()]|\([^()]*\))*)\)"  # a call's argument, with parentheses one deep
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|log|ln|exp|pi|theta|alpha|beta"
+)
+_TEXT_MACRO = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|operatorname|mbox)\{([^{}]*)\}")
+
+_SIDE = re.compile(  # one name on the left: y, f(x), x_1, \\theta
+    r"(\\?[A-Za-z]{1,12}(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?)\s{0,4}=(.+)", re.DOTALL
+)
+_Y_OF_X = ({"y", "f(x)"}, {"y", "g(x)"})
+_RELATION = re.compile(r"[<>]|\\(?:l|g)eq?\b|\\in\b")
+_TUPLE = re.compile(r"(?:\\left\s?)?[\[(].*,.*[\])]", re.DOTALL)
+# Math-Verify reads past these to one side or the other: `4, \boxed{3}` and `3 \approx 4` pass for 3
+_NOT_ONE = re.compile(r"\$|\\boxed|\\fbox|\\approx|\\simeq|\\sim\b|~|\\phantom|\d\s+\d")
+
+_UNITS = {  # ours: one name for each way to write it; units are compared, never converted
+    "mm": r"mm|millimet(?:er|re)s?", "cm": r"cm|centimet(?:er|re)s?", "m": r"m|met(?:er|re)s?",
+    "km": r"km|kilomet(?:er|re)s?", "g": r"g|grams?", "kg": r"kg|kilograms?", "h": r"h|hours?",
+    "s": r"s|sec|seconds?", "min": r"min|minutes?", "m/s": r"m\s?/\s?s", "km/h": r"km\s?/\s?h",
+    "deg": r"\^\s?\{?\s?\\circ\s?\}?|\\degree|\\deg|deg|degrees?", "rad": r"rad|radians?",
+    "unit": r"units?",
+}  # fmt: skip
+_UNIT = re.compile(
+    r"(?P<body>[^A-Za-z]*(?:\\[A-Za-z]+[^A-Za-z]*){0,20}?)\s{0,3}"
+    r"(?:(?P<square>sq\.?|square)\s{1,3}|(?P<cubic>cubic)\s{1,3})?"
+    r"(?P<unit>" + "|".join(_UNITS.values()) + r")(?:\s?\^\s?\{?(?P<power>[23])\}?)?",
+    re.IGNORECASE,
+)
+
+
+def symbols(text: str) -> str:
+    r"""Write Unicode mathematics as LaTeX; LaTeX stays as it is.
+
+    >>> symbols("√{3} − 2×π"), symbols("45°")
+    ('\\sqrt{3} - 2\\times \\pi ', '45^\\circ ')
+    """
+    text = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3] or ''}}}", text)
+    return text.translate(_SYMBOLS)
+
+
+def latex(expression: str) -> str:
+    r"""Write plain notation, as Math PUMA has it, so that Math-Verify reads functions as functions.
+
+    Without it `sin` is the product of three letters: no right answer equals the gold, and
+    `5*sin(5*x)` equals `-5*sin(-5*x)` by its signs.
+
+    >>> latex("y = -5 * sin(pi * x) + abs(2*(x - 1))")
+    'y = -5 * \\sin(\\pi * x) + |2*(x - 1)|'
+    >>> latex("sqrt(2) + log(x, 2) + sinx"), latex(r"\sqrt{2} \sin x")
+    ('\\sqrt{2} + \\log_{2}(x) + \\sin x', '\\sqrt{2} \\sin x')
+    """
+    text = re.sub(rf"(?<![\\a-z])(?:math\.|np\.)?abs{_INSIDE}", r"|\1|", expression)
+    text = re.sub(rf"(?<![\\a-z])(?:math\.|np\.)?sqrt{_INSIDE}", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\a-z])log\(([^(),]*),\s*([^(),]*)\)", r"\\log_{\2}(\1)", text)
+    text = re.sub(rf"(?<![\\a-z])({_FUNCTIONS})x\b", r"\1 x", text)
+    return re.sub(rf"(?<![\\a-z])({_FUNCTIONS})(?![a-z])", r"\\\1", text)
+
+
+def clean(text: str) -> str:
+    r"""Strip an answer's wrappers and write what is inside in the LaTeX that Math-Verify reads.
+
+    >>> clean(r"The answer is $2\text{ cm}$."), clean("2 * sin(x)**-1"), clean("3 1/2")
+    ('2 cm', '2 * \\sin(x)^{-1}', '3\\frac{1}{2}')
+    """
+    text = re.sub(r"^\$([^$]*)\$(?=\s{0,3}[A-Za-z]{1,20}$)", r"\1", bare(text))  # $3$ cm
+    text = symbols(text).replace("**", "^")
+    text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d{3}(?!\d))", "", text)  # LaTeX's thousands
+    text = re.sub(r"\\(?:[,;:! ]|q?quad\b)", " ", text)
+    # words in \text must count as words: Math-Verify drops them, `3 \text{ is wrong}` passes for 3
+    text = latex(_TEXT_MACRO.sub(r" \1 ", text))
+    text = re.sub(r"\^(-\d+(?:\.\d+)?|\d*\.\d+)", r"^{\1}", text)
+    text = re.sub(r"(?<![\d.])(\d{1,9})\s{1,3}(\d{1,9})\s?/\s?(\d{1,9})", r"\1\\frac{\2}{\3}", text)
+    return " ".join(text.split())
+
+
+def is_one(text: str) -> bool:
+    """Say whether a cleaned text may be one expression, not two numbers or an approximation."""
+    return bool(text) and not _NOT_ONE.search(text)
+
+
+def _split_side(text: str) -> tuple[str, str]:
+    """Split `y = 2x` into ("y", "2x") and `x = 1, x = 2` into ("x", "1, 2"); else ("", text)."""
+    match = _SIDE.fullmatch(text)
+    if match is None:
+        return "", text
+    again = rf"(,|;|\bor\b|\band\b)\s{{0,4}}{re.escape(match[1])}\s{{0,4}}=\s{{0,4}}"
+    body = re.sub(again, r"\1 ", match[2])
+    return ("", text) if "=" in body else (match[1].replace(" ", ""), body.strip())
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    r"""Split a number from the unit behind it; letters in front of it are no number.
+
+    >>> split_unit("12 square centimeters"), split_unit(r"45^\circ"), split_unit("2x m")
+    (('12', 'cm^2'), ('45', 'deg'), ('2x m', ''))
+    """
+    match = _UNIT.fullmatch(text)
+    if match is None or not re.search(r"\d|\\pi", match["body"]):
+        return text, ""
+    name = next(n for n, p in _UNITS.items() if re.fullmatch(p, match["unit"], re.IGNORECASE))
+    power = "2" if match["square"] else "3" if match["cubic"] else match["power"]
+    return match["body"].strip(), f"{name}^{power}" if power else name
+
+
+def comparable(gold: str, answer: str) -> tuple[str, str] | str:
+    """Drop `y =` and units where that is fair: the pair to compare, or what forbids comparing it.
+
+    >>> comparable("y = 2x", "2x"), comparable("x = 3", "y = 3"), comparable("3 cm", "3 m")
+    (('2x', '2x'), ('x = 3', 'y = 3'), 'unit m instead of cm')
+    >>> comparable("3", "7 = 3")
+    'the answer and the gold are not both equations'
+    """
+    (gold_name, gold_body), (name, body) = _split_side(gold), _split_side(answer)
+    names = {gold_name, name}
+    is_fair = gold_name == name or "" in names or names in _Y_OF_X
+    if not is_fair or "=" in gold_body + body:
+        gold_body, body = gold, answer
+    # Math-Verify reads the gold off either side of an equation: `7 = 3` would pass for 3
+    if ("=" in gold_body) != ("=" in body):
+        return "the answer and the gold are not both equations"
+    # it also takes `(1, 2)` for the set of 1 and 2
+    is_tuple = [bool(_TUPLE.fullmatch(side)) for side in (gold_body, body)]
+    if is_tuple[0] != is_tuple[1] and not _RELATION.search(gold_body + body):
+        return "the answer and the gold are not both in brackets"
+    (gold_body, gold_unit), (body, unit) = split_unit(gold_body), split_unit(body)
+    if gold_unit and unit and gold_unit != unit:
+        return f"unit {unit} instead of {gold_unit}"
+    return gold_body, body
