@@ -104,30 +104,6 @@ def test_open_formula_and_its_beta():
     assert open_ended.relative(1e6, 0.0) <= 1.0
 
 
-def test_open_takes_a_reward_model_and_scores_each_reference_once():
-    calls = []
-
-    def by_length(made, answers):
-        calls.append((made.id, list(answers)))
-        return [float(len(answer)) for answer in answers]
-
-    made = [record("open", "abc", id="x"), record("open", "abcd", id="y")]
-    pairs = [(made[0], "abcd"), (made[1], "abcd"), (made[0], "ab"), (made[1], "abcdef")]
-    scores = rewards.score_all([r for r, _ in pairs], [wrap(a) for _, a in pairs], by_length)
-    assert [round(s.value, 3) for s in scores] == [0.632, 0.0, 0.0, 0.865]
-    rewards.score(made[0], wrap("abcdef"), by_length)
-    assert calls == [
-        ("x", ["abc"]), ("x", ["abcd", "ab"]), ("y", ["abcd"]), ("y", ["abcd", "abcdef"]),
-        ("x", ["abcdef"]),
-    ]
-
-
-@pytest.mark.parametrize("scores", [[math.nan], [math.inf], [], [1.0, 2.0]])
-def test_a_broken_reward_model_is_an_error(scores):
-    with pytest.raises(ValueError, match="one finite number each"):
-        rewards.score(record("open", "abc"), wrap("abcd"), lambda made, answers: scores)
-
-
 @pytest.mark.parametrize(("meta", "gold", "reason"), [
     ({}, GOLD, "no meta.scene and no reward model"),
     ({"scene": "x"}, GOLD, "no meta.scene and no reward model"),

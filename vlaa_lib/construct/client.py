@@ -114,6 +114,7 @@ class Teacher:
 
     Args:
         base_url: of the steps whose endpoint names none.
+        spent: dollars and tokens that count towards the limits already.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Teacher:
         ledger: Ledger,
         images: Path,
         limits: Limits,
+        spent: tuple[float, int] = (0.0, 0),
     ) -> None:
         self._endpoints, self._ledger, self._images = endpoints, ledger, images
         self._limits = limits
@@ -133,7 +135,7 @@ class Teacher:
             step: _Health(replied=ledger.knows(step, endpoint.model))
             for step, endpoint in endpoints.items()
         }
-        self._cost, self._tokens = 0.0, 0
+        self._cost, self._tokens = spent
         self._secrets: set[str] = set()
         made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
         self._clients: dict[str, AsyncOpenAI] = {}
@@ -168,6 +170,11 @@ class Teacher:
         for client in self._clients.values():
             with contextlib.suppress(RuntimeError):  # a loop that is closing already
                 await client.close()
+
+    @property
+    def spent(self) -> tuple[float, int]:
+        """US dollars and tokens that count towards the limits."""
+        return self._cost, self._tokens
 
     async def ask(self, request: Request) -> Answered:
         """Return the reply to a request; two equal requests at a time are one call.

@@ -108,12 +108,12 @@ def run(
                 async with Teacher(endpoints, base_url, ledger, Path(images), limits) as teacher:
                     ways = (walk(record, templates, tallies, ledger.meet) for record in records)
                     work = _Work(ways, teacher, _writer(stack, out), bar.update)
-                    await _all([work.some() for _ in range(limits.concurrency)])
+                    await run_all([work.some() for _ in range(limits.concurrency)])
                     teacher.check_reached()
                 work.check_finished()
                 return list(tallies.rows())
 
-        counts = _run_apart(main)
+        counts = run_apart(main)
         files.write_csv(out / "counts.csv", counts)
     return Result(out, counts)
 
@@ -211,7 +211,7 @@ class _Work:
             )
 
 
-async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
+async def run_all(works: list[Coroutine[Any, Any, None]]) -> None:
     """Run coroutines together; when one fails, end the others before passing the error on."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -222,7 +222,7 @@ async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine on its own loop in its own thread: Jupyter's thread has a loop already.
 
     An interrupt of the waiting thread cancels the coroutine and lets it clean up.

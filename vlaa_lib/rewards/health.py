@@ -8,7 +8,7 @@ from typing import Any
 from ..records import Record
 from .answers import Score
 from .mixed import audit, score_all
-from .open_ended import RewardModel
+from .reward_models import RewardModel
 
 HIT = 0.5  # ours: the usual box threshold; digit, mcq and math score 0 or 1
 

@@ -14,7 +14,7 @@ from .. import prompts
 from ..records import REWARDS, Record, RecordError, Reject, atomic, from_json, line_of, read
 from . import maths, open_ended, verifiers
 from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
-from .open_ended import RewardModel
+from .reward_models import RewardModel
 
 AUDITED = 256  # ours: records whose gold is checked together
 MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
@@ -71,7 +71,10 @@ def _score_each(
     for i, record, answer in rows:
         if record.reward not in ("math", "open"):
             scores[i] = _or_error(_rule, record, answer)
-    _score_open([row for row in rows if row[1].reward == "open"], scores, model)
+    asked = [row for row in rows if row[1].reward == "open"]
+    found = open_ended.score_open([r for _, r, _ in asked], [a for *_, a in asked], model)
+    for (i, *_), score in zip(asked, found, strict=True):
+        scores[i] = score
     for i, record, answer in rows:
         if record.reward == "math" and not isinstance(scores[i], GoldError):
             scores[i] = _or_error(maths.collect, record, answer, scores[i])
@@ -91,20 +94,6 @@ def _rule(record: Record, answer: str) -> Score:
     return _RULES[record.reward](record, answer)
 
 
-def _score_open(
-    rows: list[tuple[int, Record, str]], scores: list[Any], model: RewardModel | None
-) -> None:
-    """Fill in open scores, one call of the reward model for all answers to a record."""
-    groups: dict[str, list[tuple[int, Record, str]]] = {}
-    for row in rows:
-        groups.setdefault(json.dumps(row[1].to_json(), sort_keys=True), []).append(row)
-    for group in groups.values():
-        answers = [answer for *_, answer in group]
-        found = _or_error(open_ended.score_open, group[0][1], answers, model)
-        for k, (i, *_) in enumerate(group):
-            scores[i] = found if isinstance(found, GoldError) else found[k]
-
-
 def audit(
     records: Sequence[Record], file: str = "", reward_model: RewardModel | None = None
 ) -> list[Reject]:
@@ -122,6 +111,8 @@ def audit(
             found = GoldError(f"gold cannot stand in an answer ({found.reason}); correct 'gt'")
         elif isinstance(found, Score) and record.reward != "open" and found.value < 1.0:
             found = GoldError(f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'")
+        elif isinstance(found, Score) and found.reason.startswith(open_ended.NO_SCORE):
+            found = GoldError(f"{found.reason}; ask again, or leave the record out")
         if isinstance(found, GoldError):
             rejects.append(Reject(file, 0, record.id, str(found)))
     return rejects

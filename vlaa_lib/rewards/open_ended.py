@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import math
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Sequence
 
 from ..microworld import facts, questions, truth
-from ..records import Record, from_json
+from ..records import Record
 from .answers import GoldError, Score, excerpt, gold_text
+from .reward_models import BETA, RewardModel, problem_of, scores_of
 
-BETA = 1.0  # ours: the paper does not state it (appendix C.1); one fact more earns 0.63
-
-
-class RewardModel(Protocol):
-    """Anything hashable that scores answers to a record's question; higher is better, any range."""
-
-    def __call__(self, record: Record, answers: list[str]) -> list[float]:
-        """Return one finite score for each answer."""
-        ...
+NO_SCORE = "open: judge gave no score"  # other reward models always give one
 
 
-def scene_facts(record: Record, answers: list[str]) -> list[float]:
+class SceneFacts:
     """Score answers by the scene's facts: distinct true ones minus false ones (ours).
 
-    Raises:
-        GoldError: the record has no scene that facts can be held against.
+    The default, for micro-world records; the paper's reward model is `xcomposer.XComposerReward`.
     """
+
+    name = "scene facts"
+
+    def __init__(self, beta: float = BETA) -> None:
+        self.beta = beta
+
+    def problem(self, record: Record) -> str:
+        """Say why facts cannot be held against this record's scene, or its gold against them."""
+        try:
+            _scene_score(record, gold_text(record))
+        except GoldError as error:
+            return str(error)
+        stated, _ = _stated(gold_text(record), _asked(record)[0])
+        if any(truth.holds(fact, record.meta["scene"]) is not None for fact in stated):
+            return ""
+        return (
+            f"open: gold {excerpt(gold_text(record))} states no fact of the scene; state one, or "
+            "pass reward_model="
+        )
+
+    def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
+        """Score each answer with its own record.
+
+        Raises:
+            GoldError: a record has no scene that facts can be held against.
+        """
+        scores: list[float | None] = []
+        for record, answer in zip(records, answers, strict=True):
+            try:
+                scores.append(_scene_score(record, answer))
+            except GoldError as error:
+                raise GoldError(f"record {record.id}: {error}") from None
+        return scores
+
+
+SCENE_FACTS = SceneFacts()
+
+
+def _scene_score(record: Record, answer: str) -> float:
     scene = record.meta.get("scene")
     if not isinstance(scene, dict) or "kind" not in scene:
         raise GoldError(
             "open: no meta.scene and no reward model; add the scene, pass reward_model=, or leave "
             "the record out"
         )
-    asked = _asked(record)
     try:
-        return [_count_facts(answer, scene, *asked) for answer in answers]
+        return _count_facts(answer, scene, *_asked(record))
     except (KeyError, TypeError, IndexError) as error:
         raise GoldError(f"open: meta.scene is incomplete ({error!r}); write it again") from None
 
@@ -95,54 +123,51 @@ def relative(sampled: float, reference: float, beta: float = BETA) -> float:
     return 1.0 - math.exp(-beta * (sampled - reference)) if sampled > reference else 0.0
 
 
-def _scores(model: RewardModel, record: Record, answers: list[str]) -> list[float]:
-    scores = list(model(record, answers))
-    if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
-        raise ValueError(
-            f"the reward model gave {scores} for {len(answers)} answers to record {record.id}; it "
-            "must give one finite number each"
-        )
-    return scores
-
-
-@lru_cache(maxsize=1 << 14)  # ours: half of the paper's RL set; a key is one record's JSON
-def _reference(model: RewardModel | None, row: str) -> float:
-    """Return S(y), the score of the gold: once a record, however many completions it meets.
-
-    Raises:
-        GoldError: the gold cannot be scored, or says nothing that the scene can confirm.
-    """
-    record = from_json(json.loads(row))
-    gold = gold_text(record)
-    value = _scores(model or scene_facts, record, [gold])[0]
-    stated = [] if model else _stated(gold, _asked(record)[0])[0]
-    if model is None and all(truth.holds(fact, record.meta["scene"]) is None for fact in stated):
-        raise GoldError(
-            f"open: gold {excerpt(gold)} states no fact of the scene; state one, or pass "
-            "reward_model="
-        )
-    return value
-
-
 def is_as_good(record: Record, answer: str) -> bool:
     """Say whether an answer scores at least its record's gold, by the scene's facts (ours).
 
     The reward asks for more than the gold; accuracy is content with as much.
+
+    Raises:
+        GoldError: the record's scene or gold cannot be used.
     """
-    gold = _reference(None, json.dumps(record.to_json(), sort_keys=True))
-    return scene_facts(record, [answer])[0] >= gold
+    if problem := problem_of(SCENE_FACTS, record):
+        raise GoldError(problem)
+    score, gold = scores_of(SCENE_FACTS, [record] * 2, [answer, gold_text(record)])
+    return score >= gold
 
 
 def score_open(
-    record: Record, answers: list[str], model: RewardModel | None = None, beta: float = BETA
-) -> list[Score]:
-    """Score answers of one record against its gold (paper §4); the default model reads scenes.
+    records: Sequence[Record], answers: Sequence[str], model: RewardModel | None = None
+) -> list[Score | GoldError]:
+    """Score answers against their records' golds (paper §4); the default model reads scenes.
 
-    Raises:
-        GoldError: the record cannot be scored with this reward model.
+    One call of the model for all answers and references that it has not scored before.
+
+    Returns:
+        A score each, or the error of a record that this reward model cannot score.
     """
-    base = _reference(model, json.dumps(record.to_json(), sort_keys=True))
+    model = model or SCENE_FACTS
+    distinct = {id(record): record for record in records}
+    problems = {i: problem_of(model, record) for i, record in distinct.items()}
+    usable = [record for i, record in distinct.items() if not problems[i]]
+    rows = [(r, a) for r, a in zip(records, answers, strict=True) if not problems[id(r)]]
+    texts = [gold_text(record) for record in usable] + [answer for _, answer in rows]
+    found = scores_of(model, usable + [r for r, _ in rows], texts)
+    references = dict(zip(map(id, usable), found[: len(usable)], strict=True))
+    sampled = iter(found[len(usable) :])
     return [
-        Score(relative(s, base, beta), f"open: score {s:g}, reference {base:g}")
-        for s in _scores(model or scene_facts, record, answers)
+        GoldError(problems[id(r)])
+        if problems[id(r)]
+        else _reward(next(sampled), references[id(r)], model.beta)
+        for r in records
     ]
+
+
+def _reward(sampled: float | None, reference: float | None, beta: float) -> Score:
+    if reference is None:
+        return Score(0.0, f"{NO_SCORE} to the reference")
+    if sampled is None:
+        return Score(0.0, NO_SCORE)
+    value = relative(sampled, reference, beta)
+    return Score(value, f"open: score {sampled:g}, reference {reference:g}")

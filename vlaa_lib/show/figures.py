@@ -335,6 +335,37 @@ def perplexity(
     return _finish(figure, title, "perplexity of the trace (log scale)", "records")
 
 
+def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
+    """Draw the scores of each kind of answer, right ones in one colour, wrong ones in another.
+
+    Args:
+        rows: as in `rewards.Calibration.rows`, or their CSV; unscored rows are left out.
+    """
+    import plotly.graph_objects as go
+
+    rows = [row for row in read(rows) if number(row.get("score")) is not None]
+    looks = {"True": ("right", "#0072B2", "circle"), "False": ("wrong", "#D55E00", "x")}
+    boxes = []
+    for is_right, (name, color, symbol) in looks.items():
+        mine = chosen(rows, "is_right", is_right)
+        boxes.append(
+            go.Box(
+                x=[number(row["score"]) for row in mine],
+                y=[row["kind"] for row in mine],
+                orientation="h",
+                text=[f"{row['record_id']}, {row['length_chars']} characters" for row in mine],
+                name=name,
+                boxpoints="all",
+                jitter=0.4,
+                pointpos=0,
+                marker={"color": color, "symbol": symbol, "size": 5},
+            )
+        )
+    figure = go.Figure(boxes)
+    figure.update_yaxes(autorange="reversed")  # the first kind on top
+    return _finish(figure, title, "score of the reward model", "")
+
+
 def _three_digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.15g}"
 

@@ -1,0 +1,168 @@
+"""The paper's reward model, InternLM-XComposer2.5-Reward, through its authors' own code."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..images import ImageError, open_image
+from ..records import Record, clean_image_path
+from .reward_models import BETA
+
+REPOSITORY = "internlm/internlm-xcomposer2d5-7b-reward"  # paper §4 names the model
+# ours: the paper names no revision. The last commit but one; the last changes the card alone
+REVISION = "f110c244d53a74f8cb0523c91d4d714610a2e8f7"
+HD_NUM = 9  # the model's card: how many tiles a picture may be cut into
+IMAGE_MARK = "<ImageHere>"  # where the remote code puts a picture into a text
+
+
+class RewardModelError(RuntimeError):
+    """A reward model that cannot be loaded or run; the message says what to do."""
+
+
+class XComposerReward:
+    """Score answers with InternLM-XComposer2.5-Reward (paper §4), 7 billion parameters.
+
+    Paper (appendix C.1): the model stays on the CPU and is on the GPU only while it scores. Ours:
+    half precision, tiles and batched calls as on the model's card; chunks of `batch`; marks
+    that are special to the model are broken up in questions and answers, which cannot forge turns
+    or pictures then. The card's own code is fetched and run: it was written for transformers
+    4.33, and takes the weights of its vision tower from a second repository, at no fixed revision.
+
+    Args:
+        images: image root.
+        trust_remote_code: must be True: the caller agrees to run code from the repository.
+        path: repository, or a folder with the same files; a folder has no revision.
+        revision: commit, 40 hexadecimal digits; a branch could change under us.
+        dtype: of weights and autocast, by torch's name; float32 does without autocast.
+        device: where to score; default: the GPU where there is one.
+        batch: answers a call of the model.
+    Raises:
+        RewardModelError: no trust, no pinned revision, or the model does not load.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        path: str | Path = REPOSITORY,
+        revision: str = REVISION,
+        dtype: str = "float16",
+        device: str | None = None,
+        batch: int = 4,
+        hd_num: int = HD_NUM,
+        beta: float = BETA,
+    ) -> None:
+        is_folder = Path(path).is_dir()
+        _check(str(path), revision, trust_remote_code is True, is_folder)
+        import torch
+
+        self._torch, self._images, self._hd_num = torch, Path(images), hd_num
+        self._batch, self._dtype = batch, getattr(torch, dtype)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.name = f"{path}@{'folder' if is_folder else revision} {dtype} hd_num={hd_num}"
+        self.beta = beta
+        self._model = _load(str(path), None if is_folder else revision, self._dtype)
+        tokens = self._model.tokenizer.get_added_vocab() | dict.fromkeys(
+            [IMAGE_MARK, *self._model.tokenizer.all_special_tokens]
+        )
+        self._marks = re.compile("|".join(re.escape(t) for t in tokens if len(t) > 1))
+
+    def problem(self, record: Record) -> str:
+        """Say what is wrong with the record's picture: the remote code opens the file itself."""
+        try:
+            open_image(record.image, self._images)
+        except ImageError as error:
+            return f"open: {error}"
+        return ""
+
+    def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
+        """Return the model's score of each answer.
+
+        Raises:
+            RewardModelError: the remote code failed.
+        """
+        rows = list(zip(records, answers, strict=True))
+        scores: list[float | None] = []
+        with self._at_work():
+            for start in range(0, len(rows), self._batch):
+                scores += self._score_chunk(rows[start : start + self._batch])
+        return scores
+
+    def _score_chunk(self, rows: list[tuple[Record, str]]) -> list[float]:
+        torch = self._torch
+        chats = [
+            [
+                {"role": "user", "content": self._plain(record.question)},
+                {"role": "assistant", "content": self._plain(answer)},
+            ]
+            for record, answer in rows
+        ]
+        pictures = [[str(self._images / clean_image_path(record.image))] for record, _ in rows]
+        is_half = self._dtype != torch.float32
+        half = torch.autocast(self._device.type, dtype=self._dtype if is_half else None,
+                              enabled=is_half)  # fmt: skip
+        try:
+            with torch.inference_mode(), half:
+                found = self._model.get_scores(chats, pictures, hd_num=self._hd_num)
+        except Exception as error:  # somebody else's code raises whatever it likes
+            ids = ", ".join(record.id for record, _ in rows)
+            raise RewardModelError(
+                f"{self.name} failed on records {ids} ({error}); where memory ran out, lower batch "
+                "or hd_num"
+            ) from error
+        return [float(score) for score in found]
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Move the model to its device, and back to the CPU whatever happens (appendix C.1)."""
+        self._model.to(self._device)
+        try:
+            yield
+        finally:
+            self._model.to("cpu")
+            if self._device.type == "cuda":
+                self._torch.cuda.empty_cache()
+
+    def _plain(self, text: str) -> str:
+        return self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+
+
+def _check(path: str, revision: str, is_trusted: bool, is_folder: bool) -> None:
+    if not is_trusted:
+        raise RewardModelError(
+            f"{path} brings Python code of its own, which would run here with all your rights; "
+            "read it, then pass trust_remote_code=True, or score with a judge instead"
+        )
+    if not is_folder and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise RewardModelError(
+            f"revision {revision!r} of {path} is no commit; give 40 hexadecimal digits, so that "
+            "the code cannot change"
+        )
+
+
+def _load(path: str, revision: str | None, dtype: Any) -> Any:
+    """Load model and tokenizer as the model's card does, but on the CPU.
+
+    Without `device_map`: with it, the code meets empty weights and fails (upstream issue 473).
+    """
+    from transformers import AutoModel, AutoTokenizer, __version__
+
+    where = {"revision": revision, "trust_remote_code": True}
+    # the remote code's own version of the library knows the old name only
+    name = "torch_dtype" if __version__.startswith("4.") else "dtype"
+    try:
+        model = AutoModel.from_pretrained(path, **{name: dtype}, **where)
+        model.tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except Exception as error:  # download, remote code, weights: anything can be wrong
+        raise RewardModelError(
+            f"{path} does not load ({type(error).__name__}: {error}); its code was written for "
+            "transformers 4.33 and timm 0.4: use an environment with these, or a judge"
+        ) from error
+    if not hasattr(model, "get_scores"):
+        raise RewardModelError(f"{path}: the model has no get_scores; it is no such reward model")
+    return model.eval().requires_grad_(False)
