@@ -10,8 +10,18 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from ..records import REWARDS
+
 FOLDER = Path(__file__).parent
 MODES = ("full", "lora", "4bit")
+CHOICES = {
+    "sft.mode": MODES,
+    "grpo.mode": MODES,
+    "grpo.kl": ("adaptive", "fixed", "off"),
+    "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
+    "grpo.scale_rewards": ("group", "batch", "none"),
+    "grpo.sampler": ("transformers", "vllm-colocate", "vllm-server"),
+}
 
 
 class ProfileError(ValueError):
@@ -28,6 +38,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    folder: str
     sources: list[str]
     construct_per_source: int
     scored_per_source: int
@@ -56,24 +67,46 @@ class Sft:
     learning_rate: float
     warmup: float
     logging_steps: int
+    save_steps: int
 
 
 @dataclass(frozen=True)
 class Grpo:
     mode: str
-    steps: int
-    prompts_per_step: int
+    epochs: float
+    max_steps: int
+    rollout_prompts: int
     num_generations: int
-    temperature: float
-    max_completion_tokens: int
+    train_batch: int
+    num_iterations: int
     per_device_batch: int
-    steps_per_generation: int
+    temperature: float
+    max_prompt_tokens: int
+    max_completion_tokens: int
     learning_rate: float
     min_learning_rate: float
     warmup: float
+    kl: str
     beta: float
+    kl_target: float
+    kl_horizon: int
     epsilon: float
     loss_type: str
+    scale_rewards: str
+    parts: list[str]
+    dead_rounds: int
+    sampler: str
+    save_rounds: int
+
+    @property
+    def rollouts(self) -> int:
+        """Completions of one sampling round."""
+        return self.rollout_prompts * self.num_generations
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps that one sampling round feeds."""
+        return self.rollouts // self.train_batch * self.num_iterations
 
 
 @dataclass(frozen=True)
@@ -98,7 +131,9 @@ class Settings:
 
 
 def load(profile: str, **overrides: Any) -> Settings:
-    """Read a profile and apply overrides: `**{"grpo.steps": 5}`, or nested, `grpo={"steps": 5}`.
+    """Read a profile and apply overrides, dotted or nested.
+
+    `**{"grpo.max_steps": 5}` is `grpo={"max_steps": 5}`.
 
     An override given as text, as on a command line, is read as YAML.
 
@@ -166,48 +201,60 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
+_POSITIVE = {
+    "model": "min_pixels",
+    "data": "construct_per_source scored_per_source rl_per_source eval_per_source bench_rows",
+    "teacher": "concurrency",
+    "sft": "epochs global_batch per_device_batch learning_rate logging_steps",
+    "grpo": "epochs rollout_prompts train_batch num_iterations per_device_batch temperature "
+    "max_prompt_tokens max_completion_tokens learning_rate kl_target kl_horizon dead_rounds",
+    "evaluate": "batch max_new_tokens bootstrap",
+}
+_RATES = {"teacher": "omit confuse miscount hesitate waver", "sft": "warmup", "grpo": "warmup"}
+
+
 def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
-    completions = s.grpo.prompts_per_step * s.grpo.num_generations
-    positive = {
-        "model": ("min_pixels",),
-        "data": (
-            "construct_per_source",
-            "scored_per_source",
-            "rl_per_source",
-            "eval_per_source",
-            "bench_rows",
-        ),
-        "teacher": ("concurrency",),
-        "sft": ("epochs", "global_batch", "per_device_batch", "learning_rate", "logging_steps"),
-        "grpo": ("steps", "prompts_per_step", "temperature", "max_completion_tokens",
-                 "per_device_batch", "steps_per_generation", "learning_rate"),
-        "evaluate": ("batch", "max_new_tokens", "bootstrap"),
-    }  # fmt: skip
-    for section, keys in positive.items():
-        for key in keys:
+    for section, keys in _POSITIVE.items():
+        for key in keys.split():
             value = getattr(getattr(s, section), key)
             if not value > 0:  # also true of NaN
                 raise ProfileError(f"{section}.{key}: {value} must be above 0")
+    for section, keys in _RATES.items():
+        for key in keys.split():
+            if not 0 <= getattr(getattr(s, section), key) <= 1:
+                raise ProfileError(f"{section}.{key}: a rate between 0 and 1")
+    for key, known in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(s, section), name)
+        if value not in known:
+            raise ProfileError(f"{key}: {value!r}; use one of {', '.join(known)}")
     if not s.data.sources:
         raise ProfileError("data.sources: name at least one source")
-    for key in ("omit", "confuse", "miscount", "hesitate", "waver"):
-        if not 0 <= getattr(s.teacher, key) <= 1:
-            raise ProfileError(f"teacher.{key}: a rate between 0 and 1")
-    if s.grpo.num_generations < 2:
-        raise ProfileError("grpo.num_generations: a group needs at least 2 completions")
-    if s.sft.global_batch % s.sft.per_device_batch:
-        raise ProfileError("sft.global_batch: must be a multiple of sft.per_device_batch")
-    if completions % s.grpo.per_device_batch:
-        raise ProfileError(
-            f"grpo.per_device_batch: {completions} completions an optimizer step "
-            f"(prompts_per_step x num_generations) must be a multiple of it"
-        )
     if s.model.min_pixels > s.model.max_pixels:
         raise ProfileError("model.min_pixels: above model.max_pixels")
-    for key, mode in (("sft.mode", s.sft.mode), ("grpo.mode", s.grpo.mode)):
-        if mode not in MODES:
-            raise ProfileError(f"{key}: {mode!r}; use one of {', '.join(MODES)}")
+    _check_batches(s)
+    g = s.grpo
+    if unknown := [part for part in g.parts if part not in REWARDS]:
+        raise ProfileError(f"grpo.parts: {unknown[0]!r}; use some of {', '.join(REWARDS)}")
+    if g.kl != "off" and not g.beta > 0:
+        raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
+    if not 0 <= g.min_learning_rate <= g.learning_rate:
+        raise ProfileError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
+
+
+def _check_batches(s: Settings) -> None:
+    """Hold the batch sizes to their arithmetic, on one process; `accumulation` knows the others."""
+    g = s.grpo
+    if g.num_generations < 2:
+        raise ProfileError("grpo.num_generations: a group needs at least 2 completions")
+    for key, whole, part in (
+        ("sft.global_batch", s.sft.global_batch, ("sft.per_device_batch", s.sft.per_device_batch)),
+        ("grpo.train_batch", g.train_batch, ("grpo.per_device_batch", g.per_device_batch)),
+        ("grpo.rollout_prompts x num_generations", g.rollouts, ("grpo.train_batch", g.train_batch)),
+    ):
+        if whole % part[1]:
+            raise ProfileError(f"{key}: {whole} is not a multiple of {part[0]} {part[1]}")
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:
