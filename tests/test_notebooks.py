@@ -9,6 +9,7 @@ import torch
 
 from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
+from vlaa_lib.train import objective
 from vlaa_lib.train.common import accumulation
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -142,7 +143,7 @@ RIGHT = [
     (checks.iou, rewards.iou),
     (checks.completion_labels, checks.worked_labels),
     (checks.accumulation, accumulation),
-    (checks.group_advantages, checks.worked_advantages),
+    (checks.group_advantages, objective.advantages),
     (checks.extract_answer, evaluate.extract_answer),
     (checks.bootstrap, evaluate.bootstrap),
     (checks.check_steps, traces.check_steps),
@@ -185,7 +186,7 @@ WRONG = {
         (lambda rewards: centred(rewards)
          / (rewards.std(dim=1, keepdim=True, correction=0) + 1e-4), "n - 1"),
         (lambda rewards: (rewards - rewards.mean()) / (rewards.std() + 1e-4), "group of its own"),
-        (lambda rewards: checks.worked_advantages(rewards)[0], "group of its own|all right"),
+        (lambda rewards: objective.advantages(rewards)[0], "group of its own|all right"),
     ],
     checks.extract_answer: [
         (lambda text: (text.strip(), "plain"), "answer block"),
@@ -236,8 +237,3 @@ def test_an_error_of_the_reader_is_explained():
 def test_a_function_that_returns_nothing_is_rejected(check):
     with pytest.raises(checks.NotYet, match=r"gives None|raised"):
         check(lambda *args: None)
-
-
-def test_worked_advantages_are_zero_without_spread():
-    same = torch.full((2, 4), 0.3)
-    assert checks.worked_advantages(same).abs().max() < 1e-3

@@ -21,17 +21,17 @@ def test_every_value_has_a_source(name):
 
 
 def test_table_shows_the_values_in_use():
-    rows = {r["key"]: r for r in profiles.table(profiles.load("laptop", **{"grpo.steps": 7}))}
-    assert rows["grpo.steps"]["value"] == 7
+    rows = {r["key"]: r for r in profiles.table(profiles.load("laptop", **{"grpo.max_steps": 7}))}
+    assert rows["grpo.max_steps"]["value"] == 7
     assert rows["grpo.num_generations"]["source"] == "paper §4"
     assert rows["grpo.mode"]["source"] != rows["sft.mode"]["source"]  # same name, own comment
 
 
 def test_overrides_dotted_nested_and_as_text_say_the_same():
-    dotted = profiles.load("smoke", **{"grpo.steps": 5, "seed": 3})
-    assert dotted == profiles.load("smoke", grpo={"steps": 5}, seed=3)
-    assert dotted == profiles.load("smoke", **{"grpo.steps": "5", "seed": "3"})
-    assert dotted.grpo.steps == 5 and dotted.seed == 3
+    dotted = profiles.load("smoke", **{"grpo.max_steps": 5, "seed": 3})
+    assert dotted == profiles.load("smoke", grpo={"max_steps": 5}, seed=3)
+    assert dotted == profiles.load("smoke", **{"grpo.max_steps": "5", "seed": "3"})
+    assert dotted.grpo.max_steps == 5 and dotted.seed == 3
     assert dotted.grpo.beta == profiles.load("smoke").grpo.beta
 
 
@@ -42,7 +42,7 @@ def test_whole_numbers_become_floats_where_floats_are_meant():
 
 def test_settings_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        profiles.load("smoke").grpo.steps = 9
+        profiles.load("smoke").grpo.max_steps = 9
 
 
 BAD = {
@@ -51,21 +51,27 @@ BAD = {
     "seed.deep": (3, "no such setting"),
     "a.b.c": (3, "no such setting"),
     "grpo.learning_rate": ("1e-6", r"write 1\.0e-6"),
-    "grpo.steps": (2.5, "float, expected int"),
+    "grpo.max_steps": (2.5, "float, expected int"),
     "sft.max_steps": (True, "bool, expected int"),
     "sft.epochs": (None, "NoneType, expected float"),
     "model.policy": (3, "int, expected str"),
     "data.sources": ("solids", "str, expected list"),
     "data.eval_per_source": (0, "must be above 0"),
-    "grpo.prompts_per_step": (-4, "must be above 0"),
+    "grpo.rollout_prompts": (-4, "must be above 0"),
     "grpo.temperature": (float("nan"), "must be above 0"),
     "teacher.omit": (1.5, "between 0 and 1"),
     "grpo.num_generations": (1, "at least 2"),
-    "sft.per_device_batch": (5, "sft.global_batch: must be a multiple"),
-    "grpo.per_device_batch": (7, "must be a multiple of it"),
+    "sft.per_device_batch": (5, "sft.global_batch: 16 is not a multiple of sft.per_device_batch 5"),
+    "grpo.per_device_batch": (7, "grpo.train_batch: 16 is not a multiple of grpo.per_device_batch 7"),
     "model.min_pixels": (10**9, r"above model\.max_pixels"),
     "sft.mode": ("qlora", "full, lora, 4bit"),
     "grpo.mode": ("8bit", "full, lora, 4bit"),
+    "grpo.train_batch": (48, "rollout_prompts x num_generations: 16 is not a multiple"),
+    "grpo.kl": ("linear", "adaptive, fixed, off"),
+    "grpo.beta": (0.0, "or set grpo.kl: off"),
+    "grpo.parts": (["digit", "length"], "'length'; use some of digit"),
+    "grpo.min_learning_rate": (1.0, "between 0 and grpo.learning_rate"),
+    "grpo.loss_type": ("ppo", "grpo, bnpo"),
 }
 
 

@@ -1,6 +1,6 @@
 """Training: SFT and GRPO move the language model, never the tower, and keep what happened."""
 
-import json
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def test_sft_moves_language_and_not_vision(tiny_model, micro_data, tmp_path):
     changed = moved(tiny_model, tmp_path / "sft")
     assert not any(flag for name, flag in changed.items() if "visual" in name)
     assert all(flag for name, flag in changed.items() if "proj" in name and "visual" not in name)
-    kept = (tmp_path / "sft" / "training_log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in kept] == log
+    kept = list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open()))
+    assert [float(row["loss"]) for row in kept] == [row["loss"] for row in log]
 
 
 def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
@@ -53,12 +53,12 @@ def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
 
 def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
-    cfg = settings(tiny_model, **{"grpo.steps": 2, "grpo.max_completion_tokens": 12})
+    cfg = settings(tiny_model, **{"grpo.max_steps": 2, "grpo.max_completion_tokens": 12})
     log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo", name="tiny")
     assert [row["step"] for row in log] == [1, 2] and all("kl" in row for row in log)
     assert not any(f for n, f in moved(tiny_model, tmp_path / "grpo").items() if "visual" in n)
     rows = traces.load(tmp_path / "grpo" / "traces")
-    per_round = cfg.grpo.prompts_per_step * cfg.grpo.num_generations
+    per_round = cfg.grpo.rollouts
     assert len(rows) == 2 * per_round
     by_id = {record.id: record for record in made}
     for row in rows:
@@ -82,7 +82,7 @@ def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):
         policy.model.get_output_embeddings().weight[policy.model.config.image_token_id] *= 1000
     policy.model.save_pretrained(tmp_path / "eager")
     policy.processor.save_pretrained(tmp_path / "eager")
-    cfg = settings(tmp_path / "eager", **{"grpo.steps": 1, "grpo.max_completion_tokens": 12})
+    cfg = settings(tmp_path / "eager", **{"grpo.max_steps": 1, "grpo.max_completion_tokens": 12})
     assert len(train.grpo(cfg, made, folder / "images", tmp_path / "grpo")) == 1
 
 
@@ -104,8 +104,8 @@ def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
 
 def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
-    cfg = settings(tiny_model, **{"grpo.prompts_per_step": 400, "grpo.per_device_batch": 16})
-    with pytest.raises(ValueError, match="lower grpo.prompts_per_step"):
+    cfg = settings(tiny_model, **{"grpo.rollout_prompts": 400})
+    with pytest.raises(ValueError, match="lower grpo.rollout_prompts"):
         train.grpo(cfg, made, folder / "images", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_the_real_records_train(tmp_path):
     records.write(made, tmp_path / "all.jsonl")
     source = ["--records", tmp_path / "all.jsonl", "--images", SAMPLES / "images"]
     call("train", "sft", *source, "--out", tmp_path / "sft", "--profile", "smoke", "--steps", 2)
-    assert len((tmp_path / "sft" / "training_log.jsonl").read_text().splitlines()) == 2
+    assert len(list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open()))) == 2
     call(
         "train",
         "grpo",
@@ -155,7 +155,8 @@ def test_the_real_records_train(tmp_path):
         "--steps",
         2,
         "--set",
-        "grpo.prompts_per_step=2",
+        "grpo.rollout_prompts=2",
+        "grpo.train_batch=8",
         "grpo.per_device_batch=8",
     )
     rows = traces.load(tmp_path / "grpo" / "traces")

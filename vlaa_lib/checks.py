@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NotYet", "accumulation", "bootstrap", "check_steps", "completion_labels", "extract_answer",
-    "group_advantages", "has_aha", "iou", "split_think_answer", "worked_advantages",
-    "worked_labels",
+    "group_advantages", "has_aha", "iou", "split_think_answer", "worked_labels",
 ]
 
 # (arguments, expected result, the rule that the case tests)
@@ -163,27 +162,8 @@ def accumulation(fn: Callable[[int, int], int]) -> None:
         )
 
 
-def worked_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
-    """Centre and scale rewards inside each group (paper §4, GRPO).
-
-    TRL does this inside its trainer; here it stands alone to be read, and the notebook holds it
-    against the advantages that TRL stored.
-
-    Args:
-        rewards: [B, G] reward of each completion.
-        eps: added to the standard deviation (n - 1 in its denominator), as TRL does.
-    Returns:
-        [B, G] advantages; zeros where a group has no spread.
-    >>> import torch
-    >>> worked_advantages(torch.ones(1, 4)).tolist()
-    [[0.0, 0.0, 0.0, 0.0]]
-    """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + eps)
-
-
 def group_advantages(fn: Callable[[Tensor], Tensor]) -> None:
-    """Check a reader's group advantages, [B, G] to [B, G]; `worked_advantages` passes."""
+    """Check a reader's group advantages, [B, G] to [B, G]; `train.objective.advantages` passes."""
     import torch
 
     high, low = 0.5 / (math.sqrt(1 / 3) + 1e-4), 0.75 / (0.5 + 1e-4)

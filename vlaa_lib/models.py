@@ -123,6 +123,21 @@ def load_policy(
     return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
 
 
+def whole(path: str | Path, into: str | Path) -> str:
+    """Return a folder with a policy's whole weights: `path`, or `into` where an adapter is merged.
+
+    GRPO reads its reference from the folder that the policy came from, and a new adapter names it
+    as its base: neither may be the adapter's own base, which has not learnt what it has.
+    """
+    if not (Path(resolve(path)) / "adapter_config.json").is_file():
+        return str(path)
+    if not (Path(into) / "config.json").is_file():
+        policy = load_policy(path)
+        policy.model.save_pretrained(into)
+        policy.processor.save_pretrained(into)
+    return str(into)
+
+
 def resolve(path: str | Path) -> str:
     """Return a checkpoint's folder, looked for here and at the repository root, or a hub name.
 

@@ -181,6 +181,15 @@ class TraceStore:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def forget(self, step: int, rank: int = 0) -> None:
+        """Delete this process's parts from optimizer step `step` on: a resumed run makes them."""
+        import pyarrow.parquet
+
+        for path in self.folder.glob(f"part-*-{rank}.parquet"):
+            rows = pyarrow.parquet.read_table(path, columns=["optimizer_step"])
+            if rows.num_rows and rows["optimizer_step"][0].as_py() >= step:
+                path.unlink()
+
     def append(self, rows: list[dict[str, Any]], rank: int = 0) -> Path:
         """Write one part; it appears whole or not at all. Each process writes parts of its own."""
         import pyarrow

@@ -66,6 +66,7 @@ class Sft:
     per_device_batch: int
     learning_rate: float
     warmup: float
+    max_tokens: int
     logging_steps: int
     save_steps: int
 
@@ -122,6 +123,7 @@ class Settings:
 
     profile: str
     seed: int
+    report_to: str
     model: Model
     data: Data
     teacher: Teacher
@@ -205,7 +207,7 @@ _POSITIVE = {
     "model": "min_pixels",
     "data": "construct_per_source scored_per_source rl_per_source eval_per_source bench_rows",
     "teacher": "concurrency",
-    "sft": "epochs global_batch per_device_batch learning_rate logging_steps",
+    "sft": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
     "grpo": "epochs rollout_prompts train_batch num_iterations per_device_batch temperature "
     "max_prompt_tokens max_completion_tokens learning_rate kl_target kl_horizon dead_rounds",
     "evaluate": "batch max_new_tokens bootstrap",

@@ -1,19 +1,23 @@
-"""What SFT and GRPO share: trainer arguments, batch arithmetic, saving with the log."""
+"""What SFT and GRPO share: trainer arguments, batch arithmetic, rows, saving with the log."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from .. import records
+from .. import models
 from ..profiles import Settings
+from ..records import Record, RecordError
+from . import data, guards
 
 
-def trainer_args(
-    cfg: Settings, out: str | Path, learning_rate: float, warmup: float
-) -> dict[str, Any]:
-    """Return the arguments that both trainers get from a profile."""
+def trainer_args(cfg: Settings, out: str | Path, save_steps: int) -> dict[str, Any]:
+    """Return the arguments that both trainers get from a profile.
+
+    Args:
+        save_steps: optimizer steps between two checkpoints; 0 for none.
+    """
     import warnings
 
     import torch
@@ -24,14 +28,14 @@ def trainer_args(
     return {
         "output_dir": str(out),
         "seed": cfg.seed,
-        "learning_rate": learning_rate,
-        "warmup_steps": warmup,  # a value below 1 is a share of all steps (transformers 5)
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "use_cpu": not gpu,
         "gradient_checkpointing": gpu,  # saves memory there; on a CPU it only costs time
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": False,
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 500,
+        "save_total_limit": None,  # `Resumable` deletes old checkpoints once the new one is whole
+        "logging_first_step": True,
+        "report_to": cfg.report_to,
         "dataloader_pin_memory": gpu,
     }
 
@@ -40,24 +44,77 @@ def accumulation(global_batch: int, per_device_batch: int) -> int:
     """Return gradient accumulation steps for a global batch over all processes.
 
     Raises:
-        ValueError: the numbers do not divide.
+        ValueError: the numbers do not divide; the message names batches that do.
     """
     import os
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if global_batch % (per_device_batch * processes):
+    per_pass = per_device_batch * processes
+    if global_batch % per_pass:
+        below = global_batch // per_pass * per_pass
+        near = " or ".join(str(b) for b in (below, below + per_pass) if b)
+        fitting = [b for b in range(1, global_batch + 1) if not global_batch % (b * processes)]
+        other = f", or a per_device_batch of {', '.join(map(str, fitting))}" if fitting else ""
         raise ValueError(
             f"global batch {global_batch} is not a multiple of per_device_batch "
-            f"{per_device_batch} x {processes} processes; change one of them"
+            f"{per_device_batch} x {processes} processes; a batch of {near} would be{other}"
         )
-    return global_batch // (per_device_batch * processes)
+    return global_batch // per_pass
+
+
+def identity(
+    cfg: Settings, method: str, records: list[Record], start: str | Path | None
+) -> dict[str, Any]:
+    """Return what must be the same for a run to be resumed."""
+    from dataclasses import asdict
+
+    ids = hashlib.sha256("\n".join(record.id for record in records).encode())
+    return {
+        "method": method,
+        "seed": cfg.seed,
+        "model": asdict(cfg.model),
+        method: asdict(getattr(cfg, method)),
+        "start": str(start or cfg.model.policy),
+        "records": f"{len(records)} {ids.hexdigest()[:16]}",
+    }
+
+
+def policy_and_rows(
+    cfg: Settings,
+    mode: str,
+    records: list[Record],
+    images: str | Path,
+    out: str | Path,
+    start: str | Path | None,
+    max_tokens: int,
+    with_trace: bool,
+) -> tuple[models.Policy, Any]:
+    """Load a policy and the dataset rows that fit it, both checked against each other.
+
+    Raises:
+        RecordError: no record is left; guards.GuardError: policy and rows do not fit.
+    """
+    from datasets import Dataset
+
+    m = cfg.model
+    whole = models.whole(start or m.policy, Path(out) / "start")
+    policy = models.load_policy(whole, mode, m.max_pixels, m.min_pixels)
+    cache = Path(out) / "images"
+    rows, rejects = data.rows(records, images, cache, with_trace, max_pixels=m.max_pixels)
+    rows, too_long = guards.within(rows, policy.processor, max_tokens)
+    for reject in (*rejects, *too_long):
+        print(f"left out: {reject}")
+    if not rows:
+        raise RecordError(f"none of the {len(records)} records can be trained on; see above")
+    if len(rows) < len(records):
+        print(f"training on {len(rows)} of {len(records)} records; the others are named above")
+    guards.preflight(rows, policy.processor, policy.model)
+    return policy, Dataset.from_list(rows)
 
 
 def finish(trainer: Any, out: str | Path) -> list[dict[str, Any]]:
-    """Save model, processor and log; return the log without the closing summary."""
+    """Save model and processor; return the log without the closing summary."""
+    from .callbacks import steps_of
+
     trainer.save_model(str(out))
-    log = [row for row in trainer.state.log_history if "train_runtime" not in row]
-    if trainer.is_world_process_zero():
-        lines = (json.dumps(row) + "\n" for row in log)
-        records.write_lines(Path(out) / "training_log.jsonl", lines)
-    return log
+    return steps_of(trainer.state.log_history)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .. import models
 from ..profiles import Settings
 from ..records import Record
-from . import data
-from .common import accumulation, finish, trainer_args
+from . import checkpoints
+from .common import accumulation, finish, identity, policy_and_rows, trainer_args
+
+
+@cache
+def trainer_class() -> type:
+    """Return the SFTTrainer subclass; made on first use, since importing TRL takes seconds."""
+    from trl import SFTTrainer
+
+    class ResumableSFTTrainer(checkpoints.Resumable, SFTTrainer):
+        """SFTTrainer whose checkpoints are whole, and resumed in full."""
+
+    return ResumableSFTTrainer
 
 
 def sft(
@@ -21,34 +33,41 @@ def sft(
 ) -> list[dict[str, Any]]:
     """Fine-tune a policy on the records' traces and save it in `out` (paper §3).
 
+    A run that was cut off goes on from its last checkpoint in `out`.
+
     Args:
         start: checkpoint to start from; by default the profile's policy.
     Returns:
         The training log, one dict a logging step.
     """
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    policy = models.load_policy(
-        start or cfg.model.policy, cfg.sft.mode, cfg.model.max_pixels, cfg.model.min_pixels
+    from .callbacks import CsvLog, FrozenVision, SpikeWatch
+
+    s = cfg.sft
+    resume = checkpoints.begin(out, identity(cfg, "sft", records, start))
+    policy, rows = policy_and_rows(
+        cfg, s.mode, records, images, out, start, s.max_tokens, with_trace=True
     )
-    budget = {"max_pixels": cfg.model.max_pixels}
-    rows = data.dataset(records, images, Path(out) / "images", with_trace=True, **budget)
     args = SFTConfig(
-        **trainer_args(cfg, out, cfg.sft.learning_rate, cfg.sft.warmup),
-        num_train_epochs=cfg.sft.epochs,
-        max_steps=cfg.sft.max_steps,
-        per_device_train_batch_size=cfg.sft.per_device_batch,
-        gradient_accumulation_steps=accumulation(cfg.sft.global_batch, cfg.sft.per_device_batch),
+        **trainer_args(cfg, out, s.save_steps),
+        num_train_epochs=s.epochs,
+        max_steps=s.max_steps,
+        per_device_train_batch_size=s.per_device_batch,
+        gradient_accumulation_steps=accumulation(s.global_batch, s.per_device_batch),
+        learning_rate=s.learning_rate,
+        warmup_steps=s.warmup,  # a value below 1 is a share of all steps (transformers 5)
         lr_scheduler_type="cosine",  # the paper names no SFT schedule: ours
         max_length=None,  # TRL's default of 1024 cuts traces, or images, without an error
-        logging_steps=cfg.sft.logging_steps,
+        logging_steps=s.logging_steps,
     )
-    trainer = SFTTrainer(
+    trainer = trainer_class()(
         model=policy.model,
         args=args,
         train_dataset=rows,
         processing_class=policy.processor,
-        peft_config=models.adapter(cfg.sft.mode),
+        peft_config=models.adapter(s.mode),
+        callbacks=[CsvLog(out), FrozenVision(), SpikeWatch()],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)

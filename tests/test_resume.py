@@ -1,0 +1,154 @@
+"""Resume: 4 steps equal 2 + 2, bit for bit; a broken checkpoint is passed over, never loaded."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from test_train import settings, with_traces
+from vlaa_lib import traces, train
+from vlaa_lib.train import checkpoints
+from vlaa_lib.train.kl import AdaptiveKL
+
+WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
+WEIGHTS["4bit"] = WEIGHTS["lora"]
+
+
+def run(method, cfg, micro_data, out):
+    folder, made = micro_data
+    if method == "sft":
+        return train.sft(cfg, with_traces(made), folder / "images", out)
+    return train.grpo(cfg, made, folder / "images", out)
+
+
+def short(tiny_model, method, mode):
+    return settings(
+        tiny_model,
+        **{
+            f"{method}.mode": mode,
+            f"{method}.max_steps": 4,
+            "sft.epochs": 9.0,
+            "sft.global_batch": 4,
+            "sft.per_device_batch": 2,
+            "sft.save_steps": 2,
+            "grpo.save_rounds": 1,
+            "grpo.rollout_prompts": 4,
+            "grpo.train_batch": 8,  # two optimizer steps a sampling round
+            "grpo.per_device_batch": 4,
+            "grpo.max_completion_tokens": 8,
+            "grpo.dead_rounds": 9,
+            "grpo.kl_horizon": 100,
+            "grpo.kl_target": 1e-9,
+        },
+    )
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "4bit"])
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_path):
+    cfg = short(tiny_model, method, mode)
+    log = run(method, cfg, micro_data, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    (tmp_path / "resumed" / WEIGHTS[mode]).unlink()
+    again = run(method, cfg, micro_data, tmp_path / "resumed")
+    one, two = (
+        load_file(tmp_path / name / WEIGHTS[mode]) for name in ("whole", "resumed")
+    )
+    assert one.keys() == two.keys() and all((one[k] == two[k]).all() for k in one)
+    timeless = ("step_time", "epoch", "num_tokens")
+    assert [strip(row, timeless) for row in again] == [strip(row, timeless) for row in log]
+    assert [row["step"] for row in again] == [1, 2, 3, 4]
+    kept = list(csv.DictReader((tmp_path / "resumed" / "training_log.csv").open()))
+    assert len(kept) == 4
+    if method == "grpo":
+        rows = [traces.load(tmp_path / name / "traces") for name in ("whole", "resumed")]
+        assert rows[0] == rows[1] and len(rows[0]) == 2 * cfg.grpo.rollouts
+        betas = [row["beta"] for row in log]
+        assert betas[0] == betas[1] < betas[2] == betas[3]  # the controller moves once a round
+
+
+def strip(row, names):
+    return {k: v for k, v in row.items() if not k.startswith(names)}
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
+    def write(step):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+        (folder / "trainer_state.json").write_text("{}")
+        (folder / checkpoints.STATE).write_text("{}")
+        return folder
+
+    assert checkpoints.latest(tmp_path) is None
+    two, four, ten = write(2), write(4), write(10)
+    assert checkpoints.latest(tmp_path) == ten  # 10 comes after 4
+    (ten / "trainer_state.json").write_text('{"step": 1')
+    (four / "model.safetensors").unlink()
+    (tmp_path / "checkpoint-old").mkdir()
+    assert checkpoints.latest(tmp_path) == two
+    said = capsys.readouterr().out
+    assert "checkpoint-10" in said and "trainer_state.json" in said and "no weights" in said
+
+
+def test_a_folder_of_other_settings_is_refused(tiny_model, micro_data, tmp_path):
+    cfg = short(tiny_model, "sft", "lora")
+    run("sft", cfg, micro_data, tmp_path)
+    other = settings(tiny_model, **{"sft.mode": "lora", "sft.max_steps": 5})
+    with pytest.raises(checkpoints.CheckpointError, match=r"other settings \(sft\)"):
+        run("sft", other, micro_data, tmp_path)
+    assert checkpoints.latest(tmp_path).name == "checkpoint-4"
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    cfg = short(tiny_model, "sft", "lora")
+    trainer = train.sft.__globals__["trainer_class"]()
+    written = trainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        written(self, folder)
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(checkpoints.CheckpointError, match="(?s)step 4.*No space.*checkpoint-2"):
+        run("sft", cfg, micro_data, tmp_path)
+    assert checkpoints.latest(tmp_path).name == "checkpoint-2"
+    assert not (tmp_path / "checkpoint-4").exists()
+    monkeypatch.undo()
+    assert len(run("sft", cfg, micro_data, tmp_path)) == 4
+    assert checkpoints.latest(tmp_path).name == "checkpoint-4"
+    assert not list((tmp_path / checkpoints.STAGING).glob("*"))
+
+
+def test_adaptive_kl_follows_openrlhf():
+    controller = AdaptiveKL(1e-3, 5e-4, 10_000)
+    assert controller.update(1.0, 2048) == pytest.approx(1e-3 * (1 + 0.2 * 0.2048))  # clipped
+    assert controller.update(5e-4, 2048) == controller.beta  # on target: no change
+    before = controller.beta
+    assert controller.update(4.5e-4, 1000) == pytest.approx(before * (1 - 0.1 * 0.1))
+    for _ in range(49):
+        controller.update(0.0, 2048)
+    assert 1.2e-4 < controller.beta < 1.4e-4  # the whole of the paper's run: never below this
+
+
+def test_a_dead_reward_stops_with_the_doctors_report(tiny_model, micro_data, tmp_path):
+    from vlaa_lib.train.grpo import DeadReward
+
+    folder, made = micro_data
+    cfg = short(tiny_model, "grpo", "lora")  # an untrained model never meets the format
+    cfg = settings(tiny_model, **{"grpo.mode": "lora", "grpo.max_steps": 9, "grpo.dead_rounds": 2,
+                                  "grpo.max_completion_tokens": 8})
+    with pytest.raises(DeadReward, match="(?s)2 sampling rounds.*every reward is 0.*hit_rate"):
+        train.grpo(cfg, made, folder / "images", tmp_path)
+
+
+def test_the_state_is_json(tiny_model, micro_data, tmp_path):
+    run("grpo", short(tiny_model, "grpo", "lora"), micro_data, tmp_path)
+    state = json.loads((tmp_path / "checkpoint-4" / checkpoints.STATE).read_text())
+    assert state["beta"] > 0 and len(state["round_kl"]) == 2 and state["silent"] == 2

@@ -1,0 +1,68 @@
+"""What watches over a training: the log as a file, the frozen tower, loss spikes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .. import records
+
+SPIKE = 2.0  # ours: times the median of the last losses
+WINDOW = 20  # ours: losses that the median is taken of
+
+
+class TrainingError(RuntimeError):
+    """A training that goes on for nothing; the message says why it was stopped and what to do."""
+
+
+class CsvLog(TrainerCallback):
+    """Keep the Trainer's whole log as `training_log.csv`; a resumed run goes on with its rows."""
+
+    def __init__(self, out: str | Path):
+        self.path = Path(out) / "training_log.csv"
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            records.write_csv(self.path, steps_of(state.log_history))
+
+
+def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a log without the Trainer's closing summary."""
+    return [row for row in history if "train_runtime" not in row]
+
+
+class FrozenVision(TrainerCallback):
+    """Make sure at the first step that gradients reach the language model, and not the tower."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:
+            return
+        named = list(kwargs["model"].named_parameters())
+        moved = [n for n, p in named if ".visual." in f".{n}" and p.grad is not None]
+        if moved:
+            raise TrainingError(
+                f"the vision tower is to rest, and {moved[0]} has a gradient: load the model with "
+                "models.load_policy, which freezes it"
+            )
+
+
+class SpikeWatch(TrainerCallback):
+    """Say when the loss leaves its recent range, and stop when it is no number any more."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        if not losses or "loss" not in state.log_history[-1]:
+            return
+        *before, last = losses[-WINDOW - 1 :]
+        if not math.isfinite(last):
+            raise TrainingError(
+                f"step {state.global_step}: the loss is {last}; lower the learning rate, or look "
+                "for a broken record among the last batches"
+            )
+        usual = statistics.median(before) if len(before) >= 5 else math.inf
+        if last > SPIKE * usual and state.is_world_process_zero:
+            print(f"step {state.global_step}: loss spike, {last:.3f} after a usual {usual:.3f}")

@@ -1,0 +1,137 @@
+"""Checkpoints: written whole or not at all, and resumed with the weights that they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .. import records
+
+STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
+STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own state
+KEPT = 2  # ours: the newest may be of an optimizer that has just diverged
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, or does not belong to the run; says what to do."""
+
+
+class Resumable:
+    """Mixin in front of a TRL trainer: safe checkpoints, and a resume that loads the weights.
+
+    transformers 5.23 saves Qwen2.5-VL under the hub's names and resumes by those in memory, with
+    `strict=False`: nothing is loaded (huggingface/transformers#43701).
+    """
+
+    _is_writing = False
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beyond the Trainer's state; JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `own_state` returned."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / STAGING) if self._is_writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        from safetensors import SafetensorError
+        from transformers.trainer_utils import rotate_checkpoints
+
+        out, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        staged = out / STAGING / name
+        self._is_writing = True
+        try:
+            if self.accelerator.is_local_main_process:
+                shutil.rmtree(out / STAGING, ignore_errors=True)  # of a run that was killed
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            if self.accelerator.is_local_main_process:
+                records.write_text(staged / STATE, json.dumps(self.own_state()) + "\n")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            last = latest(out)
+            raise CheckpointError(
+                f"step {self.state.global_step}: the checkpoint could not be written below {out} "
+                f"({error}); make room and start the same command again: it goes on from "
+                f"{last.name if last else 'the start'}"
+            ) from error
+        finally:
+            self._is_writing = False
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_local_main_process:
+            with contextlib.suppress(FileNotFoundError):  # another node on the same disk was first
+                shutil.rmtree(out / name, ignore_errors=True)  # half of one, from elsewhere
+                staged.replace(out / name)
+            rotate_checkpoints(output_dir=str(out), save_total_limit=KEPT)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from peft import PeftModel
+
+        model = model or self.model
+        if isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict(), strict=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.restore(json.loads((Path(checkpoint) / STATE).read_text()))
+
+
+def step_of(checkpoint: str | Path | None) -> int:
+    """Return the optimizer step that a checkpoint was written after; 0 for none."""
+    return int(Path(checkpoint).name.removeprefix("checkpoint-")) if checkpoint else 0
+
+
+def latest(out: str | Path) -> Path | None:
+    """Return the newest whole checkpoint of a run folder; others are named and passed over."""
+    found = {}
+    for folder in Path(out).glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if not number.isdigit():
+            continue
+        if problem := _problem(folder):
+            print(f"passing over {folder}: {problem}")
+        else:
+            found[int(number)] = folder
+    return found[max(found)] if found else None
+
+
+def _problem(folder: Path) -> str:
+    """Say what a checkpoint lacks; empty when it is whole."""
+    for name in ("trainer_state.json", STATE):
+        try:
+            json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            return f"half-written, {name} is missing or broken"
+    weights = ("*.safetensors", "pytorch_model*", "global_step*")
+    if not any(path.stat().st_size for pattern in weights for path in folder.glob(pattern)):
+        return "half-written, it holds no weights"
+    return ""
+
+
+def begin(out: str | Path, settings: dict[str, Any]) -> str | None:
+    """Claim a run folder for these settings; return the checkpoint to go on from, if any.
+
+    Raises:
+        CheckpointError: the folder holds checkpoints of other settings.
+    """
+    path, last = Path(out) / "settings.json", latest(out)
+    settings = json.loads(json.dumps(settings))  # as it reads back
+    kept = json.loads(path.read_text()) if path.is_file() else None
+    if last and kept != settings:
+        changed = sorted(k for k in settings if (kept or {}).get(k) != settings[k])
+        raise CheckpointError(
+            f"{out} holds {last.name} of a run with other settings ({', '.join(changed)}); give "
+            "another folder, the same settings, or delete its checkpoints"
+        )
+    records.write_text(path, json.dumps(settings, indent=1) + "\n")
+    return str(last) if last else None
