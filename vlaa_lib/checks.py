@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "NotYet", "accumulation", "bootstrap", "check_steps", "completion_labels", "extract_answer",
-    "group_advantages", "has_aha", "iou", "split_think_answer", "worked_advantages",
-    "worked_labels",
+    "NotYet", "accumulation", "bootstrap", "check_steps", "choose", "completion_labels",
+    "extract_answer", "group_advantages", "has_aha", "iou", "relative", "split_think_answer",
+    "worked_advantages", "worked_labels",
 ]
 
 # (arguments, expected result, the rule that the case tests)
@@ -122,6 +122,43 @@ def iou(fn: Callable[[tuple, tuple], float]) -> None:
     ], same=_close)
 
 
+def relative(fn: Callable[[float, float, float], float]) -> None:
+    """Check a reader's open reward of S(y'), S(y) and beta (paper §4)."""
+    _expect("relative", fn, [
+        ((1.0, 0.0, 1.0), 1 - math.exp(-1), "one point better at beta 1: 1 - exp(-1)"),
+        ((3.0, 2.0, 1.0), 1 - math.exp(-1), "only the difference counts, not the level"),
+        ((2.0, 2.0, 1.0), 0.0, "as good as the reference is not better: 0"),
+        ((0.0, 2.0, 1.0), 0.0, "worse earns 0, never less: a reward lies in [0, 1]"),
+        ((1.0, 0.0, 0.1), 1 - math.exp(-0.1), "a small beta counts each point for little"),
+        ((50.0, 0.0, 3.0), 1.0, "far better comes as near to 1 as a number can, and not above"),
+        ((-1.0, -2.0, 1.0), 1 - math.exp(-1), "scores may be negative; the difference is not"),
+    ], same=_close)
+
+
+def choose(fn: Callable[[str, dict[str, str]], tuple[str | None, str]]) -> None:
+    """Check a reader's `verifiers.choose`: (the one choice named, "") or (None, what is wrong)."""
+    choices = {"A": "red", "B": "dark blue", "C": "30"}
+    cases: list[tuple[str, str | None, str]] = [
+        ("B", "B", "a letter alone names its choice"),
+        ("(b).", "B", "brackets, a stop and the letter's case do not matter"),
+        (r"$\boxed{\text{B}}$", "B", "LaTeX around the letter does not matter"),
+        ("The correct option is B", "B", "a lead-in is not part of the answer"),
+        ("Dark Blue", "B", "the exact text of one choice names it"),
+        ("B. dark blue", "B", "letter and text agree"),
+        ("B. red", None, "letter and text disagree"),
+        ("A or B", None, "two candidates are no answer"),
+        ("not B", None, "a denial names nothing"),
+        ("A dark cube", None, "this A is an article"),
+        ("A B C", None, "all letters name none"),
+        ("D", None, "there is no such choice"),
+        ("blue", None, "part of a choice's text is not its text"),
+    ]
+    _expect(
+        "choose", fn, [((text, choices), letter, rule) for text, letter, rule in cases],
+        same=lambda got, wanted: got[0] == wanted and bool(got[1]) == (wanted is None),
+    )
+
+
 def worked_labels(prompt: list[int], completion: list[int], num_padding: int = 0) -> list[int]:
     """Return training labels: the completion's tokens, -100 (no loss) for all others (paper §3).
 
@@ -163,14 +200,16 @@ def accumulation(fn: Callable[[int, int], int]) -> None:
         )
 
 
-def worked_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
-    """Centre and scale rewards inside each group (paper §4, GRPO).
+def worked_advantages(rewards: Tensor, scale: str = "group", eps: float = 1e-4) -> Tensor:
+    """Centre rewards inside each group and scale them (paper §4, GRPO).
 
     TRL does this inside its trainer; here it stands alone to be read, and the notebook holds it
     against the advantages that TRL stored.
 
     Args:
         rewards: [B, G] reward of each completion.
+        scale: what to divide by, as TRL's `scale_rewards`: the standard deviation of the group
+            (TRL default) or of the whole batch, or nothing (`none`).
         eps: added to the standard deviation (n - 1 in its denominator), as TRL does.
     Returns:
         [B, G] advantages; zeros where a group has no spread.
@@ -179,7 +218,10 @@ def worked_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     [[0.0, 0.0, 0.0, 0.0]]
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + eps)
+    if scale == "none":
+        return centred
+    spread = {"group": rewards.std(dim=1, keepdim=True), "batch": rewards.std()}[scale]
+    return centred / (spread + eps)
 
 
 def group_advantages(fn: Callable[[Tensor], Tensor]) -> None:
