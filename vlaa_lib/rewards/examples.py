@@ -11,11 +11,11 @@ from typing import Any
 from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, join_think_answer
 from ..records import Record
 from .answers import GoldError
-from .mixed import score, score_all
+from .mixed import audit, score, score_all
 from .reward_models import RewardModel
 
 PEERS = Path(__file__).with_name("peers.csv")
-SHOWN_CHARS = 60  # ours: of an answer in a table, so that a megabyte stays a line
+SHOWN_CHARS = 40  # ours: of an answer in a table, so that a megabyte stays a line
 
 
 def tried(
@@ -35,11 +35,11 @@ def tried(
     ]
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, limit_chars: int = SHOWN_CHARS) -> str:
     """Return the start of a text, with marks that cannot be seen or turn a line around spelt."""
-    start = text[:SHOWN_CHARS]
+    start = text[:limit_chars]
     start = start if start.isprintable() else repr(start)[1:-1]
-    return start if len(text) <= SHOWN_CHARS else f"{start}... ({len(text):,} characters)"
+    return start if len(text) <= limit_chars else f"{start}... ({len(text):,} characters)"
 
 
 def without_format(completion: str) -> str:
@@ -74,11 +74,11 @@ def peers() -> list[dict[str, Any]]:
         try:
             found = score(record, case["completion"])
             ours, reason = f"{found.value:g}", found.reason
-        except GoldError as error:
-            ours, reason = "refused", str(error)
+        except GoldError:
+            ours, reason = "refused", audit([record])[0].reason
         table.append({
             "repository": case["repository"], "gold": case["gold"],
-            "completion": _shown(case["completion"]), "theirs": case["theirs"],
+            "completion": _shown(case["completion"], 100), "theirs": case["theirs"],
             "what happens there": case["because"], "ours": ours,
             "is_right": ours == case["right"], "reason": reason,
         })  # fmt: skip

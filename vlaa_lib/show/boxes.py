@@ -31,7 +31,7 @@ def overlaps(image: Image.Image, gold: Box, answers: Sequence[Box | None]) -> Im
         panel = Image.new("RGB", (SIDE_PX, SIDE_PX + CAPTION_PX), "white")
         panel.paste(image.convert("RGB").resize((SIDE_PX, SIDE_PX)))
         pen = ImageDraw.Draw(panel)
-        for shape, color, width in ((gold, GOLD, 5), (box, ANSWER, 2)):
+        for shape, color, width in ((gold, GOLD, 4), (box, ANSWER, 2)):
             if shape:
                 pen.rectangle([v * (SIDE_PX - 1) for v in shape], outline=color, width=width)
         said = f"IoU {iou(gold, box):.3f}" if box else "no box"
