@@ -98,7 +98,7 @@ _running: dict[int, _Workers] = {}  # by process id: a forked child cannot use i
 def _workers() -> _Workers:
     """Return this process's workers, started on first use and again should they have broken.
 
-    A fork server starts them, so that they hold neither torch nor a GPU context.
+    They are not forked from here, so that they hold neither torch nor a GPU context.
     """
     workers = _running.get(os.getpid())
     if workers is None or not workers.pool.active:
@@ -106,8 +106,11 @@ def _workers() -> _Workers:
 
         from pebble import ProcessPool
 
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["math_verify"])  # a killed worker is back in milliseconds
+        # a forked child cannot use its parent's fork server either; a new one needs a new process
+        is_forked = not _running.keys() <= {os.getpid()}
+        context = multiprocessing.get_context("spawn" if is_forked else "forkserver")
+        if not is_forked:
+            context.set_forkserver_preload(["math_verify"])  # a killed worker is soon back
         pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
         workers = _running[os.getpid()] = _Workers(pool)
         atexit.register(_stop, pool, os.getpid())
