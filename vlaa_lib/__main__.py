@@ -140,8 +140,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
-    c.add_argument("name", choices=["construct"])
-    c.add_argument("--out", help="file for the row (JSON)")
+    c.add_argument("name", choices=["construct", "rewards"])
+    c.add_argument("--out", "--json", help="file for all that was found (JSON)")
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     _data_arguments(c)
@@ -345,10 +345,11 @@ def _bench(args) -> int:
 
     from . import bench, records
 
-    row = bench.BENCHMARKS[args.name]()
-    _table([row])
+    found = bench.BENCHMARKS[args.name]()
+    for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
+        _table(rows)
     if args.out:
-        records.write_text(args.out, json.dumps(row, indent=1) + "\n")
+        records.write_text(args.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from .. import prompts
+
 FOLDER = Path(__file__).parent
 MODES = ("full", "lora", "4bit")
 
@@ -74,6 +76,7 @@ class Grpo:
     beta: float
     epsilon: float
     loss_type: str
+    format: str
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,10 @@ def _check(s: Settings) -> None:
     for key, mode in (("sft.mode", s.sft.mode), ("grpo.mode", s.grpo.mode)):
         if mode not in MODES:
             raise ProfileError(f"{key}: {mode!r}; use one of {', '.join(MODES)}")
+    if s.grpo.format not in prompts.FORMATS:
+        raise ProfileError(
+            f"grpo.format: {s.grpo.format!r}; use one of {', '.join(prompts.FORMATS)}"
+        )
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from .answers import GoldError, Score
 from .calibration import Candidate, calibration, scene_candidates
 from .examples import peers, tried, without_format
 from .health import dead, doctor
-from .mixed import audit, mixed_reward, score, score_all, usable
+from .mixed import audit, mixed_reward, score, score_all, start, usable
 from .open_ended import SceneFacts, is_as_good
 from .reward_models import Kept, RewardModel
 from .verifiers import options, parse_box
@@ -13,5 +13,5 @@ from .verifiers import options, parse_box
 __all__ = [
     "Candidate", "GoldError", "Kept", "RewardModel", "SceneFacts", "Score", "audit", "calibration",
     "dead", "doctor", "iou", "is_as_good", "mixed_reward", "options", "parse_box", "peers",
-    "scene_candidates", "score", "score_all", "tried", "usable", "without_format",
+    "scene_candidates", "score", "score_all", "start", "tried", "usable", "without_format",
 ]

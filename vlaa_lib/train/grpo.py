@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,19 @@ def trainer_class() -> type:
 
         store: TraceStore | None = None
         run_name = "grpo"
+        format = "strict"
+        overlap = True  # mathematics is checked while the reference model runs
+
+        def _generate(self, prompts: list) -> tuple:
+            """Sample; then start the workers, whose verdicts TRL asks for after other passes."""
+            generated = super()._generate(prompts)
+            if self.overlap:
+                completions = generated[3]  # prompt ids, completion ids, tool mask, completions
+                rewards.start([row["record"] for row in self._rows], completions, self.format)
+            return generated
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+            self._rows = inputs
             output = super()._generate_and_score_completions(inputs)
             if self.store is not None:
                 self.store.append(self._trace_rows(inputs, output), self.accelerator.process_index)
@@ -81,6 +92,7 @@ def grpo(
     out: str | Path,
     start: str | Path | None = None,
     name: str = "grpo",
+    overlap: bool = True,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -89,6 +101,7 @@ def grpo(
     Args:
         start: checkpoint to start from; by default the profile's policy.
         name: the run's name in the trace store.
+        overlap: check mathematics while the reference model runs (ours; same rewards).
     Returns:
         The training log, one dict an optimizer step.
     """
@@ -131,10 +144,13 @@ def grpo(
         model=policy.model,
         args=args,
         train_dataset=rows,
-        reward_funcs=rewards.mixed_reward,
+        reward_funcs=update_wrapper(
+            partial(rewards.mixed_reward, format=g.format), rewards.mixed_reward
+        ),
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
     )
     trainer.store, trainer.run_name = TraceStore(Path(out) / "traces"), name
+    trainer.format, trainer.overlap = g.format, overlap
     trainer.train()
     return finish(trainer, out)
