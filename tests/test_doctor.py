@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scoring import record, wrap
-from vlaa_lib import doctor, microworld, records, rewards, traces
+from vlaa_lib import doctor, microworld, prompts, records, rewards, traces
 from vlaa_lib.__main__ import main
 
 
@@ -157,6 +157,9 @@ def test_an_id_that_is_a_number_and_an_array_are_read(tmp_path):
 
 # --- reasons -------------------------------------------------------------------------------------
 
+RIGHT = f"instead of {' '.join(prompts.TAGS)}"
+
+
 def test_reasons_that_differ_in_what_was_said_are_one():
     made = [record("digit", "3")] * 6
     answers = ["3", "4", "15.5", "it's \x1b[2J", 'so "so"', "three or four"]
@@ -176,9 +179,12 @@ def test_reasons_that_differ_in_what_was_said_are_one():
     ("iou: 0.532", "iou: #"),
     ("open: score -1e-05, reference 2", "open: score #, reference #"),
     ("math: timed out after 2 s of processor time", "math: timed out after # s of processor time"),
-    ("format: tags are <think> </think> instead of <think>",
-     "format: tags are <think> </think> instead of <think>"),
-    ("format: " + "<think> " * 1000, ("format: " + "<think> " * 1000)[:200] + "..."),
+    ("open: score 1.5, reference 2", "open: score #, reference #"),
+    (f"format: tags are <think> </think> {RIGHT}", "format: tags are <think> </think>"),
+    (f"format: tags are <THINK> </think> {RIGHT}", "format: tags are <THINK> ..."),
+    (f"format: tags are {RIGHT[11:]} <think> <think> {RIGHT}",
+     f"format: tags are {RIGHT[11:]} <think> ..."),
+    (f"format: tags are {'<think> ' * 20_000}{RIGHT}", "format: tags are <think> <think> ..."),
 ])
 def test_kinds_of_reasons(reason, kind):
     score = rewards.Score(0.0, reason)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
+from ..prompts import TAGS
 from ..records import Record, Reject
 from .answers import Score, excerpt
 from .mixed import audit, read_answer, score_all
 from .reward_models import RewardModel
 
 HIT = 0.5  # ours: the usual box threshold; digit, mcq and math score 0 or 1
-MAX_REASON_CHARS = 200  # ours: a reason may list every tag of a long completion
 _VARYING = re.compile(  # what differs between reasons of one kind: quoted text, letter, number
     r"(?P<quoted>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|"
-    r"(?<![\w<])(?:[A-Z](?:, [A-Z])*|[+-]?\d[\d.,]*(?:[eE][+-]?\d+)?)(?![\w>])"
+    r"(?<![\w<])(?:[A-Z](?:, [A-Z])*|[+-]?\d+(?:[.,]\d+)*(?:[eE][+-]?\d+)?)(?![\w>])"
 )
 
 
@@ -103,8 +104,7 @@ def reasons(
     """
     found: dict[str, list[int]] = {}
     for i, score in enumerate(scores):
-        kind = _VARYING.sub(lambda m: "'...'" if m["quoted"] else "#", _cut(score.reason))
-        found.setdefault(kind, []).append(i)
+        found.setdefault(_kind(score.reason), []).append(i)
     return [
         {
             "reason": kind,
@@ -118,8 +118,19 @@ def reasons(
     ]
 
 
-def _cut(reason: str) -> str:
-    return reason if len(reason) <= MAX_REASON_CHARS else reason[:MAX_REASON_CHARS] + "..."
+def _kind(reason: str) -> str:
+    """Take out what differs between reasons of one kind; of tags, what follows the first mistake.
+
+    >>> _kind("iou: 0.531"), _kind("format: tags are <think> <think> </think> instead of <think> x")
+    ('iou: #', 'format: tags are <think> <think> ...')
+    """
+    said, _, right_order = reason.partition(" instead of <")
+    if not right_order:
+        return _VARYING.sub(lambda m: "'...'" if m["quoted"] else "#", reason)
+    tags = said.removeprefix("format: tags are ").split()
+    right = takewhile(lambda pair: pair[0] == pair[1], zip(tags, TAGS, strict=False))
+    end = len(list(right)) + 1
+    return " ".join(["format: tags are", *tags[:end], *["..."] * (len(tags) > end)])
 
 
 def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
