@@ -135,9 +135,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--run-dir", help="default: runs/<profile>-matrix")
 
     c = command("doctor", _doctor, "Score sampled completions before training; exit 1 when dead.")
+    c.add_argument("what", nargs="?", choices=["rewards"], default="rewards")
     _data_arguments(c)
-    c.add_argument("--model", required=True)
+    given = c.add_mutually_exclusive_group(required=True)
+    given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
+    given.add_argument("--model", help="checkpoint to sample them from")
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
+    c.add_argument("--json", metavar="OUT", help="file for all that was found")
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
     c.add_argument("name", choices=["construct", "rewards"])
@@ -328,16 +332,9 @@ def _matrix(args) -> int:
 
 
 def _doctor(args) -> int:
-    from . import evaluate, models, rewards
+    from . import doctor
 
-    made = [record for record in _load(args)[: args.n] for _ in range(4)]
-    policy = models.load_policy(args.model)
-    texts = evaluate.generate(policy, made, args.images, temperature=0.8)
-    table = rewards.doctor(made, texts)
-    _table(table)
-    problem = rewards.dead(table)
-    print(problem or "the reward is alive")
-    return 1 if problem else 0
+    return doctor.main(args, _table)
 
 
 def _bench(args) -> int:

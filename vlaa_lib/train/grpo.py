@@ -10,6 +10,7 @@ from typing import Any
 from .. import models, rewards
 from ..profiles import Settings
 from ..records import Record
+from ..rewards.watch import Watch, kinds
 from ..traces import TraceStore
 from . import data
 from .common import accumulation, finish, trainer_args
@@ -18,12 +19,14 @@ from .common import accumulation, finish, trainer_args
 @cache
 def trainer_class() -> type:
     """Return the GRPOTrainer subclass; made on first use, since importing TRL takes seconds."""
+    from accelerate.utils import gather_object
     from trl import GRPOTrainer
 
     class TracingGRPOTrainer(GRPOTrainer):
         """GRPOTrainer that appends each sampled and scored completion to a trace store."""
 
         store: TraceStore | None = None
+        watch: Watch | None = None
         run_name = "grpo"
         format = "strict"
         overlap = True  # mathematics is checked while the reference model runs
@@ -40,8 +43,16 @@ def trainer_class() -> type:
             self._rows = inputs
             output = super()._generate_and_score_completions(inputs)
             if self.store is not None:
-                self.store.append(self._trace_rows(inputs, output), self.accelerator.process_index)
+                rows = self._trace_rows(inputs, output)
+                self.store.append(rows, self.accelerator.process_index)
+                self._watch_round(rows)
             return output
+
+        def _watch_round(self, rows: list[dict[str, Any]]) -> None:
+            """Put the round's hacking watch, over all processes, into TRL's metrics."""
+            if self.watch is not None and self.model.training:
+                for name, value in self.watch.add(gather_object(rows)).items():
+                    self._metrics["train"][name].append(value)
 
         def _trace_rows(self, inputs: list[dict], output: dict[str, Any]) -> list[dict[str, Any]]:
             """One row a rollout of this process: who, what, how scored; never pixels."""
@@ -70,6 +81,8 @@ def trainer_class() -> type:
 
         def _trace_row(self, example: dict, ids: list[int], stops: set[int]) -> dict[str, Any]:
             record = json.loads(example["record"])
+            raw = self.processing_class.decode(ids[:-1] if ids and ids[-1] in stops else ids)
+            signs = kinds(raw, record["question"], record["reward"])
             return {
                 "run": self.run_name,
                 "optimizer_step": self.state.global_step,
@@ -80,6 +93,7 @@ def trainer_class() -> type:
                 "completion": self.processing_class.decode(ids, skip_special_tokens=True),
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
+                "suspicious": ", ".join(signs),
             }
 
     return TracingGRPOTrainer
@@ -96,7 +110,8 @@ def grpo(
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
-    The reference is the start checkpoint. Rollouts go to `out/traces`.
+    The reference is the start checkpoint. Rollouts go to `out/traces`, their hacking watch to
+    `out/watch.csv`.
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
@@ -152,5 +167,6 @@ def grpo(
     )
     trainer.store, trainer.run_name = TraceStore(Path(out) / "traces"), name
     trainer.format, trainer.overlap = g.format, overlap
+    trainer.watch = Watch(Path(out) / "watch.csv" if trainer.is_world_process_zero() else None)
     trainer.train()
     return finish(trainer, out)
