@@ -1,6 +1,8 @@
 """Benchmarks run, and say what they measured."""
 
-from vlaa_lib import bench
+from vlaa_lib import bench, prompts, rewards
+from vlaa_lib.bench.rewards import mix
+from vlaa_lib.rewards import maths
 
 
 def test_construction_is_measured_beside_a_bare_client_loop():
@@ -9,3 +11,41 @@ def test_construction_is_measured_beside_a_bare_client_loop():
     assert row["ratio"] == round(row["seconds"] / row["peer seconds"], 3) or row["seconds"] < 1
     beyond = 1000 * (row["seconds"] - row["peer seconds"]) / 6
     assert abs(row["ms a record beyond the peer"] - beyond) < 1
+
+
+def test_rewards_are_measured_beside_two_peers():
+    found = bench.rewards(n=64, repeats=1)
+    assert [(row["items"], row["peer"].split()[0]) for row in found["speed"]] == [
+        (items, peer) for items in ("all", "math", "math, none twice")
+        for peer in ("TRL", "serial")
+    ]
+    whole, of_math = found["speed"][1], found["speed"][3]
+    assert whole["n"] == 64 > of_math["n"] >= found["speed"][5]["n"] > 0
+    assert all(row["agree"] <= row["peer scores"] <= row["n"] for row in found["speed"])
+    # what differs is listed, all of it
+    for peer, row in (("TRL accuracy_reward", found["speed"][0]), ("serial Math-Verify", whole)):
+        listed = sum(kind["n"] for kind in found["disagreements"] if kind["peer"] == peer)
+        assert listed == row["peer scores"] - row["agree"]
+    assert [row["batches"] for row in found["tail"]] == ["clean", "1 % hostile", "ratio"]
+    clean, hostile, ratio = found["tail"]
+    assert ratio["mean"] > 0 and clean["p50"] <= clean["p95"] and hostile["p50"] <= hostile["p99"]
+
+
+def test_the_mix_of_completions_is_seeded_and_holds_every_part_and_outcome():
+    rows = mix(400)
+    assert rows == mix(400) != mix(400, seed=1)
+    assert {record.reward for record, _ in rows} == set(prompts.TASK_INSTRUCTIONS)
+    scores = rewards.score_all([r for r, _ in rows], [text for _, text in rows])
+    reasons = [score.reason.split(":")[0] for score in scores]
+    assert 0.04 < reasons.count("format") / 400 < 0.2
+    for part in ("digit", "mcq", "math", "iou"):
+        values = [s.value for (r, _), s in zip(rows, scores, strict=True) if r.reward == part]
+        assert min(values) == 0 and max(values) == 1
+
+
+def test_the_measured_verdicts_are_those_of_one_completion_at_a_time():
+    rows = [row for row in mix(400) if row[0].reward == "math"][:24]
+    maths.forget()
+    together = rewards.score_all([r for r, _ in rows], [text for _, text in rows])
+    maths.forget()
+    assert [rewards.score(r, text) for r, text in rows] == together

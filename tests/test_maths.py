@@ -13,6 +13,11 @@ from vlaa_lib.rewards import Score, maths
 score = partial(scoring.score, "math")
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_verdicts():
+    maths.forget()
+
+
 @pytest.mark.parametrize(("gold", "answer"), [
     ("y = 2x + 1", "y = 2x + 1"), ("y = 2x + 1", "1 + 2x"), ("y = 2x + 1", "f(x) = 2x + 1"),
     ("y = 2x + 1", "$$y=1+2x$$"), ("y = 2x + 1", "\\boxed{2x+1}"), ("2x+1", "y = 2x+1"),
@@ -60,6 +65,7 @@ def test_math_text_is_never_run_as_python(tmp_path):
 
 
 def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
+    monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")
     monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
     monkeypatch.setattr(maths, "WALL_FACTOR", 100)  # the other limit must not come first
     gold = scoring.record("math", "2")
@@ -101,11 +107,109 @@ def test_a_worker_that_only_waits_is_killed_by_the_clock_on_the_wall(monkeypatch
 
 def test_a_dead_pool_is_replaced():
     assert score("2", "1 + 1").value == 1.0
-    pool = maths._pool()
+    pool = maths._workers().pool
     pool.stop()
     pool.join()
     assert score("2", "1 + 1").value == 1.0
-    assert maths._pool() is not pool
+    assert maths._workers().pool is not pool
+
+
+@pytest.mark.parametrize(("answer", "what"), [
+    ("9**9**9**9", "a large exponent"), ("\\boxed{9^{9^{9}}}", "a large exponent"),
+    ("(9^9)^{9^9}", "a large exponent"), ("9^{8+9^9}", "a large exponent"),
+    ("2^{-100000000}", "a large exponent"), ("9" * 400 + "^9^9^9", "a large exponent"),
+    ("(a+b+c+d)^{40}", "a high power of a sum"), ("9999999!", "a large factorial"),
+    ("\\binom{1000000}{5}", "a large factorial"), ("x" * 400, "a long name"),
+    ("(" * 11 + "x" + ")" * 11, "deep brackets"), ("\\sin(" * 60 + "x" + ")" * 60, "deep brackets"),
+])
+def test_what_would_take_seconds_is_refused_without_the_workers(answer, what, monkeypatch):
+    monkeypatch.setattr(maths, "_schedule", None)
+    found = score("2x", answer)
+    assert found.value == 0.0 and found.reason.endswith(f"is too much to work out: {what}")
+
+
+@pytest.mark.parametrize(("gold", "answer"), [
+    ("256", "2^{2^3}"), ("2^{1000}", "4^{500}"), ("(x+1)^{14}", "(1+x)^{14}"), ("x^{0.33333}",) * 2,
+    ("((((x))))", "x"), ("6", "3!"), ("1", "0^0"), ("e^{-x^2}", "\\exp(-x^2)"),
+    ("10^{50}", "100^{25}"),
+])
+def test_what_is_large_in_the_gold_as_well_is_worked_out(gold, answer):
+    assert score(gold, answer) == Score(1.0, f"math: {answer!r} is right")
+
+
+def test_equal_checks_are_made_once_and_forgotten_when_asked():
+    gold = scoring.record("math", "y = 2x + 1")
+    said = ["2x+1", "$y = 2x+1$", "\\boxed{2x+1}", "The answer is $2x+1$.", "2x+2"]
+    first = rewards.score_all([gold] * 5, [scoring.wrap(a) for a in said])
+    assert [s.value for s in first] == [1.0] * 4 + [0.0]
+    kept = maths._workers().checks
+    assert len(kept) == 2
+    futures = list(kept.values())
+    assert rewards.score_all([gold] * 5, [scoring.wrap(a) for a in said]) == first
+    assert [id(f) for f in kept.values()] == [id(f) for f in futures]
+    maths.forget()
+    assert rewards.score(gold, scoring.wrap(said[0])) == first[0]
+    assert len(kept) == 1 and next(iter(kept.values())) is not futures[0]
+
+
+def test_few_checks_are_remembered_the_newest(monkeypatch):
+    monkeypatch.setattr(maths, "KEPT", 2)
+    for answer in ("1", "2", "3", "2", "4"):
+        score("2", answer)
+    assert [answer for _, answer, _ in maths._workers().checks] == ["2", "4"]
+
+
+def test_a_check_that_failed_by_no_fault_of_its_own_is_made_again(monkeypatch):
+    monkeypatch.setattr(maths, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(maths, "WALL_FACTOR", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(maths, "_check", _hung)
+        assert "of waiting" in score("2", "1 + 1").reason
+    monkeypatch.setattr(maths, "WALL_FACTOR", 100)
+    assert score("2", "1 + 1").value == 1.0
+
+
+def test_a_check_that_used_up_its_limit_is_not_made_again(monkeypatch):
+    monkeypatch.setattr(maths, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(maths, "WALL_FACTOR", 1000)
+    monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")
+    first = score("2", "9^{9^{9^{9}}}")
+    assert "of processor time" in first.reason
+    pending = maths.submit(scoring.record("math", "2"), "9^{9^{9^{9}}}")
+    assert pending.done() and score("2", "9^{9^{9^{9}}}") == first
+
+
+def _score_in_child(context_name, pipe):
+    """Score in a process of its own, whose parent has workers and verdicts, some pending."""
+    pipe.send([score("y = 2x", "2x").value, score("y = 2x", "3x").value])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_any_kind_of_child_has_its_own_workers(method):
+    import multiprocessing
+
+    pending = [maths.submit(scoring.record("math", "y = 2x"), f"{n}x") for n in (2, 3)]
+    context = multiprocessing.get_context(method)
+    mine, theirs = context.Pipe()
+    child = context.Process(target=_score_in_child, args=(method, theirs))
+    child.start()
+    assert mine.poll(120), "the child waits for its parent's workers"
+    assert mine.recv() == [1.0, 0.0]
+    child.join()
+    assert child.exitcode == 0
+    assert [future.result() for future in pending] == ["right", "wrong"]
+
+
+def test_workers_serve_a_cell_that_runs_beside_an_event_loop_and_off_the_main_thread():
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def cell():
+        return score("2x", "x + x")
+
+    assert asyncio.run(cell()).value == 1.0
+    with ThreadPoolExecutor(1) as thread:  # a notebook's widget, TRL's reward thread
+        assert thread.submit(score, "2x", "3x").result() == Score(0.0, "math: '3x' is wrong")
 
 
 def _loaded_modules():
@@ -115,7 +219,7 @@ def _loaded_modules():
 def test_workers_have_no_torch_and_little_memory():
     import resource
 
-    limit = maths._pool().schedule(resource.getrlimit, args=(resource.RLIMIT_AS,)).result()
+    limit = maths._workers().pool.schedule(resource.getrlimit, args=(resource.RLIMIT_AS,)).result()
     assert limit == (maths.MEMORY_BYTES, maths.MEMORY_BYTES) or sys.platform == "darwin"
-    loaded = maths._pool().schedule(_loaded_modules).result()
+    loaded = maths._workers().pool.schedule(_loaded_modules).result()
     assert "math_verify" in loaded and "torch" not in loaded and "transformers" not in loaded

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import math
 import re
 
 import pytest
-import torch
 
 from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
+from vlaa_lib.rewards import open_ended, verifiers
 from vlaa_lib.train import objective
 from vlaa_lib.train.common import accumulation
 
@@ -126,6 +127,12 @@ def undivided(a, b):
     return rewards.iou(a, b) if union else 1 / union
 
 
+def letter(text, choices, pattern):
+    """Take a letter wherever a pattern finds one."""
+    found = re.findall(pattern, text)
+    return (found[0].upper(), "") if len(set(found)) == 1 else (None, "no single letter")
+
+
 def centred(rewards):
     return rewards - rewards.mean(dim=1, keepdim=True)
 
@@ -141,6 +148,8 @@ RIGHT = [
     (checks.has_aha, has_aha),
     (checks.split_think_answer, prompts.split_think_answer),
     (checks.iou, rewards.iou),
+    (checks.relative, open_ended.relative),
+    (checks.choose, verifiers.choose),
     (checks.completion_labels, checks.worked_labels),
     (checks.accumulation, accumulation),
     (checks.group_advantages, objective.advantages),
@@ -166,6 +175,20 @@ WRONG = {
         (signed_overlap, "apart in both"),
         (undivided, "division by zero"),
         (lambda a, b: 1 - rewards.iou(a, b), "covers itself"),
+    ],
+    checks.relative: [
+        (lambda new, old, beta: 1 - math.exp(-beta * (new - old)), "never less"),
+        (lambda new, old, beta: float(new > old), "one point better"),
+        (lambda new, old, beta: open_ended.relative(new, 0.0, beta), "difference"),
+        (lambda new, old, beta: open_ended.relative(new, old), "small beta"),
+    ],
+    checks.choose: [
+        (lambda text, choices: letter(text, choices, r"\b[A-D]\b"), "case do not matter"),
+        (lambda text, choices: letter(text, choices, r"\b[A-Ca-c]\b"), "exact text"),
+        (lambda text, choices: verifiers.choose(text.removeprefix("not "), choices), "denial"),
+        (lambda text, choices: verifiers.choose(text.partition(" or ")[0], choices), "candidates"),
+        (lambda text, choices: verifiers.choose(text, {}), "exact text"),
+        (lambda text, choices: (verifiers.choose(text, choices)[0], "why"), "letter alone"),
     ],
     checks.completion_labels: [
         (lambda prompt, completion, padding: [*prompt, *completion] + [-100] * padding, "prompt"),

@@ -6,7 +6,8 @@ import torch
 from test_train import settings
 from vlaa_lib import models, rewards
 from vlaa_lib.train import data, objective
-from vlaa_lib.train.grpo import grpo_config, trainer_class
+from vlaa_lib.train.grpo import grpo_config
+from vlaa_lib.train.trainer import trainer_class
 
 SHAPE = (8, 5)  # two prompts, four completions each, five tokens
 
@@ -82,6 +83,7 @@ def test_the_advantages_are_trls(scale, trainer, micro_data, monkeypatch):
         trainer, "_calculate_rewards", lambda *args: earned.flatten()[:, None]
     )
     monkeypatch.setattr(trainer, "_trace_rows", lambda *args: [])
+    monkeypatch.setattr(trainer, "watch", None)
     monkeypatch.setattr(trainer, "store", None)
     trainer.model.train()
     theirs = trainer._generate_and_score_completions(inputs)["advantages"].view(4, 4)

@@ -12,7 +12,7 @@ import pytest
 from scoring import COLON, record, score, wrap
 from vlaa_lib import microworld, rewards
 from vlaa_lib.microworld import facts, truth
-from vlaa_lib.rewards import GoldError, Score, health, mixed, open_ended, verifiers
+from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 
 SCENE = {
@@ -35,6 +35,22 @@ SCENE = {
 def test_wrong_format_earns_nothing(completion, reward, gt):
     found = rewards.score(record(reward, gt), completion)
     assert found.value == 0 and found.reason.startswith("format: ")
+
+
+@pytest.mark.parametrize(("format", "completion"), [
+    ("text_before", "Sure! " + wrap("3")), ("text_after", wrap("3") + " Done."),
+    ("no_think", "<answer>3</answer>"),
+])
+def test_the_format_is_one_setting_of_all_that_score(format, completion):
+    made = record("digit", "3")
+    rows = [json.dumps(made.to_json())]
+    assert rewards.score_all([made], [completion])[0].reason.startswith("format:")
+    assert rewards.mixed_reward([], [completion], rows) == [0.0]
+    assert mixed.read_answer(completion, format) == ("3", None)
+    assert rewards.score_all([made], [completion], format=format)[0].value == 1.0
+    assert rewards.mixed_reward([], [completion], rows, format=format) == [1.0]
+    with pytest.raises(ValueError, match="use one of strict"):
+        rewards.mixed_reward([], [completion], rows, format="lax")
 
 
 def test_lengths_are_capped():
@@ -231,6 +247,31 @@ def test_mixed_reward_logs_the_format_rate_and_only_the_parts_present():
     )
     assert values == [1.0, 0.0, 0.0, 0.0]
     assert metrics == {"reward_digit": 0.25, "format_rate": 0.5}
+
+
+def test_what_was_started_is_scored_as_if_it_were_not():
+    rows = [*batch(), (record("math", "y = 2x", id="w"), "3x"),
+            (record("math", "2"), "$1$, $2$")]  # fmt: skip
+    made, texts = [json.dumps(r.to_json()) for r, _ in rows], [wrap(a) for _, a in rows]
+    maths.forget()
+    plain = rewards.mixed_reward([], texts, made)
+    maths.forget()
+    rewards.start(made, [[{"role": "assistant", "content": text}] for text in texts])
+    begun = list(maths._workers().checks.items())
+    assert {answer for (_, answer, _), _ in begun} == {"2x", "3x"}
+    assert rewards.mixed_reward([], texts, made) == plain
+    # found, not repeated
+    assert {id(f) for f in maths._workers().checks.values()} == {id(f) for _, f in begun}
+
+
+def test_what_was_started_and_never_asked_for_stops_nothing():
+    bad = record("math", "\\frac{", id="bad")
+    made = [json.dumps(r.to_json()) for r in (bad, record("math", "$x$ or $y$", id="worse"))]
+    rewards.start(made, [wrap("2x")] * 2)  # a bad gold is raised where scores are asked for
+    rewards.start([json.dumps(GOOD[2].to_json())], ["no tags"])
+    with pytest.raises(GoldError, match="record bad"):
+        rewards.mixed_reward([], [wrap("2x")], made[:1])
+    assert rewards.score(GOOD[2], wrap("2x")).value == 1.0
 
 
 def test_mixed_reward_of_some_parts_leaves_the_others_out():

@@ -73,6 +73,38 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
 
 
+def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    folder, made = micro_data
+    made = [replace(r, reward="math", gt="y = 2x", solution="y = 2x") for r in made]
+    cfg = settings(tiny_model, **{"grpo.steps": 1, "grpo.max_completion_tokens": 12,
+                                  "grpo.format": "no_think"})  # fmt: skip
+    calls, start, mixed_reward = [], rewards.start, rewards.mixed_reward
+
+    def started(record, completions, format):
+        calls.append(("start", format, list(record), list(completions)))
+        start(record, completions, format)
+
+    def scored(*args, record, completions, format, **columns):
+        calls.append(("score", format, list(record), list(completions)))
+        return mixed_reward(*args, record=record, completions=completions, format=format, **columns)
+
+    monkeypatch.setattr(rewards, "start", started)
+    scored.__name__ = "mixed_reward"
+    monkeypatch.setattr(rewards, "mixed_reward", scored)
+    found = {}
+    for overlap in (True, False):
+        out = tmp_path / str(overlap)
+        train.grpo(cfg, made, folder / "images", out, overlap=overlap)
+        found[overlap] = [{k: row[k] for k in ("record_id", "completion", "reward", "reason")}
+                          for row in traces.load(out / "traces")]  # fmt: skip
+    assert found[True] == found[False] and found[True]
+    assert [name for name, *_ in calls] == ["start", "score", "score"]
+    assert calls[0][1:] == calls[1][1:], "workers get what is scored"
+    assert calls[0][1] == "no_think"
+
+
 def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):
     from vlaa_lib import models
 

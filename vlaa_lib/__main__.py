@@ -135,13 +135,17 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--run-dir", help="default: runs/<profile>-matrix")
 
     c = command("doctor", _doctor, "Score sampled completions before training; exit 1 when dead.")
+    c.add_argument("what", nargs="?", choices=["rewards"], default="rewards")
     _data_arguments(c)
-    c.add_argument("--model", required=True)
+    given = c.add_mutually_exclusive_group(required=True)
+    given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
+    given.add_argument("--model", help="checkpoint to sample them from")
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
+    c.add_argument("--json", metavar="OUT", help="file for all that was found")
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
-    c.add_argument("name", choices=["construct"])
-    c.add_argument("--out", help="file for the row (JSON)")
+    c.add_argument("name", choices=["construct", "rewards"])
+    c.add_argument("--out", "--json", help="file for all that was found (JSON)")
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     _data_arguments(c)
@@ -328,16 +332,9 @@ def _matrix(args) -> int:
 
 
 def _doctor(args) -> int:
-    from . import evaluate, models, rewards
+    from . import doctor
 
-    made = [record for record in _load(args)[: args.n] for _ in range(4)]
-    policy = models.load_policy(args.model)
-    texts = evaluate.generate(policy, made, args.images, temperature=0.8)
-    table = rewards.doctor(made, texts)
-    _table(table)
-    problem = rewards.dead(table)
-    print(problem or "the reward is alive")
-    return 1 if problem else 0
+    return doctor.main(args, _table)
 
 
 def _bench(args) -> int:
@@ -345,10 +342,11 @@ def _bench(args) -> int:
 
     from . import bench, records
 
-    row = bench.BENCHMARKS[args.name]()
-    _table([row])
+    found = bench.BENCHMARKS[args.name]()
+    for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
+        _table(rows)
     if args.out:
-        records.write_text(args.out, json.dumps(row, indent=1) + "\n")
+        records.write_text(args.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

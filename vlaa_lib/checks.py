@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "NotYet", "accumulation", "bootstrap", "check_steps", "completion_labels", "extract_answer",
-    "group_advantages", "has_aha", "iou", "split_think_answer", "worked_labels",
+    "NotYet", "accumulation", "bootstrap", "check_steps", "choose", "completion_labels",
+    "extract_answer", "group_advantages", "has_aha", "iou", "relative", "split_think_answer",
+    "worked_labels",
 ]
 
 # (arguments, expected result, the rule that the case tests)
@@ -119,6 +120,43 @@ def iou(fn: Callable[[tuple, tuple], float]) -> None:
         ((box, nothing), 0.0, "a box without width covers nothing"),
         ((nothing, nothing), 0.0, "two boxes without area: 0, not a division by zero"),
     ], same=_close)
+
+
+def relative(fn: Callable[[float, float, float], float]) -> None:
+    """Check a reader's open reward of S(y'), S(y) and beta (paper §4)."""
+    _expect("relative", fn, [
+        ((1.0, 0.0, 1.0), 1 - math.exp(-1), "one point better at beta 1: 1 - exp(-1)"),
+        ((3.0, 2.0, 1.0), 1 - math.exp(-1), "only the difference counts, not the level"),
+        ((2.0, 2.0, 1.0), 0.0, "as good as the reference is not better: 0"),
+        ((0.0, 2.0, 1.0), 0.0, "worse earns 0, never less: a reward lies in [0, 1]"),
+        ((1.0, 0.0, 0.1), 1 - math.exp(-0.1), "a small beta counts each point for little"),
+        ((50.0, 0.0, 3.0), 1.0, "far better comes as near to 1 as a number can, and not above"),
+        ((-1.0, -2.0, 1.0), 1 - math.exp(-1), "scores may be negative; the difference is not"),
+    ], same=_close)
+
+
+def choose(fn: Callable[[str, dict[str, str]], tuple[str | None, str]]) -> None:
+    """Check a reader's `verifiers.choose`: (the one choice named, "") or (None, what is wrong)."""
+    choices = {"A": "red", "B": "dark blue", "C": "30"}
+    cases: list[tuple[str, str | None, str]] = [
+        ("B", "B", "a letter alone names its choice"),
+        ("(b).", "B", "brackets, a stop and the letter's case do not matter"),
+        (r"$\boxed{\text{B}}$", "B", "LaTeX around the letter does not matter"),
+        ("The correct option is B", "B", "a lead-in is not part of the answer"),
+        ("Dark Blue", "B", "the exact text of one choice names it"),
+        ("B. dark blue", "B", "letter and text agree"),
+        ("B. red", None, "letter and text disagree"),
+        ("A or B", None, "two candidates are no answer"),
+        ("not B", None, "a denial names nothing"),
+        ("A dark cube", None, "this A is an article"),
+        ("A B C", None, "all letters name none"),
+        ("D", None, "there is no such choice"),
+        ("blue", None, "part of a choice's text is not its text"),
+    ]
+    _expect(
+        "choose", fn, [((text, choices), letter, rule) for text, letter, rule in cases],
+        same=lambda got, wanted: got[0] == wanted and bool(got[1]) == (wanted is None),
+    )
 
 
 def worked_labels(prompt: list[int], completion: list[int], num_padding: int = 0) -> list[int]:

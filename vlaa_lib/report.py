@@ -15,10 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import ROOT, records
+from . import ROOT, records, stages
+from .rewards import watch
 from .show import svg
 from .show.figures import html_table
-from .show.style import PAPER_COLOR, Rows, distinct, number, read
+from .show.style import PAPER_COLOR, Rows, chosen, distinct, number, read
 
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
             "plotly", "torch", "transformers", "trl")  # what results can depend on
@@ -30,6 +31,7 @@ RESULTS = (
     ("construct_counts.csv", "Construction: records in and out of each step", "01"),
     ("sft_log.csv", "SFT: loss", "02"),
     ("grpo_*.csv", "GRPO: reward, KL and length", "04"),
+    ("watch_*.csv", "Hacking watch", "04"),
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
 )
@@ -174,7 +176,27 @@ def _result(pattern: str, file: Path) -> str:
     if not rows:
         return _missing(f"results/{file.name}", "the file holds no rows")
     heading = f"<h3>{escape(file.name)}</h3>"
-    return heading + "".join(_figures(pattern, rows)) + _table(rows)
+    alarms = _alarms(file, rows) if pattern == "watch_*.csv" else ""
+    return heading + alarms + "".join(_figures(pattern, rows)) + _table(rows)
+
+
+def _alarms(file: Path, rows: Rows) -> str:
+    """List the alarms of a run's hacking watch, held against the accuracy before and after it."""
+    curve = [{key: number(value) for key, value in row.items()} for row in rows]
+    if not all(row.get("step") is not None and (row.get("n") or 0) > 0 for row in curve):
+        return _missing("alarms", f"{file.name} lacks numbers in the columns step and n")
+    run = file.stem.removeprefix("watch_")
+    accuracy = file.with_name("accuracy.csv")
+    answered = chosen(read(accuracy), "source", "all") if accuracy.is_file() else []
+    shares = {row.get("model"): number(row.get("accuracy")) for row in answered}
+    before, after = shares.get(stages.RUNS.get(run) or "instruct"), shares.get(run)
+    held_out, against = {}, "No accuracy on held-out records of start and end to hold against it."
+    if before is not None and after is not None:
+        held_out = {0: before, curve[-1]["step"]: after}
+        against = f"Held-out accuracy: {before:.3f} before, {after:.3f} after."
+    found = watch.episodes(curve, held_out)
+    told = _table(found) if found else f"<p>No alarm in {len(curve)} rounds.</p>"
+    return f"{told}<p>{against}</p>"
 
 
 def _figures(pattern: str, rows: Rows) -> list[str]:
@@ -194,6 +216,9 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
             _drawn(svg.lines, rows, "step", name, title=title, y_title=title, **axes)
             for title, name in CURVES.items()
         ]
+    if pattern == "watch_*.csv":
+        return [_drawn(svg.lines, rows, "step", "suspicious", x_title="optimizer step",
+                       title="Share of completions with a suspicious sign")]  # fmt: skip
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip

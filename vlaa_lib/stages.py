@@ -147,6 +147,8 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
         rl = _take(data / "rl.jsonl", images, cfg.data.rl_per_source)
         log = train.grpo(cfg, rl, images, path, start=start, name=name)
         write_csv(run / "results" / f"grpo_{name}.csv", log)
+        watched = (path / "watch.csv").read_text(encoding="utf-8")
+        records.write_text(run / "results" / f"watch_{name}.csv", watched)
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from .. import prompts
 from ..records import REWARDS
 
 FOLDER = Path(__file__).parent
@@ -20,6 +21,7 @@ CHOICES = {
     "grpo.kl": ("adaptive", "fixed", "off"),
     "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
     "grpo.scale_rewards": ("group", "batch", "none"),
+    "grpo.format": prompts.FORMATS,
     "grpo.sampler": ("transformers", "vllm-colocate", "vllm-server"),
 }
 
@@ -98,6 +100,7 @@ class Grpo:
     dead_rounds: int
     sampler: str
     save_rounds: int
+    format: str
 
     @property
     def rollouts(self) -> int:

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from ..records import Record
-from .answers import Score
-from .mixed import audit, score_all
+from ..prompts import TAGS
+from ..records import Record, Reject
+from .answers import Score, excerpt
+from .mixed import audit, read_answer, score_all
 from .reward_models import RewardModel
 
 HIT = 0.5  # ours: the usual box threshold; digit, mcq and math score 0 or 1
+_VARYING = re.compile(  # what differs between reasons of one kind: quoted text, letter, number
+    r"(?P<quoted>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|"
+    r"(?<![\w<])(?:[A-Z](?:, [A-Z])*|[+-]?\d+(?:[.,]\d+)*(?:[eE][+-]?\d+)?)(?![\w>])"
+)
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What the doctor found; `usable` and `scores` go together, one a completion scored.
+
+    Attributes:
+        table: rows of `doctor`.
+        reasons: rows of `reasons`.
+        bad_golds: records whose completions could not be scored.
+        problem: why nothing can be learnt (`dead`), or None.
+        warnings: the same, said of single parts where others are alive.
+    """
+
+    table: list[dict[str, Any]]
+    reasons: list[dict[str, Any]]
+    bad_golds: list[Reject]
+    problem: str | None
+    warnings: list[str]
+    usable: list[tuple[Record, str]]
+    scores: list[Score]
 
 
 def doctor(
@@ -18,24 +47,39 @@ def doctor(
     completions: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     reward_model: RewardModel | None = None,
+    format: str = "strict",
 ) -> list[dict[str, Any]]:
     """Score sampled completions and sum up each reward part, and all of them (`all`).
 
     Args:
         records: one a completion.
         groups: group id of each completion; default: the record's id.
+        format: one of `prompts.FORMATS`.
     Returns:
         Rows of `part, n, hit_rate, format_rate, mean, low, high, zero_variance, bad_golds`:
         shares in [0, 1]; `low, high` the extreme rewards; `zero_variance` the share of groups of
         two or more whose rewards are all equal (None without such groups); `bad_golds` a count of
         records, whose completions are left out of all the rest.
     """
+    return examine(records, completions, groups, reward_model, format).table
+
+
+def examine(
+    records: Sequence[Record],
+    completions: Sequence[str],
+    groups: Sequence[Hashable] | None = None,
+    reward_model: RewardModel | None = None,
+    format: str = "strict",
+) -> Checkup:
+    """Score sampled completions like `doctor`; return table, reasons and verdict together."""
     ids = list(groups) if groups is not None else [record.id for record in records]
     rows = list(zip(records, completions, ids, strict=True))
     distinct = list({record.id: record for record in records}.values())
-    bad = {reject.id for reject in audit(distinct, reward_model=reward_model)}
+    rejects = audit(distinct, reward_model=reward_model)
+    bad = {reject.id for reject in rejects}
     usable = [row for row in rows if row[0].id not in bad]
-    scores = score_all([r for r, *_ in usable], [text for _, text, _ in usable], reward_model)
+    made, texts = [record for record, *_ in usable], [text for _, text, _ in usable]
+    scores = score_all(made, texts, reward_model, format)
     table = []
     for part in (*dict.fromkeys(record.reward for record in records), "all"):
         mine = [
@@ -44,7 +88,52 @@ def doctor(
         ]
         bad_golds = sum(r.id in bad and part in (r.reward, "all") for r in distinct)
         table.append({"part": part, **_summary(mine), "bad_golds": bad_golds})
-    return table
+    problem = dead(table)
+    warnings = [f"{row['part']}: {said}" for row in table[:-1] if (said := _problem(row))]
+    return Checkup(
+        table, reasons(made, texts, scores), rejects, problem, [] if problem else warnings,
+        list(zip(made, texts, strict=True)), scores,
+    )  # fmt: skip
+
+
+def reasons(
+    records: Sequence[Record], completions: Sequence[str], scores: Sequence[Score]
+) -> list[dict[str, Any]]:
+    """Count the reasons of scores, most frequent first, each with an escaped example.
+
+    Reasons that differ in a quoted text, a letter or a number only are one: `digit: # instead of
+    #`. Rows: `reason, count, share, mean` (reward), `id, example` (the answer; without the format,
+    the completion).
+    """
+    found: dict[str, list[int]] = {}
+    for i, score in enumerate(scores):
+        found.setdefault(_kind(score.reason), []).append(i)
+    return [
+        {
+            "reason": kind,
+            "count": len(those),
+            "share": len(those) / len(scores),
+            "mean": _mean([scores[i].value for i in those]),
+            "id": records[those[0]].id,
+            "example": excerpt(read_answer(completions[those[0]])[0] or completions[those[0]]),
+        }
+        for kind, those in sorted(found.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _kind(reason: str) -> str:
+    """Take out what differs between reasons of one kind; of tags, what follows the first mistake.
+
+    >>> _kind("iou: 0.531"), _kind("format: tags are <think> <think> </think> instead of <think> x")
+    ('iou: #', 'format: tags are <think> <think> ...')
+    """
+    said, _, right_order = reason.partition(" instead of <")
+    if not right_order:
+        return _VARYING.sub(lambda m: "'...'" if m["quoted"] else "#", reason)
+    tags = said.removeprefix("format: tags are ").split()
+    right = takewhile(lambda pair: pair[0] == pair[1], zip(tags, TAGS, strict=False))
+    end = len(list(right)) + 1
+    return " ".join(["format: tags are", *tags[:end], *["..."] * (len(tags) > end)])
 
 
 def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
@@ -69,21 +158,24 @@ def _mean(values: list) -> float | None:
 
 
 def dead(table: list[dict[str, Any]]) -> str | None:
-    """Say why a `doctor` table means that nothing can be learnt, or None when something can.
+    """Say why a `doctor` table means that nothing can be learnt, with the remedy; None if alive.
 
     >>> dead(doctor([], []))
     'no completion could be scored: sample some, and see the golds that fail the audit'
     """
-    row = next(row for row in table if row["part"] == "all")
+    return _problem(next(row for row in table if row["part"] == "all"))
+
+
+def _problem(row: dict[str, Any]) -> str | None:
     if not row["n"]:
         return "no completion could be scored: sample some, and see the golds that fail the audit"
     if row["high"] == 0:
-        return (
-            f"every reward is 0 (format right in {row['format_rate']:.0%}): train the format with "
-            "SFT first, or look at the completions' reasons"
-        )
+        remedy = "the answers are wrong: take easier records or a stronger start, read the reasons"
+        if row["format_rate"] < HIT:
+            remedy = "train the format with SFT first, or look at the completions' reasons"
+        return f"every reward is 0 (format right in {row['format_rate']:.0%}): {remedy}"
     if row["low"] == row["high"]:
-        return f"every reward is {row['high']:g}: nothing left to learn from these records"
+        return f"every reward is {row['high']:g}: nothing left to learn; take harder records"
     if row["zero_variance"] == 1:
         return "in every group all rewards are equal: no advantage; sample hotter or more"
     return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..records import Record
 from .answers import GoldError, Score, bare, excerpt, gold_text
-from .notation import clean, comparable, is_one
+from .notation import clean, comparable, is_one, too_large
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -21,6 +24,7 @@ TIMEOUT_S = 5.0
 WALL_FACTOR = 10  # ours: wall time over TIMEOUT_S after which a worker that only waits is killed
 MAX_MATH_CHARS = 500  # ours: ten times the longest gold we have seen
 WORKERS = min(4, os.cpu_count() or 1)  # ours: a check takes about 0.1 s, a batch a few hundred
+KEPT = 4096  # ours: checks to remember, about 2 KiB each; groups of many steps
 MEMORY_BYTES = 2**30  # ours: a worker needs 0.3 GiB; a tower of powers would take all there is
 
 
@@ -38,6 +42,7 @@ def _prepare_worker() -> None:
     import math_verify  # noqa: F401
 
 
+@lru_cache(maxsize=8)  # a group's answers come together and share their gold
 def _parse(latex: str) -> list:
     """Parse one LaTeX expression; an empty list when it cannot be read."""
     from math_verify import LatexExtractionConfig, parse
@@ -79,26 +84,42 @@ def _check(gold: str, answer: str, seconds: float) -> str:
         signal.alarm(0)
 
 
-_running: dict[int, ProcessPool] = {}  # by process id: a forked child cannot use its parent's pool
+@dataclass
+class _Workers:
+    """A pool, and what it was asked: checks by their arguments, the newest last."""
+
+    pool: ProcessPool
+    checks: OrderedDict[tuple[str, str, float], Future] = field(default_factory=OrderedDict)
 
 
-def _pool() -> ProcessPool:
+_running: dict[int, _Workers] = {}  # by process id: a forked child cannot use its parent's pool
+
+
+def _workers() -> _Workers:
     """Return this process's workers, started on first use and again should they have broken.
 
-    A fork server starts them, so that they hold neither torch nor a GPU context.
+    They are not forked from here, so that they hold neither torch nor a GPU context.
     """
-    pool = _running.get(os.getpid())
-    if pool is None or not pool.active:
+    workers = _running.get(os.getpid())
+    if workers is None or not workers.pool.active:
         import multiprocessing
 
         from pebble import ProcessPool
 
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["math_verify"])  # a killed worker is back in milliseconds
+        # a forked child cannot use its parent's fork server either; a new one needs a new process
+        is_forked = not _running.keys() <= {os.getpid()}
+        context = multiprocessing.get_context("spawn" if is_forked else "forkserver")
+        if not is_forked:
+            context.set_forkserver_preload(["math_verify"])  # a killed worker is soon back
         pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
-        _running[os.getpid()] = pool
+        workers = _running[os.getpid()] = _Workers(pool)
         atexit.register(_stop, pool, os.getpid())
-    return pool
+    return workers
+
+
+def forget() -> None:
+    """Forget all verdicts, so that each is worked out anew: for measurements and tests."""
+    _workers().checks.clear()
 
 
 def _stop(pool: ProcessPool, owner: int) -> None:
@@ -110,6 +131,9 @@ def _stop(pool: ProcessPool, owner: int) -> None:
 
 def submit(record: Record, answer: str) -> Future | Score:
     """Send an answer to the workers; a Score at once where no maths is needed to refuse it.
+
+    What is equal to an earlier check, waiting or done, is not checked again: policies repeat their
+    answers, and a trainer may submit a batch before it asks for the scores.
 
     Raises:
         GoldError: the gold is too long to be an expression.
@@ -124,8 +148,34 @@ def submit(record: Record, answer: str) -> Future | Score:
     pair = comparable(gold, answer)
     if isinstance(pair, str):
         return Score(0.0, f"math: {pair}")
-    wall_s = WALL_FACTOR * TIMEOUT_S
-    return _pool().schedule(_check, args=(*pair, TIMEOUT_S), timeout=wall_s)
+    if what := too_large(*pair):
+        return Score(0.0, f"math: {excerpt(said)} is too much to work out: {what}")
+    return _schedule(*pair, TIMEOUT_S)
+
+
+def _schedule(*args: str | float) -> Future:
+    """Return the future of a check with these arguments, an earlier one where that will do."""
+    workers = _workers()
+    future = workers.checks.pop(args, None)
+    if future is None or not _will_do(future):
+        future = workers.pool.schedule(_check, args=args, timeout=WALL_FACTOR * TIMEOUT_S)
+    workers.checks[args] = future
+    if len(workers.checks) > KEPT:
+        workers.checks.popitem(last=False)
+    return future
+
+
+def _will_do(future: Future) -> bool:
+    """Say whether a check need not be repeated: it runs, or failed by nobody's fault but its own.
+
+    Not so one that was cancelled, killed by something else or given up on a busy machine.
+    """
+    if not future.done():
+        return True
+    if future.cancelled():
+        return False
+    error = future.exception()
+    return error is None or getattr(error, "exitcode", None) == -signal.SIGPROF
 
 
 def collect(record: Record, answer: str, pending: Future | Score) -> Score:

@@ -21,11 +21,15 @@ MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of t
 _RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
 
 
-def read_answer(completion: str) -> tuple[str, Score | None]:
-    """Return the answer of a completion, or the zero that its format earns (paper §4)."""
+def read_answer(completion: str, format: str = "strict") -> tuple[str, Score | None]:
+    """Return the answer of a completion, or the zero that its format earns (paper §4).
+
+    Args:
+        format: one of `prompts.FORMATS`, see `prompts.split_think_answer`.
+    """
     if len(completion) > MAX_COMPLETION_CHARS:
         return "", Score(0.0, f"format: more than {MAX_COMPLETION_CHARS} characters")
-    parsed = prompts.split_think_answer(completion)
+    parsed = prompts.split_think_answer(completion, format)
     if parsed.problem:
         return "", Score(0.0, f"format: {parsed.problem}")
     if len(parsed.answer) > MAX_ANSWER_CHARS:
@@ -39,17 +43,21 @@ def score(record: Record, completion: str, reward_model: RewardModel | None = No
 
 
 def score_all(
-    records: Sequence[Record], completions: Sequence[str], reward_model: RewardModel | None = None
+    records: Sequence[Record],
+    completions: Sequence[str],
+    reward_model: RewardModel | None = None,
+    format: str = "strict",
 ) -> list[Score]:
     """Score completions, each with its own record; mathematics runs in parallel workers.
 
     Args:
         records: one a completion; a record may repeat, as in a group.
         reward_model: for open answers; default: facts of the micro-world's scenes.
+        format: one of `prompts.FORMATS`.
     Raises:
         GoldError: a gold that its verifier cannot use; run `audit` when loading data.
     """
-    scores = _score_each(records, completions, reward_model)
+    scores = _score_each(records, completions, reward_model, format)
     for record, found in zip(records, scores, strict=True):
         if isinstance(found, GoldError):
             raise GoldError(f"record {record.id}: {found} (`rewards.audit` lists all such records)")
@@ -57,12 +65,15 @@ def score_all(
 
 
 def _score_each(
-    records: Sequence[Record], completions: Sequence[str], model: RewardModel | None
+    records: Sequence[Record],
+    completions: Sequence[str],
+    model: RewardModel | None,
+    format: str = "strict",
 ) -> list[Score | GoldError]:
     """Score like `score_all`, with a gold's error in the place of its score."""
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
-    read = [read_answer(text) for text in completions]
+    read = [read_answer(text, format) for text in completions]
     scores: list[Any] = [problem for _, problem in read]
     rows = [(i, records[i], answer) for i, (answer, problem) in enumerate(read) if not problem]
     for i, record, answer in rows:  # first of all, so that the workers run meanwhile
@@ -173,26 +184,27 @@ def mixed_reward(
     log_metric: Callable[[str, float], None] | None = None,
     parts: Collection[str] = REWARDS,
     reward_model: RewardModel | None = None,
+    format: str = "strict",
     **columns: Any,
 ) -> list[float | None]:
     """Score a batch as TRL's GRPOTrainer asks for it (paper §4, mixed reward).
 
-    For other `parts` or a reward model: `functools.update_wrapper(partial(mixed_reward, ...),
-    mixed_reward)`, since TRL names a reward by its `__name__`.
+    For other `parts`, a format or a reward model: `functools.update_wrapper(partial(mixed_reward,
+    ...), mixed_reward)`, since TRL names a reward by its `__name__`.
 
     Args:
         record: dataset column, each record as JSON; TRL repeats it for each completion.
         parts: rewards to score; other records get None, which TRL leaves out.
+        format: one of `prompts.FORMATS`.
     Returns:
         One reward in [0, 1] a completion, or None.
     """
-    parsed = {text: from_json(json.loads(text)) for text in set(record)}
-    records = [parsed[text] for text in record]
+    records = _records(record)
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
     chosen = [i for i, r in enumerate(records) if r.reward in parts]
     texts = [text_of(completions[i]) for i in chosen]
-    found = score_all([records[i] for i in chosen], texts, reward_model)
+    found = score_all([records[i] for i in chosen], texts, reward_model, format)
     by_index = dict(zip(chosen, found, strict=True))
     scores = [by_index.get(i) for i in range(len(records))]
     if log_extra:
@@ -201,6 +213,27 @@ def mixed_reward(
     if log_metric and found:
         _log_metrics(log_metric, [records[i].reward for i in chosen], found)
     return [s.value if s else None for s in scores]
+
+
+def start(record: Sequence[str], completions: Sequence, format: str = "strict") -> None:
+    """Let the workers begin with a batch's mathematics; `mixed_reward` finds it done, or waits.
+
+    Nothing has to be handed over and nothing changes but the time: see `maths.submit`.
+
+    Args:
+        record, completions, format: as `mixed_reward` will get them.
+    """
+    for made, completion in zip(_records(record), completions, strict=True):
+        if made.reward == "math":
+            answer, problem = read_answer(text_of(completion), format)
+            if problem is None:
+                _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`
+
+
+def _records(column: Sequence[str]) -> list[Record]:
+    """Read records from a dataset's column, in which each stands once a completion."""
+    parsed = {text: from_json(json.loads(text)) for text in set(column)}
+    return [parsed[text] for text in column]
 
 
 def _log_metrics(

@@ -5,6 +5,7 @@ Text only: nothing here evaluates anything. Gold and answer go through the same 
 
 from __future__ import annotations
 
+import math
 import re
 
 from .answers import bare
@@ -143,3 +144,60 @@ def comparable(gold: str, answer: str) -> tuple[str, str] | str:
     if gold_unit and unit and gold_unit != unit:
         return f"unit {unit} instead of {gold_unit}"
     return gold_body, body
+
+
+# What Math-Verify would multiply out or try every way to read, and how much of it we let through
+# (ours: each well above what an answer needs)
+_LIMITS = {"deep brackets": 8, "a large exponent": 1000, "a high power of a sum": 12,
+           "a large factorial": 99, "a long name": 30}  # fmt: skip
+_EXPONENT = re.compile(r"(\))?\s?\^\s?(?:\{([^{}]*)\}|\(([^()]*)\)|(-?\d+))")
+_POWER = re.compile(r"(\d+)\s?\^\s?(?:\{\s?(\d+)\s?\}|\((\d+)\)|(\d+))(?!\s?[\d^])")
+_FACTORIAL = re.compile(r"(\d+)\s?!|binom\s?\{?(\d+)")
+
+
+def too_large(gold: str, answer: str) -> str:
+    r"""Say what in an answer would take seconds to work out, though its gold does not; else "".
+
+    A sieve that spares the workers; what it lets through costs at most the time limit.
+
+    >>> too_large("3", "9^{9^{9}}"), too_large("9", "3^2"), too_large("(x+1)^{20}", "(1+x)^{20}")
+    ('a large exponent', '', '')
+    """
+    sizes, golds = _sizes(answer), _sizes(gold)
+    return next((k for k, most in _LIMITS.items() if sizes[k] > max(most, golds[k])), "")
+
+
+def _sizes(text: str) -> dict[str, float]:
+    """Measure depth of brackets, numbers in exponents and in front of `!`, and length of names."""
+    sizes = dict.fromkeys(_LIMITS, 0.0)
+
+    def note(what: str, size: float) -> None:
+        sizes[what] = max(sizes[what], size)
+
+    depth = 0
+    for mark in text:
+        depth += (mark in "([{") - (mark in ")]}")
+        note("deep brackets", depth)
+    for match in _FACTORIAL.finditer(text):
+        note("a large factorial", _number(match[1] or match[2]))
+    for name in re.findall(r"[A-Za-z]+", text):
+        note("a long name", len(name))
+    while True:  # towers from the top; each pass takes a power away
+        for match in _EXPONENT.finditer(text):
+            for digits in re.findall(r"(?<![\d.])\d+", match[2] or match[3] or match[4] or ""):
+                note("a large exponent", _number(digits))
+                note("a high power of a sum", _number(digits) if match[1] else 0)
+        text, found = _POWER.subn(_multiplied_out, text)
+        if not found or sizes["a large exponent"] > _LIMITS["a large exponent"]:
+            return sizes
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 10 else math.inf
+
+
+def _multiplied_out(power: re.Match) -> str:
+    """Write a power as a number; beyond nine digits any will do that is as long."""
+    base, exponent = _number(power[1]), _number(power[2] or power[3] or power[4])
+    small = base < 2 or (base < 10**9 and exponent * math.log10(base) < 9)
+    return str(int(base**exponent)) if small else "9" * 10

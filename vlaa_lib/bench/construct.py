@@ -1,4 +1,4 @@
-"""Benchmarks: ours beside a named peer, in one run, as medians and ratios."""
+"""What the construction pipeline costs, beside a bare client loop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import microworld, prompts, records
+from .. import microworld, prompts, records
+from .timing import interleaved
 
 _TRACE = prompts.join_think_answer("There are two and one. " * 20, "3")
 _REPLIES = {"caption": "There are 3 things.", "verify": "Yes"}
@@ -36,7 +35,7 @@ def construct(n: int = 400, concurrency: int = 64, repeats: int = 3, latency_s: 
         images = Path(folder) / "images"
 
         def ours() -> None:
-            from . import construct as library
+            from .. import construct as library
 
             with tempfile.TemporaryDirectory() as out:
                 limits = library.Limits(concurrency=concurrency)
@@ -49,7 +48,7 @@ def construct(n: int = 400, concurrency: int = 64, repeats: int = 3, latency_s: 
             asyncio.run(_bare_loop(made, images, base_url, concurrency))
 
         ours(), bare()  # both import and connect once
-        mine, theirs = _interleaved((ours, bare), repeats)
+        mine, theirs = interleaved((ours, bare), repeats)
     return {
         "benchmark": "construct",
         "peer": "openai client, bare loop",
@@ -62,24 +61,13 @@ def construct(n: int = 400, concurrency: int = 64, repeats: int = 3, latency_s: 
     }
 
 
-def _interleaved(works: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
-    """Time each work in turn, `repeats` times; return the median seconds of each."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats):
-        for found, work in zip(seconds, works, strict=True):
-            start = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in seconds]
-
-
 async def _bare_loop(
     made: list[records.Record], images: Path, base_url: str, concurrency: int
 ) -> None:
     from openai import AsyncOpenAI
 
-    from .construct.endpoints import ENDPOINTS
-    from .construct.wire import body, data_url
+    from ..construct.endpoints import ENDPOINTS
+    from ..construct.wire import body, data_url
 
     texts = {step: getattr(prompts, f"{step.upper()}_PROMPT") for step in ENDPOINTS}
     waiting = iter(made)
@@ -137,5 +125,3 @@ def _serve(pipe: Any, latency_s: float) -> None:
 
     asyncio.run(main())
 
-
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"construct": construct}

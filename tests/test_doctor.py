@@ -1,0 +1,201 @@
+"""`doctor rewards`: table, reasons, verdict; what is wrong is named, nothing dropped."""
+
+import json
+
+import pytest
+
+from scoring import record, wrap
+from vlaa_lib import doctor, microworld, prompts, records, rewards, traces
+from vlaa_lib.__main__ import main
+
+
+@pytest.fixture
+def micro(tmp_path):
+    """Two records that ask for a number (`solids`), on disk."""
+    return tmp_path, microworld.write_split(tmp_path, ["solids"], "dev", 2)
+
+
+def rows_of(made, *answers):
+    """Return completion rows: each record with each answer; None stands for its gold."""
+    return [
+        {"id": r.id, "completion": wrap(r.solution if answer is None else answer)}
+        for r in made for answer in answers
+    ]  # fmt: skip
+
+
+def run(folder, rows, *words):
+    """Write the completions and call the doctor; text stands as it is."""
+    lines = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "c.jsonl").write_text(lines)
+    return call(folder, "--completions", folder / "c.jsonl", *words)
+
+
+def call(folder, *words):
+    data = ("--records", folder / "records.jsonl", "--images", folder / "images")
+    return main([str(word) for word in ("doctor", "rewards", *data, *words)])
+
+
+def test_a_living_reward(micro, capsys):
+    folder, made = micro
+    rows = [*rows_of(made, None, "none at all"), {"id": made[0].id, "completion": "3"}]
+    rows += [{"id": made[1].id, "completion": "<|im_start|>" + wrap("3 or 7"), "group": 2}]
+    assert run(folder, rows, "--json", folder / "out.json") == 0
+    out = capsys.readouterr().out
+    assert "the reward is alive" in out and "gold audit: 0 of 2 records rejected" in out
+    assert "completions: 6, for 2 of 2 usable records" in out
+    assert "suspicious: 1 of 6; 1 offer several answers; 1 contain special tokens" in out
+    assert "digit: '...' is not one number" in out and "'none at all'" in out
+    found = json.loads((folder / "out.json").read_text())
+    assert found["problem"] is None and found["unknown_ids"] == {} and found["rejects"] == []
+    digit = found["table"][0]
+    assert (digit["part"], digit["n"], digit["hit_rate"]) == ("digit", 6, 2 / 6)
+    assert sum(reason["count"] for reason in found["reasons"]) == 6
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [
+    ("nothing", "take easier records"), (None, "nothing left to learn"),
+])
+def test_a_dead_reward_is_exit_code_1_with_its_remedy(micro, answer, verdict, capsys):
+    folder, made = micro
+    assert run(folder, rows_of(made, answer, answer)) == 1
+    assert verdict in capsys.readouterr().out
+
+
+def test_one_dead_part_among_others_is_a_warning(tmp_path, capsys):
+    made = microworld.write_split(tmp_path, ["solids", "panel"], "dev", 2)
+    rows = rows_of([r for r in made if r.reward == "digit"], None, "x")
+    rows += rows_of([r for r in made if r.reward == "mcq"], "x", "y")
+    assert {r.reward for r in made} == {"digit", "mcq"}
+    assert run(tmp_path, rows) == 0
+    out = capsys.readouterr().out
+    assert "warning: mcq: every reward is 0" in out and "warning: digit" not in out
+
+
+@pytest.mark.parametrize(("line", "reason"), [
+    ('{"id": "x", "comple', "not valid JSON"),
+    ("[1]", "expected a JSON object, found list"),
+    ('{"completion": "x"}', "key 'id' is missing"),
+    ('{"id": true, "completion": "x"}', "key 'id' is missing or no text"),
+    ('{"id": "x"}', "key 'completion' is missing"),
+    ('{"id": "x", "completion": ["a"]}', "put the sampled text there"),
+    ('{"id": "x", "completion": "a", "group": [1]}', "key 'group' is list"),
+])
+def test_a_bad_line_is_named_with_file_line_and_remedy(micro, line, reason, capsys):
+    folder, made = micro
+    good = json.dumps(rows_of(made, None)[0]) + "\n"
+    assert run(folder, good + line + "\n" + line) == 2
+    said = capsys.readouterr().err
+    for number in (2, 3):
+        place = f"error: c.jsonl:{number}: "
+        named = [text for text in said.splitlines() if text.startswith(place)]
+        assert len(named) == 1 and reason in named[0]
+    assert "2 bad lines, named above; repair or delete them" in said
+
+
+def test_unknown_ids_are_listed_once_and_counted(micro, capsys):
+    folder, made = micro
+    rows = rows_of(made, None, "x") + [{"id": "\x1b[2J", "completion": "3"}] * 3
+    assert run(folder, rows, "--json", folder / "out.json") == 0
+    said = capsys.readouterr()
+    assert said.err.count("unknown id: c.jsonl:5: '\\x1b[2J' is no usable record's") == 1
+    assert "not scored: 3 completions of 1 unknown ids" in said.out
+    assert "\x1b" not in said.err + said.out
+    assert json.loads((folder / "out.json").read_text())["unknown_ids"] == {"\x1b[2J": 3}
+
+
+def test_a_bad_gold_is_in_the_audits_count_and_its_completions_are_named(micro, capsys):
+    folder, made = micro
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    bad = json.loads(lines[0]) | {"id": "bad", "gt": "a few", "solution": ""}
+    (folder / "records.jsonl").write_text("\n".join([*lines, json.dumps(bad)]))
+    rows = [*rows_of(made, None, "x"), {"id": "bad", "completion": "3"}]
+    assert run(folder, rows) == 0
+    said = capsys.readouterr()
+    assert "gold audit: 1 of 3 records rejected" in said.out and "'bad'" in said.err
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "no such file"), (b"\x1f\x8b\xff", "not UTF-8"), (b"", "no completion of any"),
+    (b'{"id": "other", "completion": "3"}', "do the files go together"),
+])
+def test_a_bad_file_is_exit_code_2(micro, content, message, capsys):
+    folder, _ = micro
+    if content is not None:
+        (folder / "c.jsonl").write_bytes(content)
+    assert call(folder, "--completions", folder / "c.jsonl") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "c.jsonl" in last
+
+
+def test_a_model_or_completions_must_be_named(micro, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(micro[0])
+    assert end.value.code == 2 and "--completions" in capsys.readouterr().err
+
+
+def test_a_trace_store_is_read_with_its_groups(micro):
+    folder, made = micro
+    store = traces.TraceStore(folder / "traces")
+    for step, answer in enumerate((made[0].solution, "x")):
+        store.append([
+            {"run": "grpo", "optimizer_step": step, "record_id": made[0].id,
+             "completion": wrap(answer)}
+        ] * 2)  # fmt: skip
+    sampled = doctor.read(folder / "traces", made)
+    assert sampled.groups == [f"grpo/{step}/{made[0].id}" for step in (0, 0, 1, 1)]
+    assert call(folder, "--completions", folder / "traces") == 1  # each group is of one mind
+    assert rewards.doctor(sampled.records, sampled.completions)[0]["zero_variance"] == 0.0
+
+
+def test_an_id_that_is_a_number_and_an_array_are_read(tmp_path):
+    made = [records.Record(**{**vars(record("digit", "3")), "id": "7"})]
+    rows = [{"id": 7, "completion": "a", "group": None}, {"record_id": "7", "completion": "b"}]
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    sampled = doctor.read(tmp_path / "c.json", made)
+    assert sampled.completions == ["a", "b"] and sampled.groups == ["7", "7"]
+
+
+# --- reasons -------------------------------------------------------------------------------------
+
+RIGHT = f"instead of {' '.join(prompts.TAGS)}"
+
+
+def test_reasons_that_differ_in_what_was_said_are_one():
+    made = [record("digit", "3")] * 6
+    answers = ["3", "4", "15.5", "it's \x1b[2J", 'so "so"', "three or four"]
+    texts = [wrap(answer) for answer in answers]
+    found = rewards.reasons(made, texts, rewards.score_all(made, texts))
+    assert [(r["reason"], r["count"], r["mean"]) for r in found] == [
+        ("digit: '...' is not one number", 3, 0.0), ("digit: # instead of #", 2, 0.0),
+        ("digit: # is right", 1, 1.0),
+    ]
+    assert found[0]["example"] == '"it\'s \\x1b[2J"' and found[0]["share"] == 0.5
+
+
+@pytest.mark.parametrize(("reason", "kind"), [
+    ("mcq: B instead of C", "mcq: # instead of #"),
+    ("mcq: E is none of the choices A, B, C", "mcq: # is none of the choices #"),
+    ("mcq: letter A does not go with '2'", "mcq: letter # does not go with '...'"),
+    ("iou: 0.532", "iou: #"),
+    ("open: score -1e-05, reference 2", "open: score #, reference #"),
+    ("math: timed out after 2 s of processor time", "math: timed out after # s of processor time"),
+    ("open: score 1.5, reference 2", "open: score #, reference #"),
+    (f"format: tags are <think> </think> {RIGHT}", "format: tags are <think> </think>"),
+    (f"format: tags are <THINK> </think> {RIGHT}", "format: tags are <THINK> ..."),
+    (f"format: tags are {RIGHT[11:]} <think> <think> {RIGHT}",
+     f"format: tags are {RIGHT[11:]} <think> ..."),
+    (f"format: tags are {'<think> ' * 20_000}{RIGHT}", "format: tags are <think> <think> ..."),
+])
+def test_kinds_of_reasons(reason, kind):
+    score = rewards.Score(0.0, reason)
+    assert rewards.reasons([record("digit", "3")], ["x"], [score])[0]["reason"] == kind
+
+
+def test_examine_returns_what_doctor_and_dead_return():
+    made = [record("digit", "3"), record("digit", "3"), record("digit", "many", id="bad")]
+    texts = [wrap("3"), wrap("4"), wrap("1")]
+    found = rewards.examine(made, texts)
+    assert found.table == rewards.doctor(made, texts) and found.problem is None
+    assert [reject.id for reject in found.bad_golds] == ["bad"]
+    assert [text for _, text in found.usable] == texts[:2] and len(found.scores) == 2
+    assert rewards.examine([], []).problem == rewards.dead(rewards.doctor([], []))

@@ -1,0 +1,151 @@
+"""The command line of `doctor rewards`: is there anything to learn from these completions?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import records, rewards
+from .records import Record, RecordError
+from .rewards import watch
+from .rewards.answers import excerpt
+
+SHOWN = 12  # reasons printed; all are in the JSON file
+SAMPLES = 4  # completions of a record, where a model is asked
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Completions with their records and groups, and the ids that no usable record has."""
+
+    records: list[Record] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
+    groups: list[Hashable] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)  # id -> number of completions
+
+
+def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
+    """Run `python -m vlaa_lib doctor rewards`; 0 alive, 1 where nothing can be learnt."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = list(rewards.usable(args.records, args.images, folder))
+        lines = (Path(folder) / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    rejects = [json.loads(line) for line in lines]
+    sampled = read(args.completions, made) if args.completions else _sample(args, made)
+    found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
+    table = [{k: v for k, v in row.items() if k != "bad_golds"} for row in found.table]
+    signs = watch.rows(*zip(*found.usable, strict=True), found.scores) if found.usable else []
+    counts = Counter(sign for row in signs for sign in filter(None, row["suspicious"].split(", ")))
+    show(table)
+    print(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
+    asked = len({record.id for record in sampled.records})
+    print(f"completions: {len(sampled.completions)}, for {asked} of {len(made)} usable records")
+    if sampled.unknown:
+        total = sum(sampled.unknown.values())
+        print(f"not scored: {total} completions of {len(sampled.unknown)} unknown ids, named above")
+    suspicious = sum(bool(row["suspicious"]) for row in signs)
+    details = "".join(f"; {count} {watch.KINDS[kind]}" for kind, count in counts.most_common())
+    print(f"suspicious: {suspicious} of {len(signs)}{details}\n")
+    show(found.reasons[:SHOWN])
+    if len(found.reasons) > SHOWN:
+        print(f"and {len(found.reasons) - SHOWN} rarer reasons; --json keeps them all")
+    print("".join(f"\nwarning: {text}" for text in found.warnings))
+    print(found.problem or "the reward is alive")
+    if args.json:
+        report = {
+            "problem": found.problem,
+            "warnings": found.warnings,
+            "table": table,
+            "reasons": found.reasons,
+            "suspicious": dict(counts),
+            "rejects": rejects,
+            "unknown_ids": sampled.unknown,
+        }
+        records.write_text(args.json, json.dumps(report, indent=1) + "\n")
+    return 1 if found.problem else 0
+
+
+def _sample(args: Namespace, made: list[Record]) -> Sampled:
+    from . import evaluate, models
+
+    asked = [record for record in made[: args.n] for _ in range(SAMPLES)]
+    policy = models.load_policy(args.model)
+    texts = evaluate.generate(policy, asked, args.images, temperature=0.8)
+    return Sampled(asked, texts, [record.id for record in asked])
+
+
+def read(path: str | Path, made: list[Record]) -> Sampled:
+    """Read completions for records: JSON Lines, a JSON array, or the folder of a trace store.
+
+    A row holds `id` (or `record_id`), `completion` and, optionally, `group`; the default group is
+    the id, in a trace store the sampling round and the id. Ids without a record are listed.
+
+    Raises:
+        RecordError: bad lines, each named on the screen; or no completion of any record.
+    """
+    by_id, sampled, bad = {record.id: record for record in made}, Sampled(), 0
+    for place, row in _rows(Path(path)):
+        try:
+            name, completion, group = _fields(row)
+        except RecordError as error:
+            print(f"error: {place}: {error}", file=sys.stderr)
+            bad += 1
+            continue
+        if name not in by_id:
+            if name not in sampled.unknown:
+                print(
+                    f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, "
+                    "or sample again from these",
+                    file=sys.stderr,
+                )
+            sampled.unknown[name] = sampled.unknown.get(name, 0) + 1
+            continue
+        sampled.records.append(by_id[name])
+        sampled.completions.append(completion)
+        sampled.groups.append(group)
+    if bad:
+        raise RecordError(f"{path}: {bad} bad lines, named above; repair or delete them")
+    if not sampled.records:
+        raise RecordError(f"{path}: no completion of any usable record; do the files go together?")
+    return sampled
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row or its error) of a completions file or a trace store."""
+    if path.is_dir():
+        from . import traces
+
+        for number, row in enumerate(traces.load(path), 1):
+            step = f"{row.get('run')}/{row.get('optimizer_step')}"
+            yield f"{path.name}: row {number}", row | {"group": f"{step}/{row.get('record_id')}"}
+        return
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; check the path given for the completions")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line, row in records.iter_json(stream):
+                yield f"{path.name}:{line}", row
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+
+
+def _fields(row: Any) -> tuple[str, str, Hashable]:
+    if isinstance(row, RecordError):
+        raise row
+    if not isinstance(row, dict):
+        raise RecordError(f"expected a JSON object, found {type(row).__name__}")
+    name, completion = row.get("id", row.get("record_id")), row.get("completion")
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise RecordError("key 'id' is missing or no text; name the record that was asked")
+    if not isinstance(completion, str):
+        raise RecordError("key 'completion' is missing or no text; put the sampled text there")
+    group = row.get("group")
+    if not isinstance(group, (str, int, type(None))):
+        raise RecordError(f"key 'group' is {type(group).__name__}; use text, a number or none")
+    return str(name), completion, str(name) if group is None else group

@@ -1,0 +1,151 @@
+"""The GRPO trainer: TRL's, which keeps every rollout, steers the KL and stops on a dead reward."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from functools import cache
+from typing import Any
+
+from .. import rewards
+from ..records import from_json
+from ..rewards.watch import Watch, kinds
+from ..traces import TraceStore, has_aha
+from .checkpoints import Resumable
+from .kl import AdaptiveKL
+
+
+class DeadReward(RuntimeError):
+    """Nothing can be learnt from these rewards; the message holds the doctor's report."""
+
+
+@cache
+def trainer_class() -> type:
+    """Return the GRPOTrainer subclass; made on first use, since importing TRL takes seconds."""
+    from accelerate.utils import gather_object
+    from trl import GRPOTrainer
+
+    class TracingGRPOTrainer(Resumable, GRPOTrainer):
+        """GRPOTrainer with a trace store, a KL controller and a watch over its rewards.
+
+        Attributes:
+            controller: steers `beta` once a sampling round; None leaves it as it is.
+            dead_rounds: sampling rounds without any signal that end the training; 0 for none.
+            overlap: check mathematics while the reference model runs; the same rewards.
+        """
+
+        store: TraceStore | None = None
+        watch: Watch | None = None
+        run_name = "grpo"
+        controller: AdaptiveKL | None = None
+        dead_rounds = 0
+        format = "strict"
+        overlap = True
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            self._round_kl: list[float] = []  # of the optimizer steps since the last round
+            self._silent = 0  # rounds in which no group had a spread
+            super().__init__(*args, **kwargs)
+
+        def own_state(self) -> dict[str, Any]:
+            return {"beta": self.beta, "round_kl": self._round_kl, "silent": self._silent}
+
+        def restore(self, state: dict[str, Any]) -> None:
+            self.beta, self._round_kl = state["beta"], state["round_kl"]
+            self._silent = state["silent"]
+            if self.controller:
+                self.controller.beta = self.beta
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                logs["beta"] = self.beta
+            super().log(logs, start_time)
+            if logs.get("kl") is not None:
+                self._round_kl.append(logs["kl"])
+
+        def _generate(self, prompts: list) -> tuple:
+            """Sample; then start the workers, whose verdicts TRL asks for after other passes."""
+            generated = super()._generate(prompts)
+            if self.overlap:
+                completions = generated[3]  # prompt ids, completion ids, tool mask, completions
+                rewards.start([row["record"] for row in self._rows], completions, self.format)
+            return generated
+
+        def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+            self._rows = inputs
+            if self.controller and self._round_kl:
+                n = len(inputs) * self.accelerator.num_processes
+                self.beta = self.controller.update(statistics.mean(self._round_kl), n)
+            self._round_kl = []
+            output = super()._generate_and_score_completions(inputs)
+            rows = self._trace_rows(inputs, output)
+            if self.store is not None:
+                self.store.append(rows, self.accelerator.process_index)
+            if self.model.training:
+                self._look_at_round(inputs, rows)
+            return output
+
+        def _look_at_round(self, inputs: list[dict], rows: list[dict[str, Any]]) -> None:
+            """Log what TRL does not, and stop where nothing has been learnt for long."""
+            metrics, of_all = self._metrics["train"], gather_object(rows)
+            aha = [has_aha(row["completion"]) for row in of_all]
+            metrics["aha_rate"].append(sum(aha) / max(1, len(aha)))
+            for name, value in (self.watch.add(of_all) if self.watch else {}).items():
+                metrics[name].append(value)
+            has_signal = metrics["frac_reward_zero_std"][-1] < 1.0
+            self._silent = 0 if has_signal else self._silent + 1
+            if self.dead_rounds and self._silent >= self.dead_rounds:
+                self._stop(inputs, [row["completion"] for row in rows])
+
+        def _stop(self, inputs: list[dict], completions: list[str]) -> None:
+            asked = [from_json(json.loads(example["record"])) for example in inputs]
+            table = rewards.doctor(asked, completions, format=self.format)
+            raise DeadReward(
+                f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
+                f"whose rewards differ; {rewards.dead(table)}. The doctor on the last round:\n"
+                + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in table)
+            )
+
+        def _trace_rows(self, inputs: list[dict], output: dict[str, Any]) -> list[dict[str, Any]]:
+            """One row a rollout of this process: who, what, how scored; never pixels."""
+            rank, n = self.accelerator.process_index, len(inputs)
+            world = self.accelerator.num_processes
+
+            def local(gathered: Any) -> list:  # TRL's logs hold the rows of all processes
+                return list(gathered)[-n * world :][rank * n : (rank + 1) * n]
+
+            stops = self.model.generation_config.eos_token_id
+            stops = set(stops if isinstance(stops, list) else [stops])
+            columns = zip(
+                inputs,
+                output["completion_ids"].tolist(),
+                output["completion_mask"].sum(1).tolist(),
+                output["advantages"].tolist(),
+                local(self._logs["rewards"]["mixed_reward"]),
+                local(self._logs["extra"]["reason"]),
+                strict=True,
+            )
+            return [
+                self._trace_row(example, ids[:length], stops)
+                | {"advantage": advantage, "reward": reward, "reason": reason}
+                for example, ids, length, advantage, reward, reason in columns
+            ]
+
+        def _trace_row(self, example: dict, ids: list[int], stops: set[int]) -> dict[str, Any]:
+            record = json.loads(example["record"])
+            raw = self.processing_class.decode(ids[:-1] if ids and ids[-1] in stops else ids)
+            signs = kinds(raw, record["question"], record["reward"])
+            return {
+                "run": self.run_name,
+                "optimizer_step": self.state.global_step,
+                "record_id": record["id"],
+                "source": record["source"],
+                "part": record["reward"],
+                "image": example["image"],
+                "completion": self.processing_class.decode(ids, skip_special_tokens=True),
+                "completion_tokens": len(ids),
+                "clipped": not ids or ids[-1] not in stops,
+                "suspicious": ", ".join(signs),
+            }
+
+    return TracingGRPOTrainer
