@@ -73,8 +73,7 @@ def test_the_loss_is_trls(loss_type, beta, trainer, batch, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_the_advantages_are_trls(scale, trainer, micro_data, monkeypatch):
-    folder, made = micro_data
+def test_the_advantages_are_trls(scale, trainer, monkeypatch):
     earned = torch.rand(4, 4)
     rows = trainer.train_dataset
     inputs = [rows[i] for i in range(4) for _ in range(4)]

@@ -62,7 +62,7 @@ BAD = {
     "teacher.omit": (1.5, "between 0 and 1"),
     "grpo.num_generations": (1, "at least 2"),
     "sft.per_device_batch": (5, "sft.global_batch: 16 is not a multiple of sft.per_device_batch 5"),
-    "grpo.per_device_batch": (7, "grpo.train_batch: 16 is not a multiple of grpo.per_device_batch 7"),
+    "grpo.per_device_batch": (7, "16 is not a multiple of grpo.per_device_batch 7"),
     "model.min_pixels": (10**9, r"above model\.max_pixels"),
     "sft.mode": ("qlora", "full, lora, 4bit"),
     "grpo.mode": ("8bit", "full, lora, 4bit"),

@@ -10,13 +10,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .. import records
+from .common import TrainingError
 
 SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
-
-
-class TrainingError(RuntimeError):
-    """A training that goes on for nothing; the message says why it was stopped and what to do."""
 
 
 class CsvLog(TrainerCallback):

@@ -12,6 +12,10 @@ from ..records import Record, RecordError
 from . import data, guards
 
 
+class TrainingError(RuntimeError):
+    """A training that goes on for nothing; the message says why it was stopped and what to do."""
+
+
 def trainer_args(cfg: Settings, out: str | Path, save_steps: int) -> dict[str, Any]:
     """Return the arguments that both trainers get from a profile.
 
