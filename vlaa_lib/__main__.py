@@ -121,6 +121,22 @@ def parser() -> argparse.ArgumentParser:
         help="other settings, e.g. grpo.rollout_prompts=2",
     )
 
+    c = command("plan", _plan, "Say what a training needs, before it starts; exit 1: too much.")
+    c.add_argument("--profile", default="laptop")
+    c.add_argument("--method", choices=["sft", "grpo"], default="grpo")
+    c.add_argument("--gpus", type=int, default=1)
+    c.add_argument("--model", help="folder, config.json or hub name; default: the profile's policy")
+    c.add_argument("--records", type=int, help="default: what the profile trains on")
+    c.add_argument("--card-gb", type=float, help="default: 80, with lora 24, with 4bit 16")
+    c.add_argument("--sharding", choices=["ddp", "zero2", "zero3", "fsdp2"])
+    c.add_argument("--reward-model", choices=["none", "parked", "on"])
+    c.add_argument("--pictures", nargs="*", default=[], metavar="WIDTHxHEIGHT", help="in pixels")
+    c.add_argument("--tokens-per-second", type=float, help="measured: trained, on all GPUs")
+    c.add_argument("--mfu", type=float, default=0.3, help="assumed share of peak arithmetic")
+    c.add_argument("--keep", type=int, default=2, help="checkpoints on disk at a time")
+    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
+    c.add_argument("--json", help="file for the plan, memory in bytes")
+
     c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
     _data_arguments(c)
     c.add_argument("--model", required=True)
@@ -309,6 +325,12 @@ def _train(args) -> int:
     _table([{k: v for k, v in row.items() if k in ("step", "loss", "reward", "kl")} for row in log])
     print(f"saved {args.out}")
     return 0
+
+
+def _plan(args) -> int:
+    from .train import plan
+
+    return plan.main(args, _table)
 
 
 def _evaluate(args) -> int:

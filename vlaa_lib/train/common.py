@@ -102,7 +102,9 @@ def policy_and_rows(
 
     m = cfg.model
     whole = models.whole(start or m.policy, Path(out) / "start")
-    policy = models.load_policy(whole, mode, m.max_pixels, m.min_pixels)
+    # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
+    dtype = "float32" if mode == "full" else None
+    policy = models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype)
     cache = Path(out) / "images"
     rows, rejects = data.rows(records, images, cache, with_trace, max_pixels=m.max_pixels)
     rows, too_long = guards.within(rows, policy.processor, max_tokens)

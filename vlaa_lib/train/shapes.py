@@ -1,0 +1,174 @@
+"""The size of a policy from its config alone: parameters by part, bytes, visual tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+from .. import images, models
+
+# The paper's four policies, for machines that have not downloaded them: their published configs.
+# Qwen2.5-VL's vision tower has gated MLPs of 3,420; Qwen2-VL's has plain ones of 4 x 1,280.
+_VISION = {
+    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
+    "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420},
+}
+# family, hidden, MLP, layers, heads, key-value heads, vocabulary, tied embeddings
+_PAPER_POLICIES = {
+    "Qwen2-VL-2B": ("qwen2_vl", 1536, 8960, 28, 12, 2, 151_936, True),
+    "Qwen2-VL-7B": ("qwen2_vl", 3584, 18_944, 28, 28, 4, 152_064, False),
+    "Qwen2.5-VL-3B": ("qwen2_5_vl", 2048, 11_008, 36, 16, 2, 151_936, True),
+    "Qwen2.5-VL-7B": ("qwen2_5_vl", 3584, 18_944, 28, 28, 4, 152_064, False),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory arithmetic needs to know of a Qwen2-VL or Qwen2.5-VL policy."""
+
+    name: str
+    origin: str  # where the config came from, for the reader
+    total: int  # parameters
+    vision: int
+    linears: int  # of the language model, where LoRA sits and 4 bit applies
+    embeddings: int  # with the head, which is the same matrix where it is tied
+    adapter_units: int  # LoRA parameters for each unit of rank: inputs + outputs of the linears
+    hidden: int
+    mlp: int
+    layers: int
+    kv_width: int  # key-value heads x head size
+    vocabulary: int
+    vision_hidden: int
+    vision_layers: int
+    pixels_per_token: int  # side of the square (px) that one visual token covers
+    patches_per_token: int
+
+    def trained(self, mode: str, rank: int) -> int:
+        """Return the parameters that a mode trains; the vision tower is frozen (paper §3)."""
+        return self.total - self.vision if mode == "full" else rank * self.adapter_units
+
+    def kv_bytes_per_token(self, width: int = 2) -> int:
+        """Return the KV cache's bytes a token, keys and values of all layers."""
+        return 2 * self.layers * self.kv_width * width
+
+
+def shape_of(model: str | Path) -> Shape:
+    """Count a policy's parameters on the meta device: nothing is loaded, nothing downloaded.
+
+    Args:
+        model: checkpoint folder, config file, or hub name; a hub name that is not in the local
+            cache falls back to the shapes of the paper's four policies.
+    Raises:
+        ValueError: no such config here, or not a Qwen2-VL or Qwen2.5-VL.
+    """
+    from transformers import AutoConfig
+
+    if Path(model).is_file():
+        return _counted(str(model), f"its config {model}", _from_file(Path(model)))
+    place = models.resolve(model)
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=True)
+        return _counted(str(model), "its own config", config)
+    except OSError as error:
+        for name in _PAPER_POLICIES:
+            # also -Instruct, -AWQ...: the same shape at another precision
+            if re.match(rf"{re.escape(name)}(-|$)", str(model).rsplit("/", 1)[-1]):
+                origin = f"the published shape of {name}: {model} is not downloaded"
+                return _counted(str(model), origin, _published(*_PAPER_POLICIES[name]))
+        raise ValueError(
+            f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
+            f"config.json, or use one of {', '.join(_PAPER_POLICIES)}"
+        ) from None
+
+
+def _from_file(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        values = json.loads(path.read_text())
+        return AutoConfig.for_model(**values)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a model's config ({error}); name a config.json") from None
+
+
+def _published(
+    family: str, hidden: int, mlp: int, layers: int, heads: int, kv: int, words: int, tied: bool
+) -> Any:
+    from transformers import AutoConfig
+
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": words,
+        "rope_parameters": rope,
+        "tie_word_embeddings": tied,
+    }
+    out = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"
+    vision = _VISION[family] | {out: hidden}
+    return AutoConfig.for_model(
+        family, text_config=text, vision_config=vision, tie_word_embeddings=tied
+    )
+
+
+def _counted(name: str, origin: str, config: Any) -> Shape:
+    """Build the model on the meta device and add up its parameters by part."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    if config.model_type not in _VISION:
+        raise ValueError(
+            f"{name}: model type {config.model_type!r} is not one of {', '.join(_VISION)}"
+        )
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    sizes = {n: p.numel() for n, p in model.named_parameters()}  # a tied head appears once
+    linears = [m for n, m in model.named_modules() if re.fullmatch(models.LANGUAGE_LINEARS, n)]
+    text, vision = config.text_config, config.vision_config
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        name=name,
+        origin=origin,
+        total=sum(sizes.values()),
+        vision=sum(size for n, size in sizes.items() if ".visual." in f".{n}"),
+        linears=sum(m.weight.numel() for m in linears),
+        embeddings=sum(size for n, size in sizes.items() if "embed_tokens" in n or "lm_head" in n),
+        adapter_units=sum(m.in_features + m.out_features for m in linears),
+        hidden=text.hidden_size,
+        mlp=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        kv_width=text.num_key_value_heads * head_size,
+        vocabulary=text.vocab_size,
+        vision_hidden=getattr(vision, "embed_dim", vision.hidden_size),
+        vision_layers=vision.depth,
+        pixels_per_token=vision.patch_size * vision.spatial_merge_size,
+        patches_per_token=vision.spatial_merge_size**2,
+    )
+
+
+def visual_tokens(
+    sizes: Iterable[tuple[int, int]], min_pixels: int, max_pixels: int, unit: int = 28
+) -> dict[str, int]:
+    """Return the fewest, the median and the most tokens that pictures of these sizes (px) take.
+
+    >>> visual_tokens([(224, 224), (640, 480), (4000, 3000)], 3136, 262144)
+    {'min': 64, 'median': 315, 'max': 315}
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    counts = []
+    for width, height in sizes:
+        width, height = images.fitted_size(width, height, min_pixels, max_pixels)
+        rows, columns = smart_resize(height, width, unit, min_pixels, max_pixels)
+        counts.append(rows * columns // unit**2)
+    if not counts:
+        raise ValueError("no picture size given; write them as 640x480")
+    return {"min": min(counts), "median": median_low(counts), "max": max(counts)}
