@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="other settings, e.g. grpo.prompts_per_step=2",
+        help="other settings, e.g. grpo.rollout_prompts=2",
     )
 
     c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
@@ -298,7 +298,7 @@ def _train(args) -> int:
 
     overrides = dict(item.split("=", 1) for item in args.set)
     if args.steps:
-        overrides["sft.max_steps" if args.method == "sft" else "grpo.steps"] = args.steps
+        overrides["sft.max_steps" if args.method == "sft" else "grpo.max_steps"] = args.steps
     cfg = profiles.load(args.profile, **overrides)
     method = train.sft if args.method == "sft" else train.grpo
     log = method(cfg, _load(args, args.out), args.images, args.out, args.start)

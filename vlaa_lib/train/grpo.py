@@ -100,18 +100,17 @@ def grpo(
     )
     budget = {"max_pixels": cfg.model.max_pixels}
     rows = data.dataset(records, images, Path(out) / "images", with_trace=False, **budget)
-    if len(rows) < g.prompts_per_step * g.steps_per_generation:
+    if len(rows) < g.rollout_prompts:
         raise ValueError(
             f"{len(rows)} records are fewer than one sampling round's "
-            f"{g.prompts_per_step * g.steps_per_generation}; lower grpo.prompts_per_step"
+            f"{g.rollout_prompts}; lower grpo.rollout_prompts"
         )
-    completions_per_step = g.prompts_per_step * g.num_generations
     args = GRPOConfig(
         **trainer_args(cfg, out, g.learning_rate, g.warmup),
-        max_steps=g.steps,
+        max_steps=g.max_steps,
         per_device_train_batch_size=g.per_device_batch,
-        gradient_accumulation_steps=accumulation(completions_per_step, g.per_device_batch),
-        generation_batch_size=completions_per_step * g.steps_per_generation,
+        gradient_accumulation_steps=accumulation(g.train_batch, g.per_device_batch),
+        generation_batch_size=g.rollouts,
         num_generations=g.num_generations,
         temperature=g.temperature,
         top_k=0,  # TRL default, said aloud: sample from the whole distribution
