@@ -121,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
         help="other settings, e.g. grpo.rollout_prompts=2",
     )
 
+    _launch_arguments(c)
+
     c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
     _data_arguments(c)
     c.add_argument("--model", required=True)
@@ -167,6 +169,17 @@ def shard(text: str) -> tuple[int, int]:
 def _data_arguments(c: argparse.ArgumentParser) -> None:
     c.add_argument("--records", required=True, help="JSON array or JSON Lines, any extension")
     c.add_argument("--images", required=True, help="image root that record paths start from")
+
+
+def _launch_arguments(c: argparse.ArgumentParser) -> None:
+    names = "fsdp2, zero3, zero2, ddp, gpu1, cpu2, cpu2_fsdp2"
+    c.add_argument("--launch", metavar="NAME", help=f"run on several processes: {names}")
+    c.add_argument("--gpus", type=int, help="processes a machine; default: 8, or 2 without GPUs")
+    c.add_argument("--machines", type=int, default=1)
+    c.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    c.add_argument("--main-ip", help="address of machine 0")
+    c.add_argument("--main-port", type=int, help="a free port of machine 0; default: 29500")
+    c.add_argument("--print", action="store_true", help="print the launch command, then stop")
 
 
 def _load(args: argparse.Namespace, out: str | Path | None = None):
@@ -295,15 +308,24 @@ def _models(args) -> int:
 
 def _train(args) -> int:
     from . import profiles, train
+    from .train import launch, worker
 
     overrides = dict(item.split("=", 1) for item in args.set)
     if args.steps:
         overrides["sft.max_steps" if args.method == "sft" else "grpo.max_steps"] = args.steps
     cfg = profiles.load(args.profile, **overrides)
+    if args.launch:
+        options = argparse.ArgumentParser(add_help=False)
+        _launch_arguments(options)
+        words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
+        return launch.main(args, words, getattr(cfg, args.method).mode)
     method = train.sft if args.method == "sft" else train.grpo
-    log = method(cfg, _load(args, args.out), args.images, args.out, args.start)
-    _table([{k: v for k, v in row.items() if k in ("step", "loss", "reward", "kl")} for row in log])
-    print(f"saved {args.out}")
+    with worker.joined():
+        log = method(cfg, _load(args, args.out), args.images, args.out, args.start)
+    if worker.rank() == 0:
+        shown = ("step", "loss", "reward", "kl")
+        _table([{k: v for k, v in row.items() if k in shown} for row in log])
+        print(f"saved {args.out}")
     return 0
 
 
@@ -364,6 +386,7 @@ def _serve(args) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, and turn the errors a user can mend into one clear line."""
     args = parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

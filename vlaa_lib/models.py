@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def load_policy(
         str(weights),
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        device_map=_placement(mode),
     )
     if adapter_config.is_file():
         from peft import PeftModel
@@ -121,6 +122,19 @@ def load_policy(
         model = PeftModel.from_pretrained(model, path).merge_and_unload()
     freeze_vision(model)
     return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
+
+
+def _placement(mode: str) -> dict[str, Any] | None:
+    """Say where weights are loaded to: this process's GPU, or None where a launcher spreads them.
+
+    The packed weights of 4-bit stay where they were loaded, so each process has its own GPU.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode != "4bit":
+        return None
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return {"": local if torch.cuda.is_available() else "cpu"}
 
 
 def resolve(path: str | Path) -> str:

@@ -11,8 +11,9 @@ from .. import models, rewards
 from ..profiles import Settings
 from ..records import Record
 from ..traces import TraceStore
-from . import data
+from . import data, events
 from .common import accumulation, finish, trainer_args
+from .sampler import sampler_args
 
 
 @cache
@@ -112,11 +113,7 @@ def grpo(
         gradient_accumulation_steps=accumulation(g.train_batch, g.per_device_batch),
         generation_batch_size=g.rollouts,
         num_generations=g.num_generations,
-        temperature=g.temperature,
-        top_k=0,  # TRL default, said aloud: sample from the whole distribution
-        max_completion_length=g.max_completion_tokens,
-        # a sampled image token would ask for features that are not there; TRL before 1.16 lets it
-        generation_kwargs={"suppress_tokens": [policy.model.config.image_token_id]},
+        **sampler_args(cfg, policy),
         beta=g.beta,
         use_bias_correction_kl=False,  # the plain k3 estimator, as in the paper's framework
         epsilon=g.epsilon,
@@ -133,6 +130,7 @@ def grpo(
         reward_funcs=rewards.mixed_reward,
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
+        callbacks=events.callbacks(),
     )
     trainer.store, trainer.run_name = TraceStore(Path(out) / "traces"), name
     trainer.train()

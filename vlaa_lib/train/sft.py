@@ -8,7 +8,7 @@ from typing import Any
 from .. import models
 from ..profiles import Settings
 from ..records import Record
-from . import data
+from . import data, events
 from .common import accumulation, finish, trainer_args
 
 
@@ -49,6 +49,7 @@ def sft(
         train_dataset=rows,
         processing_class=policy.processor,
         peft_config=models.adapter(cfg.sft.mode),
+        callbacks=events.callbacks(),
     )
     trainer.train()
     return finish(trainer, out)
