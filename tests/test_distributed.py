@@ -81,8 +81,9 @@ def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
     """Process 1 is killed while process 0 waits for it in a collective."""
     script = tmp_path / "dies.py"
     script.write_text(
-        "import os, signal, torch.distributed as dist\n"
-        "from vlaa_lib.train import leash\n"
+        "import os, signal, sys, torch.distributed as dist\n"
+        f"sys.path.append({str(Path(launch.__file__).parent)!r})\n"
+        "import leash\n"  # by itself: the trainers beside it take seconds to import
         "leash.hold_to_launcher()\n"
         "dist.init_process_group('gloo')\n"
         "if dist.get_rank() == 1:\n"

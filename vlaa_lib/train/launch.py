@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def run(
     # a child's own bars would fill the log, and a buffer would hold back the last words
     wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     leashed = [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
-    lines: list[str] = []
+    lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
     # a file, not a pipe: it is whole even if this process dies, and nobody waits for a reader
     with log.open("ab") as sink, log.open("rb") as source, tqdm(desc=log.parent.name) as bar:
@@ -118,7 +119,7 @@ def run(
         )  # fmt: skip
         try:
             for line in _follow(source, child):
-                lines = [*lines[-2000:], line]
+                lines.append(line)
                 event = events.read(line)
                 if event is None:
                     continue
@@ -171,7 +172,7 @@ def _stop(child: subprocess.Popen) -> None:
 
 
 def _failure(
-    code: int, lines: list[str], errors: list[dict[str, Any]], log: Path
+    code: int, lines: Iterable[str], errors: list[dict[str, Any]], log: Path
 ) -> LaunchError:
     """Say which process failed first, and why.
 
