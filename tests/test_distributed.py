@@ -33,8 +33,7 @@ def data(micro_data, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("records")
     plain = [narrator.plain_trace(r.meta["scene"], r.question) for r in made[:16]]
     traced = [
-        replace(r, answer=prompts.join_think_answer(*p))
-        for r, p in zip(made, plain, strict=False)
+        replace(r, answer=prompts.join_think_answer(*p)) for r, p in zip(made, plain, strict=False)
     ]
     records.write(traced, target / "records.jsonl")
     (target / "images").symlink_to(folder / "images")
