@@ -4,6 +4,7 @@ GRPO's sampling is replaced: TRL seeds each process differently, so that sampled
 agree between one process and two. Fixed ones must give the same loss, gradient, KL and reward.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def both(model: str, folder: Path, out: Path) -> None:
 
     source = ["--records", folder / "records.jsonl", "--images", folder / "images"]
     source += ["--profile", "smoke", "--steps", STEPS]
-    batches = ["sft.per_device_batch=8", "grpo.per_device_batch=8", f"model.policy={model}"]
+    # one micro-batch a step however many processes: TRL logs KL as a mean over micro-batches of
+    # means over tokens, which depends on how completions fall into them (the loss does not)
+    share = 16 // int(os.environ.get("WORLD_SIZE", "1"))
+    batches = [f"{method}.per_device_batch={share}" for method in ("sft", "grpo")]
+    batches.append(f"model.policy={model}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl.GRPOTrainer, "_generate_single_turn", completions_of(folder))
         for method in ("sft", "grpo"):
