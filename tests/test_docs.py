@@ -9,11 +9,13 @@ from vlaa_lib import ROOT
 from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
-GUIDE = (ROOT / "data" / "CONSTRUCT.md").read_text()
-BLOCKS, GUIDED = (re.findall(r"```(\w*)\n(.*?)```", t, re.DOTALL) for t in (README, GUIDE))
+GUIDES = [(ROOT / "data" / f"{name}.md").read_text() for name in ("CONSTRUCT", "TRAINING")]
+BLOCKS, GUIDED, TRAINING = (
+    re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for text in (README, *GUIDES)
+)
 COMMANDS = [
     line.split("#")[0].strip()
-    for kind, text in [*BLOCKS, *GUIDED]
+    for kind, text in [*BLOCKS, *GUIDED, *TRAINING]
     if kind == "bash"
     for line in text.splitlines()
     if line.strip()

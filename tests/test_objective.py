@@ -23,7 +23,7 @@ def trainer(tiny_model, micro_data, tmp_path_factory):
     rows, _ = data.rows(made, folder / "images", out, with_trace=False)
     return trainer_class()(
         model=policy.model,
-        args=grpo_config(cfg, out, policy.model.config.image_token_id),
+        args=grpo_config(cfg, out, policy),
         train_dataset=Dataset.from_list(rows),
         reward_funcs=rewards.mixed_reward,
         processing_class=policy.processor,

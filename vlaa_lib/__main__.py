@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
+
+from . import arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,31 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "Build traces for records: caption, distil, rewrite, verify, split. Resumes; finished "
         "calls are not made twice.",
     )
-    c.add_argument(
-        "what",
-        nargs="?",
-        choices=["run", "card"],
-        default="run",
-        help="run the steps, or write card, table 1 and exports of a finished run",
-    )
-    c.add_argument("--records", help="JSON array or JSON Lines, any extension")
-    c.add_argument("--images", help="image root; with `card`: put the pictures into the export")
-    c.add_argument("--out", required=True, help="folder for sft.jsonl, rl.jsonl, counts.csv, ...")
-    c.add_argument("--base-url", help="OpenAI-compatible endpoint; default: the local teacher")
-    c.add_argument("--endpoints", help="YAML file: address, model, key variable, price by step")
-    c.add_argument("--prompts-dir", help="your own 1.captioning.txt, 2.r1cot.txt, ...")
-    c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
-    c.add_argument("--timeout", type=float, default=600, help="seconds of one try of one call")
-    c.add_argument("--retries", type=int, default=5, help="of one call")
-    c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
-    c.add_argument("--max-tokens", type=int, help="stop cleanly after so many tokens")
-    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
-    c.add_argument("--merge", nargs="+", default=[], help="ledgers of shards to take replies from")
-    c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
-    c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
-    c.add_argument("--files", nargs="+", default=[], help="batch output files to import")
-    c.add_argument("--again", action="store_true", help="export calls of earlier files once more")
-    c.add_argument("--resume", action="store_true", help="go on where a run stopped: always so")
+    arguments.construct(c)
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")
@@ -86,12 +63,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0)
 
     c = command("subset", _subset, "Choose small SFT subsets: by perplexity, or by aha words.")
-    _data_arguments(c)
+    arguments.data(c)
     c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
     c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
     c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
     c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
-    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these")
+    c.add_argument("--shard", type=arguments.shard, default=(1, 1), metavar="I/N", help="only score these")
     c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
     c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
 
@@ -108,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("train", _train, "Train a policy on records.")
     c.add_argument("method", choices=["sft", "grpo"])
-    _data_arguments(c)
+    arguments.data(c)
     c.add_argument("--out", required=True)
     c.add_argument("--profile", default="laptop")
     c.add_argument("--start", help="checkpoint to start from; default: the profile's policy")
@@ -120,25 +97,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="other settings, e.g. grpo.rollout_prompts=2",
     )
+    arguments.launch(c)
 
     c = command("plan", _plan, "Say what a training needs, before it starts; exit 1: too much.")
-    c.add_argument("--profile", default="laptop")
-    c.add_argument("--method", choices=["sft", "grpo"], default="grpo")
-    c.add_argument("--gpus", type=int, default=1)
-    c.add_argument("--model", help="folder, config.json or hub name; default: the profile's policy")
-    c.add_argument("--records", type=int, help="default: what the profile trains on")
-    c.add_argument("--card-gb", type=float, help="default: 80, with lora 24, with 4bit 16")
-    c.add_argument("--sharding", choices=["ddp", "zero2", "zero3", "fsdp2"])
-    c.add_argument("--reward-model", choices=["none", "parked", "on"])
-    c.add_argument("--pictures", nargs="*", default=[], metavar="WIDTHxHEIGHT", help="in pixels")
-    c.add_argument("--tokens-per-second", type=float, help="measured: trained, on all GPUs")
-    c.add_argument("--mfu", type=float, default=0.3, help="assumed share of peak arithmetic")
-    c.add_argument("--keep", type=int, default=2, help="checkpoints on disk at a time")
-    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
-    c.add_argument("--json", help="file for the plan, memory in bytes")
+    arguments.plan(c)
 
     c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
-    _data_arguments(c)
+    arguments.data(c)
     c.add_argument("--model", required=True)
     c.add_argument("--out", required=True, help="file for the scored rows (JSON Lines)")
     c.add_argument("--batch", type=int, default=64)
@@ -152,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("doctor", _doctor, "Score sampled completions before training; exit 1 when dead.")
     c.add_argument("what", nargs="?", choices=["rewards"], default="rewards")
-    _data_arguments(c)
+    arguments.data(c)
     given = c.add_mutually_exclusive_group(required=True)
     given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
     given.add_argument("--model", help="checkpoint to sample them from")
@@ -164,29 +129,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", "--json", help="file for all that was found (JSON)")
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
-    _data_arguments(c)
+    arguments.data(c)
     c.add_argument("--port", type=int, default=8765)
     c.add_argument("--fault-rate", type=float, default=0.0, help="all kinds of fault together")
     c.add_argument("--reasoning-field", action="store_true", help="thinking beside the text")
     return top
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
-
-    >>> shard("2/8")
-    (2, 8)
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    found = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= found[0] <= found[1]:
-        raise argparse.ArgumentTypeError(f"{text!r}: write i/n with i from 1 to n, e.g. 2/8")
-    return found
-
-
-def _data_arguments(c: argparse.ArgumentParser) -> None:
-    c.add_argument("--records", required=True, help="JSON array or JSON Lines, any extension")
-    c.add_argument("--images", required=True, help="image root that record paths start from")
 
 
 def _load(args: argparse.Namespace, out: str | Path | None = None):
@@ -315,15 +262,24 @@ def _models(args) -> int:
 
 def _train(args) -> int:
     from . import profiles, train
+    from .train import launch, worker
 
     overrides = dict(item.split("=", 1) for item in args.set)
     if args.steps:
         overrides["sft.max_steps" if args.method == "sft" else "grpo.max_steps"] = args.steps
     cfg = profiles.load(args.profile, **overrides)
+    if args.launch:
+        options = argparse.ArgumentParser(add_help=False)
+        _launch_arguments(options)
+        words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
+        return launch.main(args, words, getattr(cfg, args.method).mode)
     method = train.sft if args.method == "sft" else train.grpo
-    log = method(cfg, _load(args, args.out), args.images, args.out, args.start)
-    _table([{k: v for k, v in row.items() if k in ("step", "loss", "reward", "kl")} for row in log])
-    print(f"saved {args.out}")
+    with worker.joined():
+        log = method(cfg, _load(args, args.out), args.images, args.out, args.start)
+    if worker.rank() == 0:
+        shown = ("step", "loss", "reward", "kl")
+        _table([{k: v for k, v in row.items() if k in shown} for row in log])
+        print(f"saved {args.out}")
     return 0
 
 
@@ -384,6 +340,7 @@ def _serve(args) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, and turn the errors a user can mend into one clear line."""
     args = parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

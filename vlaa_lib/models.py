@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +116,7 @@ def load_policy(
         str(weights),
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        device_map=_placement(mode),
     )
     if adapter_config.is_file():
         from peft import PeftModel
@@ -131,11 +134,27 @@ def whole(path: str | Path, into: str | Path) -> str:
     """
     if not (Path(resolve(path)) / "adapter_config.json").is_file():
         return str(path)
-    if not (Path(into) / "config.json").is_file():
-        policy = load_policy(path)
-        policy.model.save_pretrained(into)
-        policy.processor.save_pretrained(into)
+    if not Path(into).is_dir():
+        policy, draft = load_policy(path), Path(f"{into}.{os.getpid()}")
+        policy.model.save_pretrained(draft)
+        policy.processor.save_pretrained(draft)
+        with contextlib.suppress(OSError):  # another process of this run was first
+            draft.replace(into)
+        shutil.rmtree(draft, ignore_errors=True)
     return str(into)
+
+
+def _placement(mode: str) -> dict[str, Any] | None:
+    """Say where weights are loaded to: this process's GPU, or None where a launcher spreads them.
+
+    The packed weights of 4-bit stay where they were loaded, so each process has its own GPU.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode != "4bit":
+        return None
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return {"": local if torch.cuda.is_available() else "cpu"}
 
 
 def resolve(path: str | Path) -> str:

@@ -99,6 +99,7 @@ class Grpo:
     parts: list[str]
     dead_rounds: int
     sampler: str
+    sampler_url: str
     save_rounds: int
     format: str
 

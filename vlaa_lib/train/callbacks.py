@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .. import records
+from . import events
 from .common import TrainingError
 
 SPIKE = 2.0  # ours: times the median of the last losses
@@ -63,3 +64,8 @@ class SpikeWatch(TrainerCallback):
         usual = statistics.median(before) if len(before) >= 5 else math.inf
         if last > SPIKE * usual and state.is_world_process_zero:
             print(f"step {state.global_step}: loss spike, {last:.3f} after a usual {usual:.3f}")
+
+
+def watchers(out: str | Path) -> list[TrainerCallback]:
+    """Return the callbacks of every training, with the launcher's events where it listens."""
+    return [CsvLog(out), FrozenVision(), SpikeWatch(), *events.callbacks()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget
         return str(path.resolve())
     target = Path(cache) / Path(record.image).with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
-    fitted.save(target)
+    # each process of a launch fits the same image, and none may read another's half-written one
+    draft = target.with_name(f".{os.getpid()}-{target.name}")
+    fitted.save(draft)
+    os.replace(draft, target)
     return str(target.resolve())
 
 

@@ -14,6 +14,7 @@ from ..rewards.watch import Watch
 from . import checkpoints
 from .common import accumulation, finish, identity, policy_and_rows, trainer_args
 from .kl import AdaptiveKL
+from .sampler import sampler_args
 from .trainer import DeadReward, trainer_class
 
 __all__ = ["DeadReward", "grpo", "grpo_config"]
@@ -44,7 +45,7 @@ def grpo(
     Raises:
         DeadReward: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import CsvLog, FrozenVision, SpikeWatch
+    from .callbacks import watchers
 
     g = cfg.grpo
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start))
@@ -60,12 +61,12 @@ def grpo(
     reward = partial(rewards.mixed_reward, reward_model=reward_model, format=g.format)
     trainer = trainer_class()(
         model=policy.model,
-        args=grpo_config(cfg, out, policy.model.config.image_token_id),
+        args=grpo_config(cfg, out, policy),
         train_dataset=rows,
         reward_funcs=update_wrapper(reward, rewards.mixed_reward),  # TRL names it by __name__
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
-        callbacks=[CsvLog(out), FrozenVision(), SpikeWatch()],
+        callbacks=watchers(out),
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
@@ -93,7 +94,7 @@ def _step(row: dict[str, Any]) -> int:
     return row["optimizer_step"]
 
 
-def grpo_config(cfg: Settings, out: str | Path, image_token_id: int) -> Any:
+def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
     """Return TRL's `GRPOConfig` of a profile; the batch arithmetic is that of all processes."""
     from trl import GRPOConfig
 
@@ -107,11 +108,7 @@ def grpo_config(cfg: Settings, out: str | Path, image_token_id: int) -> Any:
         generation_batch_size=g.rollouts,
         num_generations=g.num_generations,
         num_iterations=g.num_iterations,
-        temperature=g.temperature,
-        top_k=0,  # TRL default, said aloud: sample from the whole distribution
-        max_completion_length=g.max_completion_tokens,
-        # a sampled image token would ask for features that are not there; TRL before 1.16 lets it
-        generation_kwargs={"suppress_tokens": [image_token_id]},
+        **sampler_args(cfg, policy),
         beta=0.0 if g.kl == "off" else g.beta,
         use_bias_correction_kl=False,  # the plain k3 estimator, as in the paper's framework
         epsilon=g.epsilon,

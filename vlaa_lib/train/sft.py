@@ -42,7 +42,7 @@ def sft(
     """
     from trl import SFTConfig
 
-    from .callbacks import CsvLog, FrozenVision, SpikeWatch
+    from .callbacks import watchers
 
     s = cfg.sft
     resume = checkpoints.begin(out, identity(cfg, "sft", records, start))
@@ -67,7 +67,7 @@ def sft(
         train_dataset=rows,
         processing_class=policy.processor,
         peft_config=models.adapter(s.mode),
-        callbacks=[CsvLog(out), FrozenVision(), SpikeWatch()],
+        callbacks=watchers(out),
     )
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)

@@ -1,0 +1,84 @@
+"""Arguments of the larger commands, and of those that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
+
+    >>> shard("2/8")
+    (2, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: write i/n with i from 1 to n, e.g. 2/8")
+    return found
+
+
+def data(c: argparse.ArgumentParser) -> None:
+    """Add where records and their pictures are."""
+    c.add_argument("--records", required=True, help="JSON array or JSON Lines, any extension")
+    c.add_argument("--images", required=True, help="image root that record paths start from")
+
+
+def construct(c: argparse.ArgumentParser) -> None:
+    """Add what `construct` reads."""
+    c.add_argument(
+        "what",
+        nargs="?",
+        choices=["run", "card"],
+        default="run",
+        help="run the steps, or write card, table 1 and exports of a finished run",
+    )
+    c.add_argument("--records", help="JSON array or JSON Lines, any extension")
+    c.add_argument("--images", help="image root; with `card`: put the pictures into the export")
+    c.add_argument("--out", required=True, help="folder for sft.jsonl, rl.jsonl, counts.csv, ...")
+    c.add_argument("--base-url", help="OpenAI-compatible endpoint; default: the local teacher")
+    c.add_argument("--endpoints", help="YAML file: address, model, key variable, price by step")
+    c.add_argument("--prompts-dir", help="your own 1.captioning.txt, 2.r1cot.txt, ...")
+    c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
+    c.add_argument("--timeout", type=float, default=600, help="seconds of one try of one call")
+    c.add_argument("--retries", type=int, default=5, help="of one call")
+    c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
+    c.add_argument("--max-tokens", type=int, help="stop cleanly after so many tokens")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
+    c.add_argument("--merge", nargs="+", default=[], help="ledgers of shards to take replies from")
+    c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
+    c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
+    c.add_argument("--files", nargs="+", default=[], help="batch output files to import")
+    c.add_argument("--again", action="store_true", help="export calls of earlier files once more")
+    c.add_argument("--resume", action="store_true", help="go on where a run stopped: always so")
+
+
+def launch(c: argparse.ArgumentParser) -> None:
+    """Add on how many processes a training runs."""
+    names = "fsdp2, zero3, zero2, ddp, gpu1, cpu2, cpu2_fsdp2"
+    c.add_argument("--launch", metavar="NAME", help=f"run on several processes: {names}")
+    c.add_argument("--gpus", type=int, help="processes a machine; default: 8, or 2 without GPUs")
+    c.add_argument("--machines", type=int, default=1)
+    c.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    c.add_argument("--main-ip", help="address of machine 0")
+    c.add_argument("--main-port", type=int, help="a free port of machine 0; default: 29500")
+    c.add_argument("--print", action="store_true", help="print the launch command, then stop")
+
+
+def plan(c: argparse.ArgumentParser) -> None:
+    """Add what `plan` reads."""
+    c.add_argument("--profile", default="laptop")
+    c.add_argument("--method", choices=["sft", "grpo"], default="grpo")
+    c.add_argument("--gpus", type=int, default=1)
+    c.add_argument("--model", help="folder, config.json or hub name; default: the profile's policy")
+    c.add_argument("--records", type=int, help="default: what the profile trains on")
+    c.add_argument("--card-gb", type=float, help="default: 80, with lora 24, with 4bit 16")
+    c.add_argument("--sharding", choices=["ddp", "zero2", "zero3", "fsdp2"])
+    c.add_argument("--reward-model", choices=["none", "parked", "on"])
+    c.add_argument("--pictures", nargs="*", default=[], metavar="WIDTHxHEIGHT", help="in pixels")
+    c.add_argument("--tokens-per-second", type=float, help="measured: trained, on all GPUs")
+    c.add_argument("--mfu", type=float, default=0.3, help="assumed share of peak arithmetic")
+    c.add_argument("--keep", type=int, default=2, help="checkpoints on disk at a time")
+    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
+    c.add_argument("--json", help="file for the plan, memory in bytes")

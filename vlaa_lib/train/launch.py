@@ -1,0 +1,225 @@
+"""Start a training on several processes: the command, and the child process that runs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..profiles import FOLDER
+from . import events, leash
+
+CONFIGS = FOLDER / "accelerate"
+GRACE_S = 15  # ours: torch's launcher needs a second or two to end its workers
+LAST_LINES = 40  # ours: a traceback and what led to it
+WHOLE_MODEL = ("ddp", "gpu1", "cpu2")  # the files that do not shard weights
+
+
+class LaunchError(ChildProcessError):
+    """A launched command failed.
+
+    Attributes:
+        code: its exit code; negative: the signal that killed the launcher.
+        rank: the process that failed first; None when that cannot be told.
+        tail: that process's traceback, or the log's last lines.
+    """
+
+    def __init__(self, message: str, code: int, rank: int | None, tail: str):
+        super().__init__(message)
+        self.code, self.rank, self.tail = code, rank, tail
+
+
+def command(
+    config: str,
+    words: list[str],
+    gpus: int | None = None,
+    machines: int = 1,
+    machine_rank: int = 0,
+    main_ip: str | None = None,
+    main_port: int | None = None,
+) -> list[str]:
+    """Build the `accelerate launch` command.
+
+    Args:
+        config: an accelerate file in `profiles/accelerate`, without its suffix.
+        words: what each process runs, e.g. `["-m", "vlaa_lib", "train", ...]`, or a script.
+        gpus: processes a machine; by default the file's.
+        machine_rank: this machine's number, from 0.
+        main_ip: address of machine 0; needed with several machines.
+        main_port: a port of it that all can reach; by default accelerate's 29500.
+    Raises:
+        ValueError: no such file, or numbers that do not fit it.
+    """
+    path = CONFIGS / f"{config}.yaml"
+    known = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    if config not in known:
+        raise ValueError(f"--launch {config}: use one of {', '.join(known)}")
+    stated = yaml.safe_load(path.read_text())
+    gpus = stated["num_processes"] if gpus is None else gpus
+    if gpus < 1 or machines < 1 or not 0 <= machine_rank < machines:
+        raise ValueError(
+            f"--gpus {gpus} --machines {machines} --machine-rank {machine_rank}: at least one GPU "
+            "and one machine, ranks from 0 to machines - 1"
+        )
+    if stated["distributed_type"] == "NO" and gpus * machines > 1:
+        raise ValueError(f"--launch {config} is one process; use fsdp2, zero2, zero3 or ddp")
+    made = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    made += ["--num_processes", str(gpus * machines)]  # of all machines together
+    if machines > 1:
+        if not main_ip:
+            raise ValueError("--machines: name the address of machine 0 with --main-ip")
+        made += ["--num_machines", str(machines), "--machine_rank", str(machine_rank)]
+        made += ["--main_process_ip", main_ip]
+    if machines > 1 or main_port is not None:
+        made += ["--main_process_port", str(29500 if main_port is None else main_port)]
+    return [*made, *words]
+
+
+def run(
+    command: list[str], log: str | Path, on_event: Callable[[dict[str, Any]], None] | None = None
+) -> None:
+    """Run a launch command as a child process, with one progress bar and its whole log in a file.
+
+    The child dies with this process, however that ends (`leash`), and on any exception here.
+
+    Args:
+        log: file that all output is appended to.
+        on_event: called with every event that the training prints (`events`).
+    Raises:
+        LaunchError: it failed; with the exit code and the traceback of the process that did first.
+    """
+    from tqdm.auto import tqdm
+
+    log = Path(log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # a child's own bars would fill the log, and a buffer would hold back the last words
+    wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    leashed = [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
+    lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
+    errors: list[dict[str, Any]] = []
+    # a file, not a pipe: it is whole even if this process dies, and nobody waits for a reader
+    with log.open("ab") as sink, log.open("rb") as source, tqdm(desc=log.parent.name) as bar:
+        sink.write(f"$ {shlex.join(command)}\n".encode())
+        sink.flush()
+        source.seek(0, os.SEEK_END)
+        child = subprocess.Popen(
+            leashed, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            start_new_session=True, env=os.environ | wanted,
+        )  # fmt: skip
+        try:
+            for line in _follow(source, child):
+                lines.append(line)
+                event = events.read(line)
+                if event is None:
+                    continue
+                if event["event"] == "error":
+                    errors.append(event)
+                _show(bar, event)
+                if on_event:
+                    on_event(event)
+        finally:
+            _stop(child)
+    if child.returncode:
+        raise _failure(child.returncode, lines, errors, log)
+
+
+def _follow(source: Any, child: subprocess.Popen) -> Iterator[str]:
+    """Yield the lines of a growing file until the child has ended."""
+    rest = b""
+    while True:
+        ended = child.poll() is not None  # asked before reading, so that nothing is missed
+        *whole, rest = (rest + source.read()).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+        if ended:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
+        time.sleep(0.1)
+
+
+def _show(bar: Any, event: dict[str, Any]) -> None:
+    """Move the bar to an event's step and name its main numbers."""
+    if "of" not in event:
+        return
+    bar.total, bar.n = event["of"], event["step"]
+    shown = {k: event[k] for k in ("loss", "reward", "kl") if isinstance(event.get(k), float)}
+    if shown:
+        bar.set_postfix(shown, refresh=False)
+    bar.refresh()
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """End a child's process group, if it still runs; its workers end with it by their leash."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            return
+        os.killpg(child.pid, number)
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _failure(
+    code: int, lines: Iterable[str], errors: list[dict[str, Any]], log: Path
+) -> LaunchError:
+    """Say which process failed first, and why.
+
+    A worker that a signal killed leaves no words; the others then complain about a lost
+    connection, so the launcher's own table of exit codes is asked first.
+    """
+    exits = re.findall(r"rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+)", "\n".join(lines))
+    killed = [(int(r), -int(c)) for r, c in exits if int(c) < 0 and -int(c) != signal.SIGTERM]
+    order = [int(r) for r, _ in reversed(exits)]  # torch names the root cause last
+    errors = sorted(errors, key=lambda e: order.index(e["rank"]) if e["rank"] in order else 99)
+    rank: int | None = None
+    tail = "\n".join(line for line in lines if events.read(line) is None)
+    tail = re.split(r"\n.*torch/distributed/elastic.*failed \(exitcode", tail)[0]  # torch's noise
+    if killed:
+        rank, number = killed[0]
+        why = f"process {rank} was killed by {signal.Signals(number).name}"
+        if number == signal.SIGKILL:
+            why += ": out of memory?"
+    elif errors:
+        rank, tail = errors[0]["rank"], errors[0]["traceback"]
+        why = f"process {rank}: {errors[0]['type']}: {errors[0]['message']}"
+    else:
+        why = "it names no reason"
+    tail = "\n".join(tail.rstrip().splitlines()[-LAST_LINES:])
+    message = f"the launch failed with exit code {code}; {why}\n{tail}\nwhole log: {log}"
+    return LaunchError(message, code, rank, tail)
+
+
+def main(args: argparse.Namespace, words: list[str], mode: str) -> int:
+    """Print and run what `--launch` asks for; the log is `launch.log` in the output folder.
+
+    Args:
+        args: with the options of `--launch` and the output folder.
+        words: the command line without them, as each process runs it.
+        mode: full, lora or 4bit.
+    """
+    if mode == "4bit" and args.launch not in WHOLE_MODEL:
+        raise ValueError(
+            f"--launch {args.launch}: packed 4-bit weights are not cut into shares; use one of "
+            f"{', '.join(WHOLE_MODEL)}, or mode lora"
+        )
+    made = command(
+        args.launch, ["-m", "vlaa_lib", *words], args.gpus, args.machines, args.machine_rank,
+        args.main_ip, args.main_port,
+    )  # fmt: skip
+    print(shlex.join(made), flush=True)
+    if not args.print:
+        name = f"launch-{args.machine_rank}.log" if args.machine_rank else "launch.log"
+        run(made, Path(args.out) / name)
+    return 0
