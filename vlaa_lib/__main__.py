@@ -270,7 +270,7 @@ def _train(args) -> int:
     cfg = profiles.load(args.profile, **overrides)
     if args.launch:
         options = argparse.ArgumentParser(add_help=False)
-        _launch_arguments(options)
+        arguments.launch(options)
         words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
         return launch.main(args, words, getattr(cfg, args.method).mode)
     method = train.sft if args.method == "sft" else train.grpo
