@@ -75,7 +75,11 @@ class Resumable:
 
         model = model or self.model
         if isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            for name, parameter in model.named_parameters():
+                if name in before:  # PEFT loads fp32, where TRL had made a 4-bit adapter bf16
+                    parameter.data = parameter.data.to(before[name])
             return
         saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
