@@ -65,8 +65,8 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
         one, two = log_of(alone / method), log_of(tmp_path / method)
         assert len(one) == len(two) == launched.STEPS
         for key in keys:
-            seen = [float(row[key]) for row in two]
-            assert seen == pytest.approx([float(row[key]) for row in one], **TOLERANCE), (method, key)
+            wanted, seen = ([float(row[key]) for row in log] for log in (one, two))
+            assert seen == pytest.approx(wanted, **TOLERANCE), (method, key)
             assert any(seen), f"{method}: {key} is 0 throughout, and the comparison is empty"
         old, new = (load_file(at / method / "model.safetensors") for at in (alone, tmp_path))
         assert not [k for k in old if not torch.allclose(old[k], new[k], atol=1e-6)]

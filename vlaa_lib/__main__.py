@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="other settings, e.g. grpo.rollout_prompts=2",
     )
+    arguments.reward_model(c)
     arguments.launch(c)
 
     c = command("plan", _plan, "Say what a training needs, before it starts; exit 1: too much.")
@@ -262,6 +263,7 @@ def _models(args) -> int:
 
 def _train(args) -> int:
     from . import profiles, train
+    from .rewards import chosen
     from .train import launch, worker
 
     overrides = dict(item.split("=", 1) for item in args.set)
@@ -273,9 +275,14 @@ def _train(args) -> int:
         arguments.launch(options)
         words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
         return launch.main(args, words, getattr(cfg, args.method).mode)
-    method = train.sft if args.method == "sft" else train.grpo
     with worker.joined():
-        log = method(cfg, _load(args, args.out), args.images, args.out, args.start)
+        given = (cfg, _load(args, args.out), args.images, args.out, args.start)
+        if args.method == "sft":
+            log = train.sft(*given)
+        else:
+            asked = args.images, args.out, args.trust_remote_code, args.endpoints
+            model = chosen.reward_model(args.reward_model, *asked)
+            log = train.grpo(*given, reward_model=model)
     if worker.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         _table([{k: v for k, v in row.items() if k in shown} for row in log])

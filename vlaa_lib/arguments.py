@@ -54,6 +54,14 @@ def construct(c: argparse.ArgumentParser) -> None:
     c.add_argument("--resume", action="store_true", help="go on where a run stopped: always so")
 
 
+def reward_model(c: argparse.ArgumentParser) -> None:
+    """Add what scores open answers."""
+    names = ["scene-facts", "xcomposer", "judge"]
+    c.add_argument("--reward-model", choices=names, default=names[0], help="of open answers")
+    c.add_argument("--trust-remote-code", action="store_true", help="xcomposer brings its own")
+    c.add_argument("--endpoints", help="YAML file with the section `judge`")
+
+
 def launch(c: argparse.ArgumentParser) -> None:
     """Add on how many processes a training runs."""
     names = "fsdp2, zero3, zero2, ddp, gpu1, cpu2, cpu2_fsdp2"

@@ -69,10 +69,30 @@ def rates(cfg: Settings) -> Rates:
     return Rates(t.omit, t.confuse, t.miscount, t.hesitate, t.waver)
 
 
+def pictures(cfg: Settings, run: Path) -> Path:
+    """Return the image root of what is trained on."""
+    return ROOT / cfg.data.folder / "images" if cfg.data.folder else run / "world/train/images"
+
+
 def dataset(cfg: Settings, run: Path) -> Path:
-    """Construct the dataset with the local teacher: `sft.jsonl`, `rl.jsonl`, drops and counts."""
+    """Construct the dataset with the local teacher: `sft.jsonl`, `rl.jsonl`, drops and counts.
+
+    With `data.folder` it is that folder, as it is.
+
+    Raises:
+        FileNotFoundError: `data.folder` lacks one of the two files.
+    """
     from . import construct
 
+    if cfg.data.folder:
+        given = ROOT / cfg.data.folder
+        for name in ("sft.jsonl", "rl.jsonl"):
+            if not (given / name).is_file():
+                raise FileNotFoundError(
+                    f"{given / name}: not there; fetch and construct the data first "
+                    "(data/SOURCES.md, data/CONSTRUCT.md), or set data.folder"
+                )
+        return given
     raw = world(cfg, run, "train")
 
     def build(path: Path) -> None:
@@ -105,7 +125,7 @@ def perplexity(cfg: Settings, run: Path) -> Path:
     from . import models, subsets
     from . import perplexity as scorer
 
-    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    data, images = dataset(cfg, run), pictures(cfg, run)
     table = run / "results" / "perplexity.csv"
 
     def build(path: Path) -> None:
@@ -124,7 +144,7 @@ def sft(cfg: Settings, run: Path) -> Path:
     """Fine-tune the profile's policy on the SFT split."""
     from . import train
 
-    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    data, images = dataset(cfg, run), pictures(cfg, run)
 
     def build(path: Path) -> None:
         log = train.sft(cfg, records.load(data / "sft.jsonl").records, images, path)
@@ -138,12 +158,10 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
     """Train with GRPO on the RL split, from the policy (`grpo`) or from SFT (`sft_grpo`)."""
     from . import train
 
-    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    data, images = dataset(cfg, run), pictures(cfg, run)
     start = model_path(cfg, run, RUNS[name]) if RUNS[name] else cfg.model.policy
 
     def build(path: Path) -> None:
-        for old in (path / "traces").glob("part-*.parquet"):
-            old.unlink()  # rollouts of a run that was cut off
         rl = _take(data / "rl.jsonl", images, cfg.data.rl_per_source)
         log = train.grpo(cfg, rl, images, path, start=start, name=name)
         write_csv(run / "results" / f"grpo_{name}.csv", log)
@@ -156,7 +174,8 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
 
 
 def _built_from(path: Path) -> dict[str, Any]:
-    return {"from": json.loads((path / "done.json").read_text())["settings"]}
+    marker = path / "done.json"  # a folder that the user gave has none
+    return {"from": json.loads(marker.read_text())["settings"] if marker.is_file() else str(path)}
 
 
 def model_path(cfg: Settings, run: Path, model: str) -> Path | str:

@@ -64,10 +64,15 @@ class Endpoint:
 ENDPOINTS = {s.name: Endpoint(f"teacher-{s.name}", settings=SETTINGS[s.name]) for s in STEPS}
 
 
-def read_endpoints(path: str | Path) -> dict[str, Endpoint]:
+def read_endpoints(
+    path: str | Path, known: Mapping[str, Endpoint] = ENDPOINTS
+) -> dict[str, Endpoint]:
     """Read endpoints by step from a YAML file; what a step leaves out keeps its default.
 
     `settings` replace a step's defaults as a whole.
+
+    Args:
+        known: the sections that there may be, with their defaults.
 
     Raises:
         EndpointError: no such file, not YAML, an unknown step or key, or a value of a wrong type.
@@ -79,17 +84,19 @@ def read_endpoints(path: str | Path) -> dict[str, Endpoint]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EndpointError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(given, dict):
-        raise EndpointError(f"{path}: expected a section for each of {', '.join(ENDPOINTS)}")
-    found = {name: _endpoint(name, values, path) for name, values in given.items()}
-    return ENDPOINTS | found
+        raise EndpointError(f"{path}: expected a section for each of {', '.join(known)}")
+    found = {name: _endpoint(name, values, path, known) for name, values in given.items()}
+    return dict(known) | found
 
 
 _TYPES = {"model": str, "base_url": str, "api_key_env": str, "price": list, "settings": dict}
 
 
-def _endpoint(name: str, values: Any, path: str | Path) -> Endpoint:
-    if name not in ENDPOINTS:
-        raise EndpointError(f"{path}: {name!r} is no step; use {', '.join(ENDPOINTS)}")
+def _endpoint(
+    name: str, values: Any, path: str | Path, known: Mapping[str, Endpoint]
+) -> Endpoint:
+    if name not in known:
+        raise EndpointError(f"{path}: {name!r} is no step; use {', '.join(known)}")
     if not isinstance(values, dict) or "model" not in values:
         raise EndpointError(f"{path}: {name}: expected a section with at least 'model'")
     for key, value in values.items():
@@ -103,7 +110,7 @@ def _endpoint(name: str, values: Any, path: str | Path) -> Endpoint:
     if len(price) != 2 or not all(isinstance(p, (int, float)) and p >= 0 for p in price):
         raise EndpointError(f"{path}: {name}.price: expected [prompt, completion], in dollars")
     _check_settings(values.get("settings", {}), f"{path}: {name}.settings")
-    return Endpoint(**{"settings": SETTINGS[name]} | values | {"price": tuple(price)})
+    return Endpoint(**{"settings": known[name].settings} | values | {"price": tuple(price)})
 
 
 # arguments of the client's `create` that are not a model's settings, or that we set ourselves
