@@ -15,7 +15,7 @@ def test_every_value_has_a_source(name):
     rows = profiles.table(settings)
     unsourced = [r["key"] for r in rows if not r["source"] and r["key"] not in ("profile", "seed")]
     assert not unsourced
-    starts = ("paper", "ours", "TRL", "OpenRLHF", "repo")
+    starts = ("paper", "ours", "TRL", "OpenRLHF", "repo", "Qwen2-VL")
     assert not [r for r in rows if r["source"] and not r["source"].startswith(starts)]
     assert set(settings.data.sources) <= set(microworld.SOURCES)
 
@@ -90,7 +90,7 @@ def test_bad_lists_are_refused(value, message):
 
 
 def test_unknown_profile_lists_those_that_exist():
-    with pytest.raises(profiles.ProfileError, match="'huge'; use one of laptop, smoke"):
+    with pytest.raises(profiles.ProfileError, match="'huge'; use one of laptop, paper, single, smoke"):
         profiles.load("huge")
     with pytest.raises(profiles.ProfileError, match="unknown profile"):
         profiles.load("../profiles/smoke")

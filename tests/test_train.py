@@ -78,7 +78,7 @@ def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none
 ):
     folder, made = micro_data
     made = [replace(r, reward="math", gt="y = 2x", solution="y = 2x") for r in made]
-    cfg = settings(tiny_model, **{"grpo.steps": 1, "grpo.max_completion_tokens": 12,
+    cfg = settings(tiny_model, **{"grpo.max_steps": 1, "grpo.max_completion_tokens": 12,
                                   "grpo.format": "no_think"})  # fmt: skip
     calls, start, mixed_reward = [], rewards.start, rewards.mixed_reward
 

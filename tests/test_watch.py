@@ -218,7 +218,7 @@ def test_the_watch_says_each_change_once_and_keeps_the_curve(tmp_path, capsys):
 
 def test_grpo_logs_the_watch(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
-    smoke = {"model.policy": str(tiny_model), "grpo.steps": 2, "grpo.max_completion_tokens": 12}
+    smoke = {"model.policy": str(tiny_model), "grpo.max_steps": 2, "grpo.max_completion_tokens": 12}
     cfg = profiles.load("smoke", **smoke)
     log = train.grpo(cfg, made, folder / "images", tmp_path)
     with (tmp_path / "watch.csv").open() as stream:

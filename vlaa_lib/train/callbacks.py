@@ -61,7 +61,7 @@ class SpikeWatch(TrainerCallback):
                 f"step {state.global_step}: the loss is {last}; lower the learning rate, or look "
                 "for a broken record among the last batches"
             )
-        usual = statistics.median(before) if len(before) >= 5 else math.inf
+        usual = statistics.median(before) if len(before) >= 2 else math.inf
         if last > SPIKE * usual and state.is_world_process_zero:
             print(f"step {state.global_step}: loss spike, {last:.3f} after a usual {usual:.3f}")
 
