@@ -1,8 +1,8 @@
 """The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
 
-Three stages, since a narrow model left to itself learns the language and ignores the picture: the
+Four stages, since a narrow model left to itself learns the language and ignores the picture: the
 tower alone (each cell's colour, shape and pixels, and the facts of the whole), then the language
-model on descriptions and bare questions (`base`), and on chat (`instruct`).
+model on descriptions (`describe`), on bare questions (`base`), and on chat (`instruct`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from .pocket_data import (
     chat_text,
     collate_text,
     collate_tower,
+    describe_text,
     loader,
     reading_names,
 )
 
-STAGES = ("tower", "base", "instruct")
+STAGES = ("tower", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
-PACE_S = {"tower": 0.4, "base": 0.9, "instruct": 1.3}  # seconds a step
+PACE_S = {"tower": 0.4, "describe": 0.6, "base": 0.7, "instruct": 1.0}  # seconds a step
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -91,14 +92,17 @@ class Recipe:
     vision_layers: int = 4
     vocabulary: int = 1024
     tower_batch: int = 32
-    batch: int = 48
-    tower_steps: int = 1200
-    base_steps: int = 2400
-    instruct_steps: int = 1000
+    batch: int = 32
+    tower_steps: int = 3000
+    describe_steps: int = 1500
+    base_steps: int = 3000
+    instruct_steps: int = 1200
     tower_lr: float = 1.5e-3
-    base_lr: float = 2e-3
+    describe_lr: float = 2e-3
+    base_lr: float = 1.5e-3
     instruct_lr: float = 1e-3
-    describe_share: float = 0.3  # base documents that describe instead of answering
+    describe_share: float = 0.2  # base documents that describe instead of answering
+    told_share: float = 0.15  # base documents that are told what the picture shows
     think_share: float = 0.2  # chat replies in the think/answer format
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
@@ -288,9 +292,16 @@ def _tower_scene(index: int, seed: int) -> dict:
 def train_language(
     stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Stages 2 and 3: the language model and the tower's merger; the rest of the tower rests."""
-    if stage == "base":
-        make = partial(base_text, seed=recipe.seed + 1, describe_share=recipe.describe_share)
+    """Stages 2 to 4: the language model and the tower's merger; the rest of the tower rests."""
+    if stage == "describe":
+        make = partial(describe_text, seed=recipe.seed + 3)
+    elif stage == "base":
+        make = partial(
+            base_text,
+            seed=recipe.seed + 1,
+            describe_share=recipe.describe_share,
+            told_share=recipe.told_share,
+        )
     else:
         make = partial(
             chat_text,
@@ -346,7 +357,7 @@ def build(
                 train_language(stage, model, processor, recipe, work, log)
             _keep(kept, {"model": model.state_dict(), "log": log})
             (work / f"{stage}.part").unlink(missing_ok=True)
-        if stage != "tower":
+        if stage in ("base", "instruct"):
             save(stage, model, processor, out / stage, recipe, log)
             write_card(stage, out / stage, recipe, card_records)
 

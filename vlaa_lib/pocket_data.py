@@ -97,16 +97,47 @@ def worked(think: str, answer: str, reward: str) -> str:
     return f"{think} {prompts.ANSWER_PHRASE} {answer}."
 
 
-def base_text(index: int, seed: int, describe_share: float) -> tuple[dict, list[Piece]]:
-    """Write one question that only the picture answers or, at times, a description of it."""
+def describe_text(index: int, seed: int) -> tuple[dict, list[Piece]]:
+    """Write a description of everything in a scene; all kinds of scene are equally frequent."""
+    rng = random.Random(f"describe/{seed}/{index}")
+    scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+
+
+def base_text(
+    index: int, seed: int, describe_share: float, told_share: float
+) -> tuple[dict | None, list[Piece]]:
+    """Write one question that only the picture answers or, at times, a description of it.
+
+    A few questions come without a picture and with what it would show: they teach to reckon and
+    to find an option.
+    """
     source, scene, question, gold, rng = draw(index, seed)
-    if rng.random() < describe_share:
-        return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+    kind = rng.random()
+    if kind < describe_share:
+        return describe_text(index, seed)
     think, _ = narrator.plain_trace(scene, question)
+    if kind < describe_share + told_share and SOURCES[source][0] in ("digit", "mcq", "math"):
+        told, rest = _split_trace(scene, think)
+        if told:
+            reply = worked(rest, gold, SOURCES[source][0])
+            return None, [
+                (f"{question} {told}", False),
+                (f" {reply}\n", True),
+                ("<|endoftext|>", True),
+            ]
     answer = in_words(question, gold, rng)
     if rng.random() >= 0.4:
         answer = worked(think, answer, SOURCES[source][0])
     return scene, [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
+
+
+def _split_trace(scene: dict, think: str) -> tuple[str, str]:
+    """Split a plain trace after the facts that a caption would have told."""
+    seen = set(map(facts.say, truth.of_scene(scene)))
+    sentences = [f"{s}." for s in facts.sentences(think)]
+    cut = next((i for i, s in enumerate(sentences) if s not in seen), len(sentences))
+    return " ".join(sentences[:cut]), " ".join(sentences[cut:])
 
 
 def chat_text(
@@ -133,9 +164,9 @@ def chat_text(
 
 
 def collate_text(
-    samples: list[tuple[dict, list[Piece]]], processor: ImageProcessor, image_after: int
+    samples: list[tuple[dict | None, list[Piece]]], processor: ImageProcessor, image_after: int
 ) -> dict[str, Tensor]:
-    """Tokenise pieces and put the image tokens after piece number `image_after`.
+    """Tokenise pieces and put the image tokens after piece number `image_after`; no scene, none.
 
     Returns:
         input_ids, labels, attention_mask, mm_token_type_ids [B, T]; pixel_values; image_grid_thw.
@@ -143,12 +174,13 @@ def collate_text(
     tokenizer = processor.tokenizer
     image = tokenizer.encode(f"{VISION_START}{IMAGE_PAD * CELLS}{VISION_END}")
     rows, labels = [], []
-    for _, pieces in samples:
-        ids, marks = ([], []) if image_after else (list(image), [-100] * len(image))
+    for scene, pieces in samples:
+        is_first = scene is not None and not image_after
+        ids, marks = (list(image), [-100] * len(image)) if is_first else ([], [])
         for number, (text, target) in enumerate(pieces, 1):
             piece = tokenizer.encode(text)
             ids, marks = ids + piece, marks + (piece if target else [-100] * len(piece))
-            if number == image_after:
+            if number == image_after and scene is not None:
                 ids, marks = ids + image, marks + [-100] * len(image)
         rows.append(torch.tensor(ids))
         labels.append(torch.tensor(marks))
@@ -159,7 +191,7 @@ def collate_text(
         "labels": nn.utils.rnn.pad_sequence(labels, True, -100),
         "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
         "mm_token_type_ids": (padded == processor.image_token_id).int(),
-        **pixels([microworld.render(scene) for scene, _ in samples], processor),
+        **pixels([microworld.render(scene) for scene, _ in samples if scene], processor),
     }
 
 
