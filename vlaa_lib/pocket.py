@@ -31,6 +31,7 @@ from . import microworld, prompts, records
 from .microworld import SOURCES, narrator, scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 from .pocket_data import (
+    CELL,
     CELLS,
     CLASSES,
     POOL,
@@ -195,29 +196,30 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
 
 
 class TowerTask(nn.Module):
-    """Read each cell's colour, shape and 14 x 14 pixels off its token, and the facts off all."""
+    """Read what a cell holds and where it is off its token, and the facts off the mean token.
+
+    One linear map must do for every token and for their mean: that is what attention can read.
+    """
 
     def __init__(self, visual: nn.Module, width: int):
         super().__init__()
         self.visual = visual
-        self.color = nn.Linear(width, 1 + len(scenes.COLORS))
-        self.shape = nn.Linear(width, 1 + len(scenes.SHAPES))
+        self.cell = nn.Linear(width, len(CELL) * CLASSES)
         self.pixel = nn.Linear(width, 3 * 14 * 14)
-        self.facts = nn.Linear(width * CELLS, len(reading_names()) * CLASSES)
+        self.facts = nn.Linear(width, len(reading_names()) * CLASSES)
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, **labels: Tensor):
         """Return the loss, and how many of the facts that are there were read right."""
         tokens = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output  # [B*16, width]
         drawn = (self.pixel(tokens) - labels["small"].reshape(-1, 3 * 14 * 14)).square().mean()
-        color, shape = labels["cells"].reshape(-1, 2).unbind(-1)
-        read = self.facts(tokens.view(-1, CELLS * tokens.shape[-1])).view(-1, CLASSES)
-        truth = labels["facts"].flatten()
+        held = nn.functional.cross_entropy(
+            self.cell(tokens).view(-1, CLASSES), labels["cells"].flatten()
+        )
+        mean = tokens.view(-1, CELLS, tokens.shape[-1]).mean(1)
+        read, truth = self.facts(mean).view(-1, CLASSES), labels["facts"].flatten()
         wrong = nn.functional.cross_entropy(read, truth, reduction="none")
         # most of what could be there is not: what is there weighs as much as all that is not
-        loss = 20 * drawn + wrong[truth > 0].mean() + wrong[truth == 0].mean()
-        if (color >= 0).any():
-            loss = loss + nn.functional.cross_entropy(self.color(tokens), color)
-            loss = loss + nn.functional.cross_entropy(self.shape(tokens), shape)
+        loss = 20 * drawn + 2 * held + wrong[truth > 0].mean() + wrong[truth == 0].mean()
         there = truth > 0
         return loss, (read.argmax(-1) == truth)[there].float().mean()
 

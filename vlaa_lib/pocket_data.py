@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import microworld, prompts
-from .microworld import SOURCES, facts, narrator, questions, scenes, truth
+from .microworld import SOURCES, corner_points, facts, narrator, questions, scenes, truth
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 CELLS = scenes.GRID**2  # visual tokens of a micro-world picture
 POOL = 8  # batches that are sorted by length together
+# what the tower learns to say of a cell; x and y: the place of an object inside it, in pixels
+CELL = ("column", "row", "color", "shape", "size", "x", "y", "key", "value", "digit")
 CLASSES = 24  # values that one reading of the tower can have
 # ours: how often each source is asked; what needs more seeing is seen more
 SHARES = {
@@ -263,26 +265,94 @@ def reading_labels(scene: dict) -> Tensor:
 
 
 def cell_labels(scene: dict) -> Tensor:
-    """Return the colour and shape of each of the 16 cells, [16, 2], 0 = none.
+    """Return what each of the 16 cells shows, [16, labels of CELL], -100 = does not apply.
 
-    Scenes of another kind than objects have no such labels: -100 everywhere.
+    What a column or row of the picture says (a bar, a field of a slip) all its cells say.
     """
-    if scene["kind"] != "objects":
-        return torch.full((CELLS, 2), -100)
-    labels = torch.zeros(CELLS, 2, dtype=torch.long)
+    labels = {name: torch.full((scenes.GRID, scenes.GRID), -100) for name in CELL}  # [row, column]
+    step = torch.arange(scenes.GRID)
+    labels["column"], labels["row"] = step.expand(4, 4).clone(), step[:, None].expand(4, 4).clone()
+    if scene["kind"] in _CELLS:
+        _CELLS[scene["kind"]](scene, labels)
+    return torch.stack([labels[name].flatten() for name in CELL], dim=-1)
+
+
+def _color(name: str) -> int:
+    return 1 + list(scenes.COLORS).index(name)
+
+
+def _object_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["shape"][:] = 0, 0
+    step = scenes.SIDE_PX // scenes.GRID
     for item in scene["objects"]:
-        x0, y0, x1, y1 = item["box"]
-        cell = int((y0 + y1) / 2 * scenes.GRID) * scenes.GRID + int((x0 + x1) / 2 * scenes.GRID)
-        labels[cell, 0] = 1 + list(scenes.COLORS).index(item["color"])
-        labels[cell, 1] = 1 + scenes.SHAPES.index(item["shape"])
-    return labels
+        x, y = (round(v * scenes.SIDE_PX) for v in item["box"][:2])
+        at = y // step, x // step
+        labels["color"][at] = _color(item["color"])
+        labels["shape"][at] = 1 + scenes.SHAPES.index(item["shape"])
+        labels["size"][at] = list(scenes.SIZES_PX).index(item["size"])
+        labels["x"][at], labels["y"][at] = x % step, y % step
+
+
+def _bar_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["value"][:] = 0, 0
+    for column, bar in enumerate(scene["bars"]):
+        labels["color"][:, column], labels["value"][:, column] = _color(bar["color"]), bar["value"]
+
+
+def _line_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["value"][:] = 0
+    for column, value in enumerate(scene["values"]):
+        labels["value"][:, column] = value
+
+
+def _slip_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["key"][:], labels["value"][:], labels["digit"][:] = 0, 0, 0
+    for row, (key, value) in enumerate(scene["fields"].items()):
+        labels["key"][row] = 1 + list(scenes.FIELDS).index(key)
+        first = int(value[0]) if value.isdigit() else scenes.FIELDS[key].index(value)
+        labels["value"][row] = 1 + first
+        labels["digit"][row] = 1 + int(value[1]) if value.isdigit() and len(value) > 1 else 0
+
+
+def _triangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["value"][:] = 0, 0
+    for (x, y), corner in zip(corner_points(scene), scene["corners"], strict=True):
+        at = int(y * scenes.GRID), int(x * scenes.GRID)
+        labels["color"][at] = _color(corner["color"])
+        labels["value"][at] = corner["angle"] // 5 if corner["marked"] else 0
+
+
+def _circle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["key"][:] = facts.LENGTHS.index(scene["marked"])
+    labels["value"][:] = truth.length(scene, scene["marked"])
+
+
+def _rectangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["value"][:], labels["digit"][:] = scene["width"], scene["height"]
+
+
+def _closeup_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:] = _color(scene["color"])
+    labels["shape"][:] = 1 + scenes.SHAPES.index(scene["shape"]) if scene["clear"] else 0
+
+
+_CELLS = {
+    "objects": _object_cells,
+    "bars": _bar_cells,
+    "line": _line_cells,
+    "slip": _slip_cells,
+    "triangle": _triangle_cells,
+    "circle": _circle_cells,
+    "rectangle": _rectangle_cells,
+    "closeup": _closeup_cells,
+}
 
 
 def collate_tower(samples: list[dict], processor: ImageProcessor) -> dict[str, Tensor]:
     """Return the tower stage's batch.
 
     Returns:
-        cells [B, 16, 2]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
+        cells [B, 16, labels]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
         pixel_values; image_grid_thw.
     """
     images = [microworld.render(scene) for scene in samples]

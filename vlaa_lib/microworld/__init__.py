@@ -15,7 +15,7 @@ from PIL import Image
 from .. import records
 from ..records import Record
 from . import questions, scenes
-from .render import render, sheet
+from .render import corner_points, render, sheet
 from .scenes import LEVELS, SPLITS
 
 # micro source -> (reward, what it stands for in the paper's table 1)
@@ -35,6 +35,7 @@ __all__ = [
     "SOURCES",
     "SPLITS",
     "Sample",
+    "corner_points",
     "generate",
     "record",
     "render",

@@ -150,7 +150,7 @@ _SHAPE = {"line": lambda x: x, "absolute": abs, "parabola": lambda x: x * x, "si
 
 def _paint_triangle(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> None:
     """Draw to scale; a marked corner has its degrees outside, a corner to find a question mark."""
-    corners = _triangle_points([c["angle"] for c in scene["corners"]], scene["turn"])
+    corners = [(x * SIDE, y * SIDE) for x, y in corner_points(scene)]
     middle = [sum(p[i] for p in corners) / 3 for i in (0, 1)]
     for (x, y), corner in zip(corners, scene["corners"], strict=True):
         ends = [math.degrees(math.atan2(q[1] - y, q[0] - x)) for q in corners if q != (x, y)]
@@ -172,19 +172,21 @@ def _paint_triangle(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> No
             pen.line((cx - dx, cy - dy, cx + dx, cy + dy), fill=INK, width=8)
 
 
-def _triangle_points(angles: list[int], turn: int) -> list[tuple[float, float]]:
-    """Place the corners by the law of sines, turned, and fitted between the numbers."""
-    a, b, c = (math.radians(v) for v in angles)
+def corner_points(scene: dict) -> list[tuple[float, float]]:
+    """Place a triangle's corners, in fractions of the picture.
+
+    By the law of sines, turned, and fitted between the numbers.
+    """
+    a, b, c = (math.radians(corner["angle"]) for corner in scene["corners"])
     points = [(0, 0), (math.sin(c), 0), (math.sin(b) * math.cos(a), math.sin(b) * math.sin(a))]
-    t = math.radians(turn)
+    t = math.radians(scene["turn"])
     turned = [
         (x * math.cos(t) - y * math.sin(t), x * math.sin(t) + y * math.cos(t)) for x, y in points
     ]
     low = [min(p[i] for p in turned) for i in (0, 1)]
     span = [max(p[i] for p in turned) - low[i] for i in (0, 1)]
-    room = SIDE - 2 * 19 * ZOOM
-    scale = room / max(span)
-    shift = [(SIDE - s * scale) / 2 for s in span]
+    scale = (1 - 2 * 19 / SIDE_PX) / max(span)
+    shift = [(1 - s * scale) / 2 for s in span]
     return [tuple((p[i] - low[i]) * scale + shift[i] for i in (0, 1)) for p in turned]
 
 
