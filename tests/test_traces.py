@@ -1,5 +1,8 @@
 """Traces: step truth, aha and phrase counts, the parquet store."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from vlaa_lib import traces
@@ -134,6 +137,16 @@ SCENES = {
 )
 def test_steps_in_other_peoples_words(kind, sentence, expected):
     assert [step.truth for step in traces.check_steps(sentence, SCENES[kind])] == [expected]
+
+
+def test_steps_that_a_policy_sampled():
+    """Sampled at temperature 1 from a half-trained `instruct`; each verdict read and agreed to."""
+    rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open()]
+    assert sum(truth is not None for row in rows for _, truth in row["steps"]) >= 40
+    for row in rows:
+        text = "\n".join(f"{sentence}." for sentence, _ in row["steps"])
+        found = [[step.text, step.truth] for step in traces.check_steps(text, row["scene"])]
+        assert found == row["steps"]
 
 
 def test_the_checker_finds_the_teachers_false_steps():
