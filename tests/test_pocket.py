@@ -3,7 +3,6 @@
 import json
 import random
 import unicodedata
-from dataclasses import replace
 
 import pytest
 import torch
@@ -120,4 +119,4 @@ def test_documents_hold_right_answers():
 
 def test_shares_name_every_source():
     assert pocket_data.SHARES.keys() == microworld.SOURCES.keys()
-    assert replace(SMALL).think_share + SMALL.direct_share < 1
+    assert SMALL.think_share + SMALL.direct_share < 1

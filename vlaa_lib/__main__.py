@@ -177,10 +177,10 @@ def _benchmark(args) -> int:
 
 
 def _models(args) -> int:
-    from . import pocket
+    from . import pocket, pocket_card
 
     if args.what == "card":
-        pocket.card(args.out, args.stage)
+        pocket_card.write_card(args.stage, Path(args.out) / args.stage)
     else:
         pocket.build(args.out, threads=args.threads, last=args.stage)
     return 0

@@ -161,27 +161,34 @@ def model_path(cfg: Settings, run: Path, model: str) -> Path | str:
 
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the held-out records with a model, and with its blank twin; return scored rows."""
-    from . import evaluate, models
+    from . import evaluate
 
-    held_out, path = world(cfg, run, "test"), model_path(cfg, run, model)
+    held_out = world(cfg, run, "test")
+
+    def answer(policy: Any) -> list[dict[str, Any]]:
+        asked = records.load(held_out / "records.jsonl", held_out / "images").records
+        limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
+        return evaluate.evaluate(policy, asked, held_out / "images", model, *limits)
+
+    return _answered(cfg, run, model, model, held_out, answer)
+
+
+def _answered(
+    cfg: Settings, run: Path, model: str, name: str, data: Path, answer: Callable[[Any], list[dict]]
+) -> list[dict[str, Any]]:
+    """Let a model answer what is in `data`, once, into `evaluation/name`; return the rows."""
+    from . import models
+
+    path = model_path(cfg, run, model)
 
     def build(out: Path) -> None:
         policy = models.load_policy(
             path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
         )
-        asked = records.load(held_out / "records.jsonl", held_out / "images").records
-        rows = evaluate.evaluate(
-            policy,
-            asked,
-            held_out / "images",
-            model,
-            cfg.evaluate.batch,
-            cfg.evaluate.max_new_tokens,
-        )
-        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in answer(policy)))
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(held_out)
-    out = _once(run / "evaluation" / model, settings, build)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(data)
+    out = _once(run / "evaluation" / name, settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
@@ -208,28 +215,20 @@ def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
 
     All six in one pass, so that batches are full; a row's benchmark is its `source`.
     """
-    from . import models
     from .evaluate import benchmarks
 
-    files, path = benchmark_files(cfg, run), model_path(cfg, run, model)
+    files = benchmark_files(cfg, run)
 
-    def build(out: Path) -> None:
-        policy = models.load_policy(
-            path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
-        )
+    def answer(policy: Any) -> list[dict[str, Any]]:
         asked = [
             record
             for name in benchmarks.BENCHMARKS
             for record in benchmarks.read(name, files / f"{name}.tsv", files / "images")
         ]
-        rows = benchmarks.answer(
-            policy, asked, files / "images", model, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        )
-        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+        limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
+        return benchmarks.answer(policy, asked, files / "images", model, *limits)
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(files)
-    out = _once(run / "evaluation" / f"{model}-benchmarks", settings, build)
-    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    return _answered(cfg, run, model, f"{model}-benchmarks", files, answer)
 
 
 def matrix(

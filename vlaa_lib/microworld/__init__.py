@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,9 +96,8 @@ def stream(source: str, split: str, seed: int = 0) -> Iterator[Sample]:
     seen = set()
     for index in counter():
         made = record(source, split, index, seed)
-        scene = {k: v for k, v in made.meta["scene"].items() if k != "style"}
-        if (key := json.dumps(scene, sort_keys=True)) not in seen:
-            seen.add(key)
+        if (shown := scenes.content(made.meta["scene"])) not in seen:
+            seen.add(shown)
             yield Sample(made, render(made.meta["scene"]))
 
 

@@ -91,7 +91,7 @@ def rows(name: str, n: int, seed: int = 0) -> list[Row]:
     number = 0
     for index in counter():
         group = generate(name, index, seed)
-        shown = {_content(json.loads(row["micro_scene"])) for row in group}
+        shown = {scenes.content(json.loads(row["micro_scene"])) for row in group}
         if shown & seen:
             continue
         if made and len(made) + len(group) > n:
@@ -139,11 +139,6 @@ def draw_question(picture: Image.Image, text: str, width_px: int = 6 * 28) -> Im
     return made
 
 
-def _content(scene: dict) -> str:
-    """Write what a scene shows, without how it is painted: the same text, the same scene."""
-    return json.dumps({k: v for k, v in scene.items() if k != "style"}, sort_keys=True)
-
-
 def _row(scene: dict, reward: str, image: Image.Image | None = None, **columns: Any) -> Row:
     """Start a row with its picture, by default the scene's, and our own columns."""
     stream = io.BytesIO()
@@ -181,7 +176,7 @@ def _pose(text: str, scene: dict, rng: random.Random) -> Problem:
 def _absence(asked: questions.Question, scene: dict) -> str:
     """Say what a question names and the scene does not show; empty text where all is there."""
     color, key = asked.slots.get("color"), asked.slots.get("key")
-    if color and f'"color": "{color}"' not in _content(scene):
+    if color and f'"color": "{color}"' not in scenes.content(scene):
         return f"nothing is {color}"
     if key and key.lower() not in scene["fields"]:
         return f"there is no {key}"
@@ -327,7 +322,7 @@ def _dynamath(index: int, rng: random.Random) -> list[Row]:
             answer_type="multiple choice" if options else free,
         )
         row |= dict(zip(("subject", "knowledge_level"), _DYNAMATH[source], strict=True))
-        made.setdefault(_content(scene), row)
+        made.setdefault(scenes.content(scene), row)
         posed = None
         while posed is None:
             scene = scenes.draw(scene["kind"], "bench", rng)

@@ -39,11 +39,14 @@ SPLITS = {
 }
 
 
+def content(scene: dict) -> str:
+    """Return what a scene shows, as text: two scenes are the same when these are equal."""
+    return json.dumps({k: v for k, v in scene.items() if k != "style"}, sort_keys=True)
+
+
 def bucket(scene: dict) -> int:
     """Return the scene's bucket (0-15), from what it shows and not from how it is painted."""
-    content = {k: v for k, v in scene.items() if k != "style"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
-    return digest[0] % 16
+    return hashlib.sha256(content(scene).encode()).digest()[0] % 16
 
 
 def draw(kind: str, split: str, rng: random.Random, level: int | None = None) -> dict:

@@ -34,8 +34,9 @@ def scene_facts(record: Record, answers: list[str]) -> list[float]:
             "open: no meta.scene and no reward model; add the scene, pass reward_model=, or leave "
             "the record out"
         )
+    asked = _asked(record)
     try:
-        return [_count_facts(answer, scene, *_asked(record)) for answer in answers]
+        return [_count_facts(answer, scene, *asked) for answer in answers]
     except (KeyError, TypeError, IndexError) as error:
         raise GoldError(f"open: meta.scene is incomplete ({error!r}); write it again") from None
 
