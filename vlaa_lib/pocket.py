@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ from .pocket_data import (
     loader,
     reading_names,
 )
+from .pocket_muon import Muon
 
 STAGES = ("tower", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
@@ -94,14 +96,15 @@ class Recipe:
     vocabulary: int = 1024
     tower_batch: int = 32
     batch: int = 32
-    tower_steps: int = 3000
-    describe_steps: int = 1500
+    tower_steps: int = 4000
+    describe_steps: int = 1000
     base_steps: int = 3000
-    instruct_steps: int = 1200
+    instruct_steps: int = 800
     tower_lr: float = 1.5e-3
     describe_lr: float = 2e-3
     base_lr: float = 1.5e-3
     instruct_lr: float = 1e-3
+    muon: float = 8.0  # Muon's learning rate over AdamW's
     describe_share: float = 0.2  # base documents that describe instead of answering
     told_share: float = 0.15  # base documents that are told what the picture shows
     think_share: float = 0.2  # chat replies in the think/answer format
@@ -196,17 +199,20 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
 
 
 class TowerTask(nn.Module):
-    """Read what a cell holds and where it is off its token, and the facts off the mean token.
+    """Read what a cell holds and where it is off its token, and each fact off the picture's tokens.
 
-    One linear map must do for every token and for their mean: that is what attention can read.
+    One linear map does for every token, and a fact is one query's attention over them: what the
+    language model can read, and no more.
     """
 
     def __init__(self, visual: nn.Module, width: int):
         super().__init__()
+        names = len(reading_names())
         self.visual = visual
         self.cell = nn.Linear(width, len(CELL) * CLASSES)
         self.pixel = nn.Linear(width, 3 * 14 * 14)
-        self.facts = nn.Linear(width, len(reading_names()) * CLASSES)
+        self.queries = nn.Parameter(torch.zeros(names, width))  # at first every fact sees the mean
+        self.facts = nn.Parameter(torch.randn(names, width, CLASSES) * width**-0.5)
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, **labels: Tensor):
         """Return the loss, and how many of the facts that are there were read right."""
@@ -215,8 +221,10 @@ class TowerTask(nn.Module):
         held = nn.functional.cross_entropy(
             self.cell(tokens).view(-1, CLASSES), labels["cells"].flatten()
         )
-        mean = tokens.view(-1, CELLS, tokens.shape[-1]).mean(1)
-        read, truth = self.facts(mean).view(-1, CLASSES), labels["facts"].flatten()
+        tokens = tokens.view(-1, CELLS, tokens.shape[-1])
+        weights = (self.queries @ tokens.mT).softmax(-1)  # [B, names, 16]
+        read = torch.einsum("bnt,btw,nwc->bnc", weights, tokens, self.facts).flatten(0, 1)
+        truth = labels["facts"].flatten()
         wrong = nn.functional.cross_entropy(read, truth, reduction="none")
         # most of what could be there is not: what is there weighs as much as all that is not
         loss = 20 * drawn + 2 * held + wrong[truth > 0].mean() + wrong[truth == 0].mean()
@@ -234,37 +242,49 @@ def train(
         batches: first pool of batches (8 each) -> endless batches.
         work: folder of the kept states.
     """
-    steps, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    scheduler = get_scheduler("cosine", optimizer, int(steps * 0.05) + 1, steps)
+    steps, parts = getattr(recipe, f"{stage}_steps"), optimizers(stage, module, recipe)
+    parts += [get_scheduler("cosine", part, int(steps * 0.05) + 1, steps) for part in parts]
     done, spent, kept = 0, 0.0, work / f"{stage}.part"
     if kept.is_file():
         state = torch.load(kept, weights_only=True)
-        for part, name in ((module, "module"), (optimizer, "optimizer"), (scheduler, "scheduler")):
-            part.load_state_dict(state[name])
+        for part, saved in zip((module, *parts), state["parts"], strict=True):
+            part.load_state_dict(saved)
         done, spent, log[:] = state["step"], state["seconds"], state["log"]
-    start, losses = time.monotonic() - spent, []
+    start, losses, right = time.monotonic() - spent, [], []
     numbers = range(done + 1, steps + 1)
     for number, batch in zip(numbers, batches(done // POOL), strict=False):
         loss, seen = compute(batch)
-        optimizer.zero_grad()
+        module.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for part in parts:
+            part.step()
         spent = time.monotonic() - start
         losses.append(loss.item())
+        right += [] if seen is None else [float(seen)]
         if number % 25 == 0 or number == steps:
             row = {"stage": stage, "step": number, "loss": round(statistics.mean(losses), 4)}
-            row |= {"seen": None if seen is None else round(float(seen), 4)}
+            row |= {"seen": round(statistics.mean(right), 4) if right else None}
             log.append(row | {"seconds": round(spent)})
             print(json.dumps(log[-1] | {"of": steps}), flush=True)
             losses.clear()
+            right.clear()
         if number % KEEP == 0 and number < steps:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"scheduler": scheduler.state_dict(), "step": number}
-            _keep(kept, state | {"seconds": spent, "log": log})
+            states = [part.state_dict() for part in (module, *parts)]
+            _keep(kept, {"parts": states, "step": number, "seconds": spent, "log": log})
+
+
+def optimizers(stage: str, module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return AdamW for embeddings, heads and vectors, and Muon for the matrices between them."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    inner = {name for name in trained if re.search(r"visual|layers", name)}
+    matrices = {name for name in inner if trained[name].ndim == 2}
+    rest = [p for name, p in trained.items() if name not in matrices]
+    lr = getattr(recipe, f"{stage}_lr")
+    return [
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon([trained[name] for name in sorted(matrices)], lr=lr * recipe.muon),
+    ]
 
 
 def _keep(path: Path, state: dict) -> None:
