@@ -96,10 +96,10 @@ class Recipe:
     vocabulary: int = 1024
     tower_batch: int = 32
     batch: int = 32
-    tower_steps: int = 4000
+    tower_steps: int = 3000
     describe_steps: int = 1000
-    base_steps: int = 3000
-    instruct_steps: int = 800
+    base_steps: int = 2500
+    instruct_steps: int = 600
     tower_lr: float = 1.5e-3
     describe_lr: float = 2e-3
     base_lr: float = 1.5e-3
