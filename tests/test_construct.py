@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -65,10 +65,14 @@ def endpoint(answer):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = self.rfile.read(length := int(self.headers["Content-Length"]))
+            if len(data) < length:
+                return  # the client died in the middle
+            body = json.loads(data)
             bodies.append(body)
             status, content, headers = answer(body)
-            payload = {"error": {"message": content}} if status != 200 else completion(content)
+            error = content if isinstance(content, dict) else {"error": {"message": content}}
+            payload = completion(content) if status == 200 else error
             data = json.dumps(payload).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -76,7 +80,8 @@ def endpoint(answer):
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(OSError):
+                self.wfile.write(data)
 
         def log_message(self, *_):
             pass
@@ -125,9 +130,11 @@ def trace(think="two and one", answer="3"):
     return prompts.join_think_answer(think, answer)
 
 
-def run(items, images, base_url, out, **options):
-    options = {"progress": False, "max_retries": 0} | options
-    return construct.run(items, images, base_url, out, **options)
+def run(items, images, base_url, out, endpoints=construct.ENDPOINTS, progress=False, **options):
+    limits = construct.Limits(**({"max_retries": 0} | options))
+    return construct.run(
+        items, images, base_url, out, limits=limits, endpoints=endpoints, progress=progress
+    )
 
 
 def outputs(out):
@@ -250,7 +257,8 @@ def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "path, url, out = sys.argv[1:]\n"
             "items = records.load(path + '/records.jsonl').records\n"
-            "construct.run(items, path + '/images', url, out, concurrency=4, progress=False)\n"
+            "limits = construct.Limits(concurrency=4)\n"
+            "construct.run(items, path + '/images', url, out, limits=limits, progress=False)\n"
         ),
     )
     with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
@@ -552,16 +560,16 @@ def test_a_wrong_key_is_not_a_thousand_drops(world, tmp_path):
         run(items, images, base_url, tmp_path)
 
 
-def test_models_and_settings_override_by_step(one, tmp_path):
+def test_endpoints_by_step_from_a_file(one, tmp_path):
     record, images = one
-    options = {"models": {"verify": "judge"}, "settings": {"verify": {"seed": 7}}}
+    (tmp_path / "e.yaml").write_text("verify: {model: judge, settings: {seed: 7}, price: [1, 2]}")
+    chosen = construct.read_endpoints(tmp_path / "e.yaml")
     with endpoint(by_step(distil=trace(), judge="Yes")) as (base_url, bodies):
-        run([record], images, base_url, tmp_path, **options)
-        with pytest.raises(ValueError, match="'verfy' is no step"):
-            run([record], images, base_url, tmp_path, models={"verfy": "judge"})
+        result = run([record], images, base_url, tmp_path, endpoints=chosen)
     assert [body["model"] for body in bodies] == ["teacher-distil", "teacher-rewrite", "judge"]
-    assert bodies[0]["temperature"] == construct.SETTINGS["distil"]["temperature"]
+    assert bodies[0]["temperature"] == construct.ENDPOINTS["distil"].settings["temperature"]
     assert bodies[2]["seed"] == 7 and "temperature" not in bodies[2]
+    assert totals(result, "cost") == pytest.approx((7 * 1 + 2 * 2) / 1e6)
 
 
 def test_runs_where_a_loop_is_running(one, tmp_path):
@@ -707,7 +715,7 @@ def test_the_server_answers_the_official_client(world):
             ("teacher-caption", "hello", {}, 422),
             ("teacher-distil", "hello", {}, 422),
             ("teacher-distil", think.replace("How many", "Why are"), {}, 422),
-            ("teacher-verify", think, {"stream": True}, 400),
+            ("teacher-verify", think, {"stream": True}, 422),
             ("teacher-caption", [{"type": "image_url", "image_url": {"url": "x"}}], {}, 400),
             ("teacher-caption", [{"type": "image_url"}], {}, 400),
         ]:

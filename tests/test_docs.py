@@ -9,10 +9,11 @@ from vlaa_lib import ROOT
 from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+GUIDE = (ROOT / "data" / "CONSTRUCT.md").read_text()
+BLOCKS, GUIDED = (re.findall(r"```(\w*)\n(.*?)```", t, re.DOTALL) for t in (README, GUIDE))
 COMMANDS = [
     line.split("#")[0].strip()
-    for kind, text in BLOCKS
+    for kind, text in [*BLOCKS, *GUIDED]
     if kind == "bash"
     for line in text.splitlines()
     if line.strip()
@@ -22,6 +23,15 @@ COMMANDS = [
 def test_readme_is_short_and_complete():
     assert len(README.splitlines()) < 200
     assert not re.search(r"[A-Z]+_MINUTES|FINDINGS", README)
+
+
+def test_the_example_of_endpoints_is_read(tmp_path):
+    from vlaa_lib import construct
+
+    (tmp_path / "teachers.yaml").write_text(next(t for kind, t in GUIDED if kind == "yaml"))
+    found = construct.read_endpoints(tmp_path / "teachers.yaml")
+    assert found["distil"].api_key_env == "DEEPSEEK_API_KEY"
+    assert found["caption"].cost(1e6, 1e6) == 12.5
 
 
 def test_paths_in_prose_exist():

@@ -191,7 +191,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 
 def test_rejects_are_written_as_a_table(tmp_path):
-    records.write_rejects([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
+    records.write([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
     row = json.loads((tmp_path / "rejects.jsonl").read_text())
     assert row == {"file": "a.jsonl", "line": 2, "id": "r", "reason": "why"}
 
@@ -220,7 +220,18 @@ def test_arrays_are_streamed_whatever_the_chunk(values, chunk_chars):
     import io
 
     stream = io.StringIO(json.dumps(values, indent=1))
-    assert [v for _, v in records._iter_array(stream, chunk_chars)] == values
+    assert [v for _, v in records.iter_array(stream, chunk_chars)] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("1" * 5000, "not valid JSON"), (json.dumps("\\ud800").replace("\\\\", "\\"), "surrogate")],
+)
+def test_a_text_that_python_or_a_file_cannot_hold_is_a_reject(tmp_path, text, match):
+    row = '{"id": 1, "image": "docvqa/a.png", "question": "q", "gt": '
+    (tmp_path / "r.jsonl").write_text(row + text + "}")
+    (reject,) = records.load(tmp_path / "r.jsonl").rejects
+    assert match in reject.reason and reject.line == 1
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the released samples are not beside the checkout")

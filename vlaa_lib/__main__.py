@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -12,8 +13,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m vlaa_lib", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(name: str, function, help: str, under=commands) -> argparse.ArgumentParser:
+        sub = under.add_parser(name, help=help, description=help)
         sub.set_defaults(run=function)
         return sub
 
@@ -26,13 +27,32 @@ def parser() -> argparse.ArgumentParser:
     c = command(
         "construct",
         _construct,
-        "Build traces for records: caption, distil, rewrite, "
-        "verify, split. Resumes; finished calls are not made twice.",
+        "Build traces for records: caption, distil, rewrite, verify, split. Resumes; finished "
+        "calls are not made twice.",
     )
-    _data_arguments(c)
+    c.add_argument(
+        "what",
+        nargs="?",
+        choices=["run", "card"],
+        default="run",
+        help="run the steps, or write card, table 1 and exports of a finished run",
+    )
+    c.add_argument("--records", help="JSON array or JSON Lines, any extension")
+    c.add_argument("--images", help="image root; with `card`: put the pictures into the export")
     c.add_argument("--out", required=True, help="folder for sft.jsonl, rl.jsonl, counts.csv, ...")
     c.add_argument("--base-url", help="OpenAI-compatible endpoint; default: the local teacher")
-    c.add_argument("--concurrency", type=int, default=8)
+    c.add_argument("--endpoints", help="YAML file: address, model, key variable, price by step")
+    c.add_argument("--prompts-dir", help="your own 1.captioning.txt, 2.r1cot.txt, ...")
+    c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
+    c.add_argument("--timeout", type=float, default=600, help="seconds of one try of one call")
+    c.add_argument("--retries", type=int, default=5, help="of one call")
+    c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
+    c.add_argument("--max-tokens", type=int, help="stop cleanly after so many tokens")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
+    c.add_argument("--merge", nargs="+", default=[], help="ledgers of shards to take replies from")
+    c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
+    c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
+    c.add_argument("--files", nargs="+", default=[], help="batch output files to import")
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")
@@ -42,6 +62,36 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", help="folder for records.jsonl and images/")
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
     c.add_argument("--png", help="draw a contact sheet into this file")
+
+    c = command("data", None, "The released dataset, and the nine public ones behind it.")
+    actions = c.add_subparsers(dest="what", required=True, metavar="ACTION")
+    c = command("fetch", _data_fetch, "Get the released dataset; resumes.", actions)
+    c.add_argument("dataset", choices=["vlaa-thinking"])
+    c.add_argument("--root", required=True, help="folder of the dataset; pictures go to images/")
+    c.add_argument("--revision", help="default: ROOT/REVISION, else main as of today")
+    c.add_argument("--only", nargs="+", help="patterns of files, e.g. '*.json'")
+    c.add_argument("--plan", action="store_true", help="print files and sizes, then stop")
+    c = command("check", _data_check, "Say, source by source, which pictures are there.", actions)
+    c.add_argument("--root", required=True, help="folder of the dataset")
+    c.add_argument("--records", nargs="+", help="default: all JSON files in ROOT")
+    c.add_argument("--deep", action="store_true", help="open and decode every picture")
+    command("sources", _data_sources, "List the public sources: where from, which files.", actions)
+    c = command("prepare", _data_prepare, "Sample public sources into records.", actions)
+    c.add_argument("--root", required=True, help="holds one folder a source; see `data sources`")
+    c.add_argument("--out", required=True, help="folder for records.jsonl, rejects.jsonl, images/")
+    c.add_argument("--source", nargs="*", help="default: those with a folder; or micro sources")
+    c.add_argument("--scale", type=float, default=1.0, help="share of the paper's counts")
+    c.add_argument("--seed", type=int, default=0)
+
+    c = command("subset", _subset, "Choose small SFT subsets: by perplexity, or by aha words.")
+    _data_arguments(c)
+    c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
+    c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
+    c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
+    c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these")
+    c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
+    c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
 
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
@@ -87,10 +137,29 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--model", required=True)
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
 
+    c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
+    c.add_argument("name", choices=["construct"])
+    c.add_argument("--out", help="file for the row (JSON)")
+
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     _data_arguments(c)
     c.add_argument("--port", type=int, default=8765)
+    c.add_argument("--fault-rate", type=float, default=0.0, help="all kinds of fault together")
+    c.add_argument("--reasoning-field", action="store_true", help="thinking beside the text")
     return top
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
+
+    >>> shard("2/8")
+    (2, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: write i/n with i from 1 to n, e.g. 2/8")
+    return found
 
 
 def _data_arguments(c: argparse.ArgumentParser) -> None:
@@ -108,7 +177,7 @@ def _load(args: argparse.Namespace, out: str | Path | None = None):
     for reject in rejects:
         print(f"rejected: {reject}", file=sys.stderr)
     if out:
-        records.write_rejects(rejects, Path(out) / "rejects.jsonl")
+        records.write(rejects, Path(out) / "rejects.jsonl")
     kept = [record for record in loaded.records if record.id not in bad]
     if not kept:
         raise records.RecordError(f"{args.records}: no usable record; every reason is above")
@@ -130,19 +199,9 @@ def _run(args) -> int:
 
 
 def _construct(args) -> int:
-    from . import construct
+    from .construct import command
 
-    made = _load(args, args.out)
-    options = {"concurrency": args.concurrency}
-    if args.base_url:
-        result = construct.run(made, args.images, args.base_url, args.out, **options)
-    else:
-        scenes = construct.scenes_of(made, args.images)
-        with construct.serve_teacher(scenes) as base_url:
-            result = construct.run(made, args.images, base_url, args.out, **options)
-    _table(result.counts)
-    print(f"{len(result.sft)} for SFT, {len(result.rl)} for RL, {len(result.drops)} dropped")
-    return 0
+    return command.main(args, _table)
 
 
 def _microworld(args) -> int:
@@ -166,6 +225,43 @@ def _microworld(args) -> int:
     return 0
 
 
+def _subset(args) -> int:
+    from . import records, subsets
+
+    if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
+        raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
+    made, out = _load(args, args.out), Path(args.out)
+    scores = {str(model): _scores(args, made, model) for model in args.perplexity}
+    if args.shard != (1, 1):
+        print("scored; once every shard is done, choose with the same command without --shard")
+        return 0
+    if scores:
+        table, rejects = subsets.average(made, scores)
+        records.write_csv(out / "perplexity.csv", table)
+        records.write(rejects, out / "not_scored.jsonl")
+        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in args.top}
+    if args.aha:
+        chosen[f"aha-{args.aha}"] = subsets.aha(made, args.aha, args.seed)
+    for name, kept in chosen.items():
+        records.write(kept, out / f"{name}.jsonl")
+        print(f"{len(kept)} records in {out}/{name}.jsonl")
+    return 0
+
+
+def _scores(args, made: list, model: str) -> dict:
+    """Score what no shard has scored; without anything left to do, load no model."""
+    from . import models, perplexity
+
+    folder = Path(args.out) / "scores" / re.sub(r"[^\w.-]+", "_", model)
+    found = perplexity.load(folder, made)
+    if len(found) == len(made):
+        return found
+    tokens = args.batch_tokens or perplexity.BATCH_TOKENS
+    policy = models.load_policy(model)
+    return perplexity.score(policy, made, args.images, folder, tokens, args.shard)
+
+
 def _benchmark(args) -> int:
     from .microworld import benchmarks
 
@@ -173,6 +269,54 @@ def _benchmark(args) -> int:
         raise ValueError("--benchmark needs --out FILE.tsv")
     rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
     print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
+    return 0
+
+
+def _data_fetch(args) -> int:
+    from . import hub
+
+    plan = hub.plan(args.root, args.revision, args.only)
+    _table(plan.rows)
+    download, unpack = map(hub.megabytes, plan.needs)
+    print(f"commit {plan.commit}: {download} to download, about {unpack} to unpack", flush=True)
+    if not args.plan:
+        hub.fetch(plan)
+        print(f"done; next: python -m vlaa_lib data check --root {args.root}")
+    return 0
+
+
+def _data_check(args) -> int:
+    from . import pictures
+
+    found = pictures.check(args.root, args.records, args.deep)
+    _table(found.rows())
+    print("\n".join(found.notes) or "every record has its picture")
+    return 0 if found.is_complete else 1
+
+
+def _data_sources(args) -> int:
+    from . import sources
+
+    _table(sources.table())
+    return 0
+
+
+def _data_prepare(args) -> int:
+    from . import microworld, sources
+
+    roots = {name: Path(args.root) / reader.folder for name, reader in sources.READERS.items()}
+    there = [name for name, root in roots.items() if root.is_dir()]
+    for name in [] if args.source else sorted(roots.keys() - there):
+        print(f"left out: {name}, as there is no folder {roots[name]}", file=sys.stderr)
+    counts = sources.paper_counts(args.scale)
+    counts |= {micro: counts[name] for micro, (_, name) in microworld.SOURCES.items()}
+    chosen = args.source or there
+    if unknown := [name for name in chosen if name not in counts]:
+        raise ValueError(f"unknown source {unknown[0]!r}; use one of {', '.join(counts)}")
+    if not chosen:
+        raise ValueError(f"{args.root}: no dataset's folder here; see `data sources`")
+    _table(sources.write(args.out, {name: counts[name] for name in chosen}, roots, args.seed))
+    print(f"records and pictures in {args.out}; what was left out is in rejects.jsonl")
     return 0
 
 
@@ -233,10 +377,24 @@ def _doctor(args) -> int:
     return 1 if problem else 0
 
 
+def _bench(args) -> int:
+    import json
+
+    from . import bench, records
+
+    row = bench.BENCHMARKS[args.name]()
+    _table([row])
+    if args.out:
+        records.write_text(args.out, json.dumps(row, indent=1) + "\n")
+    return 0
+
+
 def _serve(args) -> int:
     from . import construct
 
-    construct.serve_forever(args.records, args.images, args.port)
+    construct.serve_forever(
+        args.records, args.images, args.port, args.fault_rate, args.reasoning_field
+    )
     return 0
 
 
@@ -245,7 +403,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoProcessor, BatchFeature
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl import Qwen2VLConfig
 from transformers.processing_utils import ProcessorMixin
 
 from . import ROOT
@@ -42,7 +43,8 @@ class ImageProcessor(Qwen2_5_VLProcessor):
 
 
 # lets TRL and users' AutoProcessor find the class for folders that we saved
-AutoProcessor.register(Qwen2_5_VLConfig, ImageProcessor, exist_ok=True)
+for config in (Qwen2_5_VLConfig, Qwen2VLConfig):  # the paper trains both families
+    AutoProcessor.register(config, ImageProcessor, exist_ok=True)
 
 
 def load_processor(
@@ -78,7 +80,7 @@ def load_policy(
     min_pixels: int = MIN_PIXELS,
     dtype: str | None = None,
 ) -> Policy:
-    """Load a Qwen2.5-VL policy with a frozen vision tower (paper §3).
+    """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
 
     Args:
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
@@ -88,7 +90,7 @@ def load_policy(
         FileNotFoundError: nothing to load at `path`, with what to do about it.
     """
     import torch
-    from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     path = resolve(path)
     if mode not in ("full", "lora", "4bit"):
@@ -107,7 +109,7 @@ def load_policy(
     weights = path
     if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
         weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         str(weights),
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -126,6 +128,10 @@ def from_json(row: Any) -> Record:
     for key in ("id", "image", "question", "gt"):
         if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON can escape what no file can hold
+        raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
     if not isinstance(row["id"], (str, int)):
         raise RecordError(f"key 'id' is {type(row['id']).__name__}, expected text or a number")
     for key in ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame"):
@@ -156,7 +162,7 @@ def from_json(row: Any) -> Record:
     return Record(**values)
 
 
-def _iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+def iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) from a JSON array or JSON Lines, whichever the text is, streaming.
 
     A broken JSON line is yielded as its RecordError and the next line goes on; inside a broken
@@ -171,18 +177,24 @@ def _iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int
             if line.strip("\ufeff \t\r\n"):
                 yield number, _parse_line(line)
         return
-    yield from _iter_array(stream, chunk_chars)
+    yield from iter_array(stream, chunk_chars)
 
 
 def _parse_line(line: str) -> Any:
     try:
         return json.loads(line.strip("\ufeff \t\r\n"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also: a number with thousands of digits
         return RecordError(f"not valid JSON ({error}); repair or delete this line")
 
 
-def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element."""
+def iter_array(
+    stream: TextIO, chunk_chars: int, is_nested: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element.
+
+    Args:
+        is_nested: the array stands inside an object; what follows it is left unread.
+    """
     decoder, line = json.JSONDecoder(), 1
     buffer = stream.read(chunk_chars).lstrip("\ufeff")
     gap = re.compile(r"\s*\[?\s*")  # before the first element: the bracket; later: comma, space
@@ -191,12 +203,12 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
         line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
         gap = re.compile(r"[\s,]*")
         if buffer.startswith("]"):
-            if (buffer[1:] + stream.read(chunk_chars)).strip():
+            if not is_nested and (buffer[1:] + stream.read(chunk_chars)).strip():
                 yield line, RecordError("text after the end of the array; make it one array")
             return
         try:
             value, end = decoder.raw_decode(buffer)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also: a number with thousands of digits
             end = len(buffer)
         if end < len(buffer):  # a number could go on in the next chunk: something must follow
             yield line, value
@@ -213,23 +225,22 @@ def _iter_array(stream: TextIO, chunk_chars: int) -> Iterator[tuple[int, Any]]:
             return
 
 
-def load(path: str | Path, images: str | Path | None = None) -> Loaded:
-    """Read records from a JSON array or JSON Lines file, whatever its extension.
+def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
+    """Read a JSON array or JSON Lines file, whatever its extension, one record at a time.
 
     Args:
         images: image root; when given, each image must exist below it.
-    Returns:
-        The records and a rejects table (file, line, id, reason); nothing is dropped silently.
+    Yields:
+        each record, or a reject (file, line, id, reason) in its place; nothing is passed over.
     Raises:
-        RecordError: the file is missing, empty or not text.
+        RecordError: the file is missing or not text.
     """
-    path = Path(path)
+    path, seen = Path(path), {}
     if not path.is_file():
         raise RecordError(f"{path}: no such file; check the path given for the records")
-    records, rejects, seen = [], [], {}
     try:
         with path.open(encoding="utf-8") as stream:
-            for line, row in _iter_json(stream):
+            for line, row in iter_json(stream):
                 try:
                     if isinstance(row, RecordError):
                         raise row
@@ -241,34 +252,43 @@ def load(path: str | Path, images: str | Path | None = None) -> Loaded:
                             f"image {record.image!r} is not below {images}; fetch it or fix it"
                         )
                 except RecordError as error:
-                    rejects.append(Reject(path.name, line, _id_of(row), str(error)))
+                    yield Reject(path.name, line, _id_of(row), str(error))
                     continue
                 seen[record.id] = line
-                records.append(record)
+                yield record
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
-    if not records and not rejects:
+
+
+def load(path: str | Path, images: str | Path | None = None) -> Loaded:
+    """Read a whole file with `read`.
+
+    Raises:
+        RecordError: the file is missing, empty or not text.
+    """
+    items = list(read(path, images))
+    if not items:
         raise RecordError(f"{path}: the file holds no records; was the download complete?")
-    return Loaded(records, rejects)
+    rejects = [item for item in items if isinstance(item, Reject)]
+    return Loaded([item for item in items if isinstance(item, Record)], rejects)
 
 
 def _id_of(row: Any) -> str:
     return str(row.get("id", "")) if isinstance(row, dict) else ""
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically: temporary file beside it, fsync, rename."""
-    write_lines(path, [text])
+@contextmanager
+def atomic(path: str | Path) -> Iterator[TextIO]:
+    """Open a file for writing that is there whole or not at all.
 
-
-def write_lines(path: str | Path, lines: Iterable[str]) -> None:
-    """Write pieces of text to one file atomically; on an error the old file stays as it was."""
+    A temporary file beside it, fsync, rename; on an error the old file stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines(lines)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -278,11 +298,33 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
         raise
 
 
-def write(records: Iterable[Record], path: str | Path) -> None:
-    """Write records as JSON Lines, atomically."""
-    write_lines(path, (json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records))
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically."""
+    write_lines(path, [text])
 
 
-def write_rejects(rejects: Iterable[Reject], path: str | Path) -> None:
-    """Write the rejects table as JSON Lines, atomically."""
-    write_lines(path, (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write pieces of text to one file atomically."""
+    with atomic(path) as stream:
+        stream.writelines(lines)
+
+
+def line_of(row: Record | Reject) -> str:
+    """Return a record's or a reject's line of a JSON Lines file."""
+    fields = row.to_json() if isinstance(row, Record) else asdict(row)
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def write(rows: Iterable[Record | Reject], path: str | Path) -> None:
+    """Write records or rejects as JSON Lines, atomically."""
+    write_lines(path, map(line_of, rows))
+
+
+def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
+    rows = list(rows)
+    with atomic(path) as stream:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

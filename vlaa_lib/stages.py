@@ -6,11 +6,10 @@ done when its `done.json` exists with the settings it was built from; anything e
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from . import ROOT, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
+from .records import write_csv
 
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
@@ -52,19 +52,6 @@ def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -
     return path
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
-    import io
-
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    records.write_text(path, text.getvalue())
-
-
 def world(cfg: Settings, run: Path, split: str) -> Path:
     """Write the micro-world records of `train` (raw material) or `test` (held out)."""
     count = cfg.data.construct_per_source if split == "train" else cfg.data.eval_per_source
@@ -87,13 +74,13 @@ def dataset(cfg: Settings, run: Path) -> Path:
     from . import construct
 
     raw = world(cfg, run, "train")
+
     def build(path: Path) -> None:
         made = records.load(raw / "records.jsonl", raw / "images").records
         scenes = construct.scenes_of(made, raw / "images")
         with construct.serve_teacher(scenes, rates(cfg)) as base_url:
-            result = construct.run(
-                made, raw / "images", base_url, path, concurrency=cfg.teacher.concurrency
-            )
+            limits = construct.Limits(concurrency=cfg.teacher.concurrency)
+            result = construct.run(made, raw / "images", base_url, path, limits=limits)
         write_csv(run / "results" / "construct_counts.csv", result.counts)
 
     settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
@@ -107,6 +94,30 @@ def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
     for record in records.load(path, images).records:
         taken.setdefault(record.source, []).append(record)
     return [record for group in taken.values() for record in group[:per_source]]
+
+
+def perplexity(cfg: Settings, run: Path) -> Path:
+    """Score traces of the SFT split under the policy that training starts from (paper §2).
+
+    Returns:
+        `results/perplexity.csv`, one row a trace.
+    """
+    from . import models, subsets
+    from . import perplexity as scorer
+
+    data, images = dataset(cfg, run), run / "world" / "train" / "images"
+    table = run / "results" / "perplexity.csv"
+
+    def build(path: Path) -> None:
+        made = _take(data / "sft.jsonl", images, cfg.data.scored_per_source)
+        m = cfg.model
+        policy = models.load_policy(m.policy, "full", m.max_pixels, m.min_pixels)
+        scores = {"instruct": scorer.score(policy, made, images, path)}
+        write_csv(table, subsets.average(made, scores)[0])
+
+    settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
+    _once(run / "perplexity", settings | _built_from(data), build)
+    return table
 
 
 def sft(cfg: Settings, run: Path) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+VERSION = 2  # of the tables below, kept in the file's `user_version`
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Reply:
         reasoning: the thinking, where the endpoint hands it over beside the text.
         problem: why the reply is unusable as a whole (cut off, refused, empty); usually empty.
         seconds: from the request to the reply, retries included.
+        cost: US dollars at the price that was given; 0 without a price.
     """
 
     text: str
@@ -28,9 +32,10 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    cost: float = 0.0
 
 
-class LedgerError(RuntimeError):
+class LedgerError(OSError):
     """A ledger file that cannot be used; the message says what to do."""
 
 
@@ -48,6 +53,13 @@ def call_key(
 
 
 _COLUMNS = tuple(field.name for field in fields(Reply))
+_TABLES = """
+CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, step TEXT, text TEXT, model TEXT,
+    reasoning TEXT, problem TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL,
+    cost REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS exported (key TEXT PRIMARY KEY, step TEXT) WITHOUT ROWID;
+CREATE TEMP TABLE met (key TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
 
 
 class Ledger:
@@ -57,24 +69,31 @@ class Ledger:
     can cost the last moments, never the file. Use it from the thread that opened it.
 
     Raises:
-        LedgerError: the file is no ledger.
+        LedgerError: the file is no ledger of this version, or (on `put`) the disk is full.
     """
 
     def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # ours: 30 s, for a second run on the same file; autocommit: one statement, one transaction
         self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
         try:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            is_new = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+            if not is_new and version != VERSION:
+                raise LedgerError(
+                    f"{path}: a ledger of version {version}, this library writes {VERSION}; use "
+                    "another folder, or the library that wrote it"
+                )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, step TEXT, text TEXT, "
-                "model TEXT, reasoning TEXT, problem TEXT, prompt_tokens INTEGER, "
-                "completion_tokens INTEGER, seconds REAL)"
-            )
+            self._db.executescript(f"PRAGMA user_version={VERSION};{_TABLES}")
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise LedgerError(f"{path}: not a ledger ({error}); move it away") from None
+        except LedgerError:
+            self._db.close()
+            raise
 
     def get(self, key: str) -> Reply | None:
         """Return the reply of a finished call, or None."""
@@ -86,11 +105,53 @@ class Ledger:
     def put(self, key: str, step: str, reply: Reply) -> None:
         """Keep a reply; of two replies to one question the first stays."""
         names = ("key", "step", *_COLUMNS)
-        self._db.execute(
-            f"INSERT OR IGNORE INTO calls ({', '.join(names)}) "
-            f"VALUES ({', '.join('?' for _ in names)})",
-            (key, step, *asdict(reply).values()),
+        with self._writing():
+            self._db.execute(
+                f"INSERT OR IGNORE INTO calls ({', '.join(names)}) "
+                f"VALUES ({', '.join('?' for _ in names)})",
+                (key, step, *asdict(reply).values()),
+            )
+
+    def meet(self, key: str) -> bool:
+        """Return whether a key is met for the first time since the ledger was opened."""
+        found = self._db.execute("INSERT OR IGNORE INTO met VALUES (?)", (key,))
+        return found.rowcount == 1
+
+    def export(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Remember the (key, step) of calls that were written out to be answered elsewhere."""
+        with self._writing():
+            self._db.executemany("INSERT OR IGNORE INTO exported VALUES (?, ?)", keys)
+
+    def exported(self, key: str) -> str | None:
+        """Return the step of a call that was written out, or None."""
+        row = self._db.execute("SELECT step FROM exported WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def means(self) -> dict[str, tuple[int, float, float]]:
+        """Return calls, mean prompt tokens and mean completion tokens of each step."""
+        rows = self._db.execute(
+            "SELECT step, COUNT(*), AVG(prompt_tokens), AVG(completion_tokens) FROM calls "
+            "GROUP BY step"
         )
+        return {step: tuple(rest) for step, *rest in rows}
+
+    def take_in(self, path: str | Path) -> int:
+        """Add the replies of another ledger, such as another shard's; return how many were new.
+
+        Raises:
+            LedgerError: the other file is missing or no ledger of this version.
+        """
+        if not Path(path).is_file():
+            raise LedgerError(f"{path}: no such ledger; name the files of the shards")
+        Ledger(path).close()  # its version and its tables are checked
+        before = len(self)
+        with self._writing():
+            self._db.execute("ATTACH ? AS other", (str(path),))
+            try:
+                self._db.execute("INSERT OR IGNORE INTO main.calls SELECT * FROM other.calls")
+            finally:
+                self._db.execute("DETACH other")
+        return len(self) - before
 
     def __len__(self) -> int:
         return self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0]
@@ -98,3 +159,13 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{self.path}: cannot be written ({error}); free space or wait for the other "
+                "program, then start again: what it holds already is safe"
+            ) from None

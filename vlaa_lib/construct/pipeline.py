@@ -4,86 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
-import io
 import json
 import queue
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlaa_lib import records as files
-from vlaa_lib.construct.client import Answered, CallFailed, Teacher
+from vlaa_lib.construct.client import CallFailed, Limits, Stopped, Teacher
+from vlaa_lib.construct.endpoints import ENDPOINTS, Endpoint
 from vlaa_lib.construct.ledger import Ledger
 from vlaa_lib.construct.split import has_aha
-from vlaa_lib.construct.steps import STEPS, Drop, Step
+from vlaa_lib.construct.templates import OURS, Templates
+from vlaa_lib.construct.walk import Dropped, Tallies, walk
 from vlaa_lib.records import Record
 
 T = TypeVar("T")
 
-# the local teacher's; real ones: paper §2 names GPT-4o, DeepSeek-R1 and GPT-3.5-turbo
-MODELS = {step.name: f"teacher-{step.name}" for step in STEPS}
-
-# ours: the paper states none; greedy but for the reasoner, whose values are DeepSeek-R1's advice
-SETTINGS: dict[str, dict[str, Any]] = {
-    "caption": {"temperature": 0.0, "max_tokens": 2048},
-    "distil": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 16384},
-    "rewrite": {"temperature": 0.0, "max_tokens": 16384},
-    "verify": {"temperature": 0.0, "max_tokens": 16},
-}
+LEDGER = "ledger.sqlite"
+SPLIT_FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
+# ours: records that may be finished and wait for a slow one before them, so that order is kept
+WINDOW = 1024
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """A record that left the pipeline: at which step, why (counted), and its own detail."""
-
-    id: str
-    source: str
-    step: str
-    reason: str
-    detail: str = ""
+class BudgetSpent(RuntimeError):
+    """A run that stopped cleanly before its end; the message says how far it came."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The SFT and RL splits, the drops, and one row of counts for each step and source."""
+    """A finished run: its folder, and one row of counts for each step and source."""
 
-    sft: list[Record]
-    rl: list[Record]
-    drops: list[Dropped]
+    out: Path
     counts: list[dict[str, Any]]
 
+    @property
+    def sft(self) -> list[Record]:
+        """The SFT split, read from its file."""
+        return [row for row in files.read(self.out / "sft.jsonl") if isinstance(row, Record)]
 
-@dataclass
-class _Tally:
-    """Counts of one step and source; tokens and seconds of each distinct call once."""
+    @property
+    def rl(self) -> list[Record]:
+        """The RL split, read from its file."""
+        return [row for row in files.read(self.out / "rl.jsonl") if isinstance(row, Record)]
 
-    taken: int = 0
-    given: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    calls: int = 0
-    from_ledger: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-
-    def row(self, step: str, source: str) -> dict[str, Any]:
-        return {
-            "step": step,
-            "source": source,
-            "in": self.taken,
-            "out": self.given,
-            "dropped": sum(self.reasons.values()),
-            "reasons": "; ".join(f"{why}: {n}" for why, n in sorted(self.reasons.items())),
-            "calls": self.calls,
-            "from_ledger": self.from_ledger,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "seconds": round(self.seconds, 3),
-        }
+    @property
+    def drops(self) -> list[Dropped]:
+        """The records that left the pipeline."""
+        lines = (self.out / "drops.jsonl").read_text(encoding="utf-8").splitlines()
+        return [Dropped(**json.loads(line)) for line in lines]
 
 
 def run(
@@ -92,147 +63,152 @@ def run(
     base_url: str,
     out: str | Path,
     *,
-    models: Mapping[str, str] = MODELS,
-    settings: Mapping[str, Mapping[str, Any]] = SETTINGS,
-    concurrency: int = 8,
-    timeout_s: float = 600.0,
-    max_retries: int = 5,
+    endpoints: Mapping[str, Endpoint] = ENDPOINTS,
+    templates: Templates = OURS,
+    limits: Limits | None = None,
+    total: int | None = None,
     progress: bool = True,
-    api_key: str = "local",
 ) -> Result:
     """Caption, distil, rewrite, verify and split records (paper §2, steps 2 to 6).
 
     Writes `sft.jsonl`, `rl.jsonl`, `drops.jsonl` and `counts.csv` below `out` when all is done;
     `out/ledger.sqlite` grows with each call. Killed and started again it asks only what has no
-    reply yet, and the result is that of a run never killed. Records keep their order. Also runs
-    where an event loop is running already (Jupyter).
+    reply yet, and the result is that of a run never killed. Records keep their order, and are read
+    and written one by one: memory does not grow with their number. Also runs where an event loop
+    is running already (Jupyter).
 
     The counts say, for each step and source: records in, out and dropped by reason; calls answered
-    in this run and replies taken from the ledger; tokens and seconds of the replies, whenever paid.
-    A refused call is none of these: it cost nothing, and the next run asks it again.
+    in this run and replies taken from the ledger; tokens, seconds and cost of the replies, whenever
+    paid. A refused call is none of these: it cost nothing, and the next run asks it again.
 
     Args:
         images: image root; files are checked and sent as they are, in the caption step only.
-        models: model name by step; steps left out keep `MODELS`. The ledger tells models apart by
-            name alone: give a teacher that changed under its name (new rates or weights) another
-            `out`.
-        settings: by step, arguments of `chat.completions.create`; a step's are replaced whole.
-        concurrency: records worked on at a time.
-        timeout_s: of one request.
-        max_retries: of one request, with the `openai` client's back-off and `Retry-After`.
+        base_url: of the endpoints that name none.
+        endpoints: by step. The ledger tells models apart by name alone: give a teacher that
+            changed under its name (new rates or weights) another `out`.
+        total: number of records, for the progress bar.
     Raises:
         TeacherUnreachable: the endpoint answered no call, or many in a row went unanswered.
             A failed call of one record only drops that record, with the reason.
-        ValueError: `models` or `settings` name an unknown step.
-        LedgerError: `out/ledger.sqlite` is not a ledger.
+        BudgetSpent: the budget is spent or the disk nearly full; calls in flight were finished.
+        EndpointError: a key is missing.
+        BlockingIOError: another run is at work in `out`.
+        LedgerError: `out/ledger.sqlite` is not a ledger of this version, or cannot be written.
     """
     from tqdm.auto import tqdm
 
-    models, settings = _by_step(MODELS, models), _by_step(SETTINGS, settings)
-    records, out = list(records), Path(out)
-    work = _Work(records, tqdm(total=len(records), desc="construct", disable=not progress))
+    out, limits = Path(out), limits or Limits()
+    total = len(records) if total is None and isinstance(records, list) else total
+    bar = tqdm(total=total, desc="construct", unit="record", disable=not progress)
+    with bar, contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(out))
 
-    async def main() -> None:
-        from openai import AsyncOpenAI
+        async def main() -> list[dict[str, Any]]:
+            with contextlib.closing(Ledger(out / LEDGER)) as ledger:
+                tallies = Tallies()
+                async with Teacher(endpoints, base_url, ledger, Path(images), limits) as teacher:
+                    ways = (walk(record, templates, tallies, ledger.meet) for record in records)
+                    work = _Work(ways, teacher, _writer(stack, out), bar.update)
+                    await _all([work.some() for _ in range(limits.concurrency)])
+                    teacher.check_reached()
+                work.check_finished()
+                return list(tallies.rows())
 
-        client = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=max_retries
-        )
-        with contextlib.closing(Ledger(out / "ledger.sqlite")) as ledger:
-            async with client:
-                # ours: two rounds of failures by every worker mean that nobody is there
-                patience = max(8, 2 * concurrency)
-                teacher = Teacher(client, ledger, Path(images), models, settings, patience)
-                await _all([work.some(teacher) for _ in range(concurrency)])
-                teacher.check_reached()
-
-    with work.bar:
-        _run_apart(main)
-    result = work.result()
-    _write(result, out)
-    return result
+        counts = _run_apart(main)
+    files.write_csv(out / "counts.csv", counts)
+    return Result(out, counts)
 
 
-def _by_step(defaults: Mapping[str, T], given: Mapping[str, T]) -> dict[str, T]:
-    """Return the defaults with some steps' values replaced."""
-    if unknown := sorted(given.keys() - defaults.keys()):
-        raise ValueError(f"{unknown[0]!r} is no step that asks; use {', '.join(defaults)}")
-    return {**defaults, **given}
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder, and clear away what a killed one left half-written."""
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"{out}: another run is at work here; wait, or use another") from None
+    try:
+        for name in SPLIT_FILES:
+            for left in out.glob(f".{name}.*"):
+                left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _writer(stack: contextlib.ExitStack, out: Path) -> Callable[[Record | Dropped], None]:
+    """Open the three files, atomically, and return what writes an outcome into its own."""
+    sft, rl, drops = (stack.enter_context(files.atomic(out / name)) for name in SPLIT_FILES)
+
+    def write(outcome: Record | Dropped) -> None:
+        if isinstance(outcome, Record):
+            (rl if has_aha(outcome.answer) else sft).write(files.line_of(outcome))
+        else:
+            drops.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
+
+    return write
 
 
 class _Work:
-    """The records of one run, taken one after the other by the workers."""
+    """Records on their way, taken one after the other by the workers, written in their order."""
 
-    def __init__(self, records: list[Record], bar: Any) -> None:
-        self.bar = bar
-        self._records = records
-        self._todo = iter(range(len(records)))
+    def __init__(
+        self,
+        ways: Iterator[Any],
+        teacher: Teacher,
+        write: Callable[[Record | Dropped], None],
+        update: Callable[[], Any],
+    ) -> None:
+        self._ways, self._teacher = enumerate(ways), teacher
+        self._write, self._update = write, update
+        self._free = asyncio.Semaphore(WINDOW)
         self._done: dict[int, Record | Dropped] = {}
-        self._tallies = {
-            (step.name, source): _Tally()
-            for step in STEPS
-            for source in dict.fromkeys(record.source for record in records)
-        }
-        self._counted: set[str] = set()
+        self._written = 0
+        self._stopped = ""
 
-    async def some(self, teacher: Teacher) -> None:
-        """Take the next record through all steps, until none is left."""
-        for index in self._todo:
-            self._done[index] = await self._through(self._records[index], teacher)
-            self.bar.update()
+    async def some(self) -> None:
+        """Take the next record through all steps, until none is left or no call may be made."""
+        while not self._stopped:
+            await self._free.acquire()
+            index, way = next(self._ways, (0, None))
+            if way is None:
+                return self._free.release()
+            try:
+                self._done[index] = await self._drive(way)
+            except Stopped as error:
+                self._stopped = str(error)
+                return None
+            self._update()
+            while self._written in self._done:
+                self._write(self._done.pop(self._written))
+                self._written += 1
+                self._free.release()
+        return None
 
-    async def _through(self, record: Record, teacher: Teacher) -> Record | Dropped:
-        for step in STEPS:
-            tally = self._tallies[step.name, record.source]
-            tally.taken += 1
-            outcome = await self._step(step, record, teacher, tally)
-            if isinstance(outcome, Drop):
-                tally.reasons[outcome.reason] += 1
-                return Dropped(record.id, record.source, step.name, outcome.reason, outcome.detail)
-            tally.given += 1
-            record = outcome
-        return record
+    async def _drive(self, way: Any) -> Record | Dropped:
+        """Send a record's requests to the teacher until it says what became of it."""
+        answer = None
+        while True:
+            try:
+                request = way.send(answer)
+            except StopIteration as end:
+                return end.value
+            try:
+                answer = await self._teacher.ask(request)
+            except CallFailed as error:
+                answer = error
 
-    async def _step(
-        self, step: Step, record: Record, teacher: Teacher, tally: _Tally
-    ) -> Record | Drop:
-        request = step.ask(record)
-        if request is None:
-            return step.take(record, None)
-        try:
-            answered = await teacher.ask(request)
-        except CallFailed as error:
-            return Drop(error.reason, error.detail)
-        self._count(tally, answered)
-        if answered.reply.problem:
-            return Drop("unusable reply", answered.reply.problem)
-        return step.take(record, answered.reply)
-
-    def _count(self, tally: _Tally, answered: Answered) -> None:
-        tally.calls += answered.paid
-        tally.from_ledger += not answered.paid
-        if answered.key in self._counted:
-            return
-        self._counted.add(answered.key)
-        tally.prompt_tokens += answered.reply.prompt_tokens
-        tally.completion_tokens += answered.reply.completion_tokens
-        tally.seconds += answered.reply.seconds
-
-    def result(self) -> Result:
-        """Split what is left by its aha moments, in the order of the input."""
-        done = [self._done[index] for index in range(len(self._records))]
-        kept = [item for item in done if isinstance(item, Record)]
-        splits = {
-            "split: sft": [record for record in kept if not has_aha(record.answer)],
-            "split: rl": [record for record in kept if has_aha(record.answer)],
-        }
-        counts = [tally.row(*key) for key, tally in self._tallies.items()]
-        for name, members in splits.items():
-            sizes = Counter(record.source for record in members)
-            for source in dict.fromkeys(record.source for record in self._records):
-                counts.append(_Tally(sizes[source], sizes[source]).row(name, source))
-        drops = [item for item in done if isinstance(item, Dropped)]
-        return Result(*splits.values(), drops, counts)
+    def check_finished(self) -> None:
+        """Raise BudgetSpent if records were left over."""
+        if self._stopped:
+            done = self._written + len(self._done)
+            raise BudgetSpent(
+                f"{self._stopped}. {done} records are finished; every reply is in the ledger: "
+                "start again with more to go on from there"
+            )
 
 
 async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
@@ -266,15 +242,3 @@ def _run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
             with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
                 loop.call_soon_threadsafe(task.cancel)
             raise
-
-
-def _write(result: Result, out: Path) -> None:
-    files.write(result.sft, out / "sft.jsonl")
-    files.write(result.rl, out / "rl.jsonl")
-    rows = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in result.drops)
-    files.write_lines(out / "drops.jsonl", rows)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(_Tally().row("", "")), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.counts)
-    files.write_text(out / "counts.csv", table.getvalue())

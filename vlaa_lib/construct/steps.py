@@ -1,20 +1,21 @@
 """The steps of the dataset pipeline (paper §2): what each asks a teacher, and what it makes of it.
 
-A step is two pure functions. `ask(record)` returns the request, or None when the record already
-has what the step would pay for. `take(record, reply)` returns the record grown by the reply, or a
-Drop with the reason; it is also called, with None, when nothing was asked. All calls, files and
-waiting live in `client` and `pipeline`.
+A step is two pure functions. `ask(record, templates)` returns the request, or None when the record
+already has what the step would pay for. `take(record, reply)` returns the record grown by the
+reply, or a Drop with the reason; it is also called, with None, when nothing was asked. All calls,
+files and waiting live in `client` and `pipeline`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from vlaa_lib import prompts
 from vlaa_lib.construct.ledger import Reply
-from vlaa_lib.construct.templates import fill
+from vlaa_lib.construct.templates import OURS, Templates, fill
 from vlaa_lib.records import Record
 
 MAX_WORDS_CHANGED = 15  # paper §2, step 4
@@ -45,7 +46,7 @@ class Step(NamedTuple):
     """One step of the pipeline; see the module's docstring."""
 
     name: str
-    ask: Callable[[Record], Request | None]
+    ask: Callable[[Record, Templates], Request | None]
     take: Callable[[Record, Reply | None], Record | Drop]
 
 
@@ -55,11 +56,11 @@ def extra_context(record: Record) -> str:
     return text.strip() if isinstance(text, str) else ""
 
 
-def ask_caption(record: Record) -> Request | None:
+def ask_caption(record: Record, templates: Templates = OURS) -> Request | None:
     """Ask for a caption of the image, unless the record has one or its source needs none."""
     if record.caption or (record.source in UNCAPTIONED and extra_context(record)):
         return None
-    return Request("caption", prompts.CAPTION_PROMPT, record.image)
+    return Request("caption", fill(templates.caption, question=record.question), record.image)
 
 
 def take_caption(record: Record, reply: Reply | None) -> Record | Drop:
@@ -70,12 +71,12 @@ def take_caption(record: Record, reply: Reply | None) -> Record | Drop:
     return replace(record, caption=reply.text.strip(), meta=meta)
 
 
-def ask_distil(record: Record) -> Request | None:
+def ask_distil(record: Record, templates: Templates = OURS) -> Request | None:
     """Ask a text-only reasoner, unless the record has a reply or a trace already (paper §2)."""
     if record.ds_answer or record.answer:
         return None
     sight = "\n\n".join(filter(None, (record.caption, extra_context(record))))
-    text = fill(prompts.DISTIL_PROMPT, caption=sight, question=record.question)
+    text = fill(templates.distil, caption=sight, question=record.question)
     return Request("distil", text)
 
 
@@ -115,9 +116,9 @@ def parse_reply(text: str) -> prompts.Parsed:
     return parsed if as_prose.problem else as_prose
 
 
-def ask_rewrite(record: Record) -> Request | None:
+def ask_rewrite(record: Record, templates: Templates = OURS) -> Request | None:
     """Ask to turn "the caption says" into "the image shows" in the whole trace (paper §2)."""
-    return Request("rewrite", fill(prompts.REWRITE_PROMPT, input=record.answer))
+    return Request("rewrite", fill(templates.rewrite, input=record.answer))
 
 
 def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
@@ -137,14 +138,25 @@ def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
     return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
 
 
+def changed_words(before: str, after: str) -> list[tuple[str, str]]:
+    """Return (before, after) of each run of words that a rewrite changed.
+
+    >>> changed_words("the caption says two", "the image shows two")
+    [('caption says', 'image shows')]
+    """
+    old, new = before.split(), after.split()
+    codes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [(" ".join(old[i:j]), " ".join(new[k:n])) for tag, i, j, k, n in codes if tag != "equal"]
+
+
 def _num_words(parsed: prompts.Parsed) -> int:
     return len(parsed.think.split()) + len(parsed.answer.split())
 
 
-def ask_verify(record: Record) -> Request | None:
+def ask_verify(record: Record, templates: Templates = OURS) -> Request | None:
     """Ask whether the trace's answer is the gold (paper §2, step 5)."""
     pred = prompts.split_think_answer(record.answer).answer
-    text = fill(prompts.VERIFY_PROMPT, question=record.question, gold=record.solution, pred=pred)
+    text = fill(templates.verify, question=record.question, gold=record.solution, pred=pred)
     return Request("verify", text)
 
 

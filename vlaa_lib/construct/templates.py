@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlaa_lib import prompts
 
 _SLOT = re.compile(r"\{(caption|question|input|gold|pred)\}")
 
@@ -16,6 +20,60 @@ def fill(template: str, **values: str) -> str:
     'Q: what is {gold}? in {braces}'
     """
     return _SLOT.sub(lambda slot: values[slot[1]], template)
+
+
+# step -> file of a user's own template, slots it must have, slots it may have besides
+_FILES = {
+    "caption": ("1.captioning.txt", (), ("question",)),
+    "distil": ("2.r1cot.txt", ("caption", "question"), ()),
+    "rewrite": ("3.rewrite.txt", ("input",), ()),
+    "verify": ("4.verify.txt", ("gold", "pred"), ("question",)),
+}
+
+
+class TemplateError(ValueError):
+    """A user's own template that cannot be used; the message names file, slot and remedy."""
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The prompt of each step that asks; the defaults are in our own words."""
+
+    caption: str = prompts.CAPTION_PROMPT
+    distil: str = prompts.DISTIL_PROMPT
+    rewrite: str = prompts.REWRITE_PROMPT
+    verify: str = prompts.VERIFY_PROMPT
+
+
+OURS = Templates()
+
+
+def read_templates(folder: str | Path) -> Templates:
+    """Read a user's own templates by the authors' file names; a file not there keeps ours.
+
+    Raises:
+        TemplateError: none of the files is there, or one lacks a slot or has a foreign one.
+    """
+    found = {}
+    for step, (name, needed, allowed) in _FILES.items():
+        path = Path(folder) / name
+        if not path.exists():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"{path}: cannot be read ({error})") from None
+        slots = set(_SLOT.findall(text))
+        if missing := set(needed) - slots:
+            raise TemplateError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")
+        if foreign := slots - {*needed, *allowed}:
+            known = ", ".join(f"{{{slot}}}" for slot in (*needed, *allowed))
+            raise TemplateError(f"{path}: slot {{{min(foreign)}}} has no value here; use {known}")
+        found[step] = text
+    if not found:
+        names = ", ".join(name for name, *_ in _FILES.values())
+        raise TemplateError(f"{folder}: holds none of {names}")
+    return Templates(**found)
 
 
 def read(template: str, text: str) -> dict[str, str] | None:

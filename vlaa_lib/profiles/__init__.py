@@ -30,6 +30,7 @@ class Model:
 class Data:
     sources: list[str]
     construct_per_source: int
+    scored_per_source: int
     rl_per_source: int
     eval_per_source: int
     bench_rows: int
@@ -170,7 +171,13 @@ def _check(s: Settings) -> None:
     completions = s.grpo.prompts_per_step * s.grpo.num_generations
     positive = {
         "model": ("min_pixels",),
-        "data": ("construct_per_source", "rl_per_source", "eval_per_source", "bench_rows"),
+        "data": (
+            "construct_per_source",
+            "scored_per_source",
+            "rl_per_source",
+            "eval_per_source",
+            "bench_rows",
+        ),
         "teacher": ("concurrency",),
         "sft": ("epochs", "global_batch", "per_device_batch", "learning_rate", "logging_steps"),
         "grpo": ("steps", "prompts_per_step", "temperature", "max_completion_tokens",

@@ -288,6 +288,53 @@ def aha_bars(
     return _finish(go.Figure(bars), title, "measure", "share" if not measures else "value")
 
 
+def perplexity(
+    rows: str | Path | Rows, top_k: int, source: str | None = None, title: str = ""
+) -> Figure:
+    """Draw how perplexity is distributed, the `top_k` highest in colour, on a log axis.
+
+    Args:
+        rows: as `subsets.average` returns them, or their CSV.
+        source: draw this source only; bins and threshold stay those of all rows.
+    Raises:
+        ValueError: there are fewer than `top_k` rows, or none.
+    """
+    import numpy as np
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    values = np.array([float(row["perplexity"]) for row in rows])
+    if not 1 <= top_k <= len(rows):
+        raise ValueError(f"top_k {top_k} is not between 1 and the {len(rows)} rows")
+    threshold = np.sort(values)[-top_k]
+    mine = np.array([source in (None, row["source"]) for row in rows])
+    logs = np.log10(values)
+    # bins are counted from the threshold, so that no bar is half kept
+    width = max(np.ptp(logs) / 40, 1e-3)
+    bins = np.floor((logs - np.log10(threshold)) / width).astype(int)
+    first, number = bins.min(), np.ptp(bins) + 1
+    edges = np.log10(threshold) + width * (first + np.arange(number + 1))
+    parts = {"left out": mine & (values < threshold), "kept": mine & (values >= threshold)}
+    looks = {"left out": ("#FFFFFF", ""), "kept": ("#56B4E9", "/")}  # as in `counts`
+    figure = go.Figure([
+        go.Bar(
+            x=edges[:-1] + width / 2, width=width,
+            y=np.bincount(bins[part] - first, minlength=number),
+            name=f"{name}: {part.sum():,}", customdata=10 ** edges[:-1],
+            hovertemplate="from %{customdata:.3g}: %{y} records",
+            marker={"color": looks[name][0], "line": {"color": "black", "width": 1},
+                    "pattern": {"shape": looks[name][1], "fgcolor": "white", "size": 5}},
+        )
+        for name, part in parts.items()
+    ])  # fmt: skip
+    figure.add_vline(x=np.log10(threshold), line_dash="dash",
+                     annotation_text=f"threshold {threshold:.3g}")  # fmt: skip
+    ticks = np.linspace(edges[0], edges[-1], 6)
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10**tick:.3g}" for tick in ticks])
+    figure.update_layout(barmode="stack", bargap=0)
+    return _finish(figure, title, "perplexity of the trace (log scale)", "records")
+
+
 def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
     figure.update_layout(
         template="simple_white",

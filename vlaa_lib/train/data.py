@@ -37,6 +37,24 @@ def _stored_size(path: Path) -> tuple[int, int]:
         return stored.size
 
 
+def row(record: Record, image: Any, with_trace: bool) -> dict[str, Any]:
+    """Build one dataset row; `image` is a path or a picture, as TRL takes both.
+
+    Raises:
+        RecordError: a trace is asked for and the record has none.
+    """
+    made = {
+        "prompt": prompts.messages(record.question, record.reward),
+        "image": image,
+        "record": json.dumps(record.to_json(), ensure_ascii=False),
+    }
+    if not with_trace:
+        return made
+    if prompts.split_think_answer(record.answer).problem:
+        raise RecordError("no trace in 'answer'; run `construct` on these records first")
+    return made | {"completion": [{"role": "assistant", "content": record.answer}]}
+
+
 def rows(
     records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
 ) -> tuple[list[dict[str, Any]], list[Reject]]:
@@ -48,20 +66,10 @@ def rows(
     made, rejects = [], []
     for record in tqdm(records, desc="images", unit="record", leave=False):
         try:
-            if with_trace and prompts.split_think_answer(record.answer).problem:
-                raise RecordError("no trace in 'answer'; run `construct` on these records first")
             image = fitted_image(record, images, cache, **budget)
+            made.append(row(record, image, with_trace))
         except (RecordError, ImageError) as error:
             rejects.append(Reject("", 0, record.id, str(error)))
-            continue
-        row = {
-            "prompt": prompts.messages(record.question, record.reward),
-            "image": image,
-            "record": json.dumps(record.to_json(), ensure_ascii=False),
-        }
-        if with_trace:
-            row["completion"] = [{"role": "assistant", "content": record.answer}]
-        made.append(row)
     return made, rejects
 
 

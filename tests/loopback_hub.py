@@ -1,0 +1,116 @@
+"""A hub on loopback: what `huggingface_hub` asks of one, with faults to inject."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+PREFIX = "/api/datasets/UCSC-VLAA/VLAA-Thinking"
+COMMIT, OTHER = "1" * 40, "2" * 40
+
+
+class Hub:
+    """The release: files by name, revisions, a log of requests, and faults.
+
+    Attributes:
+        faults: path -> list of faults, each used up by one request for that file: an int is a
+            status, "cut" breaks off in the middle, "no-range" ignores Range, bytes are served
+            instead of the file's.
+        listing_fault: (status, headers) of the answer to every question about the repository.
+        redirect: host to send downloads to, as a CDN; None serves them here.
+    """
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files, self.faults, self.log = files, {}, []
+        self.revisions = {"main": COMMIT, COMMIT: COMMIT, "old": OTHER, OTHER: OTHER}
+        self.listing_fault = self.redirect = None
+        self.url, self.listing_changes = "", {}
+
+    def siblings(self) -> list[dict]:
+        """Return the listing: git's sha1 for texts, sha256 for what is in LFS."""
+        rows = []
+        for name, data in self.files.items():
+            row = {"rfilename": name, "size": len(data)}
+            row["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            if not name.endswith((".md", ".gitattributes")):
+                digest = hashlib.sha256(data).hexdigest()
+                row["lfs"] = {"size": len(data), "sha256": digest, "pointerSize": 130}
+            rows.append(row | self.listing_changes.get(name, {}))
+        return rows
+
+    def downloads(self) -> list[tuple[str, str | None, str | None]]:
+        """Return (file, Range, Authorization) of each request for bytes."""
+        return [row for row in self.log if not row[0].startswith("/api")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api"):
+            self.hub.log.append((path, None, self.headers["Authorization"]))
+            return self.describe(path)
+        at_cdn = path.startswith("/cdn/")
+        name = path[len("/cdn/") :] if at_cdn else path.split("/resolve/")[1].partition("/")[2]
+        self.hub.log.append((name, self.headers["Range"], self.headers["Authorization"]))
+        if self.hub.redirect and not at_cdn:
+            return self.answer(302, {"Location": f"{self.hub.redirect}/cdn/{name}"})
+        return self.serve(name)
+
+    def describe(self, path):
+        if not path.startswith(PREFIX):
+            return self.answer(404)
+        if self.hub.listing_fault:
+            return self.answer(*self.hub.listing_fault)
+        revision = path.removeprefix(PREFIX).removeprefix("/revision/")
+        if revision not in self.hub.revisions:
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        about = {"id": "UCSC-VLAA/VLAA-Thinking", "sha": self.hub.revisions[revision]}
+        return self.answer(200, {}, json.dumps(about | {"siblings": self.hub.siblings()}).encode())
+
+    def serve(self, name):
+        data, faults = self.hub.files[name], self.hub.faults.get(name, [])
+        fault = faults.pop(0) if faults else None
+        if isinstance(fault, int):
+            return self.answer(fault)
+        if isinstance(fault, bytes):
+            return self.answer(200, {}, fault)
+        start = int((self.headers["Range"] or "bytes=0-")[len("bytes=") : -1])
+        if start >= len(data):
+            return self.answer(416)
+        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        if fault == "no-range":
+            start, headers = 0, {}
+        keep = len(data) // 2 if fault == "cut" else len(data)
+        return self.answer(206 if headers else 200, headers, data[start:], max(0, keep - start))
+
+    def answer(self, status, headers=None, body=b"", keep=None):
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:keep])
+        self.close_connection = True
+
+
+@contextmanager
+def serve(files: dict[str, bytes]):
+    """Serve a release on loopback; yields its Hub."""
+    hub = Hub(files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

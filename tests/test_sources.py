@@ -1,0 +1,573 @@
+"""The public datasets: each file format as distributed, good and broken rows, sampling, writing."""
+
+import io
+import json
+import tracemalloc
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from scoring import wrap
+from vlaa_lib import microworld, records, rewards, sources
+from vlaa_lib.__main__ import main, parser
+from vlaa_lib.images import open_image
+from vlaa_lib.records import Record, RecordError, Reject
+from vlaa_lib.sources import files, rows
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Give mathematics a minute: no answer here is slow, but the machine may be."""
+    monkeypatch.setattr("vlaa_lib.rewards.maths.TIMEOUT_S", 60.0)
+
+
+def png(colour=0):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def put(root, *paths):
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(png(number))
+
+
+def jsonl(path, made):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+def talk(*texts):
+    said = zip(("human", "gpt") * len(texts), texts, strict=False)
+    return [{"from": role, "value": text} for role, text in said]
+
+
+def boxed(conclusion, tags=True):
+    if not tags:
+        return conclusion
+    return (
+        "<SUMMARY> I will look. </SUMMARY>\n\n<CAPTION> A dog on grass. </CAPTION>\n\n<REASONING> "
+        f"It is left. </REASONING>\n\n<CONCLUSION> {conclusion} </CONCLUSION>"
+    )
+
+
+# --- one small file in each dataset's own format; the first row of each is good ------------------
+
+CLEVR = {
+    "split": "train", "image_filename": "CLEVR_train_000001.png", "image_index": 1, "program": [],
+    "question": "Subtract all balls. How many objects are left?", "answer": 3,
+    "template_filename": "subtraction.json", "question_index": 0,
+}  # fmt: skip
+THING = {"size": "large", "color": "blue", "material": "metal", "shape": "sphere", "rotation": 1.0}
+GEOQA = {
+    "id": "1", "image": "geoqa_plus/2905.png", "conversations": talk(
+        "<image>\nFirst think, then choose.\nQuestion: What is tan(ADC)?\nChoices:\n"
+        "A: \\frac{1}{2}\nB: 2\nC: 80°\nD: 4", "The half chord ...\nAnswer:C"),
+}  # fmt: skip
+PUMA = {
+    "image_url": "", "image_url_2": "./Synthesis/images/gen_func/func_sine_1.png",
+    "instruction": "The function y = a * sin(-5 * x) goes through (pi/10,5). What is the "
+    "function's equation?", "instruction_2": "What is the function's equation?",
+    "output": "Step 1: ...\n\n†Answer: y = -5 * sin(-5 * x).", "output_2": "Step 1: ...",
+}  # fmt: skip
+ARXIV = {
+    "id": "cond-mat-23815", "image": "images/1907.10497_1.jpg", "question": "How does it grow?",
+    "options": ["A) Fast.", "B) Not at all."], "label": "B)", "rationale": "It is flat.",
+}  # fmt: skip
+DOCVQA = {
+    "questionId": 337, "question": "What is the date?", "question_types": ["form"], "docId": 279,
+    "image": "documents/xnbl0037_1.png", "answers": ["1/8/93", "1-8-93"], "data_split": "train",
+}  # fmt: skip
+VIZWIZ = {
+    "image": "VizWiz_train_00000001.jpg", "question": "What is this?", "answer_type": "other",
+    "answerable": 1, "answers": [{"answer": text, "answer_confidence": "yes"} for text in
+                                 ("unanswerable", "Soup", "soup", "can of soup")],
+}  # fmt: skip
+ALLAVA = {
+    "id": "allava_laion_inst_77", "image": "allava_laion/images/77.jpeg",
+    "conversations": talk("<image>\nWhy is it red?", "Because of paint."), "url": "http://x.y/z",
+}  # fmt: skip
+ASK = 'Please give the box of the region this sentence describes: "the dog".'
+COCO = {
+    "id": "c1", "image": "coco/train2017/000000000009.jpg", "conversations": talk(
+        f"<image>\n{ASK}", boxed("[0.1, 0.25, 0.7, 0.5]"), "Where is the cat?",
+        boxed("[0.0, 0.0, 1.0, 0.5]", tags=False)),
+}  # fmt: skip
+
+
+def clevr(root, made):
+    (root / "scenes").mkdir(parents=True)
+    whole = {"info": {"split": "train"}, "questions": made, "license": "CC BY 4.0"}
+    (root / "clevr-math-train.json").write_text(json.dumps(whole))
+    scenes = [{"image_filename": CLEVR["image_filename"], "objects": [THING, THING]}]
+    whole = {"info": {}, "scenes": scenes}
+    (root / "scenes/CLEVR_train_scenes.json").write_text(json.dumps(whole))
+    put(root, "CLEVR_v1.0/images/train/CLEVR_train_000001.png")
+
+
+def geoqa(root, made):
+    put(root, "images/geoqa_plus/2905.png")
+    (root / "qa_tuning.json").write_text(json.dumps(made))
+
+
+def puma(root, made):
+    put(root, "images/gen_func/func_sine_1.png")
+    (root / "train.json").write_text(json.dumps(made))
+
+
+def arxiv(root, made):
+    put(root, "images/1907.10497_1.jpg")
+    jsonl(root / "arxivqa.jsonl", made)
+
+
+def docvqa(root, made):
+    put(root, "spdocvqa_images/xnbl0037_1.png")
+    whole = {"dataset_name": "docvqa", "dataset_split": "train", "data": made}
+    (root / "train_v1.0_withQT.json").write_text(json.dumps(whole))
+
+
+def vizwiz(root, made):
+    put(root, "train/VizWiz_train_00000001.jpg")
+    (root / "train.json").write_text(json.dumps(made))
+
+
+def allava(root, made):
+    put(root, "images/77.jpeg")
+    (root / "ALLaVA-Instruct-LAION-4V.json").write_text(json.dumps(made))
+    caption = ALLAVA | {"id": "allava_laion_cap_77", "conversations": talk("<image>\nD?", "Red.")}
+    (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]))
+
+
+def llava_cot(root, made):
+    put(root, "image/coco/train2017/000000000009.jpg", "image/vg/VG_100K/1.jpg")
+    jsonl(root / "train.jsonl", made)
+
+
+VG = COCO | {"image": "vg/VG_100K/1.jpg"}
+FORMATS = {
+    "CLEVR-Math": (clevr, CLEVR), "GeoQA170K": (geoqa, GEOQA), "Math PUMA": (puma, PUMA),
+    "ArxivQA": (arxiv, ARXIV), "DocVQA": (docvqa, DOCVQA), "VizWiz": (vizwiz, VIZWIZ),
+    "ALLaVA-LAION": (allava, ALLAVA), "COCO": (llava_cot, COCO), "VisualGenome": (llava_cot, VG),
+}  # fmt: skip
+EXPECTED = {  # source -> number of records, then of the first: id, image, gold, reward
+    "CLEVR-Math": (1, "clevr_math-CLEVR_train_000001.png", "clevr_math/CLEVR_train_000001.png",
+                   "3", "digit"),
+    "GeoQA170K": (1, "geoqa170k-geoqa_plus-2905-", "geoqa170k/geoqa_plus-2905.png", "C", "mcq"),
+    "Math PUMA": (1, "synthesis-gen_func-func_sine_1-",
+                  "synthesis/gen_func-func_sine_1.png", r"y = -5 * \sin(-5 * x).",
+                  "math"),
+    "ArxivQA": (1, "arxivqa-cond-mat-23815", "arxivqa/1907.10497_1.jpg", "B", "mcq"),
+    "DocVQA": (1, "docvqa-337", "docvqa/xnbl0037_1.png", "1/8/93", "open"),
+    "VizWiz": (1, "vizwiz-VizWiz_train_00000001", "vizwiz/VizWiz_train_00000001.jpg", "soup",
+               "open"),
+    "ALLaVA-LAION": (1, "allava-allava_laion_77", "allava_laion/images/77.jpeg",
+                     "Because of paint.", "open"),
+    "COCO": (2, "coco-000000000009-", "coco/train2017/000000000009.jpg",
+             "[0.1, 0.25, 0.7, 0.5]", "iou"),
+    "VisualGenome": (2, "vg-1-", "vg/VG_100K/1.jpg", "[0.1, 0.25, 0.7, 0.5]", "iou"),
+}  # fmt: skip
+
+
+def make(folder, source, *extra):
+    """Write the dataset's files; returns its root."""
+    write, good = FORMATS[source]
+    root = folder / sources.READERS[source].folder
+    root.mkdir()
+    write(root, [good, *extra])
+    return root
+
+
+def read(source, root):
+    found = list(sources.read(source, root))
+    kinds = (Record, Reject)
+    return tuple([item for item in found if isinstance(item, kind)] for kind in kinds)
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_each_format_becomes_records(tmp_path, source):
+    made, rejects = read(source, make(tmp_path, source))
+    number, name, image, gold, reward = EXPECTED[source]
+    assert (len(made), rejects) == (number, [])
+    first = made[0]
+    assert first.id.startswith(name)
+    assert (first.image, first.solution, first.reward) == (image, gold, reward)
+    assert first.source == source and "<image>" not in first.question
+
+
+@pytest.mark.parametrize("source", [s for s in FORMATS if EXPECTED[s][4] != "open"])
+def test_every_gold_scores_1_with_its_verifier(tmp_path, source):
+    made, _ = read(source, make(tmp_path, source))
+    assert made
+    for record in made:
+        assert rewards.score(record, wrap(record.solution)).value == 1.0
+    assert rewards.audit(made) == []
+
+
+def test_math_golds_mean_their_functions(tmp_path):
+    (record,), _ = read("Math PUMA", make(tmp_path, "Math PUMA"))
+    assert rewards.score(record, wrap(r"$y = 5\sin(5x)$")).value == 1.0
+    assert rewards.score(record, wrap(r"$y = 5\cos(5x)$")).value == 0.0
+    assert record.gt == PUMA["output"]  # as distributed
+    assert record.meta["text_question"] == PUMA["instruction"]
+
+
+def without(row, key):
+    return {k: v for k, v in row.items() if k != key}
+
+
+BROKEN = [
+    ("CLEVR-Math", without(CLEVR, "image_filename"), "field 'image_filename' is missing or empty"),
+    ("CLEVR-Math", CLEVR | {"answer": "three or 4"}, "digit: gold 'three or 4' is not one number"),
+    ("CLEVR-Math", CLEVR | {"answer": True}, "field 'answer' is bool"),
+    ("CLEVR-Math", CLEVR | {"split": "val"}, "is not below"),
+    ("GeoQA170K", GEOQA | {"conversations": talk("Question: x?\nAnswer it.", "Answer:A")},
+     "the question has no 'Choices:'"),
+    ("GeoQA170K", GEOQA | {"conversations": talk(GEOQA["conversations"][0]["value"], "So 2.")},
+     "names no letter after 'Answer:'"),
+    ("GeoQA170K", GEOQA | {"conversations": talk(GEOQA["conversations"][0]["value"], "Answer:F")},
+     "mcq: gold: F is none of the choices"),
+    ("GeoQA170K", GEOQA | {"conversations": [{"from": "human", "value": "x"}]}, "goes human;"),
+    ("Math PUMA", without(PUMA, "instruction_2"), "field 'instruction_2' is missing or empty"),
+    ("Math PUMA", PUMA | {"instruction_2": PUMA["instruction"]}, "no textual version"),
+    ("Math PUMA", PUMA | {"output": "Step 1: it is 4."}, "has no '†Answer:' line"),
+    ("ArxivQA", ARXIV | {"label": "C"}, "field 'label' 'C' names none of the 2 choices"),
+    ("ArxivQA", ARXIV | {"options": ["A) x", "-", "B) y"]}, "marks do not go A, B, C"),
+    ("ArxivQA", ARXIV | {"options": "A) x"}, "field 'options' is str; the row has: id, image"),
+    ("DocVQA", DOCVQA | {"answers": []}, "field 'answers' is missing or empty"),
+    ("DocVQA", DOCVQA | {"answers": [{"a": 1}]}, "field 'answers[0]' is dict"),
+    ("VizWiz", without(VIZWIZ, "answers"), "field 'answers' is missing or empty"),
+    ("ALLaVA-LAION", ALLAVA | {"conversations": talk("Why?")}, "goes human;"),
+    ("ArxivQA", ARXIV | {"rationale": "\ud800"}, "half a character"),
+    ("DocVQA", DOCVQA | {"question": "\ud800"}, "half a character"),
+    ("COCO", COCO | {"conversations": talk("What is it?", boxed("A dog."))}, "is not one box"),
+    ("COCO", COCO | {"conversations": talk(ASK, boxed("[10, 20, 70, 50]"))}, "is not one box"),
+    ("COCO", COCO | {"conversations": talk(ASK, boxed("[0.7, 0.2, 0.1, 0.5]"))}, "is not one box"),
+    ("COCO", without(COCO, "conversations"), "field 'conversations' is missing or empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "row", "reason"), BROKEN)
+def test_broken_rows_are_rejected_with_file_line_and_reason(tmp_path, source, row, reason):
+    made, rejects = read(source, make(tmp_path, source, row))
+    assert len(made) == EXPECTED[source][0]
+    (reject,) = rejects
+    assert reason in reject.reason
+    assert reject.file == sorted(p.name for p in (tmp_path.glob("*/*.json*")))[-1]
+    if reject.file.endswith(".jsonl"):
+        assert reject.line == 2
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("path", ["../secret.png", "/secret.png", "a/../../secret.png", "x\0.png"])
+def test_hostile_paths_are_refused(tmp_path, source, path):
+    put(tmp_path, "secret.png")
+    key = next(k for k in ("image_url_2", "image_filename", "image") if k in FORMATS[source][1])
+    prefix = {"COCO": "coco/", "VisualGenome": "vg/"}.get(source, "")
+    made, rejects = read(source, make(tmp_path, source, FORMATS[source][1] | {key: prefix + path}))
+    assert len(made) == EXPECTED[source][0] and rejects
+    assert all("image" in reject.reason for reject in rejects)
+
+
+def test_a_link_out_of_the_root_is_refused(tmp_path):
+    put(tmp_path, "secret.png")
+    root = make(tmp_path, "ArxivQA", ARXIV | {"image": "images/link.png"})
+    (root / "images/link.png").symlink_to(tmp_path / "secret.png")
+    _, (reject,) = read("ArxivQA", root)
+    assert "is a link that leaves" in reject.reason
+
+
+@pytest.mark.parametrize("row", [None, 5, "x", [1], {}, {"conversations": [None]}, {"image": {}}])
+@pytest.mark.parametrize("source", FORMATS)
+def test_rows_of_any_shape_are_rejected_never_raised(tmp_path, source, row):
+    made, rejects = read(source, make(tmp_path, source, row))
+    assert (len(made), len(rejects)) == (EXPECTED[source][0], 1)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_parquet_with_pictures_inside(tmp_path):
+    root = tmp_path / "geoqa170k"
+    root.mkdir()
+    pictures = [png(1), png(2), png(1), b"not a picture"]
+    table = [GEOQA | {"image": {"bytes": data, "path": None}} for data in pictures]
+    parquet.write_table(pyarrow.Table.from_pylist(table), root / "train-00000-of-00001.parquet")
+    made, (reject,) = read("GeoQA170K", root)
+    assert [r.extra["origin"] for r in made] == [f"train-00000-of-00001.parquet#{n}" for n in
+                                                 (1, 2, 3)]  # fmt: skip
+    assert made[0].image == made[2].image != made[1].image  # named by content
+    assert (reject.line, "holds no PNG" in reject.reason) == (4, True)
+    (row,) = sources.write(tmp_path / "out", {"GeoQA170K": 9}, {"GeoQA170K": root})
+    assert (row["written"], row["rejected"]) == (2, 1)
+    loaded = records.load(tmp_path / "out/records.jsonl", tmp_path / "out/images")
+    assert {open_image(r.image, tmp_path / "out/images").getpixel((0, 0))[0]
+            for r in loaded.records} == {1, 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [8, 64, 1 << 16])
+def test_a_list_inside_an_object_streams(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(files, "CHUNK_CHARS", max(chunk, len('"data": ')))
+    path = tmp_path / "a.json"
+    whole = {"info": {"n": [1]}, "data": [{"a": i} for i in range(50)], "end": {"data": 1}}
+    path.write_text(json.dumps(whole, indent=1))
+    found = list(files.lines([path], "data"))
+    assert [line.row for line in found] == whole["data"]
+    assert [line.number for line in found] == [
+        i for i, text in enumerate(path.read_text().splitlines(), 1) if text == "  {"
+    ]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ('{"data": [{"a": 1}, {"a"', "broken or cut off"), ('{"other": []}', "no list under the key"),
+    ("\x1f\x8b\xff", "cannot be read further"),
+])  # fmt: skip
+def test_broken_files_are_rejected(tmp_path, text, reason):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    last = list(files.lines([path], "data"))[-1]
+    assert isinstance(last.row, RecordError) and reason in str(last.row)
+
+
+def test_reading_holds_little_of_a_large_file(tmp_path):
+    root = make(tmp_path, "DocVQA", *[DOCVQA | {"note": "x" * 20_000}] * 300)  # 6 MB
+    tracemalloc.start()
+    number = sum(1 for _ in sources.read("DocVQA", root))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (number, peak < 2_000_000) == (301, True)
+
+
+def test_a_missing_file_says_where_it_comes_from(tmp_path):
+    with pytest.raises(RecordError, match="no arxivqa.jsonl here; get it from .*MMInstruction"):
+        list(sources.read("ArxivQA", tmp_path))
+    with pytest.raises(ValueError, match="unknown source 'X'; use one of CLEVR-Math, .*relation"):
+        list(sources.read("X", tmp_path))
+
+
+# --- repairs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["B", "B)", "(b)", "b.", "B. dark red", "[B]", "Option B",
+                                   "(B) dark  red", "dark red", "Answer: B"])  # fmt: skip
+@pytest.mark.parametrize("form", ["{} {}", "{}) {}", "({}) {}", "{}. {}", "{}: {}"])
+def test_labels_and_options_of_arxivqa(label, form):
+    choices = [form.format(letter, text) if form != "{} {}" else text
+               for letter, text in zip("abc", ["red", "dark red", "45"], strict=True)]  # fmt: skip
+    question = rows.with_choices("Which is it?", choices)
+    assert rewards.options(question) == {"A": "red", "B": "dark red", "C": "45"}
+    assert rows.arxivqa_label(label, choices) == "B"
+
+
+@pytest.mark.parametrize("label", ["", "D", "A, B", "red or 45", "C. red", "none"])
+def test_labels_that_name_no_one_choice(label):
+    with pytest.raises(RecordError, match="names none of the 3 choices"):
+        rows.arxivqa_label(label, ["A) red", "B) dark red", "C) 45"])
+
+
+def test_choices_that_would_be_misread_are_refused():
+    with pytest.raises(RecordError, match="cannot be told apart"):
+        rows.with_choices("Which?", ["the options: A and B", "none"])
+    with pytest.raises(RecordError, match="1 choices; a question needs 2 to 26"):
+        rows.with_choices("Which?", ["one"])
+
+
+EQUATION = "What is the function's equation?"
+
+
+@pytest.mark.parametrize(("question", "text", "gold", "repaired", "how"), [
+    (EQUATION, "The function y = a * sin(-5 * x) goes through (pi/10,5).", "a = -5",
+     "y = (-5) * sin(-5 * x)", "rewritten"),
+    ("Find the equation.", "The line y = kx + b passes (0,1).", "k = 2, b = 1.",
+     "y = 2 * x + 1", "rewritten"),
+    ("Find the expression.", "f(t) = a * t^2, f(1) = 3.", "a = 1/2", "f(t) = (1/2) * t^2",
+     "rewritten"),
+    (EQUATION, "y = a * x through (1, 2)", "y = 2 * x", None, "kept"),
+    (EQUATION, "A level line through (1, 3)", "y = 3", None, "kept"),
+    ("What is a?", "y = a * x through (1, 2)", "a = 2", None, "kept"),
+    ("Which value of a fits the equation?", "y = a * x through (1, 2)", "a = 2", None, "kept"),
+    ("What is the value of the function at 2?", "y = a * x", "6", None, "kept"),
+    (EQUATION, "y = a * x through (1, 2)", "2", None, "left"),
+    (EQUATION, "The line y = k * x + b", "k = 2", None, "left"),  # b unknown still
+    (EQUATION, "y = a * x and y = b * x meet", "a = 2, b = 3", None, "left"),
+    (EQUATION, "A line through (1, 2)", "a = 2", None, "left"),
+])  # fmt: skip
+def test_whole_expressions_of_math_puma(question, text, gold, repaired, how):
+    assert rows.whole_expression(question, text, gold) == (repaired or gold, how)
+
+
+def test_repairs_are_counted(tmp_path):
+    other = PUMA | {"image_url_2": "images/b.png", "output": "†Answer: a = -5"}
+    third = PUMA | {"image_url_2": "images/c.png", "output": "†Answer: -5"}
+    root = make(tmp_path, "Math PUMA", other, third)
+    put(root, "images/b.png", "images/c.png")
+    (row,) = sources.write(tmp_path / "out", {"Math PUMA": 5}, {"Math PUMA": root})
+    assert row == {"source": "Math PUMA", "asked": 5, "written": 3, "rejected": 0, "rewritten": 1,
+                   "left": 1}  # fmt: skip
+    loaded = records.load(tmp_path / "out/records.jsonl")
+    by_image = {record.image: record for record in loaded.records}
+    assert rewards.score(by_image["synthesis/b.png"], wrap(r"5\sin(5x)")).value == 1.0
+
+
+def test_boxes_bring_caption_and_trace(tmp_path):
+    (first, second), _ = read("COCO", make(tmp_path, "COCO"))
+    assert first.caption == "A dog on grass." and second.caption == second.answer == ""
+    assert first.frame == "norm01"
+    assert rewards.score(first, first.answer).value == 1.0
+    assert "SUMMARY" not in first.answer and "It is left." in first.answer
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+MANY = [Record(f"r{i}", f"a/{i % 200}.png", f"q{i % 7}", "1") for i in range(1_000)]
+
+
+def images(n, seed=0, made=MANY, **options):
+    return [record.image for record in sources.sample(made, n, seed, **options)]
+
+
+def test_samples_are_of_unique_pictures_and_seeded():
+    assert len(set(images(50))) == len(images(50)) == 50
+    assert images(50) == images(50) != images(50, seed=1)
+    assert images(0) == []
+    assert len(images(300)) == 200
+    assert len(images(3, is_whole=True)) == 15
+
+
+def test_samples_do_not_depend_on_order():
+    assert sources.sample(MANY, 50) == sources.sample(MANY[::-1], 50)
+    assert (sources.sample(MANY, 5, is_whole=True)
+            == sources.sample(MANY[::-1], 5, is_whole=True))  # fmt: skip
+
+
+def test_rows_added_later_move_few():
+    more = [Record(f"n{i}", f"b/{i}.png", "q", "1") for i in range(20)]
+    stayed = set(images(50)) & set(images(50, made=MANY + more))
+    assert 35 <= len(stayed) < 50  # about one place in eleven goes to the new pictures
+    assert set(images(20)) < set(images(50))  # and a smaller sample is part of a larger one
+
+
+def test_counts_are_the_papers_scaled():
+    counts = sources.paper_counts()
+    assert counts["DocVQA"] == 10_194 and counts["COCO"] == 3_000 and counts["GeoQA170K"] == 14_019
+    assert sources.paper_counts(0.01)["ArxivQA"] == 544
+    assert min(sources.paper_counts(1e-9).values()) == 1
+    with pytest.raises(ValueError, match="scale 0 is not a positive number"):
+        sources.paper_counts(0)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def everything(tmp_path):
+    """All sources below one root; LLaVA-CoT's one file serves two of them."""
+    for source in FORMATS:
+        if source == "COCO":
+            make(tmp_path, source, VG, {"image": "chartqa/1.png"})
+        elif source != "VisualGenome":
+            make(tmp_path, source)
+    return tmp_path
+
+
+def test_prepare_writes_all_sources(everything, capsys):
+    out = everything / "out"
+    command = ["data", "prepare", "--root", str(everything), "--out", str(out), "--scale", "0.01"]
+    assert main(command) == 0
+    loaded = records.load(out / "records.jsonl", out / "images")
+    assert loaded.rejects == [] and {r.source for r in loaded.records} == set(FORMATS)
+    assert len(loaded.records) == 11
+    assert (out / "rejects.jsonl").read_text() == ""
+    by_source = {record.source: record for record in loaded.records}
+    assert "2 objects" not in by_source["CLEVR-Math"].question
+    assert by_source["CLEVR-Math"].meta["rationale"].endswith(
+        "2; a large blue metal sphere, a large blue metal sphere."
+    )
+    assert by_source["ALLaVA-LAION"].caption == "Red."
+    assert "origin" not in json.dumps([record.to_json() for record in loaded.records])
+    assert "| VisualGenome |    30 |       2 |" in capsys.readouterr().out
+
+
+def test_prepare_feeds_the_pipeline(everything):
+    from vlaa_lib.construct import steps
+
+    roots = {name: everything / reader.folder for name, reader in sources.READERS.items()}
+    sources.write(everything / "out", dict.fromkeys(FORMATS, 1), roots)
+    loaded = records.load(everything / "out/records.jsonl").records
+    asked = {record.source for record in loaded if steps.ask_caption(record)}
+    assert asked == {"CLEVR-Math", "GeoQA170K", "ArxivQA", "DocVQA", "VizWiz", "COCO",
+                     "VisualGenome"}  # fmt: skip
+    extra = {record.source for record in loaded if steps.extra_context(record)}
+    assert extra == {"CLEVR-Math", "Math PUMA"}
+    traced = [record for record in loaded if steps.ask_distil(record) is None]
+    assert {record.source for record in traced} == {"COCO", "VisualGenome"}
+
+
+def test_a_second_file_that_does_not_know_the_picture(tmp_path):
+    root = make(tmp_path, "CLEVR-Math", CLEVR | {"image_filename": "CLEVR_train_000002.png"})
+    put(root, "CLEVR_v1.0/images/train/CLEVR_train_000002.png")
+    (row,) = sources.write(tmp_path / "out", {"CLEVR-Math": 9}, {"CLEVR-Math": root})
+    assert (row["written"], row["rejected"]) == (1, 1)
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert reject["file"] == "CLEVR_train_scenes.json" and "000002" in reject["reason"]
+
+
+def test_a_failure_leaves_the_old_tables(tmp_path, monkeypatch):
+    root, out = make(tmp_path, "ArxivQA"), tmp_path / "out"
+    sources.write(out, {"ArxivQA": 1}, {"ArxivQA": root})
+    before = (out / "records.jsonl").read_bytes()
+    monkeypatch.setattr(files, "place", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sources.write(out, {"ArxivQA": 1}, {"ArxivQA": root}, seed=1)
+    assert (out / "records.jsonl").read_bytes() == before
+    assert {path.name for path in out.iterdir()} == {"images", "records.jsonl", "rejects.jsonl"}
+
+
+def test_broken_text_reaches_no_table(tmp_path):
+    root = make(tmp_path, "ALLaVA-LAION", ALLAVA | {"id": "\ud800"})
+    caption = ALLAVA | {"conversations": talk("D?", "\ud800")}
+    (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]))
+    (row,) = sources.write(tmp_path / "out", {"ALLaVA-LAION": 5}, {"ALLaVA-LAION": root})
+    assert (row["written"], row["rejected"]) == (0, 2)
+
+
+def test_ids_used_twice_are_rejected(tmp_path):
+    root = make(tmp_path, "ArxivQA", ARXIV | {"image": "images/2.jpg"})
+    put(root, "images/2.jpg")
+    (row,) = sources.write(tmp_path / "out", {"ArxivQA": 9}, {"ArxivQA": root})
+    assert (row["written"], row["rejected"]) == (1, 1)
+
+
+def test_micro_sources_go_through_the_same_door(tmp_path):
+    command = ["data", "prepare", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--source", "solids", "plot", "--scale", "0.0001", "--seed", "4"]) == 0
+    made = records.load(tmp_path / "out/records.jsonl", tmp_path / "out/images").records
+    assert [record.source for record in made] == ["solids"] * 4 + ["plot"] * 3
+    assert made[0].id.startswith("solids-train-4-")
+    first = next(sources.read("solids", tmp_path))
+    assert first == next(microworld.stream("solids", "train")).record
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    for arguments, said in (
+        (["--root", str(tmp_path), "--out", "x"], "no dataset's folder here"),
+        (["--root", str(tmp_path), "--out", "x", "--source", "Coco"], "unknown source 'Coco'"),
+    ):
+        assert main(["data", "prepare", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_list_of_sources_is_in_the_document(capsys):
+    assert main(["data", "sources"]) == 0
+    printed = capsys.readouterr().out
+    document = (sources.ROOT / "data/SOURCES.md").read_text()
+    for row in sources.table():
+        assert row["source"] in printed
+        for part in (row["source"], row["from"].split(" ")[0], row["below --root"], row["reward"]):
+            assert part in document
+        for name in row["fields"].replace("scenes: ", "").replace(";", ",").split(","):
+            assert f"`{name.strip()}`" in document or "alike" in name
+    assert parser().parse_args(["data", "sources"]).what == "sources"

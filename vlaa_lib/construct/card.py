@@ -1,0 +1,200 @@
+"""A finished dataset made ready to pass on: card, table 1, released schema, `datasets` folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlaa_lib import ROOT, microworld
+from vlaa_lib import records as files
+from vlaa_lib.construct.pipeline import LEDGER
+from vlaa_lib.construct.walk import SPLITS
+from vlaa_lib.records import Record, RecordError
+
+PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
+# keys of the released files; others are written only where reading the record back needs them
+RELEASED = ("id", "image", "question", "gt", "answer", "caption", "meta")
+
+
+def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return our counts beside the paper's (table 1), a micro source in the line it stands for.
+
+    original: records put in; pipeline: verified; SFT and RL: the splits. None: not stated, not run.
+
+    Args:
+        counts: rows of `counts.csv`.
+    """
+    ours: dict[str, dict[str, int]] = {}
+    for row in counts:
+        name = microworld.SOURCES.get(row["source"], ("", row["source"]))[1]
+        found = ours.setdefault(name, {})
+        for column, step, key in (
+            ("original", "caption", "in"),
+            ("pipeline", "verify", "out"),
+            ("SFT", SPLITS[0], "out"),
+            ("RL", SPLITS[1], "out"),
+        ):
+            if row["step"] == step:
+                found[column] = found.get(column, 0) + int(row[key])
+    paper = json.loads(PAPER.read_text())["table1_dataset"]
+    theirs = {row[0]: dict(zip(paper["columns"], row, strict=True)) for row in paper["rows"]}
+    keys = {"original": "original", "pipeline": "pipeline", "SFT": "final_sft", "RL": "final_rl"}
+    table = []
+    for name in dict.fromkeys([*theirs, *ours]):
+        row: dict[str, Any] = {"source": name}
+        for column, key in keys.items():
+            row[column] = ours.get(name, {}).get(column)
+            row[f"{column} (paper)"] = theirs.get(name, {}).get(key)
+        table.append(row)
+    return table
+
+
+def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
+    """Write the splits of a finished run in the released schema and as a `datasets` folder.
+
+    `out/released/*.json` are JSON Lines under the authors' kind of name; `out/hub` holds parquet
+    files that `datasets.load_dataset` reads, one split each, and the card as its README.
+
+    Args:
+        images: image root; when given, the pictures go into the parquet files.
+    Returns:
+        the files written.
+    Raises:
+        RecordError: there is no finished run in `out`, or it kept no record.
+    """
+    out = Path(out)
+    counts_file = out / "counts.csv"
+    if not counts_file.is_file():
+        raise RecordError(f"{out}: no finished run here (counts.csv is missing); run construct")
+    with counts_file.open(newline="", encoding="utf-8") as stream:
+        counts = list(csv.DictReader(stream))
+    written, sizes = [], {}
+    for split in ("sft", "rl"):
+        rows = _reader(out / f"{split}.jsonl")
+        sizes[split] = sum(1 for _ in rows())
+        if not sizes[split]:
+            continue
+        name = f"{'SFT' if split == 'sft' else 'GRPO'}-{sizes[split]}.json"
+        lines = (json.dumps(released(r), ensure_ascii=False) + "\n" for r in rows())
+        files.write_lines(out / "released" / name, lines)
+        written += [out / "released" / name, _parquet(rows, split, out / "hub", images)]
+    if not written:
+        raise RecordError(f"{out}: the run kept no record; counts.csv says where they went")
+    files.write_csv(out / "table1.csv", table_1(counts))
+    files.write_text(out / "hub" / "README.md", card(out, counts, sizes))
+    return [*written, out / "table1.csv", out / "hub" / "README.md"]
+
+
+def _reader(path: Path) -> Callable[[], Iterator[Record]]:
+    """Return a function that reads a file's records anew, one at a time."""
+    return lambda: (row for row in files.read(path) if isinstance(row, Record))
+
+
+def released(record: Record) -> dict[str, Any]:
+    """Return a record with the released files' keys, and what these alone would not bring back."""
+    full = record.to_json()
+    row = {key: full[key] for key in RELEASED if key in full}
+    try:
+        known = files.from_json(row).to_json()
+    except RecordError:  # an image folder that is none of the paper's sources
+        known = {}
+    needed = ("source", "reward", "solution", "frame")
+    return row | {key: full[key] for key in needed if known.get(key) != full.get(key)}
+
+
+def _parquet(rows: Any, split: str, folder: Path, images: str | Path | None) -> Path:
+    """Write one split as parquet, a row at a time; `meta` and other keys become JSON text."""
+    import tempfile
+
+    import datasets
+
+    def flat() -> Iterator[dict[str, Any]]:
+        for record in rows():
+            row = asdict(record)
+            row |= {key: json.dumps(row[key], ensure_ascii=False) for key in ("meta", "extra")}
+            yield row | ({"image": str(Path(images) / record.image)} if images else {})
+
+    columns = {name: datasets.Value("string") for name in next(flat())}
+    if images:
+        columns["image"] = datasets.Image()
+    path = folder / "data" / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as cache:
+        made = datasets.Dataset.from_generator(
+            flat, features=datasets.Features(columns), cache_dir=cache
+        )
+        made.to_parquet(path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    return path
+
+
+def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
+    """Return the dataset card: what it holds, where it was lost, what it cost, what to beware."""
+    from vlaa_lib.show.figures import text_table
+
+    splits = "".join(
+        f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in sizes if sizes[split]
+    )
+    lost = [
+        {"step": row["step"], "source": row["source"], "dropped": row["dropped"], "why": reason}
+        for row in counts
+        for reason in filter(None, row["reasons"].split("; "))
+    ]
+    spent = {key: sum(float(row[key]) for row in counts) for key in ("seconds", "cost")}
+    tokens = sum(int(row["prompt_tokens"]) + int(row["completion_tokens"]) for row in counts)
+    is_micro = any(row["source"] in microworld.SOURCES for row in counts)
+    nature = (
+        "The pictures are drawn (a micro-world), the teacher is a program with stated error "
+        "rates; `meta.scene` is the truth behind each picture."
+        if is_micro
+        else "Captions and reasoning were written by the models that `models` below names."
+    )
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+{splits}---
+
+# Reasoning traces, built in six steps
+
+{sizes["sft"]} records for SFT and {sizes["rl"]} for RL (their traces hold an aha word), made by
+caption, distil, rewrite, verify and split after VLAA-Thinking (arXiv 2504.11468). {nature}
+
+## Counts, beside the paper's table 1
+
+{text_table(table_1(counts))}
+
+## Where records were lost
+
+{text_table(lost) if lost else "None was."}
+
+## Who answered, and what it took
+
+{text_table(_models(out))}
+
+{tokens:,} tokens, {spent["cost"]:.2f} US dollars at the prices given, {spent["seconds"]:,.0f}
+seconds of waiting for replies (many at a time).
+
+## Beware
+
+* A judge compared the final answers. Nobody read the reasoning: a verified trace can hold false
+  steps, and about things that the caption did not tell it must guess.
+* The split is a search for words ("check" is in "checkered"), not a judgement of reasoning.
+* Pictures keep the terms of the datasets they come from.
+"""
+
+
+def _models(out: Path) -> list[dict[str, Any]]:
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(out / LEDGER)) as ledger:
+        rows = ledger.execute(
+            "SELECT step, model, COUNT(*), SUM(problem != '') FROM calls GROUP BY step, model"
+        ).fetchall()
+    columns = ("step", "model", "replies", "unusable")
+    return [dict(zip(columns, row, strict=True)) for row in rows]

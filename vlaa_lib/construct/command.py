@@ -1,0 +1,119 @@
+"""The command line of `construct`: plan, batch files, shards, or the run itself."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from vlaa_lib import records as files
+from vlaa_lib.construct import card, offline, pipeline
+from vlaa_lib.construct.client import Limits
+from vlaa_lib.construct.endpoints import ENDPOINTS, read_endpoints
+from vlaa_lib.construct.ledger import Ledger
+from vlaa_lib.construct.server import scenes_of, serve_teacher
+from vlaa_lib.construct.templates import OURS, read_templates
+from vlaa_lib.records import Record, Reject
+
+AUDITED = 256  # ours: records whose gold is checked together
+
+
+def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
+    """Run `python -m vlaa_lib construct`; 3 where a budget ended the run before its end."""
+    out = Path(args.out)
+    if args.what == "card":
+        print("\n".join(map(str, card.export(out, args.images))))
+        return 0
+    if not (args.records and args.images):
+        raise ValueError("construct needs --records FILE and --images FOLDER")
+    endpoints = read_endpoints(args.endpoints) if args.endpoints else ENDPOINTS
+    templates = read_templates(args.prompts_dir) if args.prompts_dir else OURS
+    is_local = not (args.base_url or args.endpoints)
+    with contextlib.closing(Ledger(out / pipeline.LEDGER)) as ledger:
+        for path in args.merge:
+            print(f"{ledger.take_in(path)} new replies from {path}")
+        made = usable(args.records, args.images, out, args.shard)
+        if args.plan:
+            show(offline.plan(made, args.images, ledger, endpoints, templates))
+            return 0
+        if args.batch == "export":
+            where = out / "batch"
+            written = offline.export_batches(made, args.images, ledger, endpoints, templates, where)
+            print("\n".join(map(str, written)) or "no call is open: run without --batch")
+            return 0
+        if args.batch == "import":
+            taken, rejects = offline.import_batches(args.files, ledger, endpoints)
+            for reject in rejects:
+                print(f"not taken: {reject}", file=sys.stderr)
+            print(f"{taken} replies taken, {len(rejects)} lines not")
+            return 0 if taken or not rejects else 1
+    limits = Limits(args.concurrency, args.timeout, args.retries, args.max_cost, args.max_tokens)
+    with contextlib.ExitStack() as stack:
+        base_url = args.base_url or ""
+        if is_local:
+            known = (row for row in files.read(args.records, args.images) if _is_record(row))
+            base_url = stack.enter_context(serve_teacher(scenes_of(known, args.images)))
+        try:
+            result = pipeline.run(
+                made,
+                args.images,
+                base_url,
+                out,
+                endpoints=endpoints,
+                templates=templates,
+                limits=limits,
+            )
+        except pipeline.BudgetSpent as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return 3
+    show(result.counts)
+    sizes = {row["step"]: 0 for row in result.counts}
+    for row in result.counts:
+        sizes[row["step"]] += row["out"]
+    dropped = sum(row["dropped"] for row in result.counts)
+    print(
+        f"{sizes.get('split: sft', 0)} for SFT, {sizes.get('split: rl', 0)} for RL, "
+        f"{dropped} dropped"
+    )
+    return 0
+
+
+def _is_record(row: Record | Reject) -> bool:
+    return isinstance(row, Record)
+
+
+def usable(
+    path: str | Path, images: str | Path, out: Path, shard: tuple[int, int] = (1, 1)
+) -> Iterator[Record]:
+    """Yield a file's records whose image is there and whose gold can be scored.
+
+    The others go into `out/rejects.jsonl`, and to the screen, each with its reason.
+
+    Args:
+        shard: (i, n): every n-th record from the i-th on; what is rejected counts as well.
+    Raises:
+        RecordError: the file is missing or not text, or holds no usable record.
+    """
+    from vlaa_lib import rewards
+
+    rows, seen, found = islice(files.read(path, images), shard[0] - 1, None, shard[1]), 0, 0
+    with files.atomic(out / "rejects.jsonl") as stream:
+        while chunk := list(islice(rows, AUDITED)):
+            seen += len(chunk)
+            made = [row for row in chunk if isinstance(row, Record)]
+            bad = {r.id: r for r in rewards.audit(made, file=Path(path).name)}
+            for row in chunk:
+                reject = row if isinstance(row, Reject) else bad.get(row.id)
+                if reject is None:
+                    found += 1
+                    yield row
+                else:
+                    print(f"rejected: {reject}", file=sys.stderr)
+                    stream.write(files.line_of(reject))
+    if not seen:
+        raise files.RecordError(f"{path}: holds no records; was the download complete?")
+    if not found:
+        raise files.RecordError(f"{path}: no usable record; every reason is above")

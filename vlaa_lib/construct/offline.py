@@ -1,0 +1,212 @@
+"""What needs no connection: what a run would cost, and batch files for half the price."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlaa_lib import records as files
+from vlaa_lib.construct.client import (
+    Answered,
+    CallFailed,
+    body,
+    data_url,
+    key_of,
+    read_completion,
+    read_image,
+)
+from vlaa_lib.construct.endpoints import Endpoint
+from vlaa_lib.construct.ledger import Ledger
+from vlaa_lib.construct.steps import STEPS, Request
+from vlaa_lib.construct.templates import Templates
+from vlaa_lib.construct.walk import Tallies, walk
+from vlaa_lib.records import Record, Reject
+
+CHARS_A_TOKEN = 4  # ours: the usual rule of thumb for English
+IMAGE_TOKENS = 1000  # ours: about what GPT-4o counts for a picture of 1024 x 1024 pixels
+# ours: completion tokens of a call before the ledger has seen any; a rewrite repeats its input
+ASSUMED_TOKENS = {"caption": 400, "distil": 1000, "rewrite": 1000, "verify": 2}
+# ours: what a step puts into its template: picture; caption and question; trace; two answers
+ASSUMED_PROMPT_TOKENS = {"caption": IMAGE_TOKENS, "distil": 450, "rewrite": 1000, "verify": 100}
+SEEN_ENOUGH = 20  # ours: calls of a step after which the ledger's means replace the assumptions
+BATCH_DISCOUNT = 0.5  # OpenAI's price list for its batch interface
+BATCH_ROWS, BATCH_BYTES = 50_000, 150 * 2**20  # OpenAI's limits are 50,000 and 200 MB a file
+
+
+def open_calls(
+    records: Iterable[Record],
+    images: Path,
+    ledger: Ledger,
+    endpoints: Mapping[str, Endpoint],
+    templates: Templates,
+) -> Generator[tuple[Record, Request | None, str, bytes], None, None]:
+    """Follow each record through the replies that the ledger has.
+
+    Yields:
+        record, the first request without a reply (None: the record is through, or dropped), the
+        request's key, and its image's bytes.
+    """
+    for record in records:
+        way, answer = walk(record, templates, Tallies(), lambda key: True), None
+        missing: tuple[Request | None, str, bytes] = (None, "", b"")
+        try:
+            while not missing[0]:
+                request = way.send(answer)
+                try:
+                    image = read_image(request.image, images) if request.image else b""
+                except CallFailed as error:
+                    answer = error
+                    continue
+                key = key_of(endpoints[request.step], request, image)
+                if reply := ledger.get(key):
+                    answer = Answered(reply, key, paid=False)
+                else:
+                    missing = request, key, image
+        except StopIteration:
+            pass
+        yield record, *missing
+
+
+def plan(
+    records: Iterable[Record],
+    images: str | Path,
+    ledger: Ledger,
+    endpoints: Mapping[str, Endpoint],
+    templates: Templates,
+) -> list[dict[str, Any]]:
+    """Say what a run would ask and cost, before anything is spent.
+
+    Nothing is assumed to be dropped on the way, so it is an upper estimate. A step's tokens are
+    the means of its finished calls, once there are twenty, else our assumptions, named above.
+
+    Returns:
+        one row a step, and their sum: calls, prompt and completion tokens, cost in US dollars, and
+        where the tokens come from.
+    """
+    names = [step.name for step in STEPS]
+    calls, known_tokens, unknown = (dict.fromkeys(names, 0) for _ in range(3))
+    for _, request, key, _ in open_calls(records, Path(images), ledger, endpoints, templates):
+        if request is None:
+            continue
+        for later in names[names.index(request.step) + 1 :]:
+            calls[later] += 1
+            unknown[later] += 1
+        if ledger.meet(key):
+            calls[request.step] += 1
+            seen = IMAGE_TOKENS if request.image else 0
+            known_tokens[request.step] += seen + len(request.text) // CHARS_A_TOKEN
+    means, rows = ledger.means(), []
+    for step in names:
+        finished, prompt, completion = means.get(step, (0, 0.0, 0.0))
+        if finished < SEEN_ENOUGH:
+            prompt = ASSUMED_PROMPT_TOKENS[step] + len(getattr(templates, step)) // CHARS_A_TOKEN
+            completion = ASSUMED_TOKENS[step]
+        tokens = known_tokens[step] + unknown[step] * prompt, calls[step] * completion
+        rows.append(
+            {
+                "step": step,
+                "model": endpoints[step].model,
+                "calls": calls[step],
+                "prompt_tokens": round(tokens[0]),
+                "completion_tokens": round(tokens[1]),
+                "dollars": round(endpoints[step].cost(*tokens), 4),
+                "based on": f"{finished} finished calls"
+                if finished >= SEEN_ENOUGH
+                else "assumption",
+            }
+        )
+    sums = ("calls", "prompt_tokens", "completion_tokens", "dollars")
+    total = {key: round(sum(row[key] for row in rows), 4) for key in sums}
+    return [*rows, {"step": "all", "model": "", **total, "based on": ""}]
+
+
+def export_batches(
+    records: Iterable[Record],
+    images: str | Path,
+    ledger: Ledger,
+    endpoints: Mapping[str, Endpoint],
+    templates: Templates,
+    folder: str | Path,
+) -> list[Path]:
+    """Write every call that can be asked now, once, into OpenAI batch files, one model a file.
+
+    Run it again after `import_batches`: each round takes the records one step further. When there
+    is nothing to export, `construct` itself writes the splits without asking anybody.
+    """
+    written: list[Path] = []
+    open_files: dict[str, list[Any]] = {}  # step -> stream, rows, bytes
+    with ExitStack() as stack:
+        for _, request, key, image in open_calls(
+            records, Path(images), ledger, endpoints, templates
+        ):
+            if request is None or not ledger.meet(key):
+                continue
+            try:
+                url = data_url(request.image, image, Path(images)) if image else ""
+            except CallFailed:
+                continue  # asks nobody: the run itself drops this record, with the reason
+            row = {
+                "custom_id": key,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body(endpoints[request.step], request.text, url),
+            }
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            size = len(line.encode())
+            found = open_files.get(request.step)
+            if not found or found[1] >= BATCH_ROWS or found[2] + size > BATCH_BYTES:
+                number = sum(path.name.startswith(request.step) for path in written) + 1
+                written.append(Path(folder) / f"{request.step}-{number:03}.jsonl")
+                found = [stack.enter_context(files.atomic(written[-1])), 0, 0]
+                open_files[request.step] = found
+            found[0].write(line)
+            found[1:] = found[1] + 1, found[2] + size
+            ledger.export([(key, request.step)])
+    return written
+
+
+def import_batches(
+    paths: Iterable[str | Path], ledger: Ledger, endpoints: Mapping[str, Endpoint]
+) -> tuple[int, list[Reject]]:
+    """Put the replies of batch output files into the ledger.
+
+    Returns:
+        how many were taken, and the lines that were not, with the reason: those calls stay open.
+    """
+    taken, rejects = 0, []
+    for path in map(Path, paths):
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream, 1):
+                key, problem = _take_in(line, ledger, endpoints)
+                taken += not problem
+                rejects += [Reject(path.name, number, key, problem)] if problem else []
+    return taken, rejects
+
+
+def _take_in(line: str, ledger: Ledger, endpoints: Mapping[str, Endpoint]) -> tuple[str, str]:
+    """Take one line of a batch output file; return its id and why it was not taken."""
+    from openai.types.chat import ChatCompletion
+    from pydantic import ValidationError
+
+    try:
+        row = json.loads(line)
+        key, response = str(row["custom_id"]), row.get("response") or {}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "", "not a line of a batch output file"
+    step = ledger.exported(key)
+    if step is None:
+        return key, "this ledger exported no such call"
+    if row.get("error") or response.get("status_code") != 200:
+        return key, f"the endpoint failed: {json.dumps(row.get('error') or response)[:300]}"
+    try:
+        completion = ChatCompletion.model_validate(response["body"])
+        reply = read_completion(completion, endpoints[step])
+    except (ValidationError, LookupError) as error:
+        return key, f"no chat completion in it ({str(error)[:200]})"
+    cost = reply.cost * BATCH_DISCOUNT
+    ledger.put(key, step, replace(reply, cost=cost))
+    return key, ""

@@ -1,0 +1,267 @@
+"""The nine public datasets of the paper's table 1, as their authors distribute them, as records.
+
+`data/SOURCES.md` says where to get each and what of it we could not verify. The micro-world's
+sources are read through the same functions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from .. import ROOT, microworld, records, rewards
+from ..records import FOLDERS, Record, RecordError, Reject
+from . import files, rows
+from .readers import GEOQA_COUNT, READERS, Join, Reader
+
+__all__ = ["READERS", "Reader", "paper_counts", "read", "sample", "table", "write"]
+
+Item = Record | Reject
+
+
+def table() -> list[dict[str, Any]]:
+    """List the public sources: where to get them, what is read, reward, the paper's count."""
+    reward, counts = dict(FOLDERS.values()), paper_counts()
+    return [
+        {"source": name, "from": reader.home, "below --root": reader.folder,
+         "files": ", ".join([*reader.patterns, *(reader.join.patterns[:1] if reader.join else [])]),
+         "fields": reader.fields, "reward": reward[name], "paper's count": counts[name]}
+        for name, reader in READERS.items()
+    ]  # fmt: skip
+
+
+def paper_counts(scale: float = 1.0) -> dict[str, int]:
+    """Return how many pictures to sample of each public source (table 1, `original`), scaled."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale {scale} is not a positive number; 1 is the paper's size")
+    paper = json.loads((ROOT / "data/paper/vlaa_thinking.json").read_text(encoding="utf-8"))
+    original = {row[0]: row[2] or GEOQA_COUNT for row in paper["table1_dataset"]["rows"]}
+    return {name: max(1, round(original[name] * scale)) for name in READERS}
+
+
+def _reader(source: str) -> Reader:
+    if source not in READERS:
+        known = ", ".join([*READERS, *microworld.SOURCES])
+        raise ValueError(f"unknown source {source!r}; use one of {known}")
+    return READERS[source]
+
+
+def read(source: str, root: str | Path) -> Iterator[Item]:
+    """Yield the records of a source's file in its order, a Reject for each that cannot be used.
+
+    Golds of digit, choice and box questions are held against their verifier here. Memory does not
+    grow with the file. `extra["origin"]` says where the picture is: a path below the root, or
+    FILE#ROW in a parquet file. A micro source has no end and no file; its root is not looked at.
+
+    Raises:
+        RecordError: the file is not there.
+        ValueError: unknown source.
+    """
+    if source in microworld.SOURCES:
+        yield from (sample.record for sample in microworld.stream(source, "train"))
+        return
+    reader = _reader(source)
+    for line in files.lines(files.find(root, reader.patterns, reader.home), reader.key):
+        try:
+            if isinstance(line.row, RecordError):
+                raise line.row
+            made = reader.row(line.row)
+        except RecordError as error:
+            made = [error]
+        for item in made:
+            try:
+                yield _record(reader, root, line, item)
+            except RecordError as error:
+                name = item["id"] if isinstance(item, dict) else _row_id(line.row)
+                yield Reject(line.file.name, line.number, name, str(error))
+
+
+def _row_id(row: Any) -> str:
+    if not isinstance(row, dict):
+        return ""
+    known = (row.get(k) for k in ("id", "questionId", "image_filename", "image", "image_url"))
+    return next((str(value) for value in known if isinstance(value, (str, int))), "")
+
+
+def _record(reader: Reader, root: str | Path, line: files.Line, item: Any) -> Record:
+    if isinstance(item, RecordError):
+        raise item
+    if isinstance(item["origin"], bytes):
+        origin = f"{line.file.relative_to(root).as_posix()}#{line.number}"
+    else:
+        origin = files.locate(root, item["origin"], reader.image_folders)
+    record = records.from_json({**item, "origin": origin})
+    if record.reward in ("digit", "mcq", "iou"):  # a math gold costs a process: `write` does those
+        for reject in rewards.audit([record]):
+            raise RecordError(reject.reason)
+    return record
+
+
+def sample(
+    found: Iterable[Record], n: int, seed: int = 0, is_whole: bool = False
+) -> list[Record]:
+    """Choose the records of `n` pictures, one a picture, holding no more than those (paper §2).
+
+    Pictures are ordered by a hash of seed and path, and the first `n` are taken; so is the record
+    of a picture. Unlike a reservoir's, this choice depends on nothing but the set of records: not
+    on their order, and rows added later can only take the places of a few.
+
+    Args:
+        is_whole: take all records of a picture chosen.
+    Returns:
+        The records in the order of the hashes; fewer than `n` when there are no more pictures.
+
+    >>> made = [Record(f"r{i}", f"a/{i % 5}.png", "q", "1") for i in range(50)]
+    >>> len(sample(made, 3)), len(sample(made, 9)), len(sample(made, 2, is_whole=True))
+    (3, 5, 20)
+    """
+    chosen: dict[str, list[Record]] = {}
+    worst: list[tuple[int, str]] = []  # max-heap of the pictures chosen, by negated hash
+    for record in found:
+        image = record.image
+        if image not in chosen:
+            key = (-_order(seed, image), image)
+            if len(worst) == n and (not n or key < worst[0]):
+                continue
+            if len(worst) == n:
+                del chosen[heapq.heappop(worst)[1]]
+            heapq.heappush(worst, key)
+            chosen[image] = []
+        kept = [*chosen[image], record]
+        kept.sort(key=lambda r: _order(seed, f"{r.id}\n{r.question}"))
+        chosen[image] = kept if is_whole else kept[:1]
+    return [record for _, image in sorted(worst, reverse=True) for record in chosen[image]]
+
+
+def _order(seed: int, text: str) -> int:
+    return int(rows.digest(f"{seed}\n{text}"), 16)
+
+
+class _Rejects:
+    """Rejects on their way to a file, as they may be more than memory holds; and their count."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.count = stream, 0
+
+    def sift(self, items: Iterable[Item]) -> Iterator[Record]:
+        """Yield the records of a stream; write down the others."""
+        for item in items:
+            if isinstance(item, Record):
+                yield item
+                continue
+            self.count += 1
+            self.stream.write(json.dumps(asdict(item)) + "\n")  # ASCII: names may be broken
+
+
+def write(
+    out: str | Path, counts: dict[str, int], roots: dict[str, str | Path], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Sample sources into `out`: `records.jsonl`, `rejects.jsonl`, the pictures in `images/`.
+
+    What a second file adds (CLEVR's scenes, ALLaVA's captions) is read for the sample only. Both
+    tables are replaced at the end; pictures are second names of the dataset's own files where the
+    file system can.
+
+    Args:
+        counts: pictures wanted of each source.
+        roots: folder of each public source.
+    Returns:
+        A row a source: pictures asked for, records written, rejects; of Math PUMA also how many
+        golds the repair rewrote and left undecided.
+    """
+    out, kept, summary = Path(out), {}, []
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+        for source, n in counts.items():
+            rejects, row = _Rejects(spool), {"source": source, "asked": n}
+            made = {}
+            for record in rejects.sift(_prepare(source, n, roots, out / "images", seed, rejects)):
+                if record.id in kept or record.id in made:
+                    again = Reject("", 0, record.id, "id already used by another record chosen")
+                    list(rejects.sift([again]))
+                else:
+                    made[record.id] = record
+            kept |= made
+            repairs = Counter(r.meta.get("gold_repair", "kept") for r in made.values())
+            del repairs["kept"]
+            summary.append(row | {"written": len(made), "rejected": rejects.count} | repairs)
+        spool.seek(0)
+        records.write_lines(out / "rejects.jsonl", spool)
+    records.write(kept.values(), out / "records.jsonl")
+    return summary
+
+
+def _prepare(
+    source: str, n: int, roots: dict[str, str | Path], images: Path, seed: int, rejects: _Rejects
+) -> Iterator[Item]:
+    """Sample one source and finish the records chosen: joined, audited, their pictures placed."""
+    if source in microworld.SOURCES:
+        for made in islice(microworld.stream(source, "train", seed), n):
+            target = images / made.record.image
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.image.save(target)
+            yield made.record
+        return
+    reader = _reader(source)
+    if source not in roots:
+        raise ValueError(f"no folder given for {source}; name the one that holds {reader.home}")
+    root = Path(roots[source])
+    chosen: Iterable[Item] = sample(rejects.sift(read(source, root)), n, seed, reader.is_whole)
+    if reader.join:
+        chosen = list(rejects.sift(_joined(reader.join, root, reader.home, chosen)))
+    chosen = list(chosen)
+    if dict(FOLDERS.values())[source] == "math":
+        bad = {reject.id: reject for reject in rewards.audit(chosen)}
+        chosen = [bad.get(record.id, record) for record in chosen]
+    yield from _placed(chosen, root, images)
+
+
+def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iterator[Item]:
+    """Add what a second file says of each picture; a record that it does not know is rejected."""
+    wanted, found = {Path(record.image).name for record in chosen}, {}
+    paths = files.find(root, join.patterns, home)
+    for line in files.lines(paths, join.key):
+        try:
+            if isinstance(line.row, RecordError):
+                raise line.row
+            if (name := Path(rows.field(line.row, join.image_field)).name) in wanted:
+                found[name] = join.take(line.row)
+        except RecordError as error:
+            yield Reject(line.file.name, line.number, _row_id(line.row), str(error))
+    for record in chosen:
+        name = Path(record.image).name
+        try:
+            if name not in found:
+                raise RecordError(f"nothing usable on image {name!r}; is the file complete?")
+            meta = record.meta | found[name]["meta"]
+            yield records.from_json((record.to_json() | found[name]) | {"meta": meta})
+        except RecordError as error:
+            yield Reject(paths[0].name, 0, record.id, str(error))
+
+
+def _placed(chosen: list[Item], root: Path, images: Path) -> Iterator[Item]:
+    """Bring the pictures of the records chosen below the new root."""
+    embedded: dict[str, dict[int, str]] = {}  # parquet file -> row -> image
+    for item in chosen:
+        if isinstance(item, Record):
+            origin = item.extra["origin"]
+            if ".parquet#" in origin:
+                file, row = origin.rsplit("#", 1)
+                embedded.setdefault(file, {})[int(row)] = item.image
+            else:
+                files.place(root / origin, images / item.image)
+            item = replace(item, extra={})
+        yield item
+    for file, wanted in embedded.items():
+        for line in files.lines([root / file]):
+            if line.number in wanted:
+                target = images / wanted[line.number]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(line.row["image"]["bytes"])

@@ -1,0 +1,92 @@
+"""The small SFT subsets: the most surprising traces, and traces with an aha word (paper §2)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from .construct.split import has_aha
+from .records import Loaded, Record, RecordError, Reject
+
+PolicyScores = Mapping[str, Mapping[str, Mapping[str, Any]]]  # policy -> `perplexity.load`
+
+
+def average(
+    records: list[Record], scores: PolicyScores
+) -> tuple[list[dict[str, Any]], list[Reject]]:
+    """Average the perplexity of each record over policies (paper §2), arithmetically.
+
+    Returns:
+        One row a record: id, source, one column a policy, and their mean as `perplexity`; and a
+        reject for each record that a policy could not score.
+    Raises:
+        RecordError: records without a score, naming how many lack it from which policy.
+    """
+    lacking = {name: sum(r.id not in rows for r in records) for name, rows in scores.items()}
+    if said := ", ".join(f"{n:,} from {name}" for name, n in lacking.items() if n):
+        raise RecordError(
+            f"of {len(records):,} records some have no score: {said}; "
+            "let every shard finish, or score them now"
+        )
+    if not scores:
+        raise RecordError("no policy has scored the records; name at least one")
+    table, rejects = [], []
+    for record in records:
+        mine = {name: rows[record.id] for name, rows in scores.items()}
+        if bad := [f"{name}: {why}" for name, row in mine.items() if (why := _problem(row))]:
+            rejects.append(Reject("", 0, record.id, "; ".join(bad)))
+            continue
+        values = {name: row["perplexity"] for name, row in mine.items()}
+        mean = sum(values.values()) / len(values)
+        table.append({"id": record.id, "source": record.source, **values, "perplexity": mean})
+    return table, rejects
+
+
+def select(
+    records: list[Record], scores: PolicyScores, top_k: int, keep: str = "highest"
+) -> Loaded:
+    """Keep the `top_k` records of the highest perplexity, averaged over policies (paper §2).
+
+    Ties go to the lower id, so that smaller subsets lie inside larger ones.
+
+    Args:
+        keep: `highest`, as in the paper, or `lowest`, to compare with.
+    Returns:
+        The records kept, in their order, and the rejects of `average`.
+    Raises:
+        RecordError: scores are missing, or fewer than `top_k` records are usable.
+    """
+    if keep not in ("highest", "lowest"):
+        raise ValueError(f"unknown keep {keep!r}; use highest or lowest")
+    table, rejects = average(records, scores)
+    _enough(len(table), top_k, "records have a perplexity")
+    sign = -1 if keep == "highest" else 1
+    ranked = sorted(table, key=lambda row: (sign * row["perplexity"], row["id"]))
+    kept = {row["id"] for row in ranked[:top_k]}
+    return Loaded([record for record in records if record.id in kept], rejects)
+
+
+def aha(records: list[Record], count: int, seed: int = 0) -> list[Record]:
+    """Draw `count` records whose trace has an aha word (paper §2, aha-55K), in their order.
+
+    Raises:
+        RecordError: there are fewer.
+    """
+    found = [i for i, record in enumerate(records) if has_aha(record.answer)]
+    # the split sends such traces to the RL side: a plain sft.jsonl has none
+    _enough(len(found), count, "records have an aha word in their trace; see rl.jsonl")
+    chosen = sorted(random.Random(seed).sample(found, count))
+    return [records[i] for i in chosen]
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    if math.isfinite(row.get("perplexity", math.nan)):
+        return ""
+    return row.get("problem") or f"its perplexity is {row.get('perplexity', 'missing')}"
+
+
+def _enough(found: int, asked: int, what: str) -> None:
+    if not 1 <= asked <= found:
+        raise RecordError(f"asked for {asked:,}, but {found:,} {what}; ask for 1 to {found:,}")
