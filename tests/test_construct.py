@@ -300,7 +300,7 @@ def one(world):
     ("replies", "step", "reason"),
     [
         ({"distil": "no tags at all"}, "distil", "malformed trace"),
-        ({"distil": "3" + prompts.THINK_CLOSE + "3"}, "distil", "malformed trace"),
+        ({"distil": "3" + prompts.THINK_CLOSE + " "}, "distil", "malformed trace"),
         ({"distil": trace("a " + prompts.THINK_OPEN + "b")}, "distil", "malformed trace"),
         ({"distil": trace("a", "b" + prompts.THINK_CLOSE)}, "distil", "malformed trace"),
         ({"distil": trace("a") + trace("b")}, "distil", "malformed trace"),
@@ -446,6 +446,23 @@ def test_final_answer_of_prose_blocks_and_released_traces(one, tmp_path, given, 
         result = run([replace(record, reward=reward, **given)], images, base_url, tmp_path)
     assert [body["model"] for body in bodies] == ["teacher-rewrite", "teacher-verify"]
     assert [r.answer for r in result.sft] == [trace("t", answer)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning"),
+    [
+        ("two and one</think>3", None),  # the prompt held the opening tag
+        ("<think></think>3", "two and one"),
+        ("3", "two and one"),
+    ],
+)
+def test_a_reasoners_own_ways_to_hand_its_thinking_over(one, tmp_path, content, reasoning):
+    record, images = one
+    said = {"content": content, "reasoning_content": reasoning}
+    with endpoint(by_step(distil=said, rewrite=trace())) as (base_url, bodies):
+        run([record], images, base_url, tmp_path)
+    rewritten = bodies[1]["messages"][0]["content"]
+    assert "<think>two and one</think><answer>3</answer>" in rewritten
 
 
 def test_thinking_beside_the_text_becomes_the_think_block(one, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from test_construct import (
     NOBODY,
@@ -34,7 +37,7 @@ from test_construct import (
 )
 from vlaa_lib import construct, microworld, prompts, records
 from vlaa_lib.__main__ import main
-from vlaa_lib.construct import card, client, offline, templates
+from vlaa_lib.construct import card, client, offline, templates, wire
 from vlaa_lib.construct.ledger import Ledger, LedgerError, Reply, call_key
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +112,7 @@ def test_killed_at_twenty_random_moments_it_pays_nothing_twice(world, tmp_path):
             status = int(forks.stdout.readline())
             kills += status != 0
             with closing(sqlite3.connect(out / "ledger.sqlite")) as ledger:
-                ledger.execute("PRAGMA integrity_check")
+                assert ledger.execute("PRAGMA integrity_check").fetchone() == ("ok",)
                 paid |= {key for (key,) in ledger.execute("SELECT key FROM calls")}
         forks.stdin.close()
         forks.wait(20)
@@ -139,6 +142,163 @@ def test_the_budget_stops_cleanly_and_more_money_goes_on(world, tmp_path):
     assert len(result.sft) == len(items)
     assert num_paid(tmp_path) == len(bodies)
     assert totals(result, "cost") == pytest.approx(0.009 * num_paid(tmp_path))
+
+
+def test_a_resume_whose_open_calls_are_all_refused_goes_on(world, tmp_path):
+    """What is refused is asked again: on a resume these calls come first."""
+    items, path = world
+    good = by_step(distil=trace())
+    refused = {r.question for r in items[::2]}
+
+    def answer(body):
+        said = body["messages"][0]["content"]
+        is_distil = body["model"] == "teacher-distil"
+        if is_distil and any(f"### Question\n{question}" in said for question in refused):
+            return 422, "no", {}
+        return good(body)
+
+    with endpoint(answer) as (base_url, bodies):
+        first = run(items, path / "images", base_url, tmp_path)
+        assert len(first.drops) >= 30
+        before, asked = outputs(tmp_path), len(bodies)
+        run(items, path / "images", base_url, tmp_path)
+        assert outputs(tmp_path) == before
+        assert len(bodies) - asked == len(first.drops), "refusals alone are asked again"
+
+
+def test_one_record_that_always_fails_does_not_end_a_resume(world, tmp_path):
+    items, path = world
+    good = by_step(distil=trace())
+
+    def answer(body):
+        is_bad = body["model"] == "teacher-distil" and items[7].question in str(body)
+        return (500, "oops", {}) if is_bad else good(body)
+
+    with endpoint(answer) as (base_url, _):
+        first = run(items, path / "images", base_url, tmp_path)
+        assert {drop.reason for drop in first.drops} == {"no reply from the endpoint (HTTP 500)"}
+        before = outputs(tmp_path)
+        run(items, path / "images", base_url, tmp_path)
+    assert outputs(tmp_path) == before
+
+
+@pytest.mark.parametrize("status", [401, 404, 400])
+@pytest.mark.parametrize("bad", ["caption", "distil", "rewrite", "verify"])
+def test_one_bad_endpoint_of_four_ends_the_run(world, tmp_path, bad, status):
+    items, path = world
+    good = by_step(distil=trace())
+
+    def answer(body):
+        return (status, "not you", {}) if body["model"] == f"teacher-{bad}" else good(body)
+
+    stops = pytest.raises(construct.TeacherUnreachable, match=f"teacher of {bad} at .*not you")
+    with endpoint(answer) as (base_url, bodies), stops:
+        run(items, path / "images", base_url, tmp_path, concurrency=2)
+    assert num_paid(tmp_path) == sum(body["model"] != f"teacher-{bad}" for body in bodies)
+
+
+def test_a_clean_stop_wakes_those_who_wait_for_the_first_record(world, tmp_path, monkeypatch):
+    from vlaa_lib.construct import pipeline
+
+    items, path = world
+    monkeypatch.setattr(pipeline, "WINDOW", 8)
+    good = by_step(distil=trace())
+    with endpoint(good) as (base_url, _):
+        run(items[1:], path / "images", base_url, tmp_path)
+
+    def slow(body):
+        time.sleep(1)
+        return good(body)
+
+    with endpoint(slow) as (base_url, bodies), pytest.raises(construct.BudgetSpent):
+        run(items, path / "images", base_url, tmp_path, concurrency=4, max_tokens=1)
+    assert len(bodies) == 1
+
+
+def test_calls_in_flight_are_kept_when_another_ends_the_run(world, tmp_path):
+    items, path = world
+    good, asked = by_step(distil=trace()), []
+
+    def answer(body):
+        if body["model"] == "teacher-verify":
+            return 401, "not you", {}
+        if body["model"] == "teacher-distil":
+            asked.append(1)
+            time.sleep(0 if len(asked) == 1 else 2)
+        return good(body)
+
+    with endpoint(answer) as (base_url, bodies):
+        with pytest.raises(construct.TeacherUnreachable):
+            run(items[:4], path / "images", base_url, tmp_path, concurrency=4)
+        paid = [body for body in bodies if body["model"] != "teacher-verify"]
+    assert num_paid(tmp_path) == len(paid) and len(asked) > 1
+
+
+ODD = [
+    {"usage": "x"},
+    {"usage": {"prompt_tokens": 2**70, "completion_tokens": -1}},
+    {"choices": [{"message": {"content": "Yes"}, "finish_reason": []}]},
+    {"choices": [{"message": {"content": "Yes", "reasoning": {"a": 1}, "refusal": {"b": 2}}}]},
+    {"choices": [{"message": {"content": "Yes", "reasoning_content": "\ud800"}}]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_but_readable_replies_are_read(odd):
+    reply = wire.read_completion(completion("Yes") | odd, construct.ENDPOINTS["verify"], 5)
+    assert (reply.text, reply.problem) == ("Yes", "")
+    assert 0 <= reply.prompt_tokens < 2**31 and reply.completion_tokens >= 0
+    with closing(Ledger(":memory:")) as ledger:
+        assert ledger.put("k", "verify", reply) and ledger.get("k") == reply
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, [], 3, None, {"choices": []}, {"choices": [{"message": {"content": 42}}]},
+            {"choices": [{"message": "text"}]}, {"choices": {"a": 1}}],
+)  # fmt: skip
+def test_what_is_no_completion_is_refused(odd):
+    with pytest.raises(wire.NotACompletion):
+        wire.read_completion(odd, construct.ENDPOINTS["verify"])
+
+
+@pytest.mark.parametrize("format", ["MPO", "BMP", "TIFF", "WEBP"])
+def test_pictures_go_out_in_a_form_that_teachers_take(tmp_path, format):
+    image = Image.new("RGB", (40, 30), "red")
+    image.save(tmp_path / "a.x", format, **({"save_all": True} if format == "MPO" else {}))
+    data = (tmp_path / "a.x").read_bytes()
+    head, _, sent = wire.data_url("a.x", data, tmp_path).partition(",")
+    assert head.split(";")[0] in {"data:image/jpeg", "data:image/png", "data:image/webp"}
+    assert Image.open(io.BytesIO(base64.b64decode(sent))).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"concurrency": 0}, {"max_cost": -5}, {"max_tokens": 0}, {"timeout_s": 0}]
+)
+def test_limits_that_cannot_be_meant_are_refused(limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        construct.Limits(**limits)
+
+
+def test_a_budget_of_money_needs_prices_and_a_step_needs_an_address(world, tmp_path):
+    items, path = world
+    with pytest.raises(construct.EndpointError, match="caption: no price"):
+        run(items, path / "images", NOBODY, tmp_path, max_cost=1.0)
+    with pytest.raises(construct.EndpointError, match="caption: no address"):
+        run(items, path / "images", "", tmp_path)
+
+
+def test_a_locked_or_unusable_ledger_is_not_to_be_thrown_away(tmp_path):
+    (tmp_path / "ledger.sqlite").mkdir()
+    with pytest.raises(LedgerError, match="cannot be used .*start again"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_two_runs_do_not_share_a_folder(world, tmp_path):
+    from filelock import FileLock
+
+    items, path = world
+    with FileLock(tmp_path / "run.lock"), pytest.raises(OSError, match="another run is at work"):
+        run(items, path / "images", NOBODY, tmp_path)
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(world, tmp_path, monkeypatch):
@@ -195,7 +355,7 @@ def test_a_disk_full_while_the_splits_are_written_keeps_the_old_ones(world, tmp_
 @pytest.mark.parametrize(
     ("status", "said", "match"),
     [
-        (401, "Incorrect API key provided: sk-very-secret", r"HTTP|401.*provided: \*\*\*"),
+        (401, "Incorrect API key provided: sk-very-secret", r"provided: \*\*\*"),
         (404, "The model teacher-caption does not exist", "model teacher-caption does not exist"),
     ],
 )
@@ -388,11 +548,25 @@ def test_batch_files_give_what_calls_give_for_half_the_price(world, tmp_path, mo
             file.unlink()
         assert command(path, out, "--batch", "export") == 0
     assert rounds == 4
+    assert command(path, out, "--batch", "export", "--again") == 0
+    assert not list((out / "batch").glob("*.jsonl")), "everything has its reply"
     with endpoint(reply) as (base_url, bodies):
         result = run(items, path / "images", base_url, out)
         assert not bodies and len(result.sft) == len(items)
         run(items, path / "images", base_url, tmp_path / "whole")
     assert outputs(out) == outputs(tmp_path / "whole")
+
+
+def test_a_second_export_repeats_nothing_unless_told_to(world, tmp_path, capsys):
+    path, export = world[1], ("--batch", "export")
+    batch = tmp_path / "batch"
+    assert command(path, tmp_path, *export) == 0
+    (first,) = batch.glob("*.jsonl")
+    assert command(path, tmp_path, *export) == 0
+    assert list(batch.glob("*.jsonl")) == [first]
+    assert "60 calls wait for replies" in capsys.readouterr().out
+    assert command(path, tmp_path, *export, "--again") == 0
+    assert sorted(f.name for f in batch.glob("*")) == ["caption-001.jsonl", "caption-002.jsonl"]
 
 
 def test_bad_lines_of_a_batch_file_are_named_and_stay_open(world, tmp_path, capsys):
@@ -444,6 +618,8 @@ def test_own_prompts_are_used_and_checked(world, tmp_path):
         ("verify: {model: m, price: 3}", "verify.price is int"),
         ("verify: {model: m, price: [1]}", "expected .prompt, completion"),
         ("verify: {model: m, price: [1, -1]}", "expected .prompt, completion"),
+        ("verify: {model: m, settings: {top_k: 3}}", "settings.top_k: .*extra_body"),
+        ("verify: {model: m, settings: {stream: true}}", "settings.stream: not to be set"),
         ("verify: [", "cannot be read as YAML"),
         ("- a", "expected a section"),
     ],
@@ -471,7 +647,7 @@ async def call(self, request, url):
 
 client.Teacher._call = call
 made = (
-    Record(str(n), "x.png", f"How many {n}?", "3", answer=trace + "x" * 0, caption="c" * 1000,
+    Record(str(n), "x.png", f"How many {n}?", "3", answer=trace, caption="c" * 1000,
            source="s", reward="digit", solution="3")
     for n in range(int(sys.argv[1]))
 )
@@ -496,11 +672,13 @@ def test_the_card_and_the_exports_read_back(world, tmp_path, capsys):
     import datasets
 
     items, path = world
-    with construct.serve_teacher(construct.scenes_of(items, path / "images")) as base_url:
-        result = run(items, path / "images", base_url, tmp_path)
-    arguments = ["construct", "card", "--out", str(tmp_path), "--images", str(path / "images")]
+    copy = shutil.copytree(path / "images", tmp_path / "images")
+    with construct.serve_teacher(construct.scenes_of(items, copy)) as base_url:
+        result = run(items, copy, base_url, tmp_path)
+    arguments = ["construct", "card", "--out", str(tmp_path), "--images", str(copy)]
     assert main(arguments) == 0
     splits = {"sft": result.sft, "rl": result.rl}
+    shutil.move(copy, tmp_path / "elsewhere")
     assert all(splits.values()), "this seed leaves both splits"
     made = datasets.load_dataset(str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"))
     for split, kept in splits.items():

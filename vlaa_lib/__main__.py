@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--plan", action="store_true", help="say what it would cost, ask nobody")
     c.add_argument("--batch", choices=["export", "import"], help="OpenAI batch files, half price")
     c.add_argument("--files", nargs="+", default=[], help="batch output files to import")
+    c.add_argument("--again", action="store_true", help="export calls of earlier files once more")
+    c.add_argument("--resume", action="store_true", help="go on where a run stopped: always so")
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")

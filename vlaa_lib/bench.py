@@ -75,8 +75,8 @@ async def _bare_loop(
 ) -> None:
     from openai import AsyncOpenAI
 
-    from .construct.client import body, data_url
     from .construct.endpoints import ENDPOINTS
+    from .construct.wire import body, data_url
 
     texts = {step: getattr(prompts, f"{step.upper()}_PROMPT") for step in ENDPOINTS}
     waiting = iter(made)

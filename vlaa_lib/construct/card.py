@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from vlaa_lib import ROOT, microworld
 from vlaa_lib import records as files
+from vlaa_lib.construct.ledger import Ledger
 from vlaa_lib.construct.pipeline import LEDGER
 from vlaa_lib.construct.walk import SPLITS
 from vlaa_lib.records import Record, RecordError
@@ -116,7 +118,10 @@ def _parquet(rows: Any, split: str, folder: Path, images: str | Path | None) -> 
         for record in rows():
             row = asdict(record)
             row |= {key: json.dumps(row[key], ensure_ascii=False) for key in ("meta", "extra")}
-            yield row | ({"image": str(Path(images) / record.image)} if images else {})
+            if images:
+                held = (Path(images) / record.image).read_bytes()
+                row["image"] = {"bytes": held, "path": record.image}
+            yield row
 
     columns = {name: datasets.Value("string") for name in next(flat())}
     if images:
@@ -140,9 +145,11 @@ def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
         f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in sizes if sizes[split]
     )
     lost = [
-        {"step": row["step"], "source": row["source"], "dropped": row["dropped"], "why": reason}
+        {"step": row["step"], "source": row["source"], "dropped": int(number), "why": reason}
         for row in counts
-        for reason in filter(None, row["reasons"].split("; "))
+        for reason, _, number in (
+            part.rpartition(": ") for part in row["reasons"].split("; ") if part
+        )
     ]
     spent = {key: sum(float(row[key]) for row in counts) for key in ("seconds", "cost")}
     tokens = sum(int(row["prompt_tokens"]) + int(row["completion_tokens"]) for row in counts)
@@ -176,7 +183,7 @@ caption, distil, rewrite, verify and split after VLAA-Thinking (arXiv 2504.11468
 
 {text_table(_models(out))}
 
-{tokens:,} tokens, {spent["cost"]:.2f} US dollars at the prices given, {spent["seconds"]:,.0f}
+{tokens:,} tokens, {spent["cost"]:.4f} US dollars at the prices given, {spent["seconds"]:,.0f}
 seconds of waiting for replies (many at a time).
 
 ## Beware
@@ -189,12 +196,7 @@ seconds of waiting for replies (many at a time).
 
 
 def _models(out: Path) -> list[dict[str, Any]]:
-    import contextlib
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(out / LEDGER)) as ledger:
-        rows = ledger.execute(
-            "SELECT step, model, COUNT(*), SUM(problem != '') FROM calls GROUP BY step, model"
-        ).fetchall()
-    columns = ("step", "model", "replies", "unusable")
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    if not (out / LEDGER).is_file():
+        return [{"ledger": "not here"}]
+    with contextlib.closing(Ledger(out / LEDGER)) as ledger:
+        return ledger.models()

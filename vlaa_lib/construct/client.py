@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import io
 import json
 import shutil
 import sys
@@ -14,17 +11,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vlaa_lib.construct.endpoints import Endpoint
-from vlaa_lib.construct.ledger import Ledger, Reply, call_key
+from vlaa_lib.construct.endpoints import Endpoint, EndpointError
+from vlaa_lib.construct.ledger import Ledger, Reply
 from vlaa_lib.construct.steps import Request
+from vlaa_lib.construct.wire import (
+    CHARS_A_TOKEN,
+    EMPTY,
+    IMAGE_TOKENS,
+    CallFailed,
+    NotACompletion,
+    body,
+    data_url,
+    key_of,
+    read_completion,
+    read_image,
+)
 
 if TYPE_CHECKING:
     import httpx
     from openai import APIStatusError, AsyncOpenAI
-    from openai.types.chat import ChatCompletion
 
 # HTTP statuses that speak of one request, not of the endpoint: bad, forbidden (moderation), too
 # large, unprocessable. All others can hit every record alike.
@@ -32,18 +39,7 @@ ABOUT_THE_RECORD = (400, 403, 413, 422)
 EMPTY_TRIES = 3  # ours: how often an empty reply is asked for again
 FREE_BYTES = 64 * 2**20  # ours: room for the replies in flight, and SQLite's own files
 
-_PROBLEMS = {
-    "length": "reply cut at the token limit",
-    "content_filter": "reply blocked by the endpoint's filter",
-}
-
-
-class CallFailed(Exception):
-    """One request got no reply; `reason` is counted, `detail` is about this request."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+FATAL = ("HTTP 401", "HTTP 402")  # wrong key, no money left: never about one record
 
 
 class TeacherUnreachable(ConnectionError):
@@ -80,6 +76,33 @@ class Limits:
     max_cost: float | None = None
     max_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: a value is too small.
+        """
+        for name, least in (("concurrency", 1), ("max_retries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("timeout_s", "max_cost", "max_tokens"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+
+
+@dataclass
+class _Health:
+    """How one step's endpoint is doing.
+
+    Attributes:
+        failures: calls in a row that can hit every record alike.
+        refusals: calls that it refused; they matter while it has `replied` to none.
+    """
+
+    failures: int = 0
+    refusals: int = 0
+    replied: bool = False
+
 
 class Teacher:
     """Ask each question once: from the ledger, else over the network. One event loop only.
@@ -103,15 +126,20 @@ class Teacher:
         # ours: two rounds of failures by every worker mean that nobody is there
         self._patience = max(8, 2 * limits.concurrency)
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
-        self._failures = 0
-        self._refusals = 0
-        self._heard = self._replied = False  # any word from an endpoint in this run; any reply
+        self._health = {
+            step: _Health(replied=ledger.knows(step, endpoint.model))
+            for step, endpoint in endpoints.items()
+        }
         self._cost, self._tokens = 0.0, 0
         self._secrets: set[str] = set()
         made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
         self._clients: dict[str, AsyncOpenAI] = {}
         for step, endpoint in endpoints.items():
             address = endpoint.base_url or base_url
+            if not address:
+                raise EndpointError(f"{step}: no address; give it a base_url, or one to the run")
+            if limits.max_cost is not None and not any(endpoint.price):
+                raise EndpointError(f"{step}: no price, so max_cost would never be reached")
             place = address, endpoint.key(address)
             made[place] = made.get(place) or self._client(*place)
             self._clients[step] = made[place]
@@ -132,6 +160,8 @@ class Teacher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # what is asked is paid: wait for it, so that the ledger has it, whatever ended the run
+        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
         for client in self._clients.values():
             with contextlib.suppress(RuntimeError):  # a loop that is closing already
                 await client.close()
@@ -149,6 +179,7 @@ class Teacher:
             image = await asyncio.to_thread(read_image, request.image, self._images)
         key = key_of(self._endpoints[request.step], request, image)
         if known := self._ledger.get(key):
+            self._health[request.step].replied = True
             return Answered(known, key, paid=False)
         call = self._in_flight.get(key)
         paid = call is None
@@ -157,12 +188,16 @@ class Teacher:
             call = asyncio.create_task(self._pay(key, request, image))
             self._in_flight[key] = call
             call.add_done_callback(lambda _: self._in_flight.pop(key))
-        return Answered(await call, key, paid)
+        return Answered(await asyncio.shield(call), key, paid)
 
     def check_reached(self) -> None:
-        """Raise TeacherUnreachable if calls were made and not one of them was answered."""
-        if self._failures and not self._heard:
-            raise self._unreachable("no call was answered")
+        """Raise TeacherUnreachable if calls were made and no step ever had a reply."""
+        states = self._health.items()
+        tried = [step for step, state in states if state.failures or state.refusals]
+        if any(self._health[step].failures for step in tried) and not any(
+            state.replied or state.refusals for _, state in states
+        ):
+            raise self._unreachable(tried[0], "no call was answered")
 
     def _may_go_on(self) -> None:
         limits = self._limits
@@ -180,44 +215,44 @@ class Teacher:
         url = ""
         if image:
             url = await asyncio.to_thread(data_url, request.image, image, self._images)
-        started = time.perf_counter()
+        started, step = time.perf_counter(), request.step
         try:
             reply = await self._call(request, url)
         except APIStatusError as error:
-            if error.status_code not in ABOUT_THE_RECORD:
-                raise self._failed(f"HTTP {error.status_code}", error) from None
-            self._failures, self._heard = 0, True
-            raise self._refused(error) from None
+            if error.status_code in ABOUT_THE_RECORD:
+                raise self._refused(step, error) from None
+            raise self._failed(step, f"HTTP {error.status_code}", error) from None
         except APIConnectionError as error:
             cause = error.__cause__ or error
             is_garbage = type(cause).__name__ == "DecodingError"  # see `_read_whole`
             kind = "no chat completion" if is_garbage else type(error).__name__
-            raise self._failed(kind, cause if str(cause) else error) from None
-        except OpenAIError as error:
-            raise self._failed(type(error).__name__, error) from None
+            raise self._failed(step, kind, cause if str(cause) else error) from None
+        except (OpenAIError, NotACompletion) as error:
+            raise self._failed(step, type(error).__name__, error) from None
         reply = replace(reply, seconds=round(time.perf_counter() - started, 4))
-        self._failures, self._heard, self._replied = 0, True, True
-        self._cost += reply.cost
-        self._tokens += reply.prompt_tokens + reply.completion_tokens
-        self._ledger.put(key, request.step, reply)
+        self._health[step] = _Health(replied=True)
+        self._ledger.put(key, step, reply)
         return reply
 
     async def _call(self, request: Request, url: str) -> Reply:
         """Ask until the reply is not empty, a few times; tokens and cost are those of all tries."""
-        endpoint = self._endpoints[request.step]
-        prompt_tokens = completion_tokens = 0
+        endpoint, spent = self._endpoints[request.step], [0, 0]
+        sent_tokens = len(request.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if url else 0)
         for _ in range(EMPTY_TRIES):
-            completion = await self._clients[request.step].chat.completions.create(
+            raw = await self._clients[request.step].chat.completions.with_raw_response.create(
                 **body(endpoint, request.text, url)
             )
-            reply = read_completion(completion, endpoint)
-            prompt_tokens += reply.prompt_tokens
-            completion_tokens += reply.completion_tokens
+            reply = read_completion(raw.http_response.json(), endpoint, sent_tokens)
+            spent = [spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens]
+            self._cost += reply.cost
+            self._tokens += reply.prompt_tokens + reply.completion_tokens
             if reply.problem != EMPTY:
                 break
-        cost = endpoint.cost(prompt_tokens, completion_tokens)
         return replace(
-            reply, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost
+            reply,
+            prompt_tokens=spent[0],
+            completion_tokens=spent[1],
+            cost=endpoint.cost(*spent),
         )
 
     async def _read_whole(self, response: httpx.Response) -> None:
@@ -232,38 +267,37 @@ class Teacher:
         except asyncio.TimeoutError:
             said = f"no end of the reply within {self._limits.timeout_s} s"
             raise errors.ReadTimeout(said, request=response.request) from None
-        if response.status_code != 200:
+        if not response.is_success:
             return
         try:
-            content = json.loads(response.content)["choices"][0]["message"]["content"]
-            if not isinstance(content, (str, NoneType)):
-                raise TypeError
-        except (ValueError, LookupError, TypeError, RecursionError):
+            read_completion(json.loads(response.content), None)
+        except (ValueError, RecursionError):
             said = f"no chat completion (is the address right?), it begins {response.text[:80]!r}"
             raise errors.DecodingError(said, request=response.request) from None
 
-    def _failed(self, kind: str, error: BaseException) -> Exception:
+    def _failed(self, step: str, kind: str, error: BaseException) -> Exception:
         """Count a failure that can hit every record; say which exception it makes."""
-        self._failures += 1
-        if self._failures >= self._patience:
-            said = f"{self._failures} calls in a row failed, last: {self._safe(error)}"
-            return self._unreachable(said)
+        state = self._health[step]
+        state.failures += 1
+        if kind in FATAL or state.failures >= self._patience:
+            said = f"{state.failures} calls in a row failed, last: {self._safe(error)}"
+            return self._unreachable(step, said)
         return CallFailed(f"no reply from the endpoint ({kind})", self._safe(error))
 
-    def _refused(self, error: APIStatusError) -> Exception:
+    def _refused(self, step: str, error: APIStatusError) -> Exception:
         """Say which exception a refused call makes; refusing everybody speaks of the endpoint."""
-        self._refusals += 1
-        if not self._replied and self._refusals >= self._patience:
-            said = f"the first {self._refusals} calls were refused, last: {self._safe(error)}"
-            return self._unreachable(said)
+        state = self._health[step]
+        state.failures, state.refusals = 0, state.refusals + 1
+        if not state.replied and state.refusals >= self._patience:
+            said = f"the first {state.refusals} calls were refused, last: {self._safe(error)}"
+            return self._unreachable(step, said)
         reason = f"refused by the endpoint (HTTP {error.status_code})"
         return CallFailed(reason, self._safe(error))
 
-    def _unreachable(self, what: str) -> TeacherUnreachable:
-        addresses = ", ".join(sorted({str(c.base_url) for c in self._clients.values()}))
+    def _unreachable(self, step: str, what: str) -> TeacherUnreachable:
         return TeacherUnreachable(
-            f"teacher at {addresses}: {what}; check the address, the key and the model names and "
-            "start again: finished calls are in the ledger"
+            f"teacher of {step} at {self._clients[step].base_url}: {what}; check the address, the "
+            "key and the model name and start again: finished calls are in the ledger"
         )
 
     def _safe(self, error: BaseException) -> str:
@@ -275,78 +309,3 @@ class Teacher:
         for secret in self._secrets:
             text = text.replace(secret, "***") if len(secret) > 4 else text
         return text[:400]
-
-
-def key_of(endpoint: Endpoint, request: Request, image: bytes) -> str:
-    """Return the ledger's key of a request."""
-    digest = hashlib.sha256(image).hexdigest() if image else ""
-    return call_key(request.step, endpoint.model, endpoint.settings, request.text, digest)
-
-
-def read_image(image: str, images: Path) -> bytes:
-    """Return an image file's bytes.
-
-    Raises:
-        CallFailed: it cannot be read.
-    """
-    try:
-        return (images / image).read_bytes()
-    except OSError as error:
-        raise CallFailed("unusable image", f"{image}: {error.strerror}") from None
-
-
-def data_url(image: str, data: bytes, images: Path) -> str:
-    """Return the file's own bytes as a data URL, once they are known to be a safe image.
-
-    Raises:
-        CallFailed: they are not.
-    """
-    from PIL import Image
-
-    from vlaa_lib.images import ImageError, open_image
-
-    try:
-        open_image(image, images)
-    except ImageError as error:
-        raise CallFailed("unusable image", str(error)[:300]) from None
-    kind = Image.open(io.BytesIO(data)).get_format_mimetype()  # header only; names can lie
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def body(endpoint: Endpoint, text: str, url: str) -> dict[str, Any]:
-    """Return the body of a chat completion request: one user message, the picture first."""
-    content: Any = text
-    if url:
-        picture = {"type": "image_url", "image_url": {"url": url}}
-        content = [picture, {"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content}]
-    return {"model": endpoint.model, "messages": messages, **endpoint.settings}
-
-
-EMPTY = "empty reply"
-
-
-def read_completion(completion: ChatCompletion, endpoint: Endpoint) -> Reply:
-    """Read a completion, whoever wrote it."""
-    choice, usage = completion.choices[0], completion.usage
-    message = choice.message
-    text = message.content or ""
-    problem = _PROBLEMS.get(choice.finish_reason, "")
-    if message.refusal:
-        problem = f"the teacher refused: {message.refusal[:200]}"
-    elif not problem and not text.strip():
-        problem = EMPTY
-    prompt_tokens = (usage.prompt_tokens or 0) if usage else 0
-    completion_tokens = (usage.completion_tokens or 0) if usage else 0
-    return Reply(
-        text=text,
-        model=endpoint.model,
-        # beside the text: `reasoning_content` (DeepSeek, older vLLM) or `reasoning` (newer vLLM)
-        reasoning=getattr(message, "reasoning_content", None)
-        or getattr(message, "reasoning", None)
-        or "",
-        problem=problem,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cost=endpoint.cost(prompt_tokens, completion_tokens),
-    )

@@ -40,9 +40,14 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
             show(offline.plan(made, args.images, ledger, endpoints, templates))
             return 0
         if args.batch == "export":
-            where = out / "batch"
-            written = offline.export_batches(made, args.images, ledger, endpoints, templates, where)
-            print("\n".join(map(str, written)) or "no call is open: run without --batch")
+            written, waiting = offline.export_batches(
+                made, args.images, ledger, endpoints, templates, out / "batch", args.again
+            )
+            print("\n".join(map(str, written)) or "nothing new to write")
+            if waiting:
+                print(f"{waiting} calls wait for replies in earlier files (--again repeats them)")
+            elif not written:
+                print("no call is open: run without --batch")
             return 0
         if args.batch == "import":
             taken, rejects = offline.import_batches(args.files, ledger, endpoints)
@@ -50,6 +55,11 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
                 print(f"not taken: {reject}", file=sys.stderr)
             print(f"{taken} replies taken, {len(rejects)} lines not")
             return 0 if taken or not rejects else 1
+        if waiting := ledger.waiting():
+            print(
+                f"{waiting} calls are out in batch files; what is asked now is paid again",
+                file=sys.stderr,
+            )
     limits = Limits(args.concurrency, args.timeout, args.retries, args.max_cost, args.max_tokens)
     with contextlib.ExitStack() as stack:
         base_url = args.base_url or ""

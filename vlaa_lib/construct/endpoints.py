@@ -102,4 +102,28 @@ def _endpoint(name: str, values: Any, path: str | Path) -> Endpoint:
     price = values.get("price", [0.0, 0.0])
     if len(price) != 2 or not all(isinstance(p, (int, float)) and p >= 0 for p in price):
         raise EndpointError(f"{path}: {name}.price: expected [prompt, completion], in dollars")
+    _check_settings(values.get("settings", {}), f"{path}: {name}.settings")
     return Endpoint(**{"settings": SETTINGS[name]} | values | {"price": tuple(price)})
+
+
+# arguments of the client's `create` that are not a model's settings, or that we set ourselves
+_NOT_SETTINGS = {
+    *("self", "messages", "model", "stream", "stream_options", "n", "timeout"),
+    *("extra_headers", "extra_query", "functions", "tools"),
+}
+
+
+def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    import inspect
+
+    from openai.resources.chat.completions import AsyncCompletions
+
+    known = inspect.signature(AsyncCompletions.create).parameters.keys() - _NOT_SETTINGS
+    for key in settings:
+        if key in _NOT_SETTINGS:
+            raise EndpointError(f"{where}.{key}: not to be set here")
+        if key not in known:
+            raise EndpointError(
+                f"{where}.{key}: the client knows no such setting; put what only "
+                "your server knows under extra_body"
+            )

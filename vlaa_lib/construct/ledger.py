@@ -69,48 +69,73 @@ class Ledger:
     can cost the last moments, never the file. Use it from the thread that opened it.
 
     Raises:
-        LedgerError: the file is no ledger of this version, or (on `put`) the disk is full.
+        LedgerError: the file is no ledger of this version, damaged, locked, or the disk is full.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # ours: 30 s, for a second run on the same file; autocommit: one statement, one transaction
-        self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+        with self._guard():
+            # ours: 30 s, for a second program; autocommit: one statement, one transaction
+            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
         try:
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            is_new = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
-            if not is_new and version != VERSION:
-                raise LedgerError(
-                    f"{path}: a ledger of version {version}, this library writes {VERSION}; use "
-                    "another folder, or the library that wrote it"
-                )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(f"PRAGMA user_version={VERSION};{_TABLES}")
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise LedgerError(f"{path}: not a ledger ({error}); move it away") from None
+            with self._guard():
+                self._open()
         except LedgerError:
             self._db.close()
             raise
 
+    def _open(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        is_new = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if not is_new and version != VERSION:
+            raise LedgerError(
+                f"{self.path}: a ledger of version {version}, this library writes {VERSION}; use "
+                "another folder, or the library that wrote it"
+            )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(f"PRAGMA user_version={VERSION};{_TABLES}")
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{self.path}: cannot be used ({error}); free space, check the rights or wait for "
+                "the other program, then start again: what it holds already is safe"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"{self.path}: not a ledger, or damaged ({error}); use another folder, or a copy"
+            ) from None
+
     def get(self, key: str) -> Reply | None:
         """Return the reply of a finished call, or None."""
-        row = self._db.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE key = ?", (key,)
-        ).fetchone()
+        with self._guard():
+            row = self._db.execute(
+                f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE key = ?", (key,)
+            ).fetchone()
         return Reply(*row) if row else None
 
-    def put(self, key: str, step: str, reply: Reply) -> None:
-        """Keep a reply; of two replies to one question the first stays."""
+    def put(self, key: str, step: str, reply: Reply) -> bool:
+        """Keep a reply; of two to one question the first stays. Return whether it was new."""
         names = ("key", "step", *_COLUMNS)
-        with self._writing():
-            self._db.execute(
+        with self._guard():
+            found = self._db.execute(
                 f"INSERT OR IGNORE INTO calls ({', '.join(names)}) "
                 f"VALUES ({', '.join('?' for _ in names)})",
                 (key, step, *asdict(reply).values()),
             )
+        return found.rowcount == 1
+
+    def knows(self, step: str, model: str) -> bool:
+        """Return whether a model has ever replied in a step."""
+        query = "SELECT 1 FROM calls WHERE step = ? AND model = ? LIMIT 1"
+        with self._guard():
+            return self._db.execute(query, (step, model)).fetchone() is not None
 
     def meet(self, key: str) -> bool:
         """Return whether a key is met for the first time since the ledger was opened."""
@@ -119,13 +144,25 @@ class Ledger:
 
     def export(self, keys: Iterable[tuple[str, str]]) -> None:
         """Remember the (key, step) of calls that were written out to be answered elsewhere."""
-        with self._writing():
+        with self._guard():
             self._db.executemany("INSERT OR IGNORE INTO exported VALUES (?, ?)", keys)
 
     def exported(self, key: str) -> str | None:
         """Return the step of a call that was written out, or None."""
         row = self._db.execute("SELECT step FROM exported WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
+
+    def waiting(self) -> int:
+        """Return how many calls were written out and have no reply yet."""
+        query = "SELECT COUNT(*) FROM exported WHERE key NOT IN (SELECT key FROM calls)"
+        return self._db.execute(query).fetchone()[0]
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return how many replies, and unusable ones among them, each step has of each model."""
+        rows = self._db.execute(
+            "SELECT step, model, COUNT(*), SUM(problem != '') FROM calls GROUP BY step, model"
+        )
+        return [dict(zip(("step", "model", "replies", "unusable"), r, strict=True)) for r in rows]
 
     def means(self) -> dict[str, tuple[int, float, float]]:
         """Return calls, mean prompt tokens and mean completion tokens of each step."""
@@ -145,7 +182,7 @@ class Ledger:
             raise LedgerError(f"{path}: no such ledger; name the files of the shards")
         Ledger(path).close()  # its version and its tables are checked
         before = len(self)
-        with self._writing():
+        with self._guard():
             self._db.execute("ATTACH ? AS other", (str(path),))
             try:
                 self._db.execute("INSERT OR IGNORE INTO main.calls SELECT * FROM other.calls")
@@ -159,13 +196,3 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise LedgerError(
-                f"{self.path}: cannot be written ({error}); free space or wait for the other "
-                "program, then start again: what it holds already is safe"
-            ) from None

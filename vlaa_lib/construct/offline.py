@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
@@ -10,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import records as files
-from vlaa_lib.construct.client import (
-    Answered,
+from vlaa_lib.construct.client import Answered
+from vlaa_lib.construct.endpoints import Endpoint
+from vlaa_lib.construct.ledger import Ledger
+from vlaa_lib.construct.steps import STEPS, Request
+from vlaa_lib.construct.templates import Templates
+from vlaa_lib.construct.walk import Tallies, walk
+from vlaa_lib.construct.wire import (
+    CHARS_A_TOKEN,
+    EMPTY,
+    IMAGE_TOKENS,
     CallFailed,
     body,
     data_url,
@@ -19,15 +28,8 @@ from vlaa_lib.construct.client import (
     read_completion,
     read_image,
 )
-from vlaa_lib.construct.endpoints import Endpoint
-from vlaa_lib.construct.ledger import Ledger
-from vlaa_lib.construct.steps import STEPS, Request
-from vlaa_lib.construct.templates import Templates
-from vlaa_lib.construct.walk import Tallies, walk
 from vlaa_lib.records import Record, Reject
 
-CHARS_A_TOKEN = 4  # ours: the usual rule of thumb for English
-IMAGE_TOKENS = 1000  # ours: about what GPT-4o counts for a picture of 1024 x 1024 pixels
 # ours: completion tokens of a call before the ledger has seen any; a rewrite repeats its input
 ASSUMED_TOKENS = {"caption": 400, "distil": 1000, "rewrite": 1000, "verify": 2}
 # ours: what a step puts into its template: picture; caption and question; trace; two answers
@@ -131,19 +133,29 @@ def export_batches(
     endpoints: Mapping[str, Endpoint],
     templates: Templates,
     folder: str | Path,
-) -> list[Path]:
+    again: bool = False,
+) -> tuple[list[Path], int]:
     """Write every call that can be asked now, once, into OpenAI batch files, one model a file.
 
     Run it again after `import_batches`: each round takes the records one step further. When there
     is nothing to export, `construct` itself writes the splits without asking anybody.
+
+    Args:
+        again: also write calls that an earlier file holds and that have no reply yet.
+    Returns:
+        the files written, and how many open calls wait in earlier files.
     """
     written: list[Path] = []
+    waiting = 0
     open_files: dict[str, list[Any]] = {}  # step -> stream, rows, bytes
     with ExitStack() as stack:
         for _, request, key, image in open_calls(
             records, Path(images), ledger, endpoints, templates
         ):
             if request is None or not ledger.meet(key):
+                continue
+            if ledger.exported(key) and not again:
+                waiting += 1
                 continue
             try:
                 url = data_url(request.image, image, Path(images)) if image else ""
@@ -153,20 +165,27 @@ def export_batches(
                 "custom_id": key,
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": body(endpoints[request.step], request.text, url),
+                "body": body(endpoints[request.step], request.text, url, is_plain=True),
             }
             line = json.dumps(row, ensure_ascii=False) + "\n"
             size = len(line.encode())
             found = open_files.get(request.step)
             if not found or found[1] >= BATCH_ROWS or found[2] + size > BATCH_BYTES:
-                number = sum(path.name.startswith(request.step) for path in written) + 1
-                written.append(Path(folder) / f"{request.step}-{number:03}.jsonl")
+                written.append(_next_file(Path(folder), request.step, written))
                 found = [stack.enter_context(files.atomic(written[-1])), 0, 0]
                 open_files[request.step] = found
             found[0].write(line)
             found[1:] = found[1] + 1, found[2] + size
             ledger.export([(key, request.step)])
-    return written
+    return written, waiting
+
+
+def _next_file(folder: Path, step: str, written: list[Path]) -> Path:
+    """Return a name that no batch file has, this round's or an earlier one's."""
+    names = {path.name for path in (*folder.glob(f"{step}-*.jsonl"), *written)}
+    return next(
+        folder / name for n in itertools.count(1) if (name := f"{step}-{n:03}.jsonl") not in names
+    )
 
 
 def import_batches(
@@ -175,38 +194,45 @@ def import_batches(
     """Put the replies of batch output files into the ledger.
 
     Returns:
-        how many were taken, and the lines that were not, with the reason: those calls stay open.
+        how many were new, and the lines that were not taken, with the reason: those calls stay
+        open.
     """
     taken, rejects = 0, []
     for path in map(Path, paths):
         with path.open(encoding="utf-8", errors="replace") as stream:
             for number, line in enumerate(stream, 1):
-                key, problem = _take_in(line, ledger, endpoints)
-                taken += not problem
-                rejects += [Reject(path.name, number, key, problem)] if problem else []
+                key = ""
+                try:
+                    key, row = _batch_row(line)
+                    taken += _take_in(key, row, ledger, endpoints)
+                except ValueError as error:
+                    rejects.append(Reject(path.name, number, key, str(error)))
     return taken, rejects
 
 
-def _take_in(line: str, ledger: Ledger, endpoints: Mapping[str, Endpoint]) -> tuple[str, str]:
-    """Take one line of a batch output file; return its id and why it was not taken."""
-    from openai.types.chat import ChatCompletion
-    from pydantic import ValidationError
-
+def _batch_row(line: str) -> tuple[str, dict[str, Any]]:
     try:
         row = json.loads(line)
-        key, response = str(row["custom_id"]), row.get("response") or {}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return "", "not a line of a batch output file"
-    step = ledger.exported(key)
+        return str(row["custom_id"]), row
+    except (ValueError, LookupError, TypeError):
+        raise ValueError("not a line of a batch output file") from None
+
+
+def _take_in(
+    key: str, row: dict[str, Any], ledger: Ledger, endpoints: Mapping[str, Endpoint]
+) -> bool:
+    """Keep the reply of one line; return whether it was new.
+
+    Raises:
+        ValueError: why there is none to keep.
+    """
+    step, response = ledger.exported(key), row.get("response")
     if step is None:
-        return key, "this ledger exported no such call"
-    if row.get("error") or response.get("status_code") != 200:
-        return key, f"the endpoint failed: {json.dumps(row.get('error') or response)[:300]}"
-    try:
-        completion = ChatCompletion.model_validate(response["body"])
-        reply = read_completion(completion, endpoints[step])
-    except (ValidationError, LookupError) as error:
-        return key, f"no chat completion in it ({str(error)[:200]})"
-    cost = reply.cost * BATCH_DISCOUNT
-    ledger.put(key, step, replace(reply, cost=cost))
-    return key, ""
+        raise ValueError("this ledger exported no such call")
+    if row.get("error") or not isinstance(response, dict) or response.get("status_code") != 200:
+        said = json.dumps(row.get("error") or response)[:300]
+        raise ValueError(f"the endpoint failed: {said}")
+    reply = read_completion(response.get("body"), endpoints[step])  # NotACompletion: a ValueError
+    if reply.problem == EMPTY:
+        raise ValueError(EMPTY)
+    return ledger.put(key, step, replace(reply, cost=reply.cost * BATCH_DISCOUNT))

@@ -7,18 +7,19 @@ import contextlib
 import json
 import queue
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlaa_lib import records as files
-from vlaa_lib.construct.client import CallFailed, Limits, Stopped, Teacher
+from vlaa_lib.construct.client import Limits, Stopped, Teacher
 from vlaa_lib.construct.endpoints import ENDPOINTS, Endpoint
 from vlaa_lib.construct.ledger import Ledger
 from vlaa_lib.construct.split import has_aha
 from vlaa_lib.construct.templates import OURS, Templates
-from vlaa_lib.construct.walk import Dropped, Tallies, walk
+from vlaa_lib.construct.walk import Dropped, Tallies, Way, walk
+from vlaa_lib.construct.wire import CallFailed
 from vlaa_lib.records import Record
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ def run(
                 return list(tallies.rows())
 
         counts = _run_apart(main)
-    files.write_csv(out / "counts.csv", counts)
+        files.write_csv(out / "counts.csv", counts)
     return Result(out, counts)
 
 
@@ -131,7 +132,7 @@ def _alone(out: Path) -> Iterator[None]:
     except Timeout:
         raise BlockingIOError(f"{out}: another run is at work here; wait, or use another") from None
     try:
-        for name in SPLIT_FILES:
+        for name in (*SPLIT_FILES, "rejects.jsonl", "counts.csv"):
             for left in out.glob(f".{name}.*"):
                 left.unlink()
         yield
@@ -157,38 +158,39 @@ class _Work:
 
     def __init__(
         self,
-        ways: Iterator[Any],
+        ways: Iterator[Way],
         teacher: Teacher,
         write: Callable[[Record | Dropped], None],
         update: Callable[[], Any],
     ) -> None:
         self._ways, self._teacher = enumerate(ways), teacher
         self._write, self._update = write, update
-        self._free = asyncio.Semaphore(WINDOW)
+        self._free = asyncio.Semaphore(WINDOW)  # far more than records at work at a time
         self._done: dict[int, Record | Dropped] = {}
         self._written = 0
         self._stopped = ""
 
     async def some(self) -> None:
         """Take the next record through all steps, until none is left or no call may be made."""
-        while not self._stopped:
+        while True:
             await self._free.acquire()
-            index, way = next(self._ways, (0, None))
+            index, way = (0, None) if self._stopped else next(self._ways, (0, None))
             if way is None:
-                return self._free.release()
+                self._free.release()
+                return
             try:
                 self._done[index] = await self._drive(way)
             except Stopped as error:
                 self._stopped = str(error)
-                return None
+                self._free.release()  # who waits for this record to be written ends, one by one
+                return
             self._update()
             while self._written in self._done:
                 self._write(self._done.pop(self._written))
                 self._written += 1
                 self._free.release()
-        return None
 
-    async def _drive(self, way: Any) -> Record | Dropped:
+    async def _drive(self, way: Way) -> Record | Dropped:
         """Send a record's requests to the teacher until it says what became of it."""
         answer = None
         while True:
@@ -239,6 +241,12 @@ def _run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return future.result()
         except KeyboardInterrupt:
-            with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
-                loop.call_soon_threadsafe(task.cancel)
+            try:
+                with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
+                    loop.call_soon_threadsafe(task.cancel)
+                print("calls in flight are paid: waiting for them; interrupt again to give up")
+                wait([future])
+            except KeyboardInterrupt:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(task.cancel)
             raise

@@ -8,6 +8,7 @@ files and waiting live in `client` and `pipeline`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -23,6 +24,9 @@ MAX_WORDS_CHANGED = 15  # paper §2, step 4
 # paper §2, step 2: what the teacher is told beside the caption, by source; keys of `meta`
 EXTRA_CONTEXT = {"CLEVR-Math": "rationale", "Math PUMA": "text_question"}
 UNCAPTIONED = ("Math PUMA",)  # paper §2, step 2: its textual version stands in for the caption
+
+
+_EMPTY_THINK = re.compile(rf"^\s*{prompts.THINK_OPEN}\s*{prompts.THINK_CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,12 @@ def ask_distil(record: Record, templates: Templates = OURS) -> Request | None:
 def take_distil(record: Record, reply: Reply | None) -> Record | Drop:
     """Keep the reply and turn it into a trace; a trace that is already there is checked only."""
     if reply is not None:
-        text = reply.text
-        if reply.reasoning and prompts.THINK_OPEN not in text:
-            text = f"{prompts.THINK_OPEN}{reply.reasoning}{prompts.THINK_CLOSE}{text}"
+        text = _EMPTY_THINK.sub("", reply.text) if reply.reasoning else reply.text
+        if prompts.THINK_OPEN not in text:
+            if reply.reasoning:
+                text = f"{prompts.THINK_OPEN}{reply.reasoning}{prompts.THINK_CLOSE}{text}"
+            elif prompts.THINK_CLOSE in text:  # R1's template puts the opening tag into the prompt
+                text = prompts.THINK_OPEN + text
         record = replace(record, ds_answer=text)
     if record.answer:
         parsed = prompts.split_think_answer(record.answer)

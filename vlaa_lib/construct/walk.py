@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from vlaa_lib.construct.client import Answered, CallFailed
+from vlaa_lib.construct.client import Answered
 from vlaa_lib.construct.split import has_aha
 from vlaa_lib.construct.steps import STEPS, Drop, Request
 from vlaa_lib.construct.templates import Templates
+from vlaa_lib.construct.wire import CallFailed
 from vlaa_lib.records import Record
 
 SPLITS = ("split: sft", "split: rl")
@@ -86,9 +87,12 @@ class Tallies:
                 yield tallies[step].row(step, source)
 
 
+Way = Generator[Request, "Answered | CallFailed", "Record | Dropped"]
+
+
 def walk(
-    record: Record, templates: Templates, tallies: Tallies, is_first: Any
-) -> Generator[Request, Answered | CallFailed, Record | Dropped]:
+    record: Record, templates: Templates, tallies: Tallies, is_first: Callable[[str], bool]
+) -> Way:
     """Take a record through all steps: yields each request, is sent what came back, returns what
     became of the record.
 
