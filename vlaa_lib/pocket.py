@@ -97,14 +97,17 @@ class Recipe:
     tower_batch: int = 32
     batch: int = 32
     tower_steps: int = 3000
-    describe_steps: int = 1000
-    base_steps: int = 2500
-    instruct_steps: int = 600
+    describe_steps: int = 600
+    base_steps: int = 2000
+    instruct_steps: int = 500
     tower_lr: float = 1.5e-3
     describe_lr: float = 2e-3
     base_lr: float = 1.5e-3
     instruct_lr: float = 1e-3
-    muon: float = 8.0  # Muon's learning rate over AdamW's
+    tower_muon_lr: float = 1.2e-2
+    describe_muon_lr: float = 4e-3
+    base_muon_lr: float = 3e-3
+    instruct_muon_lr: float = 1.5e-3
     describe_share: float = 0.2  # base documents that describe instead of answering
     told_share: float = 0.15  # base documents that are told what the picture shows
     think_share: float = 0.2  # chat replies in the think/answer format
@@ -280,10 +283,10 @@ def optimizers(stage: str, module: nn.Module, recipe: Recipe) -> list[torch.opti
     inner = {name for name in trained if re.search(r"visual|layers", name)}
     matrices = {name for name in inner if trained[name].ndim == 2}
     rest = [p for name, p in trained.items() if name not in matrices]
-    lr = getattr(recipe, f"{stage}_lr")
+    lr, muon_lr = getattr(recipe, f"{stage}_lr"), getattr(recipe, f"{stage}_muon_lr")
     return [
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
-        Muon([trained[name] for name in sorted(matrices)], lr=lr * recipe.muon),
+        Muon([trained[name] for name in sorted(matrices)], lr=muon_lr),
     ]
 
 
