@@ -143,3 +143,15 @@ def test_a_header_that_claims_gigabytes_is_not_read_into_memory(tmp_path):
 )
 def test_which_names_are_archives(names, groups):
     assert archives.group(names) == groups
+
+
+@pytest.mark.parametrize("name", ["vg", "there.txt/deep.png", ".fetch/mark", ".hidden"])
+def test_a_clash_with_what_is_there_changes_nothing(tmp_path, name):
+    out = tmp_path / "out"
+    (out / "vg").mkdir(parents=True)
+    (out / "vg" / "old.png").write_bytes(b"old")
+    (out / "there.txt").write_bytes(b"there")
+    before = tree(out)
+    with pytest.raises(archives.ArchiveError, match="nothing was unpacked"):
+        unpack(tmp_path, tar([("a.png", b"a"), (name, b"x")]))
+    assert tree(out) == before

@@ -75,6 +75,7 @@ def unpack(parts: list[Path], folder: Path) -> int:
     try:
         with _joined(parts, staging) as source:
             count = _write(source, staging, limit)
+        _check_clash(staging, folder)
     except ArchiveError as error:
         shutil.rmtree(staging)
         raise ArchiveError(f"{parts[0]}: {error}; nothing was unpacked, do not trust it") from None
@@ -163,6 +164,17 @@ def _tar_members(source: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
                 yield member.name, member.size, archive.extractfile(member)
             archive.members.clear()  # a million of them would fill the memory
             metered.allowed = HEADER_BYTES
+
+
+def _check_clash(source: Path, target: Path) -> None:
+    """Refuse a file where a folder is, a folder where a file is, and hidden names at the top."""
+    for child in source.iterdir():
+        if child.name.startswith("."):
+            raise ArchiveError(f"member {child.name!r} is hidden; such names are our own")
+    for path in source.rglob("*"):
+        there = target / path.relative_to(source)
+        if there.exists() and there.is_dir() != path.is_dir():
+            raise ArchiveError(f"member {path.relative_to(source)} clashes with {there}")
 
 
 def _move(source: Path, target: Path) -> None:

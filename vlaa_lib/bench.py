@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def construct(n: int = 400, concurrency: int = 64, repeats: int = 3, latency_s: 
         a row: seconds of both (medians), their ratio, and our milliseconds a record beyond theirs.
     """
     with tempfile.TemporaryDirectory() as folder, _endpoint(latency_s) as base_url:
-        made = microworld.write_split(folder, ["solids"], "train", n, seed=0)
+        drawn = microworld.write_split(folder, ["solids"], "train", n, seed=0)
+        # no two calls alike, so that both make all of them
+        made = [replace(r, question=f"{r.question} ({i})") for i, r in enumerate(drawn)]
         images = Path(folder) / "images"
 
         def ours() -> None:
@@ -85,7 +88,7 @@ async def _bare_loop(
         for record in waiting:
             url = data_url(record.image, (images / record.image).read_bytes(), images)
             for step, endpoint in ENDPOINTS.items():
-                sent = texts[step] + (_TRACE if step == "rewrite" else record.question)
+                sent = texts[step] + (_TRACE if step == "rewrite" else "") + record.question
                 picture = url if step == "caption" else ""
                 reply = await client.chat.completions.create(**body(endpoint, sent, picture))
                 assert reply.choices[0].message.content

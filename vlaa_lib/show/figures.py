@@ -328,11 +328,15 @@ def perplexity(
         for name, part in parts.items()
     ])  # fmt: skip
     figure.add_vline(x=np.log10(threshold), line_dash="dash",
-                     annotation_text=f"threshold {threshold:.3g}")  # fmt: skip
+                     annotation_text=f"threshold {_three_digits(threshold)}")  # fmt: skip
     ticks = np.linspace(edges[0], edges[-1], 6)
-    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10**tick:.3g}" for tick in ticks])
+    figure.update_xaxes(tickvals=ticks, ticktext=[_three_digits(10**tick) for tick in ticks])
     figure.update_layout(barmode="stack", bargap=0)
     return _finish(figure, title, "perplexity of the trace (log scale)", "records")
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.15g}"
 
 
 def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
