@@ -228,40 +228,11 @@ def _microworld(args) -> int:
 
 
 def _subset(args) -> int:
-    from . import records, subsets
+    from . import subsets
 
     if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
         raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    made, out = _load(args, args.out), Path(args.out)
-    scores = {str(model): _scores(args, made, model) for model in args.perplexity}
-    if args.shard != (1, 1):
-        print("scored; once every shard is done, choose with the same command without --shard")
-        return 0
-    if scores:
-        table, rejects = subsets.average(made, scores)
-        records.write_csv(out / "perplexity.csv", table)
-        records.write(rejects, out / "not_scored.jsonl")
-        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
-    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in args.top}
-    if args.aha:
-        chosen[f"aha-{args.aha}"] = subsets.aha(made, args.aha, args.seed)
-    for name, kept in chosen.items():
-        records.write(kept, out / f"{name}.jsonl")
-        print(f"{len(kept)} records in {out}/{name}.jsonl")
-    return 0
-
-
-def _scores(args, made: list, model: str) -> dict:
-    """Score what no shard has scored; without anything left to do, load no model."""
-    from . import models, perplexity
-
-    folder = Path(args.out) / "scores" / re.sub(r"[^\w.-]+", "_", model)
-    found = perplexity.load(folder, made)
-    if len(found) == len(made):
-        return found
-    tokens = args.batch_tokens or perplexity.BATCH_TOKENS
-    policy = models.load_policy(model)
-    return perplexity.score(policy, made, args.images, folder, tokens, args.shard)
+    return subsets.main(args, _load(args, args.out))
 
 
 def _benchmark(args) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from . import records
 from .construct.split import has_aha
 from .records import Loaded, Record, RecordError, Reject
 
@@ -90,3 +94,37 @@ def _problem(row: Mapping[str, Any]) -> str:
 def _enough(found: int, asked: int, what: str) -> None:
     if not 1 <= asked <= found:
         raise RecordError(f"asked for {asked:,}, but {found:,} {what}; ask for 1 to {found:,}")
+
+
+def main(args: Namespace, made: list[Record]) -> int:
+    """Run `python -m vlaa_lib subset`: score, and once every shard is done, choose."""
+    out = Path(args.out)
+    scores = {str(model): _scores(args, made, model) for model in args.perplexity}
+    if args.shard != (1, 1):
+        print("scored; once every shard is done, choose with the same command without --shard")
+        return 0
+    if scores:
+        table, rejects = average(made, scores)
+        records.write_csv(out / "perplexity.csv", table)
+        records.write(rejects, out / "not_scored.jsonl")
+        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+    chosen = {f"top-{k}": select(made, scores, k).records for k in args.top}
+    if args.aha:
+        chosen[f"aha-{args.aha}"] = aha(made, args.aha, args.seed)
+    for name, kept in chosen.items():
+        records.write(kept, out / f"{name}.jsonl")
+        print(f"{len(kept)} records in {out}/{name}.jsonl")
+    return 0
+
+
+def _scores(args: Namespace, made: list[Record], model: str) -> dict[str, Any]:
+    """Score what no shard has scored; without anything left to do, load no model."""
+    from . import models, perplexity
+
+    folder = Path(args.out) / "scores" / re.sub(r"[^\w.-]+", "_", model)
+    found = perplexity.load(folder, made)
+    if len(found) == len(made):
+        return found
+    tokens = args.batch_tokens or perplexity.BATCH_TOKENS
+    policy = models.load_policy(model)
+    return perplexity.score(policy, made, args.images, folder, tokens, args.shard)
