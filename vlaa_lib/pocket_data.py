@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import microworld, prompts
-from .microworld import SOURCES, corner_points, facts, narrator, questions, scenes, truth
+from .microworld import SOURCES, corner_points, facts, narrator, plot_point, questions, scenes, truth
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 CELLS = scenes.GRID**2  # visual tokens of a micro-world picture
@@ -99,47 +99,86 @@ def worked(think: str, answer: str, reward: str) -> str:
     return f"{think} {prompts.ANSWER_PHRASE} {answer}."
 
 
-def describe_text(index: int, seed: int) -> tuple[dict, list[Piece]]:
+def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | None, list[Piece]]:
     """Write a description of everything in a scene; all kinds of scene are equally frequent."""
     rng = random.Random(f"describe/{seed}/{index}")
+    if rng.random() < drill_share:
+        return drill_text(index, seed)
     scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
     return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
 
 
-def base_text(
-    index: int, seed: int, describe_share: float, told_share: float
-) -> tuple[dict | None, list[Piece]]:
-    """Write one question that only the picture answers or, at times, a description of it.
+def drill_text(index: int, seed: int) -> tuple[None, list[Piece]]:
+    """Write an exercise without a picture: looking up facts, finding a choice, or sums."""
+    rng = random.Random(f"drill/{seed}/{index}")
+    drill = rng.choices((_told_drill, _choice_drill, _sum_drill), (3, 1, 1))[0]
+    return None, [*drill(rng), ("<|endoftext|>", True)]
 
-    A few questions come without a picture and with what it would show: they teach to reckon and
-    to find an option.
-    """
+
+def _told_drill(rng: random.Random) -> list[Piece]:
+    """Tell all facts of a scene, then ask questions: what is asked for must be looked up."""
+    scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    told = [*truth.of_scene(scene), *(truth.places(scene) if scene["kind"] == "objects" else [])]
+    rng.shuffle(told)
+    pieces = [(" ".join(map(facts.say, told)) + "\n", False)]
+    sources = [s for s, kinds in questions.KINDS.items() if scene["kind"] in kinds and s != "describe"]
+    for _ in range(2):
+        source = rng.choice(sources)
+        if asked := questions.ask(source, scene, rng):
+            question, gold = asked
+            think, _ = narrator.plain_trace(scene, question)
+            reply = worked(think, gold, SOURCES[source][0])
+            pieces += [(f"{question}", False), (f" {reply}\n", True)]
+    return pieces
+
+
+def _choice_drill(rng: random.Random) -> list[Piece]:
+    """List choices as a question does, then find the letter of each, in another order."""
+    numbers = [str(n) for n in rng.sample(range(100), 4)]
+    values = rng.choice((numbers, rng.sample(list(scenes.COLORS), 4)))
+    listed = questions.choices_text(values[0], values[1:], rng)
+    choices = questions.read_choices(listed)
+    letters = {text: letter for letter, text in choices.items()}
+    rng.shuffle(values)
+    said = []
+    for value in values:
+        scanned = " ".join(narrator.scan(choices, letters[value]))
+        said.append(worked(f"It is {value}. {scanned}", letters[value], "mcq"))
+    return [(listed, False), ("\n" + " ".join(said) + "\n", True)]
+
+
+def _sum_drill(rng: random.Random) -> list[Piece]:
+    """Write the kinds of sums that traces need."""
+    sums = []
+    for _ in range(6):
+        a, b = rng.randint(1, 12), rng.randint(1, 12)
+        c, d = 5 * rng.randint(2, 20), 5 * rng.randint(2, 15)
+        sums.append(
+            rng.choice(
+                (
+                    f"{a} + {b} = {a + b}.",
+                    f"{max(a, b)} - {min(a, b)} = {abs(a - b)}.",
+                    f"{a} * {b} = {a * b}.",
+                    f"2 * {a + b} = {2 * (a + b)}.",
+                    f"180 - {c} - {d} = {180 - c - d}." if c + d < 180 else f"{a} + {a} = {2 * a}.",
+                )
+            )
+        )
+    return [(" ".join(sums) + "\n", True)]
+
+
+def base_text(
+    index: int, seed: int, describe_share: float, drill_share: float
+) -> tuple[dict | None, list[Piece]]:
+    """Write one question that only the picture answers or, at times, a description or a drill."""
     source, scene, question, gold, rng = draw(index, seed)
-    kind = rng.random()
-    if kind < describe_share:
-        return describe_text(index, seed)
+    if rng.random() < describe_share + drill_share:
+        return describe_text(index, seed, drill_share / (describe_share + drill_share))
     think, _ = narrator.plain_trace(scene, question)
-    if kind < describe_share + told_share and SOURCES[source][0] in ("digit", "mcq", "math"):
-        told, rest = _split_trace(scene, think)
-        if told:
-            reply = worked(rest, gold, SOURCES[source][0])
-            return None, [
-                (f"{question} {told}", False),
-                (f" {reply}\n", True),
-                ("<|endoftext|>", True),
-            ]
     answer = in_words(question, gold, rng)
-    if rng.random() >= 0.4:
+    if rng.random() >= 0.15:
         answer = worked(think, answer, SOURCES[source][0])
     return scene, [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
-
-
-def _split_trace(scene: dict, think: str) -> tuple[str, str]:
-    """Split a plain trace after the facts that a caption would have told."""
-    seen = set(map(facts.say, truth.of_scene(scene)))
-    sentences = [f"{s}." for s in facts.sentences(think)]
-    cut = next((i for i, s in enumerate(sentences) if s not in seen), len(sentences))
-    return " ".join(sentences[:cut]), " ".join(sentences[cut:])
 
 
 def chat_text(
@@ -186,6 +225,7 @@ def collate_text(
                 ids, marks = ids + image, marks + [-100] * len(image)
         rows.append(torch.tensor(ids))
         labels.append(torch.tensor(marks))
+    images = [microworld.render(scene) for scene, _ in samples if scene]
     padded = nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
     return {
@@ -193,7 +233,7 @@ def collate_text(
         "labels": nn.utils.rnn.pad_sequence(labels, True, -100),
         "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
         "mm_token_type_ids": (padded == processor.image_token_id).int(),
-        **pixels([microworld.render(scene) for scene, _ in samples if scene], processor),
+        **(pixels(images, processor) if images else {}),
     }
 
 
@@ -305,6 +345,18 @@ def _line_cells(scene: dict, labels: dict[str, Tensor]) -> None:
         labels["value"][:, column] = value
 
 
+def _function_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    """Mark where each curve is anchored: its vertex, or where it meets the axis."""
+    labels["color"][:], labels["key"][:] = 0, 0
+    step = scenes.SIDE_PX // scenes.GRID
+    for curve in scene["curves"]:
+        x, y = (int(v * scenes.SIDE_PX) for v in plot_point(curve["h"], curve["k"]))
+        at = y // step, x // step
+        labels["color"][at] = _color(curve["color"])
+        labels["key"][at] = 1 + list(facts.FAMILIES.values()).index(curve["family"])
+        labels["x"][at], labels["y"][at] = x % step * CLASSES // step, y % step * CLASSES // step
+
+
 def _slip_cells(scene: dict, labels: dict[str, Tensor]) -> None:
     labels["key"][:], labels["value"][:], labels["digit"][:] = 0, 0, 0
     for row, (key, value) in enumerate(scene["fields"].items()):
@@ -340,6 +392,7 @@ _CELLS = {
     "objects": _object_cells,
     "bars": _bar_cells,
     "line": _line_cells,
+    "function": _function_cells,
     "slip": _slip_cells,
     "triangle": _triangle_cells,
     "circle": _circle_cells,

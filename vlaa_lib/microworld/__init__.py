@@ -14,7 +14,7 @@ from PIL import Image
 from .. import records
 from ..records import Record
 from . import questions, scenes
-from .render import corner_points, render, sheet
+from .render import corner_points, plot_point, render, sheet
 from .scenes import LEVELS, SPLITS
 
 # micro source -> (reward, what it stands for in the paper's table 1)
@@ -35,6 +35,7 @@ __all__ = [
     "SPLITS",
     "Sample",
     "corner_points",
+    "plot_point",
     "generate",
     "record",
     "render",

@@ -126,10 +126,16 @@ def _paint_scatter(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> Non
         pen.ellipse((x - 15, y - 15, x + 15, y + 15), fill=COLORS[point["color"]])
 
 
+def plot_point(x: float, y: float) -> tuple[float, float]:
+    """Place a point of a function plot, in fractions of the picture."""
+    width = 2 * AXIS + 0.4
+    return 0.5 + x / width, 0.5 - y / width
+
+
 def _paint_function(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> None:
     def at(x: float, y: float) -> tuple[float, float]:
-        unit = SIDE / (2 * AXIS + 0.4)
-        return SIDE / 2 + x * unit, SIDE / 2 - y * unit
+        across, down = plot_point(x, y)
+        return across * SIDE, down * SIDE
 
     for tick in range(-AXIS, AXIS + 1):
         shade, width = ((60,) * 3, 4) if tick == 0 else ((215,) * 3, 2)
