@@ -171,19 +171,9 @@ def _data_arguments(c: argparse.ArgumentParser) -> None:
 
 def _load(args: argparse.Namespace, out: str | Path | None = None):
     """Load and audit records; print every reject, keep them in `out/rejects.jsonl`."""
-    from . import records, rewards
+    from . import rewards
 
-    loaded = records.load(args.records, args.images)
-    unscorable = rewards.audit(loaded.records, file=Path(args.records).name)
-    rejects, bad = loaded.rejects + unscorable, {reject.id for reject in unscorable}
-    for reject in rejects:
-        print(f"rejected: {reject}", file=sys.stderr)
-    if out:
-        records.write(rejects, Path(out) / "rejects.jsonl")
-    kept = [record for record in loaded.records if record.id not in bad]
-    if not kept:
-        raise records.RecordError(f"{args.records}: no usable record; every reason is above")
-    return kept
+    return list(rewards.usable(args.records, args.images, out))
 
 
 def _table(rows: list[dict]) -> None:

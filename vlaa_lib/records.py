@@ -260,6 +260,11 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record 
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
 
 
+def kept(path: str | Path, images: str | Path | None = None) -> Iterator[Record]:
+    """Read a file with `read` and pass over its rejects, where these are told elsewhere."""
+    return (row for row in read(path, images) if isinstance(row, Record))
+
+
 def load(path: str | Path, images: str | Path | None = None) -> Loaded:
     """Read a whole file with `read`.
 

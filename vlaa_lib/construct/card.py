@@ -7,6 +7,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
         counts = list(csv.DictReader(stream))
     written, sizes = [], {}
     for split in ("sft", "rl"):
-        rows = _reader(out / f"{split}.jsonl")
+        rows = partial(files.kept, out / f"{split}.jsonl")
         sizes[split] = sum(1 for _ in rows())
         if not sizes[split]:
             continue
@@ -91,11 +92,6 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
     return [*written, out / "table1.csv", out / "hub" / "README.md"]
 
 
-def _reader(path: Path) -> Callable[[], Iterator[Record]]:
-    """Return a function that reads a file's records anew, one at a time."""
-    return lambda: (row for row in files.read(path) if isinstance(row, Record))
-
-
 def released(record: Record) -> dict[str, Any]:
     """Return a record with the released files' keys, and what these alone would not bring back."""
     full = record.to_json()
@@ -108,7 +104,9 @@ def released(record: Record) -> dict[str, Any]:
     return row | {key: full[key] for key in needed if known.get(key) != full.get(key)}
 
 
-def _parquet(rows: Any, split: str, folder: Path, images: str | Path | None) -> Path:
+def _parquet(
+    rows: Callable[[], Iterator[Record]], split: str, folder: Path, images: str | Path | None
+) -> Path:
     """Write one split as parquet, a row at a time; `meta` and other keys become JSON text."""
     import tempfile
 

@@ -193,12 +193,10 @@ class Teacher:
 
     def check_reached(self) -> None:
         """Raise TeacherUnreachable if calls were made and no step ever had a reply."""
-        states = self._health.items()
-        tried = [step for step, state in states if state.failures or state.refusals]
-        if any(self._health[step].failures for step in tried) and not any(
-            state.replied or state.refusals for _, state in states
-        ):
-            raise self._unreachable(tried[0], "no call was answered")
+        failed = [step for step, state in self._health.items() if state.failures]
+        heard = any(state.replied or state.refusals for state in self._health.values())
+        if failed and not heard:
+            raise self._unreachable(failed[0], "no call was answered")
 
     def _may_go_on(self) -> None:
         limits = self._limits

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
-from vlaa_lib import records as files
+from vlaa_lib import records
 from vlaa_lib.construct import card, offline, pipeline
 from vlaa_lib.construct.client import Limits
 from vlaa_lib.construct.endpoints import ENDPOINTS, read_endpoints
 from vlaa_lib.construct.ledger import Ledger
 from vlaa_lib.construct.server import scenes_of, serve_teacher
 from vlaa_lib.construct.templates import OURS, read_templates
-from vlaa_lib.records import Record, Reject
-
-AUDITED = 256  # ours: records whose gold is checked together
 
 
 def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     """Run `python -m vlaa_lib construct`; 3 where a budget ended the run before its end."""
+    from vlaa_lib import rewards
+
     out = Path(args.out)
     if args.what == "card":
         print("\n".join(map(str, card.export(out, args.images))))
@@ -35,7 +33,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     with contextlib.closing(Ledger(out / pipeline.LEDGER)) as ledger:
         for path in args.merge:
             print(f"{ledger.take_in(path)} new replies from {path}")
-        made = usable(args.records, args.images, out, args.shard)
+        made = rewards.usable(args.records, args.images, out, args.shard)
         if args.plan:
             show(offline.plan(made, args.images, ledger, endpoints, templates))
             return 0
@@ -64,8 +62,8 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     with contextlib.ExitStack() as stack:
         base_url = args.base_url or ""
         if is_local:
-            known = (row for row in files.read(args.records, args.images) if _is_record(row))
-            base_url = stack.enter_context(serve_teacher(scenes_of(known, args.images)))
+            scenes = scenes_of(records.kept(args.records, args.images), args.images)
+            base_url = stack.enter_context(serve_teacher(scenes))
         try:
             result = pipeline.run(
                 made,
@@ -89,41 +87,3 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
         f"{dropped} dropped"
     )
     return 0
-
-
-def _is_record(row: Record | Reject) -> bool:
-    return isinstance(row, Record)
-
-
-def usable(
-    path: str | Path, images: str | Path, out: Path, shard: tuple[int, int] = (1, 1)
-) -> Iterator[Record]:
-    """Yield a file's records whose image is there and whose gold can be scored.
-
-    The others go into `out/rejects.jsonl`, and to the screen, each with its reason.
-
-    Args:
-        shard: (i, n): every n-th record from the i-th on; what is rejected counts as well.
-    Raises:
-        RecordError: the file is missing or not text, or holds no usable record.
-    """
-    from vlaa_lib import rewards
-
-    rows, seen, found = islice(files.read(path, images), shard[0] - 1, None, shard[1]), 0, 0
-    with files.atomic(out / "rejects.jsonl") as stream:
-        while chunk := list(islice(rows, AUDITED)):
-            seen += len(chunk)
-            made = [row for row in chunk if isinstance(row, Record)]
-            bad = {r.id: r for r in rewards.audit(made, file=Path(path).name)}
-            for row in chunk:
-                reject = row if isinstance(row, Reject) else bad.get(row.id)
-                if reject is None:
-                    found += 1
-                    yield row
-                else:
-                    print(f"rejected: {reject}", file=sys.stderr)
-                    stream.write(files.line_of(reject))
-    if not seen:
-        raise files.RecordError(f"{path}: holds no records; was the download complete?")
-    if not found:
-        raise files.RecordError(f"{path}: no usable record; every reason is above")

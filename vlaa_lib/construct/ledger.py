@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -142,10 +142,10 @@ class Ledger:
         found = self._db.execute("INSERT OR IGNORE INTO met VALUES (?)", (key,))
         return found.rowcount == 1
 
-    def export(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Remember the (key, step) of calls that were written out to be answered elsewhere."""
+    def export(self, key: str, step: str) -> None:
+        """Remember a call that was written out to be answered elsewhere."""
         with self._guard():
-            self._db.executemany("INSERT OR IGNORE INTO exported VALUES (?, ?)", keys)
+            self._db.execute("INSERT OR IGNORE INTO exported VALUES (?, ?)", (key, step))
 
     def exported(self, key: str) -> str | None:
         """Return the step of a call that was written out, or None."""

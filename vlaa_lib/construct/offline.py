@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -45,32 +45,31 @@ def open_calls(
     ledger: Ledger,
     endpoints: Mapping[str, Endpoint],
     templates: Templates,
-) -> Generator[tuple[Record, Request | None, str, bytes], None, None]:
-    """Follow each record through the replies that the ledger has.
+) -> Iterator[tuple[Request, str, bytes]]:
+    """Follow each record through the replies that the ledger has, up to one that is not there.
 
     Yields:
-        record, the first request without a reply (None: the record is through, or dropped), the
-        request's key, and its image's bytes.
+        the request without a reply, its key, and its image's bytes; nothing of a record that is
+        through, or dropped.
     """
     for record in records:
         way, answer = walk(record, templates, Tallies(), lambda key: True), None
-        missing: tuple[Request | None, str, bytes] = (None, "", b"")
-        try:
-            while not missing[0]:
+        while True:
+            try:
                 request = way.send(answer)
-                try:
-                    image = read_image(request.image, images) if request.image else b""
-                except CallFailed as error:
-                    answer = error
-                    continue
-                key = key_of(endpoints[request.step], request, image)
-                if reply := ledger.get(key):
-                    answer = Answered(reply, key, paid=False)
-                else:
-                    missing = request, key, image
-        except StopIteration:
-            pass
-        yield record, *missing
+            except StopIteration:
+                break
+            try:
+                image = read_image(request.image, images) if request.image else b""
+            except CallFailed as error:
+                answer = error
+                continue
+            key = key_of(endpoints[request.step], request, image)
+            reply = ledger.get(key)
+            if reply is None:
+                yield request, key, image
+                break
+            answer = Answered(reply, key, paid=False)
 
 
 def plan(
@@ -82,8 +81,8 @@ def plan(
 ) -> list[dict[str, Any]]:
     """Say what a run would ask and cost, before anything is spent.
 
-    Nothing is assumed to be dropped on the way, so it is an upper estimate. A step's tokens are
-    the means of its finished calls, once there are twenty, else our assumptions, named above.
+    As if nothing were dropped on the way and nothing asked again. A step's tokens are the means of
+    its finished calls, once there are twenty, else our assumptions, named above.
 
     Returns:
         one row a step, and their sum: calls, prompt and completion tokens, cost in US dollars, and
@@ -91,9 +90,7 @@ def plan(
     """
     names = [step.name for step in STEPS]
     calls, known_tokens, unknown = (dict.fromkeys(names, 0) for _ in range(3))
-    for _, request, key, _ in open_calls(records, Path(images), ledger, endpoints, templates):
-        if request is None:
-            continue
+    for request, key, _ in open_calls(records, Path(images), ledger, endpoints, templates):
         for later in names[names.index(request.step) + 1 :]:
             calls[later] += 1
             unknown[later] += 1
@@ -104,7 +101,9 @@ def plan(
     means, rows = ledger.means(), []
     for step in names:
         finished, prompt, completion = means.get(step, (0, 0.0, 0.0))
+        basis = f"{finished} finished calls"
         if finished < SEEN_ENOUGH:
+            basis = "assumption"
             prompt = ASSUMED_PROMPT_TOKENS[step] + len(getattr(templates, step)) // CHARS_A_TOKEN
             completion = ASSUMED_TOKENS[step]
         tokens = known_tokens[step] + unknown[step] * prompt, calls[step] * completion
@@ -116,9 +115,7 @@ def plan(
                 "prompt_tokens": round(tokens[0]),
                 "completion_tokens": round(tokens[1]),
                 "dollars": round(endpoints[step].cost(*tokens), 4),
-                "based on": f"{finished} finished calls"
-                if finished >= SEEN_ENOUGH
-                else "assumption",
+                "based on": basis,
             }
         )
     sums = ("calls", "prompt_tokens", "completion_tokens", "dollars")
@@ -149,10 +146,8 @@ def export_batches(
     waiting = 0
     open_files: dict[str, list[Any]] = {}  # step -> stream, rows, bytes
     with ExitStack() as stack:
-        for _, request, key, image in open_calls(
-            records, Path(images), ledger, endpoints, templates
-        ):
-            if request is None or not ledger.meet(key):
+        for request, key, image in open_calls(records, Path(images), ledger, endpoints, templates):
+            if not ledger.meet(key):
                 continue
             if ledger.exported(key) and not again:
                 waiting += 1
@@ -176,7 +171,7 @@ def export_batches(
                 open_files[request.step] = found
             found[0].write(line)
             found[1:] = found[1] + 1, found[2] + size
-            ledger.export([(key, request.step)])
+            ledger.export(key, request.step)
     return written, waiting
 
 

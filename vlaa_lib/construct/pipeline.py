@@ -44,12 +44,12 @@ class Result:
     @property
     def sft(self) -> list[Record]:
         """The SFT split, read from its file."""
-        return [row for row in files.read(self.out / "sft.jsonl") if isinstance(row, Record)]
+        return list(files.kept(self.out / "sft.jsonl"))
 
     @property
     def rl(self) -> list[Record]:
         """The RL split, read from its file."""
-        return [row for row in files.read(self.out / "rl.jsonl") if isinstance(row, Record)]
+        return list(files.kept(self.out / "rl.jsonl"))
 
     @property
     def drops(self) -> list[Dropped]:
@@ -67,7 +67,6 @@ def run(
     endpoints: Mapping[str, Endpoint] = ENDPOINTS,
     templates: Templates = OURS,
     limits: Limits | None = None,
-    total: int | None = None,
     progress: bool = True,
 ) -> Result:
     """Caption, distil, rewrite, verify and split records (paper §2, steps 2 to 6).
@@ -87,7 +86,6 @@ def run(
         base_url: of the endpoints that name none.
         endpoints: by step. The ledger tells models apart by name alone: give a teacher that
             changed under its name (new rates or weights) another `out`.
-        total: number of records, for the progress bar.
     Raises:
         TeacherUnreachable: the endpoint answered no call, or many in a row went unanswered.
             A failed call of one record only drops that record, with the reason.
@@ -99,7 +97,7 @@ def run(
     from tqdm.auto import tqdm
 
     out, limits = Path(out), limits or Limits()
-    total = len(records) if total is None and isinstance(records, list) else total
+    total = len(records) if isinstance(records, list) else None
     bar = tqdm(total=total, desc="construct", unit="record", disable=not progress)
     with bar, contextlib.ExitStack() as stack:
         stack.enter_context(_alone(out))

@@ -15,6 +15,7 @@ from vlaa_lib.construct.wire import CallFailed
 from vlaa_lib.records import Record
 
 SPLITS = ("split: sft", "split: rl")
+COUNTED = (*(step.name for step in STEPS), *SPLITS)  # what the table of counts has rows of
 
 
 class Dropped(NamedTuple):
@@ -77,12 +78,13 @@ class Tallies:
 
     def of(self, step: str, source: str) -> Tally:
         """Return the tally of a step and source."""
-        steps = (*(step.name for step in STEPS), *SPLITS)
-        return self._found.setdefault(source, {name: Tally() for name in steps})[step]
+        if source not in self._found:
+            self._found[source] = {name: Tally() for name in COUNTED}
+        return self._found[source][step]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the table's rows: step by step, and for each its sources."""
-        for step in (*(step.name for step in STEPS), *SPLITS):
+        for step in COUNTED:
             for source, tallies in self._found.items():
                 yield tallies[step].row(step, source)
 

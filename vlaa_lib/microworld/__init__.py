@@ -52,6 +52,12 @@ class Sample:
     record: Record
     image: Image.Image
 
+    def save(self, images: str | Path) -> None:
+        """Write the picture to where the record says, below an image root."""
+        target = Path(images) / self.record.image
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.image.save(target)
+
 
 def generate(
     source: str, split: str, index: int, seed: int = 0, level: int | None = None
@@ -109,9 +115,7 @@ def write_split(
     path, made = Path(path), []
     for source in sources:
         for sample in islice(stream(source, split, seed), count):
-            target = path / "images" / sample.record.image
-            target.parent.mkdir(parents=True, exist_ok=True)
-            sample.image.save(target)
+            sample.save(path / "images")
             made.append(sample.record)
     records.write(made, path / "records.jsonl")
     return made

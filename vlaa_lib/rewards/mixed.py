@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from .. import prompts
-from ..records import REWARDS, Record, Reject, from_json
+from ..records import REWARDS, Record, RecordError, Reject, atomic, from_json, line_of, read
 from . import maths, open_ended, verifiers
 from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
 from .open_ended import RewardModel
 
+AUDITED = 256  # ours: records whose gold is checked together
 MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
 _RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
 
@@ -120,6 +125,43 @@ def audit(
         if isinstance(found, GoldError):
             rejects.append(Reject(file, 0, record.id, str(found)))
     return rejects
+
+
+def usable(
+    path: str | Path,
+    images: str | Path,
+    out: str | Path | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> Iterator[Record]:
+    """Yield a file's records whose image is there and whose gold can be scored.
+
+    The others go to the screen and into `out/rejects.jsonl`, each with its reason.
+
+    Args:
+        shard: (i, n): every n-th record from the i-th on; what is rejected counts as well.
+    Raises:
+        RecordError: the file is missing or not text, or holds no usable record.
+    """
+    rows, seen, found = islice(read(path, images), shard[0] - 1, None, shard[1]), 0, 0
+    with ExitStack() as stack:
+        rejects = stack.enter_context(atomic(Path(out) / "rejects.jsonl")) if out else None
+        while chunk := list(islice(rows, AUDITED)):
+            seen += len(chunk)
+            made = [row for row in chunk if isinstance(row, Record)]
+            bad = {reject.id: reject for reject in audit(made, file=Path(path).name)}
+            for row in chunk:
+                reject = row if isinstance(row, Reject) else bad.get(row.id)
+                if reject is None:
+                    found += 1
+                    yield row
+                    continue
+                print(f"rejected: {reject}", file=sys.stderr)
+                if rejects:
+                    rejects.write(line_of(reject))
+    if not seen:
+        raise RecordError(f"{path}: the file holds no records; was the download complete?")
+    if not found:
+        raise RecordError(f"{path}: no usable record; every reason is above")
 
 
 def text_of(completion: str | list[dict]) -> str:

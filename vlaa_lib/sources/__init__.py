@@ -151,14 +151,18 @@ class _Rejects:
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.count = stream, 0
 
+    def add(self, reject: Reject) -> None:
+        """Write one down."""
+        self.count += 1
+        self.stream.write(json.dumps(asdict(reject)) + "\n")  # ASCII: names may be broken
+
     def sift(self, items: Iterable[Item]) -> Iterator[Record]:
         """Yield the records of a stream; write down the others."""
         for item in items:
             if isinstance(item, Record):
                 yield item
-                continue
-            self.count += 1
-            self.stream.write(json.dumps(asdict(item)) + "\n")  # ASCII: names may be broken
+            else:
+                self.add(item)
 
 
 def write(
@@ -184,8 +188,8 @@ def write(
             made = {}
             for record in rejects.sift(_prepare(source, n, roots, out / "images", seed, rejects)):
                 if record.id in kept or record.id in made:
-                    again = Reject("", 0, record.id, "id already used by another record chosen")
-                    list(rejects.sift([again]))
+                    said = "id already used by another record chosen"
+                    rejects.add(Reject("", 0, record.id, said))
                 else:
                     made[record.id] = record
             kept |= made
@@ -204,9 +208,7 @@ def _prepare(
     """Sample one source and finish the records chosen: joined, audited, their pictures placed."""
     if source in microworld.SOURCES:
         for made in islice(microworld.stream(source, "train", seed), n):
-            target = images / made.record.image
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.image.save(target)
+            made.save(images)
             yield made.record
         return
     reader = _reader(source)
