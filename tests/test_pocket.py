@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from vlaa_lib import microworld, models, pocket, pocket_data, prompts, rewards
 from vlaa_lib.microworld import scenes
+from vlaa_lib.pocket_muon import Muon, orthogonal
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
-    batch=8, tower_steps=32, base_steps=48, instruct_steps=16, tower_lr=2e-3, base_lr=2e-3,
+    batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=16, tower_lr=2e-3, base_lr=2e-3,
 )  # fmt: skip
 
 
@@ -42,6 +43,45 @@ def test_a_small_build_learns(built):
     assert "models build-pocket --stage instruct" in card and "temperature 0.8" in card
     policy = models.load_policy(built / "base")
     assert policy.processor.chat_template == pocket.BASE_TEMPLATE
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (40, 64)])
+def test_muon_updates_are_near_orthogonal(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update = orthogonal(matrix)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    turned = left.T @ update @ right.T  # in the matrix's own singular vectors
+    assert turned.diagonal().min() > 0.6 and turned.diagonal().max() < 1.3
+    assert (turned - turned.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_muon_gives_the_step_of_torchs_own():
+    """Up to the rounding of bfloat16, in which torch does the same."""
+    generator = torch.Generator().manual_seed(0)
+    start, grads = (torch.randn(n, 24, 40, generator=generator) for n in (1, 3))
+    ends = []
+    for kind, options in (
+        (Muon, {}),
+        (torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw", "nesterov": True}),
+    ):
+        matrix = torch.nn.Parameter(start[0].clone())
+        optimizer = kind([matrix], lr=0.02, momentum=0.95, weight_decay=0.01, **options)
+        for grad in grads:
+            matrix.grad = grad.clone()
+            optimizer.step()
+        ends.append(matrix.detach())
+    assert (ends[0] - start[0]).abs().mean() > 0.001
+    assert torch.allclose(ends[0], ends[1], atol=2e-3)
+
+
+def test_optimizers_share_all_that_is_trained(tiny_model):
+    model = models.load_policy(tiny_model).model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adamw, muon = pocket.optimizers("base", model, SMALL)
+    shared = [p for o in (adamw, muon) for group in o.param_groups for p in group["params"]]
+    assert {id(p) for p in shared} == {id(p) for p in trained} and len(shared) == len(trained)
+    assert all(p.ndim == 2 for group in muon.param_groups for p in group["params"])
+    assert model.get_input_embeddings().weight in set(adamw.param_groups[0]["params"])
 
 
 def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,9 @@
 """The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
 
-Three stages, since a narrow model left to itself learns the language and ignores the picture: the
+Five stages, since a narrow model left to itself learns the language and ignores the picture: the
 tower alone (each cell's colour, shape and pixels, and the facts of the whole), then the language
-model on descriptions and bare questions (`base`), and on chat (`instruct`).
+model on looking up, comparing and reckoning in text (`drill`), on descriptions (`describe`), on
+bare questions (`base`), and on chat (`instruct`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from .microworld import SOURCES, narrator, scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 from .pocket_card import write_card
 from .pocket_data import (
+    CELL,
     CELLS,
     CLASSES,
     POOL,
@@ -38,13 +41,16 @@ from .pocket_data import (
     chat_text,
     collate_text,
     collate_tower,
+    describe_text,
+    drill_text,
     loader,
     reading_names,
 )
+from .pocket_muon import Muon
 
-STAGES = ("tower", "base", "instruct")
+STAGES = ("tower", "drill", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
-PACE_S = {"tower": 0.4, "base": 0.9, "instruct": 1.3}  # seconds a step
+PACE_S = {"tower": 0.4, "drill": 0.5, "describe": 0.6, "base": 0.7, "instruct": 1.0}  # seconds a step
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -91,14 +97,24 @@ class Recipe:
     vision_layers: int = 4
     vocabulary: int = 1024
     tower_batch: int = 32
-    batch: int = 48
-    tower_steps: int = 1200
-    base_steps: int = 2400
-    instruct_steps: int = 700
+    batch: int = 32
+    tower_steps: int = 4500
+    drill_steps: int = 800
+    describe_steps: int = 600
+    base_steps: int = 2000
+    instruct_steps: int = 500
     tower_lr: float = 1.5e-3
-    base_lr: float = 2e-3
+    drill_lr: float = 2e-3
+    describe_lr: float = 2e-3
+    base_lr: float = 1.5e-3
     instruct_lr: float = 1e-3
-    describe_share: float = 0.3  # base documents that describe instead of answering
+    tower_muon_lr: float = 1.2e-2
+    drill_muon_lr: float = 6e-3
+    describe_muon_lr: float = 4e-3
+    base_muon_lr: float = 3e-3
+    instruct_muon_lr: float = 1.5e-3
+    describe_share: float = 0.2  # base documents that describe instead of answering
+    drill_share: float = 0.15  # documents of describe and base that come without a picture
     think_share: float = 0.2  # chat replies in the think/answer format
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
@@ -191,29 +207,35 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
 
 
 class TowerTask(nn.Module):
-    """Read each cell's colour, shape and 14 x 14 pixels off its token, and the facts off all."""
+    """Read what a cell holds and where it is off its token, and each fact off the picture's tokens.
+
+    One linear map does for every token, and a fact is one query's attention over them: what the
+    language model can read, and no more.
+    """
 
     def __init__(self, visual: nn.Module, width: int):
         super().__init__()
+        names = len(reading_names())
         self.visual = visual
-        self.color = nn.Linear(width, 1 + len(scenes.COLORS))
-        self.shape = nn.Linear(width, 1 + len(scenes.SHAPES))
+        self.cell = nn.Linear(width, len(CELL) * CLASSES)
         self.pixel = nn.Linear(width, 3 * 14 * 14)
-        self.facts = nn.Linear(width * CELLS, len(reading_names()) * CLASSES)
+        self.queries = nn.Parameter(torch.zeros(names, width))  # at first every fact sees the mean
+        self.facts = nn.Parameter(torch.randn(names, width, CLASSES) * width**-0.5)
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, **labels: Tensor):
         """Return the loss, and how many of the facts that are there were read right."""
         tokens = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output  # [B*16, width]
         drawn = (self.pixel(tokens) - labels["small"].reshape(-1, 3 * 14 * 14)).square().mean()
-        color, shape = labels["cells"].reshape(-1, 2).unbind(-1)
-        read = self.facts(tokens.view(-1, CELLS * tokens.shape[-1])).view(-1, CLASSES)
+        held = nn.functional.cross_entropy(
+            self.cell(tokens).view(-1, CLASSES), labels["cells"].flatten()
+        )
+        tokens = tokens.view(-1, CELLS, tokens.shape[-1])
+        weights = (self.queries @ tokens.mT).softmax(-1)  # [B, names, 16]
+        read = torch.einsum("bnt,btw,nwc->bnc", weights, tokens, self.facts).flatten(0, 1)
         truth = labels["facts"].flatten()
         wrong = nn.functional.cross_entropy(read, truth, reduction="none")
         # most of what could be there is not: what is there weighs as much as all that is not
-        loss = 20 * drawn + wrong[truth > 0].mean() + wrong[truth == 0].mean()
-        if (color >= 0).any():
-            loss = loss + nn.functional.cross_entropy(self.color(tokens), color)
-            loss = loss + nn.functional.cross_entropy(self.shape(tokens), shape)
+        loss = 20 * drawn + 2 * held + wrong[truth > 0].mean() + wrong[truth == 0].mean()
         there = truth > 0
         return loss, (read.argmax(-1) == truth)[there].float().mean()
 
@@ -228,37 +250,49 @@ def train(
         batches: first pool of batches (8 each) -> endless batches.
         work: folder of the kept states.
     """
-    steps, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    scheduler = get_scheduler("cosine", optimizer, int(steps * 0.05) + 1, steps)
+    steps, parts = getattr(recipe, f"{stage}_steps"), optimizers(stage, module, recipe)
+    parts += [get_scheduler("cosine", part, int(steps * 0.05) + 1, steps) for part in parts]
     done, spent, kept = 0, 0.0, work / f"{stage}.part"
     if kept.is_file():
         state = torch.load(kept, weights_only=True)
-        for part, name in ((module, "module"), (optimizer, "optimizer"), (scheduler, "scheduler")):
-            part.load_state_dict(state[name])
+        for part, saved in zip((module, *parts), state["parts"], strict=True):
+            part.load_state_dict(saved)
         done, spent, log[:] = state["step"], state["seconds"], state["log"]
-    start, losses = time.monotonic() - spent, []
+    start, losses, right = time.monotonic() - spent, [], []
     numbers = range(done + 1, steps + 1)
     for number, batch in zip(numbers, batches(done // POOL), strict=False):
         loss, seen = compute(batch)
-        optimizer.zero_grad()
+        module.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for part in parts:
+            part.step()
         spent = time.monotonic() - start
         losses.append(loss.item())
+        right += [] if seen is None else [float(seen)]
         if number % 25 == 0 or number == steps:
             row = {"stage": stage, "step": number, "loss": round(statistics.mean(losses), 4)}
-            row |= {"seen": None if seen is None else round(float(seen), 4)}
+            row |= {"seen": round(statistics.mean(right), 4) if right else None}
             log.append(row | {"seconds": round(spent)})
             print(json.dumps(log[-1] | {"of": steps}), flush=True)
             losses.clear()
+            right.clear()
         if number % KEEP == 0 and number < steps:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"scheduler": scheduler.state_dict(), "step": number}
-            _keep(kept, state | {"seconds": spent, "log": log})
+            states = [part.state_dict() for part in (module, *parts)]
+            _keep(kept, {"parts": states, "step": number, "seconds": spent, "log": log})
+
+
+def optimizers(stage: str, module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return AdamW for embeddings, heads and vectors, and Muon for the matrices between them."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    inner = {name for name in trained if re.search(r"visual|layers", name)}
+    matrices = {name for name in inner if trained[name].ndim == 2}
+    rest = [p for name, p in trained.items() if name not in matrices]
+    lr, muon_lr = getattr(recipe, f"{stage}_lr"), getattr(recipe, f"{stage}_muon_lr")
+    return [
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon([trained[name] for name in sorted(matrices)], lr=muon_lr),
+    ]
 
 
 def _keep(path: Path, state: dict) -> None:
@@ -280,17 +314,31 @@ def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, work: Pat
     train("tower", task, lambda b: task(**b), batches, recipe, work, log)
 
 
+# ours: how often the tower sees each kind of scene that is harder to read than the others
+HARD = {"objects": 3, "scatter": 2, "function": 3, "triangle": 3, "circle": 2}
+
+
 def _tower_scene(index: int, seed: int) -> dict:
     rng = random.Random(f"tower/{seed}/{index}")
-    return scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    kind = rng.choices(list(scenes.KINDS), [HARD.get(kind, 1) for kind in scenes.KINDS])[0]
+    return scenes.draw(kind, "pretrain", rng)
 
 
 def train_language(
     stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Stages 2 and 3: the language model and the tower's merger; the rest of the tower rests."""
-    if stage == "base":
-        make = partial(base_text, seed=recipe.seed + 1, describe_share=recipe.describe_share)
+    """Stages 2 to 5: the language model and the tower's merger; the rest of the tower rests."""
+    if stage == "drill":
+        make = partial(drill_text, seed=recipe.seed + 4)
+    elif stage == "describe":
+        make = partial(describe_text, seed=recipe.seed + 3, drill_share=recipe.drill_share)
+    elif stage == "base":
+        make = partial(
+            base_text,
+            seed=recipe.seed + 1,
+            describe_share=recipe.describe_share,
+            drill_share=recipe.drill_share,
+        )
     else:
         make = partial(
             chat_text,
@@ -346,7 +394,7 @@ def build(
                 train_language(stage, model, processor, recipe, work, log)
             _keep(kept, {"model": model.state_dict(), "log": log})
             (work / f"{stage}.part").unlink(missing_ok=True)
-        if stage != "tower":
+        if stage in ("base", "instruct"):
             save(stage, model, processor, out / stage, recipe, log)
             write_card(stage, out / stage, card_records)
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from . import microworld, prompts
-from .microworld import SOURCES, facts, narrator, questions, scenes, truth
+from .microworld import SOURCES, corner_points, facts, narrator, plot_point, questions, scenes, truth
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 CELLS = scenes.GRID**2  # visual tokens of a micro-world picture
 POOL = 8  # batches that are sorted by length together
+# what the tower learns to say of a cell; x and y: the place of an object inside it, in pixels
+CELL = ("column", "row", "color", "shape", "size", "x", "y", "key", "value", "digit")
 CLASSES = 24  # values that one reading of the tower can have
 # ours: how often each source is asked; what needs more seeing is seen more
 SHARES = {
@@ -97,14 +99,84 @@ def worked(think: str, answer: str, reward: str) -> str:
     return f"{think} {prompts.ANSWER_PHRASE} {answer}."
 
 
-def base_text(index: int, seed: int, describe_share: float) -> tuple[dict, list[Piece]]:
-    """Write one question that only the picture answers or, at times, a description of it."""
+def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | None, list[Piece]]:
+    """Write a description of everything in a scene; all kinds of scene are equally frequent."""
+    rng = random.Random(f"describe/{seed}/{index}")
+    if rng.random() < drill_share:
+        return drill_text(index, seed)
+    scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+
+
+def drill_text(index: int, seed: int) -> tuple[None, list[Piece]]:
+    """Write an exercise without a picture: looking up facts, finding a choice, or sums."""
+    rng = random.Random(f"drill/{seed}/{index}")
+    drill = rng.choices((_told_drill, _choice_drill, _sum_drill), (3, 1, 1))[0]
+    return None, [*drill(rng), ("<|endoftext|>", True)]
+
+
+def _told_drill(rng: random.Random) -> list[Piece]:
+    """Tell all facts of a scene, then ask questions: what is asked for must be looked up."""
+    scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    told = [*truth.of_scene(scene), *(truth.places(scene) if scene["kind"] == "objects" else [])]
+    rng.shuffle(told)
+    pieces = [(" ".join(map(facts.say, told)) + "\n", False)]
+    sources = [s for s, kinds in questions.KINDS.items() if scene["kind"] in kinds and s != "describe"]
+    for _ in range(2):
+        source = rng.choice(sources)
+        if asked := questions.ask(source, scene, rng):
+            question, gold = asked
+            think, _ = narrator.plain_trace(scene, question)
+            reply = worked(think, gold, SOURCES[source][0])
+            pieces += [(f"{question}", False), (f" {reply}\n", True)]
+    return pieces
+
+
+def _choice_drill(rng: random.Random) -> list[Piece]:
+    """List choices as a question does, then find the letter of each, in another order."""
+    numbers = [str(n) for n in rng.sample(range(100), 4)]
+    values = rng.choice((numbers, rng.sample(list(scenes.COLORS), 4)))
+    listed = questions.choices_text(values[0], values[1:], rng)
+    choices = questions.read_choices(listed)
+    letters = {text: letter for letter, text in choices.items()}
+    rng.shuffle(values)
+    said = []
+    for value in values:
+        scanned = " ".join(narrator.scan(choices, letters[value]))
+        said.append(worked(f"It is {value}. {scanned}", letters[value], "mcq"))
+    return [(listed, False), ("\n" + " ".join(said) + "\n", True)]
+
+
+def _sum_drill(rng: random.Random) -> list[Piece]:
+    """Write the kinds of sums that traces need."""
+    sums = []
+    for _ in range(6):
+        a, b = rng.randint(1, 12), rng.randint(1, 12)
+        c, d = 5 * rng.randint(2, 20), 5 * rng.randint(2, 15)
+        sums.append(
+            rng.choice(
+                (
+                    f"{a} + {b} = {a + b}.",
+                    f"{max(a, b)} - {min(a, b)} = {abs(a - b)}.",
+                    f"{a} * {b} = {a * b}.",
+                    f"2 * {a + b} = {2 * (a + b)}.",
+                    f"180 - {c} - {d} = {180 - c - d}." if c + d < 180 else f"{a} + {a} = {2 * a}.",
+                )
+            )
+        )
+    return [(" ".join(sums) + "\n", True)]
+
+
+def base_text(
+    index: int, seed: int, describe_share: float, drill_share: float
+) -> tuple[dict | None, list[Piece]]:
+    """Write one question that only the picture answers or, at times, a description or a drill."""
     source, scene, question, gold, rng = draw(index, seed)
-    if rng.random() < describe_share:
-        return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+    if rng.random() < describe_share + drill_share:
+        return describe_text(index, seed, drill_share / (describe_share + drill_share))
     think, _ = narrator.plain_trace(scene, question)
     answer = in_words(question, gold, rng)
-    if rng.random() >= 0.4:
+    if rng.random() >= 0.15:
         answer = worked(think, answer, SOURCES[source][0])
     return scene, [(question, False), (f" {answer}\n", True), ("<|endoftext|>", True)]
 
@@ -133,9 +205,9 @@ def chat_text(
 
 
 def collate_text(
-    samples: list[tuple[dict, list[Piece]]], processor: ImageProcessor, image_after: int
+    samples: list[tuple[dict | None, list[Piece]]], processor: ImageProcessor, image_after: int
 ) -> dict[str, Tensor]:
-    """Tokenise pieces and put the image tokens after piece number `image_after`.
+    """Tokenise pieces and put the image tokens after piece number `image_after`; no scene, none.
 
     Returns:
         input_ids, labels, attention_mask, mm_token_type_ids [B, T]; pixel_values; image_grid_thw.
@@ -143,15 +215,17 @@ def collate_text(
     tokenizer = processor.tokenizer
     image = tokenizer.encode(f"{VISION_START}{IMAGE_PAD * CELLS}{VISION_END}")
     rows, labels = [], []
-    for _, pieces in samples:
-        ids, marks = ([], []) if image_after else (list(image), [-100] * len(image))
+    for scene, pieces in samples:
+        is_first = scene is not None and not image_after
+        ids, marks = (list(image), [-100] * len(image)) if is_first else ([], [])
         for number, (text, target) in enumerate(pieces, 1):
             piece = tokenizer.encode(text)
             ids, marks = ids + piece, marks + (piece if target else [-100] * len(piece))
-            if number == image_after:
+            if number == image_after and scene is not None:
                 ids, marks = ids + image, marks + [-100] * len(image)
         rows.append(torch.tensor(ids))
         labels.append(torch.tensor(marks))
+    images = [microworld.render(scene) for scene, _ in samples if scene]
     padded = nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
     return {
@@ -159,7 +233,7 @@ def collate_text(
         "labels": nn.utils.rnn.pad_sequence(labels, True, -100),
         "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
         "mm_token_type_ids": (padded == processor.image_token_id).int(),
-        **pixels([microworld.render(scene) for scene, _ in samples], processor),
+        **(pixels(images, processor) if images else {}),
     }
 
 
@@ -231,26 +305,107 @@ def reading_labels(scene: dict) -> Tensor:
 
 
 def cell_labels(scene: dict) -> Tensor:
-    """Return the colour and shape of each of the 16 cells, [16, 2], 0 = none.
+    """Return what each of the 16 cells shows, [16, labels of CELL], -100 = does not apply.
 
-    Scenes of another kind than objects have no such labels: -100 everywhere.
+    What a column or row of the picture says (a bar, a field of a slip) all its cells say.
     """
-    if scene["kind"] != "objects":
-        return torch.full((CELLS, 2), -100)
-    labels = torch.zeros(CELLS, 2, dtype=torch.long)
+    labels = {name: torch.full((scenes.GRID, scenes.GRID), -100) for name in CELL}  # [row, column]
+    step = torch.arange(scenes.GRID)
+    labels["column"], labels["row"] = step.expand(4, 4).clone(), step[:, None].expand(4, 4).clone()
+    if scene["kind"] in _CELLS:
+        _CELLS[scene["kind"]](scene, labels)
+    return torch.stack([labels[name].flatten() for name in CELL], dim=-1)
+
+
+def _color(name: str) -> int:
+    return 1 + list(scenes.COLORS).index(name)
+
+
+def _object_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["shape"][:] = 0, 0
+    step = scenes.SIDE_PX // scenes.GRID
     for item in scene["objects"]:
-        x0, y0, x1, y1 = item["box"]
-        cell = int((y0 + y1) / 2 * scenes.GRID) * scenes.GRID + int((x0 + x1) / 2 * scenes.GRID)
-        labels[cell, 0] = 1 + list(scenes.COLORS).index(item["color"])
-        labels[cell, 1] = 1 + scenes.SHAPES.index(item["shape"])
-    return labels
+        x, y = (round(v * scenes.SIDE_PX) for v in item["box"][:2])
+        at = y // step, x // step
+        labels["color"][at] = _color(item["color"])
+        labels["shape"][at] = 1 + scenes.SHAPES.index(item["shape"])
+        labels["size"][at] = list(scenes.SIZES_PX).index(item["size"])
+        labels["x"][at], labels["y"][at] = x % step, y % step
+
+
+def _bar_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["value"][:] = 0, 0
+    for column, bar in enumerate(scene["bars"]):
+        labels["color"][:, column], labels["value"][:, column] = _color(bar["color"]), bar["value"]
+
+
+def _line_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["value"][:] = 0
+    for column, value in enumerate(scene["values"]):
+        labels["value"][:, column] = value
+
+
+def _function_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    """Mark where each curve is anchored: its vertex, or where it meets the axis."""
+    labels["color"][:], labels["key"][:] = 0, 0
+    step = scenes.SIDE_PX // scenes.GRID
+    for curve in scene["curves"]:
+        x, y = (int(v * scenes.SIDE_PX) for v in plot_point(curve["h"], curve["k"]))
+        at = y // step, x // step
+        labels["color"][at] = _color(curve["color"])
+        labels["key"][at] = 1 + list(facts.FAMILIES.values()).index(curve["family"])
+        labels["x"][at], labels["y"][at] = x % step * CLASSES // step, y % step * CLASSES // step
+
+
+def _slip_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["key"][:], labels["value"][:], labels["digit"][:] = 0, 0, 0
+    for row, (key, value) in enumerate(scene["fields"].items()):
+        labels["key"][row] = 1 + list(scenes.FIELDS).index(key)
+        first = int(value[0]) if value.isdigit() else scenes.FIELDS[key].index(value)
+        labels["value"][row] = 1 + first
+        labels["digit"][row] = 1 + int(value[1]) if value.isdigit() and len(value) > 1 else 0
+
+
+def _triangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:], labels["value"][:] = 0, 0
+    for (x, y), corner in zip(corner_points(scene), scene["corners"], strict=True):
+        at = int(y * scenes.GRID), int(x * scenes.GRID)
+        labels["color"][at] = _color(corner["color"])
+        labels["value"][at] = corner["angle"] // 5 if corner["marked"] else 0
+
+
+def _circle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["key"][:] = facts.LENGTHS.index(scene["marked"])
+    labels["value"][:] = truth.length(scene, scene["marked"])
+
+
+def _rectangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["value"][:], labels["digit"][:] = scene["width"], scene["height"]
+
+
+def _closeup_cells(scene: dict, labels: dict[str, Tensor]) -> None:
+    labels["color"][:] = _color(scene["color"])
+    labels["shape"][:] = 1 + scenes.SHAPES.index(scene["shape"]) if scene["clear"] else 0
+
+
+_CELLS = {
+    "objects": _object_cells,
+    "bars": _bar_cells,
+    "line": _line_cells,
+    "function": _function_cells,
+    "slip": _slip_cells,
+    "triangle": _triangle_cells,
+    "circle": _circle_cells,
+    "rectangle": _rectangle_cells,
+    "closeup": _closeup_cells,
+}
 
 
 def collate_tower(samples: list[dict], processor: ImageProcessor) -> dict[str, Tensor]:
     """Return the tower stage's batch.
 
     Returns:
-        cells [B, 16, 2]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
+        cells [B, 16, labels]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
         pixel_values; image_grid_thw.
     """
     images = [microworld.render(scene) for scene in samples]

@@ -14,7 +14,7 @@ from PIL import Image
 from .. import records
 from ..records import Record
 from . import questions, scenes
-from .render import render, sheet
+from .render import corner_points, plot_point, render, sheet
 from .scenes import LEVELS, SPLITS
 
 # micro source -> (reward, what it stands for in the paper's table 1)
@@ -34,6 +34,8 @@ __all__ = [
     "SOURCES",
     "SPLITS",
     "Sample",
+    "corner_points",
+    "plot_point",
     "generate",
     "record",
     "render",

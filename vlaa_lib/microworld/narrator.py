@@ -193,10 +193,19 @@ def _attribute(sentence: Told, rng: random.Random) -> Told:
 
 def _conclusion(asked: questions.Question, answer: str) -> list[Told]:
     if asked.choices:
-        return [Told(f"The choice {answer} says {asked.choices[answer]}.")]
+        return [Told(sentence) for sentence in scan(asked.choices, answer)]
     if asked.kind in ("describe", "locate", "relation", "field", "what", "hue"):
         return []
     return [Told(f"So the answer is {answer}.")]
+
+
+def scan(choices: dict[str, str], answer: str) -> list[str]:
+    """Hold the choices against what was found, in order, up to the right one.
+
+    A model this small finds the letter of a value only by going through the letters.
+    """
+    upto = list(choices.items())[: list(choices).index(answer)]
+    return [*(f"{letter} is {text}, no." for letter, text in upto), f"{answer} is {choices[answer]}, yes."]
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:

@@ -193,8 +193,13 @@ def read(text: str) -> Question:
     for kind, wordings in WORDINGS.items():
         for wording in wordings:
             if match := facts.pattern(wording).fullmatch(stem):
-                return Question(kind, match.groupdict(), dict(_CHOICE.findall(text)))
+                return Question(kind, match.groupdict(), read_choices(text))
     raise CannotAnswer(f"no known question in {text[:80]!r}")
+
+
+def read_choices(text: str) -> dict[str, str]:
+    """Return the choices of a question by letter."""
+    return dict(_CHOICE.findall(text))
 
 
 def as_sentence(question: Question, answer: str) -> str:

@@ -126,10 +126,16 @@ def _paint_scatter(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> Non
         pen.ellipse((x - 15, y - 15, x + 15, y + 15), fill=COLORS[point["color"]])
 
 
+def plot_point(x: float, y: float) -> tuple[float, float]:
+    """Place a point of a function plot, in fractions of the picture."""
+    width = 2 * AXIS + 0.4
+    return 0.5 + x / width, 0.5 - y / width
+
+
 def _paint_function(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> None:
     def at(x: float, y: float) -> tuple[float, float]:
-        unit = SIDE / (2 * AXIS + 0.4)
-        return SIDE / 2 + x * unit, SIDE / 2 - y * unit
+        across, down = plot_point(x, y)
+        return across * SIDE, down * SIDE
 
     for tick in range(-AXIS, AXIS + 1):
         shade, width = ((60,) * 3, 4) if tick == 0 else ((215,) * 3, 2)
@@ -150,7 +156,7 @@ _SHAPE = {"line": lambda x: x, "absolute": abs, "parabola": lambda x: x * x, "si
 
 def _paint_triangle(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> None:
     """Draw to scale; a marked corner has its degrees outside, a corner to find a question mark."""
-    corners = _triangle_points([c["angle"] for c in scene["corners"]], scene["turn"])
+    corners = [(x * SIDE, y * SIDE) for x, y in corner_points(scene)]
     middle = [sum(p[i] for p in corners) / 3 for i in (0, 1)]
     for (x, y), corner in zip(corners, scene["corners"], strict=True):
         ends = [math.degrees(math.atan2(q[1] - y, q[0] - x)) for q in corners if q != (x, y)]
@@ -172,19 +178,21 @@ def _paint_triangle(_: Image.Image, pen: ImageDraw.ImageDraw, scene: dict) -> No
             pen.line((cx - dx, cy - dy, cx + dx, cy + dy), fill=INK, width=8)
 
 
-def _triangle_points(angles: list[int], turn: int) -> list[tuple[float, float]]:
-    """Place the corners by the law of sines, turned, and fitted between the numbers."""
-    a, b, c = (math.radians(v) for v in angles)
+def corner_points(scene: dict) -> list[tuple[float, float]]:
+    """Place a triangle's corners, in fractions of the picture.
+
+    By the law of sines, turned, and fitted between the numbers.
+    """
+    a, b, c = (math.radians(corner["angle"]) for corner in scene["corners"])
     points = [(0, 0), (math.sin(c), 0), (math.sin(b) * math.cos(a), math.sin(b) * math.sin(a))]
-    t = math.radians(turn)
+    t = math.radians(scene["turn"])
     turned = [
         (x * math.cos(t) - y * math.sin(t), x * math.sin(t) + y * math.cos(t)) for x, y in points
     ]
     low = [min(p[i] for p in turned) for i in (0, 1)]
     span = [max(p[i] for p in turned) - low[i] for i in (0, 1)]
-    room = SIDE - 2 * 19 * ZOOM
-    scale = room / max(span)
-    shift = [(SIDE - s * scale) / 2 for s in span]
+    scale = (1 - 2 * 19 / SIDE_PX) / max(span)
+    shift = [(1 - s * scale) / 2 for s in span]
     return [tuple((p[i] - low[i]) * scale + shift[i] for i in (0, 1)) for p in turned]
 
 

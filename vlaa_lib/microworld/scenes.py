@@ -146,7 +146,7 @@ def _triangle(rng: random.Random, level: int) -> dict:
         for i, (c, a) in enumerate(zip(colors, angles, strict=True))
     ]
     equal = [colors[1], colors[2]] if level == 3 else []
-    turn = rng.randrange(0, 360, 15)
+    turn = rng.randrange(0, 360, 45)
     return {"corners": corners, "equal": equal, "turn": turn, "style": {}}
 
 
@@ -156,8 +156,8 @@ def _circle(rng: random.Random, level: int) -> dict:
         "marked": rng.choice(("radius", "diameter")),
         "radius": rng.randint(2, 9),
         "chord": level == 3,
-        "turn": rng.randrange(0, 360, 15),
-        "center": [rng.randint(50, 62), rng.randint(50, 62)],  # px
+        "turn": rng.randrange(0, 360, 45),
+        "center": [rng.randint(53, 59), rng.randint(53, 59)],  # px
         "style": {"radius_px": rng.randint(28, 40), "color": rng.choice(list(COLORS))},
     }
 
