@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaa_lib import microworld, models, pocket, pocket_data, prompts, rewards
+from vlaa_lib import microworld, models, pocket, pocket_data, pocket_tower, prompts, rewards
 from vlaa_lib.microworld import scenes
 from vlaa_lib.pocket_muon import Muon, orthogonal
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
-    batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=16, tower_lr=2e-3, base_lr=2e-3,
+    batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=16, drill_steps=8,
+    tower_lr=2e-3, base_lr=2e-3,
 )  # fmt: skip
 
 
@@ -124,14 +125,14 @@ def test_tokenizer_round_trips_any_text(tokenizer, text):
 
 
 def test_readings_fit_their_classes_and_names():
-    names = pocket_data.reading_names()
+    names = pocket_tower.reading_names()
     for kind in scenes.KINDS:
         for index in range(60):
             scene = scenes.draw(kind, "pretrain", random.Random(index))
-            read = pocket_data.readings(scene)
+            read = pocket_tower.readings(scene)
             assert all(kind in names[name][1] for name in read)
-            assert all(0 <= value < pocket_data.CLASSES for value in read.values())
-            assert int((pocket_data.reading_labels(scene) > 0).sum()) <= len(read)
+            assert all(0 <= value < pocket_tower.CLASSES for value in read.values())
+            assert int((pocket_tower.reading_labels(scene) > 0).sum()) <= len(read)
 
 
 def test_documents_hold_right_answers():

@@ -33,24 +33,21 @@ from .microworld import SOURCES, narrator, scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 from .pocket_card import write_card
 from .pocket_data import (
-    CELL,
-    CELLS,
-    CLASSES,
     POOL,
     base_text,
     chat_text,
     collate_text,
-    collate_tower,
     describe_text,
     drill_text,
     loader,
-    reading_names,
 )
 from .pocket_muon import Muon
+from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
-PACE_S = {"tower": 0.4, "drill": 0.5, "describe": 0.6, "base": 0.7, "instruct": 1.0}  # seconds a step
+# seconds a step
+PACE_S = {"tower": 0.4, "drill": 0.5, "describe": 0.6, "base": 0.7, "instruct": 1.0}
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (
@@ -206,40 +203,6 @@ def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForCondi
     return model
 
 
-class TowerTask(nn.Module):
-    """Read what a cell holds and where it is off its token, and each fact off the picture's tokens.
-
-    One linear map does for every token, and a fact is one query's attention over them: what the
-    language model can read, and no more.
-    """
-
-    def __init__(self, visual: nn.Module, width: int):
-        super().__init__()
-        names = len(reading_names())
-        self.visual = visual
-        self.cell = nn.Linear(width, len(CELL) * CLASSES)
-        self.pixel = nn.Linear(width, 3 * 14 * 14)
-        self.queries = nn.Parameter(torch.zeros(names, width))  # at first every fact sees the mean
-        self.facts = nn.Parameter(torch.randn(names, width, CLASSES) * width**-0.5)
-
-    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, **labels: Tensor):
-        """Return the loss, and how many of the facts that are there were read right."""
-        tokens = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output  # [B*16, width]
-        drawn = (self.pixel(tokens) - labels["small"].reshape(-1, 3 * 14 * 14)).square().mean()
-        held = nn.functional.cross_entropy(
-            self.cell(tokens).view(-1, CLASSES), labels["cells"].flatten()
-        )
-        tokens = tokens.view(-1, CELLS, tokens.shape[-1])
-        weights = (self.queries @ tokens.mT).softmax(-1)  # [B, names, 16]
-        read = torch.einsum("bnt,btw,nwc->bnc", weights, tokens, self.facts).flatten(0, 1)
-        truth = labels["facts"].flatten()
-        wrong = nn.functional.cross_entropy(read, truth, reduction="none")
-        # most of what could be there is not: what is there weighs as much as all that is not
-        loss = 20 * drawn + 2 * held + wrong[truth > 0].mean() + wrong[truth == 0].mean()
-        there = truth > 0
-        return loss, (read.argmax(-1) == truth)[there].float().mean()
-
-
 def train(
     stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
 ) -> None:
@@ -307,21 +270,11 @@ def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, work: Pat
     task = TowerTask(model.model.visual, recipe.hidden).train()
 
     def batches(first: int) -> Any:
-        make = partial(_tower_scene, seed=recipe.seed)
+        make = partial(tower_scene, seed=recipe.seed)
         collate = partial(collate_tower, processor=processor)
         return loader(make, collate, recipe.tower_batch, first)
 
     train("tower", task, lambda b: task(**b), batches, recipe, work, log)
-
-
-# ours: how often the tower sees each kind of scene that is harder to read than the others
-HARD = {"objects": 3, "scatter": 2, "function": 3, "triangle": 3, "circle": 2}
-
-
-def _tower_scene(index: int, seed: int) -> dict:
-    rng = random.Random(f"tower/{seed}/{index}")
-    kind = rng.choices(list(scenes.KINDS), [HARD.get(kind, 1) for kind in scenes.KINDS])[0]
-    return scenes.draw(kind, "pretrain", rng)
 
 
 def train_language(

@@ -205,7 +205,8 @@ def scan(choices: dict[str, str], answer: str) -> list[str]:
     A model this small finds the letter of a value only by going through the letters.
     """
     upto = list(choices.items())[: list(choices).index(answer)]
-    return [*(f"{letter} is {text}, no." for letter, text in upto), f"{answer} is {choices[answer]}, yes."]
+    wrong = [f"{letter} is {text}, no." for letter, text in upto]
+    return [*wrong, f"{answer} is {choices[answer]}, yes."]
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
