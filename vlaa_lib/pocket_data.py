@@ -80,9 +80,10 @@ def draw(index: int, seed: int) -> tuple[str, dict, str, str, random.Random]:
 def dense(scene: dict, rng: random.Random) -> str:
     """Describe everything in a scene plainly, in reading order."""
     told = truth.of_scene(scene)
-    if scene["kind"] == "objects":
-        places = truth.places(scene)
-        told = told + rng.sample(places, min(2, len(places)))
+    if scene["kind"] == "objects" and rng.random() < 0.5:
+        told = truth.places(scene)
+    elif "objects" in scene:
+        told = truth.seen(scene) + told
     lines = [facts.say(fact) for fact in told]
     lines += [scenes.expression(curve) for curve in scene.get("curves", [])]
     return " ".join(lines)

@@ -141,7 +141,7 @@ def say(fact: Fact, rng: random.Random | None = None) -> str:
     phrases = PHRASES[fact.kind]
     phrase = phrases[0]
     if rng:  # a bare list item ("2 cubes") is read but never written as a sentence
-        phrase = rng.choice([p for p in phrases if p != "{n} {things}"])
+        phrase = rng.choice([p for p in phrases if p not in ("{n} {things}", "{thing} {v}")])
     text = phrase.format(**_slots(fact, rng))
     return text[0].upper() + text[1:] + "."
 

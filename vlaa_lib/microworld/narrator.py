@@ -202,11 +202,15 @@ def _conclusion(asked: questions.Question, answer: str) -> list[Told]:
 def scan(choices: dict[str, str], answer: str) -> list[str]:
     """Hold the choices against what was found, in order, up to the right one.
 
-    A model this small finds the letter of a value only by going through the letters.
+    A model this small finds the letter of a value only by going through the letters, and compares
+    two values only where they stand side by side.
     """
-    upto = list(choices.items())[: list(choices).index(answer)]
-    wrong = [f"{letter} is {text}, no." for letter, text in upto]
-    return [*wrong, f"{answer} is {choices[answer]}, yes."]
+    value, said = choices[answer], []
+    for letter, text in choices.items():
+        said.append(f"{letter}: {text} against {value}, {'yes' if letter == answer else 'no'}.")
+        if letter == answer:
+            break
+    return said
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
@@ -216,7 +220,12 @@ def plain_trace(scene: dict, question: str) -> tuple[str, str]:
     """
     asked = questions.read(question)
     solution = solve(asked, truth.knowledge(scene))
-    said = [facts.say(step) for step in solution.steps]
+    looked: list[Fact] = []  # reading aloud, object by object, is what a small model can learn
+    if asked.kind in ("locate", "relation"):
+        looked = truth.places(scene)
+    elif "objects" in scene and asked.kind != "describe":
+        looked = truth.seen(scene)
+    said = [facts.say(step) for step in (*looked, *solution.steps)]
     if asked.choices:
         said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
     return " ".join(said), solution.answer

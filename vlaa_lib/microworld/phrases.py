@@ -12,6 +12,12 @@ PHRASES = {
         "the number of {many} is {v}",
         "{n} {things}",
     ],
+    # the v-th of its kind in reading order: what counting aloud says
+    "seen": [
+        "here is {thing} {v}",
+        "i see {thing} {v}",
+        "{thing} {v}",
+    ],
     "place": [
         "the {thing} spans {box}",
         "the {thing} lies in {box}",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .facts import AREAS, Fact
+from .scenes import GRID
 
 
 def of_scene(scene: dict) -> list[Fact]:
@@ -26,6 +28,24 @@ def groups(scene: dict) -> list[Fact]:
 def places(scene: dict) -> list[Fact]:
     """Return the box of every object, in reading order."""
     return [Fact("place", (o["color"], o["shape"], tuple(o["box"]))) for o in scene["objects"]]
+
+
+def seen(scene: dict) -> list[Fact]:
+    """Count aloud: every object in reading order, with its number among those of its kind."""
+    found, numbers = [], Counter()
+    for item in sorted(scene["objects"], key=_row_and_column):
+        kind = item["color"], item["shape"]
+        numbers[kind] += 1
+        found.append(Fact("seen", (*kind, numbers[kind])))
+    return found
+
+
+def _row_and_column(item: dict) -> tuple[float, float]:
+    """Return where reading order meets an object or a point: row first."""
+    if "box" not in item:
+        return item["y"], item["x"]
+    x, y = item["box"][:2]
+    return int(y * GRID), int(x * GRID)
 
 
 def count(scene: dict, color: str = "", shape: str = "") -> int:
@@ -168,7 +188,10 @@ def _most(scene: dict) -> str:
     return max(names, key=names.count)
 
 
-_COUNT = {"count": lambda s, n, color, shape: count(s, color, shape) == n}
+_COUNT = {
+    "count": lambda s, n, color, shape: count(s, color, shape) == n,
+    "seen": lambda s, color, shape, v: 1 <= v <= count(s, color, shape),
+}
 _CHECK = {
     "objects": {
         **_COUNT,
