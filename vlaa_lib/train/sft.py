@@ -40,8 +40,6 @@ def sft(
     Returns:
         The training log, one dict a logging step.
     """
-    from trl import SFTConfig
-
     from .callbacks import watchers
 
     s = cfg.sft
@@ -49,7 +47,24 @@ def sft(
     policy, rows = policy_and_rows(
         cfg, s.mode, records, images, out, start, s.max_tokens, with_trace=True
     )
-    args = SFTConfig(
+    trainer = trainer_class()(
+        model=policy.model,
+        args=sft_config(cfg, out),
+        train_dataset=rows,
+        processing_class=policy.processor,
+        peft_config=models.adapter(s.mode),
+        callbacks=watchers(out),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return finish(trainer, out)
+
+
+def sft_config(cfg: Settings, out: str | Path) -> Any:
+    """Return TRL's `SFTConfig` of a profile; the batch arithmetic is that of all processes."""
+    from trl import SFTConfig
+
+    s = cfg.sft
+    return SFTConfig(
         **trainer_args(cfg, out, s.save_steps),
         num_train_epochs=s.epochs,
         max_steps=s.max_steps,
@@ -61,13 +76,3 @@ def sft(
         max_length=None,  # TRL's default of 1024 cuts traces, or images, without an error
         logging_steps=s.logging_steps,
     )
-    trainer = trainer_class()(
-        model=policy.model,
-        args=args,
-        train_dataset=rows,
-        processing_class=policy.processor,
-        peft_config=models.adapter(s.mode),
-        callbacks=watchers(out),
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return finish(trainer, out)
