@@ -90,7 +90,8 @@ def test_bad_lists_are_refused(value, message):
 
 
 def test_unknown_profile_lists_those_that_exist():
-    with pytest.raises(profiles.ProfileError, match="'huge'; use one of laptop, paper, single, smoke"):
+    known = "'huge'; use one of laptop, paper, single, smoke"
+    with pytest.raises(profiles.ProfileError, match=known):
         profiles.load("huge")
     with pytest.raises(profiles.ProfileError, match="unknown profile"):
         profiles.load("../profiles/smoke")
