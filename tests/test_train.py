@@ -45,6 +45,17 @@ def test_sft_moves_language_and_not_vision(tiny_model, micro_data, tmp_path):
     assert [float(row["loss"]) for row in kept] == [row["loss"] for row in log]
 
 
+def test_the_loss_does_not_depend_on_the_micro_batch(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    seen = []
+    for size in (16, 4):
+        cfg = settings(tiny_model, **{"sft.per_device_batch": size})
+        log = train.sft(cfg, with_traces(made)[:16], folder / "images", tmp_path / str(size))
+        seen.append([(row["loss"], row["grad_norm"]) for row in log])
+    for one, two in zip(*seen, strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
 def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     with pytest.raises(records.RecordError, match="can be trained on"):
