@@ -130,6 +130,8 @@ def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):
 
 
 def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
+    from peft import PeftModel
+
     from vlaa_lib import models
 
     folder, made = micro_data
@@ -143,6 +145,13 @@ def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
     merged = dict(models.load_policy(tmp_path / "lora").model.named_parameters())
     differs = {name for name in base if not torch.equal(base[name], merged[name])}
     assert differs and all("language_model" in name for name in differs)
+    unmerged = PeftModel.from_pretrained(models.load_policy(tiny_model).model, tmp_path / "lora")
+    ids = torch.arange(20, 60)[None]
+    with torch.inference_mode():
+        one = unmerged(input_ids=ids).logits
+        two = models.load_policy(tmp_path / "lora").model(input_ids=ids).logits
+    assert torch.allclose(one, two, atol=1e-4)
+    assert not torch.allclose(one, models.load_policy(tiny_model).model(input_ids=ids).logits)
 
 
 def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
