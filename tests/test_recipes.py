@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from vlaa_lib import models, pocket, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.microworld import narrator
+from vlaa_lib.train import common
 from vlaa_lib.train.grpo import grpo_config
 from vlaa_lib.train.sft import sft_config
 
@@ -53,12 +54,9 @@ def source(micro_data, tmp_path_factory):
 def test_every_profile_is_a_valid_trl_config_or_names_valid_neighbours(
     name, world, tiny_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: world))
-    cfg = profiles.load(name, **ON_CPU)
-    monkeypatch.delenv("WORLD_SIZE")
-    policy = models.load_policy(tiny_model)
-    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setattr(common, "num_processes", lambda: world)
+    cfg, policy = profiles.load(name, **ON_CPU), models.load_policy(tiny_model)
     for method, make, batch in (
         ("sft", lambda c: sft_config(c, tmp_path), cfg.sft.global_batch),
         ("grpo", lambda c: grpo_config(c, tmp_path, policy), cfg.grpo.train_batch),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 from collections import OrderedDict
@@ -103,6 +102,7 @@ def _workers() -> _Workers:
     workers = _running.get(os.getpid())
     if workers is None or not workers.pool.active:
         import multiprocessing
+        from multiprocessing.util import Finalize
 
         from pebble import ProcessPool
 
@@ -113,7 +113,9 @@ def _workers() -> _Workers:
             context.set_forkserver_preload(["math_verify"])  # a killed worker is soon back
         pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
         workers = _running[os.getpid()] = _Workers(pool)
-        atexit.register(_stop, pool, os.getpid())
+        # before this process waits for its children, which these workers are; a child that
+        # multiprocessing started leaves without calling atexit
+        Finalize(None, _stop, (pool, os.getpid()), exitpriority=100)
     return workers
 
 

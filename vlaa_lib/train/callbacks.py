@@ -34,7 +34,7 @@ def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class FrozenVision(TrainerCallback):
-    """Make sure at the first step that gradients reach the language model, and not the tower."""
+    """Make sure at the first step that no gradient reaches the vision tower (paper §3)."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,18 @@ def trainer_args(cfg: Settings, out: str | Path, save_steps: int) -> dict[str, A
     }
 
 
+def num_processes() -> int:
+    """Return how many processes a launcher has started for this training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def accumulation(global_batch: int, per_device_batch: int) -> int:
     """Return gradient accumulation steps for a global batch over all processes.
 
     Raises:
         ValueError: the numbers do not divide; the message names batches that do.
     """
-    import os
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = num_processes()
     per_pass = per_device_batch * processes
     if global_batch % per_pass:
         below = global_batch // per_pass * per_pass

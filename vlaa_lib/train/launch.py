@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from .. import ROOT
 from ..profiles import FOLDER
 from . import events, leash
 
@@ -105,6 +106,8 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     # a child's own bars would fill the log, and a buffer would hold back the last words
     wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    # a checkout that is not installed is found by its processes as well
+    wanted["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     leashed = [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
     lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
