@@ -111,43 +111,50 @@ def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | Non
 
 
 def drill_text(index: int, seed: int) -> tuple[None, list[Piece]]:
-    """Write an exercise without a picture: looking up facts, finding a choice, or sums."""
+    """Write an exercise without a picture: copying, looking up facts, finding a choice, or sums."""
     rng = random.Random(f"drill/{seed}/{index}")
-    drill = rng.choices((_told_drill, _choice_drill, _sum_drill), (3, 1, 1))[0]
+    drill = rng.choices((_copy_drill, _told_drill, _choice_drill, _sum_drill), (2, 4, 3, 1))[0]
     return None, [*drill(rng), ("<|endoftext|>", True)]
 
 
+def _copy_drill(rng: random.Random) -> list[Piece]:
+    """Say words without sense again and again: only what stood there before tells the next."""
+    words = [*map(str, range(100)), *scenes.COLORS, *facts.PLURALS, *facts.LENGTHS, *"ABCDxy"]
+    said = " ".join(rng.sample(words, rng.randint(5, 14)))
+    return [(f"{said}.", False), *[(f" {said}.", True)] * 2]
+
+
 def _told_drill(rng: random.Random) -> list[Piece]:
-    """Tell all facts of a scene, then ask questions: what is asked for must be looked up."""
+    """Tell what a picture shows, then ask questions: what is asked for must be looked up."""
     scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
-    told = [*truth.of_scene(scene), *(truth.places(scene) if scene["kind"] == "objects" else [])]
+    sources = [s for s, kinds in questions.KINDS.items() if scene["kind"] in kinds]
+    told = truth.of_scene(scene)
     rng.shuffle(told)
-    pieces = [(" ".join(map(facts.say, told)) + "\n", False)]
-    asking = {s: kinds for s, kinds in questions.KINDS.items() if s != "describe"}
-    sources = [s for s, kinds in asking.items() if scene["kind"] in kinds]
-    for _ in range(2):
+    if scene["kind"] == "objects":
+        sources = rng.choice((["solids"], ["locate", "relation"]))
+    if "objects" in scene and rng.random() < 0.7:
+        told = truth.places(scene) if "locate" in sources else truth.seen(scene)
+    elif "locate" in sources:
+        told = rng.sample(truth.places(scene), len(scene["objects"]))
+    pieces = [(" ".join(map(facts.say, told)), False)]
+    for _ in range(3):
         source = rng.choice(sources)
         if asked := questions.ask(source, scene, rng):
-            question, gold = asked
-            think, _ = narrator.plain_trace(scene, question)
-            reply = worked(think, gold, SOURCES[source][0])
-            pieces += [(f"{question}", False), (f" {reply}\n", True)]
+            steps, answer = narrator.plain_steps(scene, asked[0])
+            reply = worked(" ".join(steps), answer, SOURCES[source][0])
+            pieces += [(f"\n{asked[0]}", False), (f" {reply}", True)]
     return pieces
 
 
 def _choice_drill(rng: random.Random) -> list[Piece]:
-    """List choices as a question does, then find the letter of each, in another order."""
-    numbers = [str(n) for n in rng.sample(range(100), 4)]
+    """List choices as a question does, then name the letters of some, in any order."""
+    numbers = [str(n) for n in rng.sample(range(rng.choice((10, 100))), 4)]
     values = rng.choice((numbers, rng.sample(list(scenes.COLORS), 4)))
     listed = questions.choices_text(values[0], values[1:], rng)
-    choices = questions.read_choices(listed)
-    letters = {text: letter for letter, text in choices.items()}
-    rng.shuffle(values)
-    said = []
-    for value in values:
-        scanned = " ".join(narrator.scan(choices, letters[value]))
-        said.append(worked(f"It is {value}. {scanned}", letters[value], "mcq"))
-    return [(listed, False), ("\n" + " ".join(said) + "\n", True)]
+    letters = {text: letter for letter, text in questions.read_choices(listed).items()}
+    asked = rng.choices(values, k=4)
+    said = [f"It is {v}, choice {letters[v]}. The answer is {letters[v]}." for v in asked]
+    return [(listed + "\n", False), (" ".join(said), True)]
 
 
 def _sum_drill(rng: random.Random) -> list[Piece]:

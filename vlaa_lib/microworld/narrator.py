@@ -193,24 +193,10 @@ def _attribute(sentence: Told, rng: random.Random) -> Told:
 
 def _conclusion(asked: questions.Question, answer: str) -> list[Told]:
     if asked.choices:
-        return [Told(sentence) for sentence in scan(asked.choices, answer)]
+        return [Told(f"It is {asked.choices[answer]}, choice {answer}.")]
     if asked.kind in ("describe", "locate", "relation", "field", "what", "hue"):
         return []
     return [Told(f"So the answer is {answer}.")]
-
-
-def scan(choices: dict[str, str], answer: str) -> list[str]:
-    """Hold the choices against what was found, in order, up to the right one.
-
-    A model this small finds the letter of a value only by going through the letters, and compares
-    two values only where they stand side by side.
-    """
-    value, said = choices[answer], []
-    for letter, text in choices.items():
-        said.append(f"{letter}: {text} against {value}, {'yes' if letter == answer else 'no'}.")
-        if letter == answer:
-            break
-    return said
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
@@ -218,14 +204,23 @@ def plain_trace(scene: dict, question: str) -> tuple[str, str]:
 
     It is what the pocket `instruct` model is taught; the teacher's traces are `reason`'s.
     """
+    think, answer = plain_steps(scene, question)
+    return " ".join([*map(facts.say, read_aloud(scene, question)), *think]), answer
+
+
+def read_aloud(scene: dict, question: str) -> list[Fact]:
+    """Name object after object, as far as a question needs it: what a small model can learn."""
+    asked = questions.read(question)
+    if asked.kind in ("locate", "relation"):
+        return truth.places(scene)
+    return truth.seen(scene) if "objects" in scene and asked.kind != "describe" else []
+
+
+def plain_steps(scene: dict, question: str) -> tuple[list[str], str]:
+    """Return the sentences that lead from what was read to the answer, and the answer."""
     asked = questions.read(question)
     solution = solve(asked, truth.knowledge(scene))
-    looked: list[Fact] = []  # reading aloud, object by object, is what a small model can learn
-    if asked.kind in ("locate", "relation"):
-        looked = truth.places(scene)
-    elif "objects" in scene and asked.kind != "describe":
-        looked = truth.seen(scene)
-    said = [facts.say(step) for step in (*looked, *solution.steps)]
+    said = [facts.say(step) for step in solution.steps]
     if asked.choices:
         said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
-    return " ".join(said), solution.answer
+    return said, solution.answer
