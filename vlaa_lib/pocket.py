@@ -97,6 +97,7 @@ class Recipe:
     tower_batch: int = 32
     batch: int = 32
     tower_steps: int = 4500
+    copy_steps: int = 200  # of the drills, the first
     drill_steps: int = 800
     describe_steps: int = 600
     base_steps: int = 2000
@@ -314,7 +315,7 @@ def train_language(
 ) -> None:
     """Stages 2 to 5: the language model and the tower's merger; the rest of the tower rests."""
     if stage == "drill":
-        make = partial(drill_text, seed=recipe.seed + 4)
+        make = partial(drill_text, seed=recipe.seed + 4, copies=recipe.copy_steps * recipe.batch)
     elif stage == "describe":
         make = partial(describe_text, seed=recipe.seed + 3, drill_share=recipe.drill_share)
     elif stage == "base":

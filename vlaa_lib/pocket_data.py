@@ -110,10 +110,16 @@ def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | Non
     return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
 
 
-def drill_text(index: int, seed: int) -> tuple[None, list[Piece]]:
-    """Write an exercise without a picture: copying, looking up facts, finding a choice, or sums."""
+def drill_text(index: int, seed: int, copies: int = 0) -> tuple[None, list[Piece]]:
+    """Write an exercise without a picture: copying, looking up facts, finding a choice, or sums.
+
+    Args:
+        copies: the first documents only copy, since looking up is not learnt before.
+    """
     rng = random.Random(f"drill/{seed}/{index}")
-    drill = rng.choices((_copy_drill, _told_drill, _choice_drill, _sum_drill), (2, 4, 3, 1))[0]
+    drill = rng.choices((_copy_drill, _told_drill, _choice_drill, _sum_drill), (1, 4, 3, 1))[0]
+    if index < copies:
+        drill = _copy_drill
     return None, [*drill(rng), ("<|endoftext|>", True)]
 
 
