@@ -157,10 +157,11 @@ def _choice_drill(rng: random.Random) -> list[Piece]:
     numbers = [str(n) for n in rng.sample(range(rng.choice((10, 100))), 4)]
     values = rng.choice((numbers, rng.sample(list(scenes.COLORS), 4)))
     listed = questions.choices_text(values[0], values[1:], rng)
-    letters = {text: letter for letter, text in questions.read_choices(listed).items()}
-    asked = rng.choices(values, k=4)
-    said = [f"It is {v}, choice {letters[v]}. The answer is {letters[v]}." for v in asked]
-    return [(listed + "\n", False), (" ".join(said), True)]
+    choices = questions.read_choices(listed)
+    letters = rng.choices("ABCD", k=3)
+    told, _ = narrator.pick(choices, "A")
+    said = [f"{narrator.pick(choices, x)[1]} {prompts.ANSWER_PHRASE} {x}." for x in letters]
+    return [(listed + "\n", False), (" ".join([told, *said]), True)]
 
 
 def _sum_drill(rng: random.Random) -> list[Piece]:

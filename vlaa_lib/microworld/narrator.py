@@ -193,10 +193,19 @@ def _attribute(sentence: Told, rng: random.Random) -> Told:
 
 def _conclusion(asked: questions.Question, answer: str) -> list[Told]:
     if asked.choices:
-        return [Told(f"It is {asked.choices[answer]}, choice {answer}.")]
+        return [Told(sentence) for sentence in pick(asked.choices, answer)]
     if asked.kind in ("describe", "locate", "relation", "field", "what", "hue"):
         return []
     return [Told(f"So the answer is {answer}.")]
+
+
+def pick(choices: dict[str, str], answer: str) -> list[str]:
+    """Say which letter each choice has, then that of the right one.
+
+    The value before the letter: a small model finds again what follows a word, not what precedes.
+    """
+    listed = ", ".join(f"{text} is {letter}" for letter, text in choices.items())
+    return [f"Of the choices, {listed}.", f"So {choices[answer]} is {answer}."]
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
