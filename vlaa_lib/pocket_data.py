@@ -35,6 +35,8 @@ SHARES = {
     "locate": 3,
     "relation": 3,
 }
+# ours: how often each kind of scene is described; the others once. Objects are many and small
+DESCRIBED = {"objects": 8, "scatter": 2, "function": 2, "triangle": 2}
 Piece = tuple[str, bool]  # text, and whether the loss counts it
 
 
@@ -102,11 +104,12 @@ def worked(think: str, answer: str, reward: str) -> str:
 
 
 def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | None, list[Piece]]:
-    """Write a description of everything in a scene; all kinds of scene are equally frequent."""
+    """Write a description of everything in a scene, or a drill."""
     rng = random.Random(f"describe/{seed}/{index}")
     if rng.random() < drill_share:
         return drill_text(index, seed)
-    scene = scenes.draw(rng.choice(list(scenes.KINDS)), "pretrain", rng)
+    kind = rng.choices(list(scenes.KINDS), [DESCRIBED.get(kind, 1) for kind in scenes.KINDS])[0]
+    scene = scenes.draw(kind, "pretrain", rng)
     return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
 
 
