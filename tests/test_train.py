@@ -65,7 +65,7 @@ def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
 def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     cfg = settings(tiny_model, **{"grpo.max_steps": 2, "grpo.max_completion_tokens": 12})
-    log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo", name="tiny")
+    log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo")
     assert [row["step"] for row in log] == [1, 2] and all("kl" in row for row in log)
     assert not any(f for n, f in moved(tiny_model, tmp_path / "grpo").items() if "visual" in n)
     rows = traces.load(tmp_path / "grpo" / "traces")
@@ -76,7 +76,7 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         score = rewards.score(by_id[row["record_id"]], row["completion"])
         assert (row["reward"], row["reason"]) == (pytest.approx(score.value), score.reason)
         assert row["clipped"] == (row["completion_tokens"] == 12) or not row["clipped"]
-        assert "<|" not in row["completion"]
+        assert "<|" not in row["completion"] and row["run"] == "grpo"
     # groups of G rollouts share a record and their advantages cancel
     for start in range(0, len(rows), cfg.grpo.num_generations):
         group = rows[start : start + cfg.grpo.num_generations]

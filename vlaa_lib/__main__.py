@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import arguments
+from . import Halted, arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -352,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
     args.argv = sys.argv[1:] if argv is None else argv
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Halted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from . import profiles
+
 
 def shard(text: str) -> tuple[int, int]:
     """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
@@ -56,7 +58,7 @@ def construct(c: argparse.ArgumentParser) -> None:
 
 def reward_model(c: argparse.ArgumentParser) -> None:
     """Add what scores open answers."""
-    names = ["scene-facts", "xcomposer", "judge"]
+    names = profiles.REWARD_MODELS
     c.add_argument("--reward-model", choices=names, default=names[0], help="of open answers")
     c.add_argument("--trust-remote-code", action="store_true", help="xcomposer brings its own")
     c.add_argument("--endpoints", help="YAML file with the section `judge`")
@@ -64,7 +66,7 @@ def reward_model(c: argparse.ArgumentParser) -> None:
 
 def launch(c: argparse.ArgumentParser) -> None:
     """Add on how many processes a training runs."""
-    names = "fsdp2, zero3, zero2, ddp, gpu1, cpu2, cpu2_fsdp2"
+    names = ", ".join(profiles.launchers())
     c.add_argument("--launch", metavar="NAME", help=f"run on several processes: {names}")
     c.add_argument("--gpus", type=int, help="processes a machine; default: 8, or 2 without GPUs")
     c.add_argument("--machines", type=int, default=1)

@@ -177,12 +177,21 @@ def resolve(path: str | Path) -> str:
 
 
 def freeze_vision(model: Any) -> int:
-    """Switch off gradients in the vision tower (paper §3); return how many tensors that were."""
+    """Switch off gradients in the vision tower (paper §3); return how many tensors that were.
+
+    The tower keeps nothing for a backward pass either: gradient checkpointing makes the output of
+    every embedding require gradients (transformers 5.23), the tower's patch embedding included.
+    """
+    import torch
+
     frozen = [p for name, p in model.named_parameters() if ".visual." in f".{name}"]
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not frozen:
         raise ValueError("no parameter named 'visual': not a Qwen2-VL or Qwen2.5-VL model?")
+    for name, module in model.named_modules():
+        if name.endswith("visual"):
+            module.forward = torch.no_grad()(module.forward)
     return len(frozen)
 
 

@@ -109,9 +109,11 @@ def dataset(cfg: Settings, run: Path) -> Path:
 
 
 def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
-    """Load at most `per_source` records of each source, in file order."""
+    """Load at most `per_source` records of each source, in file order; rejects are printed."""
+    from . import rewards
+
     taken: dict[str, list[records.Record]] = {}
-    for record in records.load(path, images).records:
+    for record in rewards.usable(path, images):
         taken.setdefault(record.source, []).append(record)
     return [record for group in taken.values() for record in group[:per_source]]
 
@@ -142,13 +144,11 @@ def perplexity(cfg: Settings, run: Path) -> Path:
 
 def sft(cfg: Settings, run: Path) -> Path:
     """Fine-tune the profile's policy on the SFT split."""
-    from . import train
-
     data, images = dataset(cfg, run), pictures(cfg, run)
 
     def build(path: Path) -> None:
-        log = train.sft(cfg, records.load(data / "sft.jsonl").records, images, path)
-        write_csv(run / "results" / "sft_log.csv", log)
+        _train(cfg, "sft", data / "sft.jsonl", images, path)
+        _show(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
     return _once(run / "models" / "sft", settings | _built_from(data), build)
@@ -156,21 +156,38 @@ def sft(cfg: Settings, run: Path) -> Path:
 
 def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
     """Train with GRPO on the RL split, from the policy (`grpo`) or from SFT (`sft_grpo`)."""
-    from . import train
-
     data, images = dataset(cfg, run), pictures(cfg, run)
     start = model_path(cfg, run, RUNS[name]) if RUNS[name] else cfg.model.policy
 
     def build(path: Path) -> None:
-        rl = _take(data / "rl.jsonl", images, cfg.data.rl_per_source)
-        log = train.grpo(cfg, rl, images, path, start=start, name=name)
-        write_csv(run / "results" / f"grpo_{name}.csv", log)
-        watched = (path / "watch.csv").read_text(encoding="utf-8")
-        records.write_text(run / "results" / f"watch_{name}.csv", watched)
+        rl = path / "records.jsonl"
+        records.write(_take(data / "rl.jsonl", images, cfg.data.rl_per_source), rl)
+        _train(cfg, "grpo", rl, images, path, start)
+        _show(run, f"grpo_{name}", path / "training_log.csv")
+        _show(run, f"watch_{name}", path / "watch.csv")
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
     return _once(run / "models" / name, settings | _built_from(data), build)
+
+
+def _train(
+    cfg: Settings, method: str, file: Path, images: Path, out: Path, start: Path | str | None = None
+) -> None:
+    """Train on a file's records in this process, or in those that `cfg.launch` starts."""
+    from . import profiles, rewards, train
+    from .train import launch
+
+    if cfg.launch != profiles.HERE:
+        launch.train(cfg, method, file, images, out, start)
+        return
+    run = train.sft if method == "sft" else train.grpo
+    run(cfg, list(rewards.usable(file, images, out)), images, out, start)
+
+
+def _show(run: Path, name: str, table: Path) -> None:
+    """Put a training's table among the results."""
+    records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
 
 
 def _built_from(path: Path) -> dict[str, Any]:

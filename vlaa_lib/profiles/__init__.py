@@ -14,8 +14,19 @@ from .. import prompts
 from ..records import REWARDS
 
 FOLDER = Path(__file__).parent
+ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
+HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
+REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
+
+
+def launchers() -> list[str]:
+    """Return the names that a launch may have: those of the files for accelerate."""
+    return sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
+
+
 CHOICES = {
+    "launch": (HERE, *launchers()),
     "sft.mode": MODES,
     "grpo.mode": MODES,
     "grpo.kl": ("adaptive", "fixed", "off"),
@@ -128,6 +139,8 @@ class Settings:
     profile: str
     seed: int
     report_to: str
+    launch: str
+    gpus: int
     model: Model
     data: Data
     teacher: Teacher
@@ -208,6 +221,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 
 
 _POSITIVE = {
+    "": "gpus",
     "model": "min_pixels",
     "data": "construct_per_source scored_per_source rl_per_source eval_per_source bench_rows",
     "teacher": "concurrency",
@@ -223,16 +237,17 @@ def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
     for section, keys in _POSITIVE.items():
         for key in keys.split():
-            value = getattr(getattr(s, section), key)
+            value = _get(s, section, key)
             if not value > 0:  # also true of NaN
-                raise ProfileError(f"{section}.{key}: {value} must be above 0")
+                dotted = f"{section}.{key}".lstrip(".")
+                raise ProfileError(f"{dotted}: {value} must be above 0")
     for section, keys in _RATES.items():
         for key in keys.split():
             if not 0 <= getattr(getattr(s, section), key) <= 1:
                 raise ProfileError(f"{section}.{key}: a rate between 0 and 1")
     for key, known in CHOICES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(s, section), name)
+        section, _, name = key.rpartition(".")
+        value = _get(s, section, name)
         if value not in known:
             raise ProfileError(f"{key}: {value!r}; use one of {', '.join(known)}")
     if not s.data.sources:
@@ -249,6 +264,10 @@ def _check(s: Settings) -> None:
         raise ProfileError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
 
 
+def _get(s: Settings, section: str, name: str) -> Any:
+    return getattr(getattr(s, section) if section else s, name)
+
+
 def _check_batches(s: Settings) -> None:
     """Hold the batch sizes to their arithmetic, on one process; `accumulation` knows the others."""
     g = s.grpo
@@ -261,6 +280,20 @@ def _check_batches(s: Settings) -> None:
     ):
         if whole % part[1]:
             raise ProfileError(f"{key}: {whole} is not a multiple of {part[0]} {part[1]}")
+
+
+def changes(settings: Settings) -> list[str]:
+    """Return KEY=VALUE for each setting that differs from its profile, as `load` reads it back.
+
+    >>> changes(load("smoke", seed=3, **{"grpo.learning_rate": 1e-6}))
+    ['seed=3', 'grpo.learning_rate=1.0e-06']
+    """
+    usual = dict(_flat(asdict(load(settings.profile))))
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=2**20).split(chr(10))[0]}"
+        for key, value in _flat(asdict(settings))
+        if value != usual[key]
+    ]
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import models
+from .. import Halted, models
 from ..profiles import Settings
 from ..records import Record, RecordError
 from . import data, guards
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Halted):
     """A training that goes on for nothing; the message says why it was stopped and what to do."""
 
 

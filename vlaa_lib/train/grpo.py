@@ -26,18 +26,17 @@ def grpo(
     images: str | Path,
     out: str | Path,
     start: str | Path | None = None,
-    name: str = "grpo",
     reward_model: rewards.RewardModel | None = None,
     overlap: bool = True,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
-    The reference is the start checkpoint. Rollouts go to `out/traces`, their hacking watch to
-    `out/watch.csv`. A run that was cut off goes on from its last checkpoint in `out`.
+    The reference is the start checkpoint. Rollouts go to `out/traces`, under the name of the folder
+    `out`, their hacking watch to `out/watch.csv`. A run that was cut off goes on from its last
+    checkpoint in `out`.
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
-        name: the run's name in the trace store.
         reward_model: for open answers; default: facts of the micro-world's scenes.
         overlap: check mathematics while the reference model runs (ours; same rewards).
     Returns:
@@ -70,7 +69,7 @@ def grpo(
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
-    trainer.run_name, trainer.dead_rounds = name, g.dead_rounds
+    trainer.run_name, trainer.dead_rounds = Path(out).resolve().name, g.dead_rounds
     trainer.format, trainer.overlap = g.format, overlap
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)

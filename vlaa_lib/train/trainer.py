@@ -7,7 +7,7 @@ import statistics
 from functools import cache
 from typing import Any
 
-from .. import rewards
+from .. import Halted, rewards
 from ..records import from_json
 from ..rewards.watch import Watch, kinds
 from ..traces import TraceStore, has_aha
@@ -15,7 +15,7 @@ from .checkpoints import Resumable
 from .kl import AdaptiveKL
 
 
-class DeadReward(RuntimeError):
+class DeadReward(Halted):
     """Nothing can be learnt from these rewards; the message holds the doctor's report."""
 
 
