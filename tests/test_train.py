@@ -12,6 +12,7 @@ from vlaa_lib import profiles, prompts, records, rewards, traces, train
 from vlaa_lib.microworld import narrator
 from vlaa_lib.train import data
 from vlaa_lib.train.common import accumulation
+from vlaa_lib.train.grpo import _scored
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "vlaa_thinking"
 
@@ -159,6 +160,20 @@ def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
     cfg = settings(tiny_model, **{"grpo.rollout_prompts": 400})
     with pytest.raises(ValueError, match="lower grpo.rollout_prompts"):
         train.grpo(cfg, made, folder / "images", tmp_path)
+
+
+def test_grpo_names_open_questions_that_its_reward_model_cannot_score(micro_data, capsys):
+    made = micro_data[1]
+    bare = replace(next(r for r in made if r.reward == "open"), id="bare", meta={})
+    wanted = [r for r in made if r.reward in ("open", "iou")]
+    assert list(_scored([bare, *made], ["open", "iou"], None)) == wanted
+    assert "left out: bare: open: no meta.scene" in capsys.readouterr().out
+
+    class Generous:
+        def problem(self, record):
+            return ""
+
+    assert list(_scored([bare], ["open"], Generous())) == [bare]
 
 
 def test_a_broken_picture_leaves_one_record_out(micro_data, tmp_path):

@@ -139,11 +139,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _load(args: argparse.Namespace, out: str | Path | None = None):
+def _load(args: argparse.Namespace, out: str | Path | None = None, any_open: bool = False):
     """Load and audit records; print every reject, keep them in `out/rejects.jsonl`."""
     from . import rewards
 
-    return list(rewards.usable(args.records, args.images, out))
+    return list(rewards.usable(args.records, args.images, out, any_open=any_open))
 
 
 def _table(rows: list[dict]) -> None:
@@ -192,7 +192,7 @@ def _subset(args) -> int:
 
     if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
         raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    return subsets.main(args, _load(args, args.out))
+    return subsets.main(args, _load(args, args.out, any_open=True))
 
 
 def _benchmark(args) -> int:
@@ -278,7 +278,7 @@ def _train(args) -> int:
         words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
         return launch.main(args, words, getattr(cfg, args.method).mode)
     with worker.joined():
-        given = (cfg, _load(args, args.out), args.images, args.out, args.start)
+        given = (cfg, _load(args, args.out, any_open=True), args.images, args.out, args.start)
         if args.method == "sft":
             log = train.sft(*given)
         else:

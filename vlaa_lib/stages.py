@@ -113,7 +113,7 @@ def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
     from . import rewards
 
     taken: dict[str, list[records.Record]] = {}
-    for record in rewards.usable(path, images):
+    for record in rewards.usable(path, images, any_open=True):
         taken.setdefault(record.source, []).append(record)
     return [record for group in taken.values() for record in group[:per_source]]
 
@@ -182,7 +182,7 @@ def _train(
         launch.train(cfg, method, file, images, out, start)
         return
     run = train.sft if method == "sft" else train.grpo
-    run(cfg, list(rewards.usable(file, images, out)), images, out, start)
+    run(cfg, list(rewards.usable(file, images, out, any_open=True)), images, out, start)
 
 
 def _show(run: Path, name: str, table: Path) -> None:

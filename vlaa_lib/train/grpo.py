@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial, update_wrapper
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from .. import models, rewards, traces
 from ..profiles import Settings
 from ..records import Record
+from ..rewards.open_ended import SCENE_FACTS
+from ..rewards.reward_models import problem_of
 from ..rewards.watch import Watch
 from . import checkpoints
 from .common import accumulation, finish, identity, policy_and_rows, trainer_args
@@ -48,7 +51,7 @@ def grpo(
 
     g = cfg.grpo
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start))
-    wanted = [record for record in records if record.reward in g.parts]
+    wanted = list(_scored(records, g.parts, reward_model))
     policy, rows = policy_and_rows(
         cfg, g.mode, wanted, images, out, start, g.max_prompt_tokens, with_trace=False
     )
@@ -74,6 +77,20 @@ def grpo(
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)
+
+
+def _scored(
+    records: list[Record], parts: list[str], model: rewards.RewardModel | None
+) -> Iterator[Record]:
+    """Yield the records of these reward parts; name those that the reward model cannot score."""
+    for record in records:
+        if record.reward not in parts:
+            continue
+        problem = problem_of(model or SCENE_FACTS, record) if record.reward == "open" else ""
+        if problem:
+            print(f"left out: {record.id}: {problem}")
+        else:
+            yield record
 
 
 def _records_of(trainer: Any, out: str | Path, step: int) -> tuple[traces.TraceStore, Watch]:
