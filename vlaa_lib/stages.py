@@ -148,7 +148,7 @@ def sft(cfg: Settings, run: Path) -> Path:
 
     def build(path: Path) -> None:
         _train(cfg, "sft", data / "sft.jsonl", images, path)
-        _show(run, "sft_log", path / "training_log.csv")
+        _publish(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
     return _once(run / "models" / "sft", settings | _built_from(data), build)
@@ -163,8 +163,8 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
         rl = path / "records.jsonl"
         records.write(_take(data / "rl.jsonl", images, cfg.data.rl_per_source), rl)
         _train(cfg, "grpo", rl, images, path, start)
-        _show(run, f"grpo_{name}", path / "training_log.csv")
-        _show(run, f"watch_{name}", path / "watch.csv")
+        _publish(run, f"grpo_{name}", path / "training_log.csv")
+        _publish(run, f"watch_{name}", path / "watch.csv")
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
@@ -185,7 +185,7 @@ def _train(
     run(cfg, list(rewards.usable(file, images, out, any_open=True)), images, out, start)
 
 
-def _show(run: Path, name: str, table: Path) -> None:
+def _publish(run: Path, name: str, table: Path) -> None:
     """Put a training's table among the results."""
     records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
 
