@@ -114,7 +114,7 @@ def test_packed_weights_are_not_sharded(tmp_path, capsys):
 def test_settings_reach_the_processes_by_the_command_line(method, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(launch, "run", lambda *given: ran.append(given))
-    changes = {"launch": "ddp", "gpus": 3, "seed": 5, "grpo.learning_rate": 1e-6}
+    changes = {"launch": "ddp", "gpus": 3, "seed": 5, "grpo.learning_rate": 7e-6}
     cfg = profiles.load("single", **changes, **{"model.policy": "a b/c", "grpo.parts": ["mcq"]})
     places = [tmp_path / "rl records.jsonl", tmp_path / "images", tmp_path / "out"]
     launch.train(cfg, method, *places, start="runs/sft")

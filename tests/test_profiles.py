@@ -56,6 +56,12 @@ def test_changes_say_on_a_command_line_how_settings_differ_from_their_profile():
     ]
 
 
+def test_yaml_reads_a_bare_off_as_false_and_the_kl_term_may_be_off():
+    assert profiles.load("smoke", **{"grpo.kl": "off"}).grpo.kl == "off"
+    cfg = profiles.load("smoke", grpo={"kl": False})
+    assert cfg.grpo.kl == "off" and profiles.changes(cfg) == ["grpo.kl='off'"]
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         profiles.load("smoke").grpo.max_steps = 9

@@ -207,6 +207,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return _typed(hint, value, f"{key}.")
     if hint is float and type(value) is int:
         return float(value)
+    if key == "grpo.kl" and value is False:  # YAML reads a bare `off` so
+        return "off"
     wanted = list if hint == list[str] else hint
     if wanted is list and type(value) is list and not all(isinstance(v, str) for v in value):
         raise ProfileError(f"{key}: {value!r} must hold texts only")
