@@ -72,8 +72,12 @@ def generate(
 
 def prompt_text(policy: Policy, record: Record) -> str:
     """Render a record's prompt with the checkpoint's own chat template, image first."""
+    return render(policy, prompts.messages(record.question, record.reward), record.image)
+
+
+def render(policy: Policy, chat: list[dict], image: str) -> str:
+    """Render messages about an image, up to where the policy's reply begins."""
     from trl.data_utils import prepare_multimodal_messages
 
-    chat = prompts.messages(record.question, record.reward)
-    chat = prepare_multimodal_messages(chat, images=[record.image])
+    chat = prepare_multimodal_messages(chat, images=[image])
     return policy.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .. import records, rewards
 from ..records import Loaded, Record, RecordError, Reject
 
+T = TypeVar("T")
 COLUMNS = ("index", "image_path", "question", "process", "value")
 # ours: ViLBench's own names are not known; the value is a column, or several to be tried in turn
 BENCHMARK_COLUMNS = {
@@ -54,7 +55,7 @@ def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
     Raises:
         RecordError: the file is missing, empty or not text.
     """
-    return Read(*_sorted(path, (_made(_process, *item, images) for item in _items(path))))
+    return Read(*_parted(path, _process, images))
 
 
 def read_benchmark(
@@ -71,6 +72,8 @@ def read_benchmark(
         RecordError: the file is missing, empty or not text.
     """
 
+    seen: set[str] = set()
+
     def make(row: dict[str, Any]) -> Record:
         found = {
             key: next((row[name] for name in names if name in row), None)
@@ -82,13 +85,15 @@ def read_benchmark(
                 f"no column for {missing[0]!r} (tried {tried}; the row has "
                 f"{', '.join(map(str, row))}); name it with columns="
             )
-        return records.from_json(found | {"reward": _reward(found)})
+        record = records.from_json(found | {"reward": _reward(found)})
+        if record.id in seen:
+            raise RecordError("id already used above; number the rows")
+        for reject in rewards.audit([record]):
+            raise RecordError(reject.reason)
+        seen.add(record.id)
+        return record
 
-    made = (_made(make, *item, images) for item in _items(path))
-    loaded = Loaded(*_sorted(path, made))
-    bad = {reject.id: reject for reject in rewards.audit(loaded.records, file=Path(path).name)}
-    usable = [record for record in loaded.records if record.id not in bad]
-    return Loaded(usable, [*loaded.rejects, *bad.values()])
+    return Loaded(*_parted(path, make, images))
 
 
 def _reward(row: Mapping[str, Any]) -> str:
@@ -97,31 +102,37 @@ def _reward(row: Mapping[str, Any]) -> str:
     return "digit" if re.fullmatch(r"-?\d{1,12}(\.\d{1,12})?", str(row["gt"]).strip()) else "math"
 
 
-def _items(path: str | Path) -> Iterator[tuple[int, Any]]:
-    path = Path(path)
+def _parted(
+    path: str | Path, make: Callable[[dict[str, Any]], T], images: str | Path | None
+) -> tuple[list[T], list[Reject]]:
+    """Make something of each row of a file, or a reject; nothing is passed over."""
+    path, rows, rejects = Path(path), [], []
     if not path.is_file():
         raise RecordError(f"{path}: no such file; fetch it from the hub and give its local path")
     try:
         with path.open(encoding="utf-8") as stream:
-            yield from records.iter_json(stream)
+            for line, row in records.iter_json(stream):
+                try:
+                    rows.append(_checked(row, make, images))
+                except RecordError as error:
+                    index = row.get("index", row.get("id", "")) if isinstance(row, dict) else ""
+                    rejects.append(Reject(path.name, line, str(index), str(error)))
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    if not rows and not rejects:
+        raise RecordError(f"{path}: the file holds no rows; was the download complete?")
+    return rows, rejects
 
 
-def _made(make: Any, line: int, row: Any, images: str | Path | None) -> Any:
-    """Return what `make` makes of a row, or (line, index, reason) where it cannot be used."""
-    index = str(row.get("index", row.get("id", ""))) if isinstance(row, dict) else ""
-    try:
-        if isinstance(row, RecordError):
-            raise row
-        if not isinstance(row, dict):
-            raise RecordError(f"expected a JSON object, found {type(row).__name__}")
-        made = make(row)
-        if images is not None and not (Path(images) / made.image).is_file():
-            raise RecordError(f"image {made.image!r} is not below {images}; fetch it or fix it")
-        return line, made
-    except RecordError as error:
-        return line, index, str(error)
+def _checked(row: Any, make: Callable[[dict[str, Any]], T], images: str | Path | None) -> T:
+    if isinstance(row, RecordError):
+        raise row
+    if not isinstance(row, dict):
+        raise RecordError(f"expected a JSON object, found {type(row).__name__}")
+    made = make(row)
+    if images is not None and not (Path(images) / made.image).is_file():
+        raise RecordError(f"image {made.image!r} is not below {images}; fetch it or fix it")
+    return made
 
 
 def _process(row: dict[str, Any]) -> Process:
@@ -131,6 +142,8 @@ def _process(row: dict[str, Any]) -> Process:
     for name in COLUMNS[1:4]:
         if not isinstance(row[name], str) or not row[name].strip():
             raise RecordError(f"key {name!r} is {type(row[name]).__name__}, expected text")
+    if any(re.search(r"[\ud800-\udfff]", row[name]) for name in COLUMNS[1:4]):
+        raise RecordError("a text holds half a character (a lone surrogate); repair it")
     index, value = row["index"], row["value"]
     if isinstance(index, bool) or not isinstance(index, (str, int)):
         raise RecordError(f"key 'index' is {type(index).__name__}, expected text or a number")
@@ -140,24 +153,3 @@ def _process(row: dict[str, Any]) -> Process:
         raise RecordError(f"value {value} is not between 0 and 1")
     image = records.clean_image_path(row["image_path"])
     return Process(str(index), image, row["question"], row["process"], float(value))
-
-
-def _sorted(path: str | Path, made: Iterable[Any]) -> tuple[list[Any], list[Reject]]:
-    """Part what was made from what was not; several processes may share one index.
-
-    Raises:
-        RecordError: there was neither.
-    """
-    rows, rejects, seen = [], [], {}
-    for line, *found in made:
-        if len(found) == 2:
-            rejects.append(Reject(Path(path).name, line, *found))
-        elif isinstance(found[0], Record) and found[0].id in seen:
-            said = f"id already used on line {seen[found[0].id]}"
-            rejects.append(Reject(Path(path).name, line, found[0].id, said))
-        else:
-            rows.append(found[0])
-            seen[getattr(found[0], "id", "")] = line
-    if not rows and not rejects:
-        raise RecordError(f"{path}: the file holds no rows; was the download complete?")
-    return rows, rejects
