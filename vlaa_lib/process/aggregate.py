@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-SAME = 1e-9  # ours: 0.6 + 0.6 over 2 and 0.6 + 0.6 + 0.6 over 3 are one score, and floats differ
+SAME = 1e-9  # ours: steps of 0.2, two or three of them, have one mean, but their floats differ
 
 
 def _known(scores: Sequence[float]) -> list[float]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from .. import evaluate, traces
 from ..records import Record, RecordError, write_text
 from ..rewards.answers import bare
-from . import steps
 
 if TYPE_CHECKING:
     from ..models import Policy
@@ -165,15 +164,6 @@ def collect(rows: Iterable[dict[str, Any]]) -> Pool:
         else:
             candidates[row["record_id"]].append(row)
     return Pool(generators[0], candidates, greedy)
-
-
-def solutions(pool: Pool) -> list[tuple[str, int, list[str]]]:
-    """Return (record id, sample, steps) of every candidate."""
-    return [
-        (i, row["sample"], steps.split(row["completion"]))
-        for i, rows in pool.candidates.items()
-        for row in rows
-    ]
 
 
 # --- lines that need no scorer --------------------------------------------------------------------
