@@ -112,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--batch", type=int, default=64)
     c.add_argument("--max-new-tokens", type=int, default=160)
 
+    c = command("process", _process, "Candidate pools, scores of steps, best-of-N (ViLBench).")
+    arguments.process(c)
+
     c = command("matrix", _matrix, "Train and evaluate models over several seeds.")
     c.add_argument("--profile", default="laptop")
     c.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -309,6 +312,12 @@ def _evaluate(args) -> int:
     records.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
     _table(evaluate.summary(rows))
     return 0
+
+
+def _process(args) -> int:
+    from .process import command
+
+    return command.main(args, _table)
 
 
 def _matrix(args) -> int:

@@ -92,3 +92,36 @@ def plan(c: argparse.ArgumentParser) -> None:
     c.add_argument("--keep", type=int, default=2, help="checkpoints on disk at a time")
     c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
     c.add_argument("--json", help="file for the plan, memory in bytes")
+
+
+def process(c: argparse.ArgumentParser) -> None:
+    """Add what the actions of `process` read."""
+    actions = c.add_subparsers(dest="what", required=True, metavar="ACTION")
+    c = actions.add_parser("pool", help="sample solutions of each question; resumes")
+    data(c)
+    c.add_argument("--model", required=True, help="checkpoint that answers")
+    c.add_argument("--out", required=True, help="folder of the pool")
+    c.add_argument("--generator", help="its name in tables; default: the checkpoint's")
+    c.add_argument("--candidates", type=int, default=16, help="solutions of a question")
+    c.add_argument("--temperature", type=float, default=0.8)
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--batch", type=int, default=64)
+    c.add_argument("--max-new-tokens", type=int, default=160)
+
+    c = actions.add_parser("judge", help="score the steps of pools; finished calls are kept")
+    data(c)
+    c.add_argument("--pools", nargs="+", required=True, help="folders")
+    c.add_argument("--out", required=True, help="file for the scores; judge.sqlite goes beside")
+    by = c.add_mutually_exclusive_group(required=True)
+    by.add_argument("--endpoints", help="YAML file with the section `judge`")
+    by.add_argument("--model", help="checkpoint that judges")
+    by.add_argument("--truth", choices=["steps", "steps+answer"], help="the micro-world's scenes")
+    c.add_argument("--view", choices=["step", "prefix", "context"], default="context")
+    c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
+    c.add_argument("--max-cost", type=float, help="stop cleanly after so many US dollars")
+
+    c = actions.add_parser("best-of-n", help="compare ways of choosing among candidates")
+    c.add_argument("--pools", nargs="+", required=True, help="folders, one a generator")
+    c.add_argument("--scores", nargs="*", default=[], help="files that `process judge` wrote")
+    c.add_argument("--sizes", nargs="+", type=int, default=[2, 4, 8, 16], metavar="N")
+    c.add_argument("--out", required=True, help="file for the table (CSV)")

@@ -20,6 +20,7 @@ def generate(
     max_new_tokens: int = 160,
     temperature: float = 0.0,
     blank: bool = False,
+    texts: list[str] | None = None,
 ) -> list[str]:
     """Return one completion for each record, in the records' order.
 
@@ -27,13 +28,15 @@ def generate(
         batch: records a forward pass; rows of similar length share one.
         temperature: 0 is greedy.
         blank: show a grey picture of the same size instead.
+        texts: rendered prompts, one a record; by default `prompt_text` of each.
     Raises:
         images.ImageError: a picture is missing or broken.
     """
     import torch
     from PIL import Image
 
-    order = sorted(range(len(records)), key=lambda i: len(records[i].question))
+    lengths = [len(text) for text in texts or (record.question for record in records)]
+    order = sorted(range(len(records)), key=lengths.__getitem__)
     completions = [""] * len(records)
     policy.model.eval()
     sampling = {"do_sample": False}
@@ -46,7 +49,7 @@ def generate(
             pictures = [Image.new("RGB", picture.size, (128,) * 3) for picture in pictures]
         inputs = policy.processor(
             images=pictures,
-            text=[prompt_text(policy, records[i]) for i in chosen],
+            text=[texts[i] if texts else prompt_text(policy, records[i]) for i in chosen],
             padding=True,
             return_tensors="pt",
         ).to(policy.model.device)
@@ -59,18 +62,22 @@ def generate(
                 # a sampled image token would ask for features that are not there
                 suppress_tokens=[policy.model.config.image_token_id],
             )
-        texts = policy.processor.batch_decode(
+        said = policy.processor.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        for i, text in zip(chosen, texts, strict=True):
+        for i, text in zip(chosen, said, strict=True):
             completions[i] = text
     return completions
 
 
 def prompt_text(policy: Policy, record: Record) -> str:
     """Render a record's prompt with the checkpoint's own chat template, image first."""
+    return render(policy, prompts.messages(record.question, record.reward), record.image)
+
+
+def render(policy: Policy, chat: list[dict], image: str) -> str:
+    """Render messages about an image, up to where the policy's reply begins."""
     from trl.data_utils import prepare_multimodal_messages
 
-    chat = prompts.messages(record.question, record.reward)
-    chat = prepare_multimodal_messages(chat, images=[record.image])
+    chat = prepare_multimodal_messages(chat, images=[image])
     return policy.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
