@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, conversion_mapping
 
 from .. import models
 from ..images import fit_image, open_image
@@ -72,6 +72,14 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
             total = loss(of_loss[is_told], labels[is_told], reduction="sum")
             found = {"loss": total / (num_items_in_batch or is_told.sum().clamp(min=1))} | found
         return found
+
+
+# transformers 5 knows by a class's name how the hub's weights are called in memory
+conversion_mapping.register_checkpoint_conversion_mapping(
+    StepScorer.__name__,
+    conversion_mapping.get_checkpoint_conversion_mapping("Qwen2_5_VLForConditionalGeneration"),
+    overwrite=True,
+)
 
 
 @dataclass(frozen=True)
