@@ -115,6 +115,7 @@ def process(c: argparse.ArgumentParser) -> None:
     by = c.add_mutually_exclusive_group(required=True)
     by.add_argument("--endpoints", help="YAML file with the section `judge`")
     by.add_argument("--model", help="checkpoint that judges")
+    by.add_argument("--prm", help="folder of a ViLPRM that scores")
     by.add_argument("--truth", choices=["steps", "steps+answer"], help="the micro-world's scenes")
     c.add_argument("--view", choices=["step", "prefix", "context"], default="context")
     c.add_argument("--concurrency", type=int, default=8, help="calls at a time")
@@ -125,3 +126,23 @@ def process(c: argparse.ArgumentParser) -> None:
     c.add_argument("--scores", nargs="*", default=[], help="files that `process judge` wrote")
     c.add_argument("--sizes", nargs="+", type=int, default=[2, 4, 8, 16], metavar="N")
     c.add_argument("--out", required=True, help="file for the table (CSV)")
+
+    c = actions.add_parser("search", help="search trees of steps, write scored processes; resumes")
+    data(c)
+    c.add_argument("--model", help="checkpoint that answers; default: the profile's policy")
+    c.add_argument("--out", required=True, help="folder for trees/ and processes.json")
+    c.add_argument("--n", type=int, help="take the first N records")
+    settings(c)
+
+    c = actions.add_parser("train-prm", help="train a ViLPRM on scored processes; resumes")
+    c.add_argument("--rows", required=True, help="processes.json of a search, or ViLReward-73K")
+    c.add_argument("--images", required=True, help="image root that their paths start from")
+    c.add_argument("--out", required=True, help="folder of the ViLPRM")
+    c.add_argument("--start", help="checkpoint to start from; default: the profile's policy")
+    settings(c)
+
+
+def settings(c: argparse.ArgumentParser) -> None:
+    """Add a profile and what differs from it."""
+    c.add_argument("--profile", default="laptop")
+    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")

@@ -26,7 +26,7 @@ IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vi
 
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-NOT_QUANTISED = ["model.visual", "lm_head"]  # a bare "visual" would match nothing
+NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
 
 
 class ImageProcessor(Qwen2_5_VLProcessor):
@@ -82,6 +82,7 @@ def load_policy(
     max_pixels: int = MAX_PIXELS,
     min_pixels: int = MIN_PIXELS,
     dtype: str | None = None,
+    kind: Any = None,
 ) -> Policy:
     """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
 
@@ -89,6 +90,7 @@ def load_policy(
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
             `4bit` loads the language model in nf4.
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
+        kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
     Raises:
         FileNotFoundError: nothing to load at `path`, with what to do about it.
     """
@@ -112,7 +114,7 @@ def load_policy(
     weights = path
     if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
         weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = (kind or AutoModelForImageTextToText).from_pretrained(
         str(weights),
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,

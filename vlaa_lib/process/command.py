@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import records, rewards
+from .. import profiles, records, rewards
 from ..construct.client import Limits
 from ..construct.endpoints import Endpoint, read_endpoints
 from . import best_of_n, judge, pools, scorers
@@ -19,7 +20,8 @@ SHOWN = ("generator", "scorer", "aggregator", "n", "questions", "accuracy", "low
 
 def main(args: Namespace, show: Show) -> int:
     """Run `python -m vlaa_lib process`."""
-    {"pool": _pool, "judge": _judge, "best-of-n": _best_of_n}[args.what](args, show)
+    actions = {"pool": _pool, "judge": _judge, "best-of-n": _best_of_n}
+    (actions | {"search": _search, "train-prm": _train_prm})[args.what](args, show)
     return 0
 
 
@@ -54,6 +56,10 @@ def _scorer(args: Namespace) -> tuple[str, scorers.Scorer]:
         with_answer = args.truth == "steps+answer"
         return f"truth of {args.truth}", partial(scorers.step_truth, with_answer=with_answer)
     given = Path(args.out).parent / "judge.sqlite", args.images, args.view
+    if args.prm:
+        from . import prm
+
+        return f"ViLPRM {Path(args.prm).name}", prm.scorer(prm.load(args.prm), args.images)
     if args.model:
         from .. import models
 
@@ -73,3 +79,38 @@ def _best_of_n(args: Namespace, show: Show) -> None:
     largest = max((row["n"] for row in rows), default=0)
     show([{key: row[key] for key in SHOWN} for row in rows if row["n"] == largest])
     print(f"{len(rows)} rows in {args.out}")
+
+
+def _settings(args: Namespace) -> profiles.Settings:
+    return profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
+
+
+def _search(args: Namespace, show: Show) -> None:
+    from .. import models, perplexity
+    from . import search
+
+    cfg, out = _settings(args), Path(args.out)
+    made = list(rewards.usable(args.records, args.images, out))[: args.n]
+    m = cfg.model
+    policy = models.load_policy(args.model or m.policy, "full", m.max_pixels, m.min_pixels)
+    sampler = search.policy_sampler(policy, args.images, cfg.search)
+    who = perplexity.fingerprint(policy)["weights"]
+    trees = search.search(made, sampler, out, cfg.search, cfg.seed, who)
+    rows, table = search.rows(trees), search.statistics(trees)
+    search.write_rows(out / "processes.json", rows)
+    records.write_csv(out / "statistics.csv", table)
+    show(table)
+    print(f"{len(rows)} rows of {len(trees)} questions in {out / 'processes.json'}")
+
+
+def _train_prm(args: Namespace, show: Show) -> None:
+    from . import released, train_prm
+
+    found = released.read_processes(args.rows, args.images)
+    for reject in found.rejects:
+        print(f"rejected: {reject}")
+    log = train_prm.train(_settings(args), found.rows, args.images, args.out, args.start)
+    show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
+    for name in ("held_out", "calibration"):
+        with (Path(args.out) / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+            show(list(csv.DictReader(stream)))

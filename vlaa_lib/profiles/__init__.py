@@ -29,6 +29,8 @@ CHOICES = {
     "launch": (HERE, *launchers()),
     "sft.mode": MODES,
     "grpo.mode": MODES,
+    "prm.mode": MODES,
+    "prm.loss": ("mse", "bce"),
     "grpo.kl": ("adaptive", "fixed", "off"),
     "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
     "grpo.scale_rewards": ("group", "batch", "none"),
@@ -108,6 +110,8 @@ class Grpo:
     loss_type: str
     scale_rewards: str
     parts: list[str]
+    process_weight: float
+    process_model: str
     dead_rounds: int
     sampler: str
     sampler_url: str
@@ -133,6 +137,34 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Search:
+    iterations: int
+    width: int
+    rollouts: int
+    exploration: float
+    max_depth: int
+    temperature: float
+    max_new_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Prm:
+    mode: str
+    loss: str
+    held_out: float
+    epochs: float
+    max_steps: int
+    global_batch: int
+    per_device_batch: int
+    learning_rate: float
+    warmup: float
+    max_tokens: int
+    logging_steps: int
+    save_steps: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a profile decides; each value's source stands beside it in the YAML file."""
 
@@ -147,6 +179,8 @@ class Settings:
     sft: Sft
     grpo: Grpo
     evaluate: Evaluate
+    search: Search
+    prm: Prm
 
 
 def load(profile: str, **overrides: Any) -> Settings:
@@ -231,8 +265,11 @@ _POSITIVE = {
     "grpo": "epochs rollout_prompts train_batch num_iterations per_device_batch temperature "
     "max_prompt_tokens max_completion_tokens learning_rate kl_target kl_horizon dead_rounds",
     "evaluate": "batch max_new_tokens bootstrap",
+    "search": "iterations width rollouts max_depth temperature max_new_tokens batch",
+    "prm": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
 }
 _RATES = {"teacher": "omit confuse miscount hesitate waver", "sft": "warmup", "grpo": "warmup"}
+_RATES |= {"prm": "warmup held_out"}
 
 
 def _check(s: Settings) -> None:
@@ -262,6 +299,10 @@ def _check(s: Settings) -> None:
         raise ProfileError(f"grpo.parts: {unknown[0]!r}; use some of {', '.join(REWARDS)}")
     if g.kl != "off" and not g.beta > 0:
         raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
+    if not g.process_weight >= 0 or (g.process_weight and not g.process_model):
+        raise ProfileError("grpo.process_weight: 0 or more, and above 0 with grpo.process_model")
+    if not s.search.exploration >= 0:
+        raise ProfileError("search.exploration: 0 or more")
     if not 0 <= g.min_learning_rate <= g.learning_rate:
         raise ProfileError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
 
@@ -277,6 +318,7 @@ def _check_batches(s: Settings) -> None:
         raise ProfileError("grpo.num_generations: a group needs at least 2 completions")
     for key, whole, part in (
         ("sft.global_batch", s.sft.global_batch, ("sft.per_device_batch", s.sft.per_device_batch)),
+        ("prm.global_batch", s.prm.global_batch, ("prm.per_device_batch", s.prm.per_device_batch)),
         ("grpo.train_batch", g.train_batch, ("grpo.per_device_batch", g.per_device_batch)),
         ("grpo.rollout_prompts x num_generations", g.rollouts, ("grpo.train_batch", g.train_batch)),
     ):

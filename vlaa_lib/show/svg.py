@@ -59,8 +59,8 @@ def lines(
     x_ticks, y_ticks = (ticks(min(values), max(values)) for values in zip(*points, strict=True))
     body = [_y_axis(y_ticks, y_title or y)]
     for tick in x_ticks:
-        body.append(_text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
-    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+        body.append(text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
+    body.append(text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
     for index, (name, pairs) in enumerate(series.items()):
         style = style_of(name or y, index)
         places = [(_x(a, x_ticks), _y(b, y_ticks)) for a, b in pairs]
@@ -70,7 +70,7 @@ def lines(
             f'stroke-dasharray="{_DASHES[style.dash]}"/>'
         )
         body += [_marker(style.symbol, a, b, style.color) for a, b in places]
-    return _svg(title, body + (_legend(list(series)) if group else []))
+    return svg(title, body + (_legend(list(series)) if group else []))
 
 
 def bars(
@@ -99,7 +99,7 @@ def bars(
     width = slot * 0.8 / len(names)
     body = [_y_axis(y_ticks, y_title or y)]
     for i, place in enumerate(places):
-        body.append(_text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
+        body.append(text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
         for j, name in enumerate(names):
             left = _LEFT + i * slot + 0.1 * slot + j * width
             # models keep their colour also where they stand along the axis
@@ -107,8 +107,8 @@ def bars(
             for row in chosen(chosen(rows, x, place), group, name)[:1]:
                 values = [number(row.get(key)) for key in (y, low, high)]
                 body += _bar(left, width, color, values, y_ticks)
-    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
-    return _svg(title, body + (_legend(names) if group else []))
+    body.append(text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+    return svg(title, body + (_legend(names) if group else []))
 
 
 def _bar(left: float, width: float, color: str, values: list, y_ticks: list[float]) -> list[str]:
@@ -142,10 +142,10 @@ def _y_axis(y_ticks: list[float], y_title: str) -> str:
     for tick in y_ticks:
         height = _y(tick, y_ticks)
         drawn.append(f'<path d="M{_LEFT} {height:.1f}h{_PLOT_W}" stroke="#e5e5e5"/>')
-        drawn.append(_text(_LEFT - 6, height + 4, f"{tick:g}", "end"))
+        drawn.append(text(_LEFT - 6, height + 4, f"{tick:g}", "end"))
     middle = _TOP + _PLOT_H / 2
     turn = f'transform="rotate(-90 14 {middle:.0f})"'
-    return "".join(drawn) + _text(14, middle, y_title, "middle", turn)
+    return "".join(drawn) + text(14, middle, y_title, "middle", turn)
 
 
 def _marker(symbol: str, x: float, y: float, color: str) -> str:
@@ -168,22 +168,24 @@ def _legend(names: list[str]) -> list[str]:
     for index, name in enumerate(names):
         style = style_of(name, index)
         drawn.append(_marker(style.symbol, left + 4, HEIGHT_PX - 14, style.color))
-        drawn.append(_text(left + 14, HEIGHT_PX - 10, style.label, "start"))
+        drawn.append(text(left + 14, HEIGHT_PX - 10, style.label, "start"))
         left += 34 + 7 * len(style.label)
     return drawn
 
 
-def _text(x: float, y: float, text: Any, anchor: str, more: str = "") -> str:
+def text(x: float, y: float, words: Any, anchor: str, more: str = "") -> str:
+    """Return an escaped text element."""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(text))}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(words))}</text>'
     )
 
 
-def _svg(title: str, body: list[str]) -> str:
+def svg(title: str, body: list[str], height: int = HEIGHT_PX) -> str:
+    """Return a whole picture with its title, which is escaped; `body` must be so already."""
     heading = f'<text x="{_LEFT}" y="20" font-size="14" font-weight="bold">{escape(title)}</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" '
-        f'width="{WIDTH_PX}" height="{HEIGHT_PX}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH_PX} {height}" '
+        f'width="{WIDTH_PX}" height="{height}" font-family="sans-serif" font-size="12">'
         f"<title>{escape(title)}</title>"
         f'<rect width="100%" height="100%" fill="#fff"/>{heading}{"".join(body)}</svg>'
     )

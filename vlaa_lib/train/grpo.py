@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,7 @@ def grpo(
     start: str | Path | None = None,
     reward_model: rewards.RewardModel | None = None,
     overlap: bool = True,
+    process_reward: Callable[..., list[float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -42,6 +43,7 @@ def grpo(
         start: checkpoint to start from; by default the profile's policy.
         reward_model: for open answers; default: facts of the micro-world's scenes.
         overlap: check mathematics while the reference model runs (ours; same rewards).
+        process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -60,12 +62,16 @@ def grpo(
             f"{len(rows)} records are fewer than one sampling round's {g.rollout_prompts}; lower "
             "grpo.rollout_prompts"
         )
+    if bool(g.process_weight) != bool(process_reward):
+        raise ValueError("a process reward and grpo.process_weight above 0 go together; give both")
     reward = partial(rewards.mixed_reward, reward_model=reward_model, format=g.format)
+    # TRL names a reward by its __name__
+    parts = [update_wrapper(reward, rewards.mixed_reward), *filter(None, [process_reward])]
     trainer = trainer_class()(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
         train_dataset=rows,
-        reward_funcs=update_wrapper(reward, rewards.mixed_reward),  # TRL names it by __name__
+        reward_funcs=parts,
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
         callbacks=watchers(out),
@@ -130,6 +136,7 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         epsilon=g.epsilon,
         loss_type=g.loss_type,
         scale_rewards=g.scale_rewards,
+        reward_weights=[1.0, g.process_weight] if g.process_weight else None,
         learning_rate=g.learning_rate,
         warmup_steps=g.warmup,  # a value below 1 is a share of all steps (transformers 5)
         lr_scheduler_type="cosine_with_min_lr",  # paper table 6
