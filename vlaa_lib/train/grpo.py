@@ -29,6 +29,7 @@ def grpo(
     name: str = "grpo",
     reward_model: rewards.RewardModel | None = None,
     overlap: bool = True,
+    token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -37,9 +38,10 @@ def grpo(
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
-        name: the run's name in the trace store.
+        name: the model's name in the trace store.
         reward_model: for open answers; default: facts of the micro-world's scenes.
         overlap: check mathematics while the reference model runs (ours; same rewards).
+        token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -70,7 +72,8 @@ def grpo(
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
-    trainer.run_name, trainer.dead_rounds = name, g.dead_rounds
+    trainer.stamp = {"model": name, "profile": cfg.profile, "seed": cfg.seed}
+    trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
     trainer.format, trainer.overlap = g.format, overlap
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)
