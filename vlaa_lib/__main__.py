@@ -335,7 +335,7 @@ def _traces(args) -> int:
     from . import traces
 
     card = traces.curate(args.run_dir, args.out, args.per_source, args.seed)
-    print(f"{card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes in {args.out}")
+    print(f"{args.out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
     return 0
 
 

@@ -17,7 +17,8 @@ _ABOUT = {
     "count": (1, 2),
     **dict.fromkeys(("place", "area"), (0, 1)),
     "relation": (0, 1, 3, 4),
-    **dict.fromkeys(("tallest", "shortest", "peak", "dip", "most", "equal", "thing", "unclear"), ()),
+    **dict.fromkeys(("tallest", "shortest", "peak", "dip", "most"), ()),
+    **dict.fromkeys(("equal", "thing", "unclear"), ()),
 }
 
 

@@ -54,7 +54,7 @@ def repetition(trace: str) -> float | None:
     """
     words = trace.lower().split()
     runs = list(zip(*(words[i:] for i in range(NGRAM)), strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else None
+    return (len(runs) - len(set(runs))) / len(runs) if runs else None
 
 
 def measure(trace: str, scene: dict | None = None, question: str = "") -> dict[str, Any]:
