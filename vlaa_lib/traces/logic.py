@@ -107,6 +107,9 @@ def _value(fact: Fact, asked: str) -> str | None:
 def _solved(asked: questions.Question, stated: list[Fact]) -> str | None:
     if asked.kind == "describe":
         return None  # its solution is a text; the last count is its total
+    counts = asked.kind in ("count", "add", "subtract", "more")
+    if counts and not any(fact.kind == "count" for fact in stated):
+        return None  # nothing counted is not a count of nothing
     try:
         return found(asked, list({about(fact): fact for fact in stated}.values()))[1]
     except (CannotAnswer, ValueError, IndexError):  # facts of another kind of picture
