@@ -79,6 +79,7 @@ COUNT, CHOICES = "How many red cubes are there?", "\nChoices:\nA: red\nB: blue\n
         (COUNT, "There are 3 red cubes.", "4", False),
         (COUNT, "There are 4 red cubes. Wait. There are 3 red cubes.", "4", False),
         (COUNT, "There are 2 red cubes. 2 + 1 = 3.", "3", True),
+        (COUNT, "2 + 1 = 3. Let me check. There are 2 red cubes.", "3", True),
         (COUNT, "I like cubes.", "3", None),
         (COUNT, "The red cube is at the top left.", "0", None),  # no cube was counted
         ("Which bar is the tallest?" + CHOICES, "The tallest bar is blue.", "B", True),

@@ -10,7 +10,7 @@ from ..microworld import facts, questions, truth
 from ..microworld.facts import Fact
 from ..microworld.solve import UNANSWERABLE, CannotAnswer, found
 from ..prompts import split_think_answer
-from .steps import sentences
+from .steps import facts_of, split
 
 # which arguments name what a fact is about; the others say something of it. Default: the first
 _ABOUT = {
@@ -48,10 +48,10 @@ def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
     counts = {"helped": 0, "hurt": 0, "unchanged": 0}
     held: dict[tuple, bool] = {}  # of each thing: was the last statement true
     doubted: set[tuple] = set()
-    for text, stated in sentences(trace):
-        if has_aha(text):
+    for sentence in split(trace):
+        if has_aha(sentence):
             doubted = set(held)
-        for fact in stated:
+        for fact in facts_of(sentence):
             now, key = truth.holds(fact, scene), about(fact)
             if now is None:
                 continue
@@ -66,15 +66,16 @@ def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
 def follows(trace: str, question: str) -> bool | None:
     """Say whether the answer follows from what the think block states last (ours).
 
-    It does if the last fact gives it, or if the question solved from the stated facts does, the
-    latest about each thing. Truth plays no part. None where that cannot be told: the format is
-    broken, the question or the reasoning is not of the micro-world, or nothing leads to an answer.
+    It does if the last fact or the last sum gives it, or if the question solved from the stated
+    facts does, the latest about each thing. Truth plays no part. None where that cannot be told:
+    the format is broken, question or reasoning are not of the micro-world, or nothing leads to an
+    answer.
 
     >>> follows("<think>2 + 1 = 3.</think><answer>4</answer>", "How many cubes are there?")
     False
     """
     parsed = split_think_answer(trace)
-    stated = [fact for _, told in sentences(parsed.think) for fact in told]
+    stated = [fact for sentence in split(parsed.think) for fact in facts_of(sentence)]
     try:
         asked = questions.read(question)
     except CannotAnswer:
@@ -86,7 +87,8 @@ def follows(trace: str, question: str) -> bool | None:
     answer = asked.choices.get(parsed.answer.strip(" ().").upper(), parsed.answer)
     if asked.kind == "describe":
         answer = str(sum(f.args[0] for f in facts.extract(answer) if f.kind == "count"))
-    candidates = [_value(stated[-1], asked.kind), _solved(asked, stated)]
+    lasts = [stated[-1], *[fact for fact in stated if fact.kind == "sum"][-1:]]
+    candidates = [*(_value(fact, asked.kind) for fact in lasts), _solved(asked, stated)]
     known = [text for text in candidates if text is not None]
     return any(agrees(text, answer) for text in known) if known else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..microworld import facts, truth
 from ..microworld.facts import Fact
@@ -20,10 +21,15 @@ class Step:
     truth: bool | None
 
 
-def sentences(trace: str) -> list[tuple[str, list[Fact]]]:
-    """Return each sentence of a trace, without tags, and the facts that it states."""
-    parts = facts.sentences(_ANY_TAG.sub("\n", trace))
-    return [(part, facts.read_all(part)) for part in parts]
+def split(trace: str) -> list[str]:
+    """Return the sentences of a trace, without tags."""
+    return facts.sentences(_ANY_TAG.sub("\n", trace))
+
+
+@lru_cache(maxsize=4096)  # rollouts of a group repeat each other, and each is read several times
+def facts_of(sentence: str) -> tuple[Fact, ...]:
+    """Return the facts that a sentence states."""
+    return tuple(facts.read_all(sentence))
 
 
 def check_steps(trace: str, scene: dict | None) -> list[Step]:
@@ -36,8 +42,8 @@ def check_steps(trace: str, scene: dict | None) -> list[Step]:
     [True, None, None]
     """
     steps = []
-    for part, stated in sentences(trace):
-        held = [truth.holds(fact, scene) for fact in stated] if scene else []
+    for part in split(trace):
+        held = [truth.holds(fact, scene) for fact in facts_of(part)] if scene else []
         told = [value for value in held if value is not None]
         steps.append(Step(part, all(told) if told else None))
     return steps
