@@ -130,6 +130,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
     c.add_argument("--json", metavar="OUT", help="file for all that was found")
 
+    c = command("traces", _traces, "Pick a few telling traces of a finished run.")
+    c.add_argument("what", choices=["curate"])
+    c.add_argument("--run", dest="run_dir", required=True, help="folder of the run")
+    c.add_argument("--out", default="data/traces")
+    c.add_argument("--per-source", type=int, default=3)
+    c.add_argument("--seed", type=int, default=0)
+
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
     c.add_argument("name", choices=["construct", "rewards"])
     c.add_argument("--out", "--json", help="file for all that was found (JSON)")
@@ -339,6 +346,14 @@ def _doctor(args) -> int:
     from . import doctor
 
     return doctor.main(args, _table)
+
+
+def _traces(args) -> int:
+    from . import traces
+
+    card = traces.curate(args.run_dir, args.out, args.per_source, args.seed)
+    print(f"{args.out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
+    return 0
 
 
 def _bench(args) -> int:

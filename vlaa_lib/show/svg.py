@@ -1,4 +1,4 @@
-"""Figures as inline SVG for static pages, where plotly shows nothing: bars with intervals, lines.
+"""Figures as inline SVG for static pages, where plotly shows nothing: bars, lines, heat maps.
 
 All text is escaped and numbers are formatted by us, so that a CSV cannot inject markup.
 """
@@ -42,21 +42,30 @@ def lines(
     title: str = "",
     x_title: str = "",
     y_title: str = "",
+    low: str = "low",
+    high: str = "high",
 ) -> str:
     """Draw a line for each group, with markers; rows without a number are left out.
+
+    Where rows hold them, intervals are drawn as a band behind the line.
 
     Raises:
         ValueError: no row holds both numbers.
     """
     rows = read(rows)
-    series = {}
+    series, bands = {}, {}
     for name in distinct(rows, group):
-        pairs = [(number(r.get(x)), number(r.get(y))) for r in chosen(rows, group, name)]
-        series[name] = [pair for pair in pairs if None not in pair]
+        mine, keys = chosen(rows, group, name), (x, y, low, high)
+        found = [[number(row.get(key)) for key in keys] for row in mine]
+        series[name] = [(a, b) for a, b, *_ in found if None not in (a, b)]
+        bands[name] = [(a, lo, hi) for a, _, lo, hi in found if None not in (a, lo, hi)]
     points = [pair for pairs in series.values() for pair in pairs]
     if not points:
         raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
-    x_ticks, y_ticks = (ticks(min(values), max(values)) for values in zip(*points, strict=True))
+    reach = [end for band in bands.values() for _, lo, hi in band for end in (lo, hi)]
+    heights = [b for _, b in points] + reach
+    x_ticks = ticks(min(a for a, _ in points), max(a for a, _ in points))
+    y_ticks = ticks(min(heights), max(heights))
     body = [_y_axis(y_ticks, y_title or y)]
     for tick in x_ticks:
         body.append(text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
@@ -64,6 +73,7 @@ def lines(
     for index, (name, pairs) in enumerate(series.items()):
         style = style_of(name or y, index)
         places = [(_x(a, x_ticks), _y(b, y_ticks)) for a, b in pairs]
+        body.append(_band(bands[name], style.color, x_ticks, y_ticks))
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         body.append(
             f'<polyline points="{path}" fill="none" stroke="{style.color}" stroke-width="2" '
@@ -109,6 +119,56 @@ def bars(
                 body += _bar(left, width, color, values, y_ticks)
     body.append(text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
     return svg(title, body + (_legend(names) if group else []))
+
+
+def _band(band: list, color: str, x_ticks: list[float], y_ticks: list[float]) -> str:
+    """Draw intervals (x, low, high) as one area; nothing where there are none."""
+    ends = [(a, lo) for a, lo, _ in band] + [(a, hi) for a, _, hi in reversed(band)]
+    places = " ".join(f"{_x(a, x_ticks):.1f},{_y(b, y_ticks):.1f}" for a, b in ends)
+    return f'<polygon points="{places}" fill="{color}" fill-opacity=".18"/>' if band else ""
+
+
+def heatmap(rows: str | Path | Rows, x: str, y: str, value: str, text: str, title: str = "") -> str:
+    """Draw a cell for each row, from white at 0 to blue at the largest value, with a text in it.
+
+    Raises:
+        ValueError: no row holds a number in `value`.
+    """
+    rows = [row for row in read(rows) if number(row.get(value)) is not None]
+    if not rows:
+        raise ValueError(f"no row has a number in {value!r}")
+    columns, names = distinct(rows, x), distinct(rows, y)
+    largest = max(*(number(row[value]) for row in rows), 1e-9)
+    left, width, height = 110, (WIDTH_PX - 125) / len(columns), (_PLOT_H + 30) / len(names)
+    body = []
+    for i, column in enumerate(columns):
+        body.append(_text(left + (i + 0.5) * width, _TOP + _PLOT_H + 48, column, "middle"))
+    for j, name in enumerate(names):
+        middle = _TOP + (j + 0.5) * height
+        body.append(_text(left - 6, middle + 4, style_of(name, j).label, "end"))
+        for row in chosen(rows, y, name):
+            at = left + columns.index(str(row[x])) * width
+            share = max(0.0, number(row[value]) / largest)
+            place = f'x="{at:.1f}" y="{middle - height / 2:.1f}"'
+            size = f'width="{width - 2:.1f}" height="{height - 2:.1f}"'
+            body.append(f'<rect {place} {size} fill="#0072B2" fill-opacity="{share:.3f}" '
+                        'stroke="#bbb"/>')  # fmt: skip
+            ink = 'fill="#fff"' if share > 0.6 else ""
+            body.append(_text(at + width / 2, middle + 4, row[text], "middle", ink))
+    return _svg(title, body)
+
+
+def stack(*drawings: str) -> str:
+    """Put drawings of this module below each other, as one."""
+    height = HEIGHT_PX * len(drawings)
+    inner = "".join(
+        f'<g transform="translate(0 {i * HEIGHT_PX})">{drawing}</g>'
+        for i, drawing in enumerate(drawings)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH_PX} {height}" '
+        f'width="{WIDTH_PX}" height="{height}">{inner}</svg>'
+    )
 
 
 def _bar(left: float, width: float, color: str, values: list, y_ticks: list[float]) -> list[str]:

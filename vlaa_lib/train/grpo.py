@@ -32,6 +32,7 @@ def grpo(
     reward_model: rewards.RewardModel | None = None,
     overlap: bool = True,
     process_reward: Callable[..., list[float]] | None = None,
+    token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -44,6 +45,7 @@ def grpo(
         reward_model: for open answers; default: facts of the micro-world's scenes.
         overlap: check mathematics while the reference model runs (ours; same rewards).
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
+        token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -78,7 +80,8 @@ def grpo(
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
-    trainer.run_name, trainer.dead_rounds = Path(out).resolve().name, g.dead_rounds
+    trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
+    trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
     trainer.format, trainer.overlap = g.format, overlap
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)

@@ -1,0 +1,149 @@
+"""Figures of traces: the paper's figures 6 and 7, step truth, hesitation; each with its table.
+
+All are SVG of our own, so that GitHub, nbconvert and the report show them without a script.
+Intervals are 95 % bootstrap intervals over records: rollouts of one prompt are averaged first,
+since they are not independent.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from ..evaluate import bootstrap
+from ..traces import FIGURE7_PHRASES, is_right
+from . import svg
+from .figures import text_table
+from .style import Rows, number
+
+MANY = 3  # false steps of one trace, from which on they are one column
+
+
+class Drawing:
+    """An SVG to look at; `rows` are its numbers, and as text it is their table."""
+
+    def __init__(self, drawn: str, rows: list[dict[str, Any]]) -> None:
+        self.svg, self.rows = drawn, rows
+
+    def __repr__(self) -> str:
+        return text_table(self.rows)
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+
+def means(rows: Rows, by: tuple[str, ...], value: str, resamples: int = 1000) -> list[dict]:
+    """Average a column over groups of rows, with an interval over the groups' records.
+
+    Rows without a number in `value` are left out, and `n` counts the others; groups come in order
+    of appearance.
+    """
+    groups: dict[tuple, dict[str, list[float]]] = {}
+    for row in rows:
+        if (found := number(row.get(value))) is not None:
+            records = groups.setdefault(tuple(row.get(key) for key in by), {})
+            records.setdefault(row["record_id"], []).append(found)
+    table = []
+    for key, records in groups.items():
+        each = [fmean(values) for values in records.values()]
+        low, high = bootstrap(each, resamples)
+        counted = {"n": sum(map(len, records.values())), "records": len(each)}
+        table.append(
+            dict(zip(by, key, strict=True))
+            | {value: fmean(each), "low": low, "high": high}
+            | counted
+        )
+    return table
+
+
+def training(rows: Rows, title: str = "") -> Drawing:
+    """Draw reward and length over training, a line a model (paper figure 6).
+
+    Args:
+        rows: of trace stores; `load(folder, ["model", "optimizer_step", "record_id", "reward",
+            "completion_tokens"])` holds all that is needed.
+    """
+    rows, drawn, table = list(rows), [], []
+    titles = {"reward": "mean reward", "completion_tokens": "tokens a completion"}
+    for value, y_title in titles.items():
+        made = sorted(
+            means(rows, ("model", "optimizer_step"), value), key=lambda row: row["optimizer_step"]
+        )
+        axes = {"x_title": "optimizer step", "y_title": y_title}
+        drawn.append(svg.lines(made, "optimizer_step", value, "model", title, **axes))
+        table += [{"measure": y_title, "mean": row.pop(value)} | row for row in made]
+        title = ""
+    return Drawing(svg.stack(*drawn), table)
+
+
+def aha_map(rows: Rows, title: str = "") -> Drawing:
+    """Draw how often each phrase occurs in 100 traces of each model (paper figure 7).
+
+    Args:
+        rows: of `traces.measured`.
+    """
+    rows, table = list(rows), []
+    for phrase in FIGURE7_PHRASES:
+        for row in means(rows, ("model",), phrase):
+            mean, low, high = (100 * row[key] for key in (phrase, "low", "high"))
+            text = f"{mean:.3g} ({low:.3g} to {high:.3g})"
+            cell = {"phrase": phrase, "per 100 traces": mean, "low": low, "high": high}
+            table.append({"model": row["model"], **cell, "n": row["n"], "cell": text})
+    drawn = svg.heatmap(table, "phrase", "model", "per 100 traces", "cell", title)
+    return Drawing(drawn, [{k: v for k, v in row.items() if k != "cell"} for row in table])
+
+
+def by_model(rows: Rows, measure: str = "false_share", title: str = "") -> Drawing:
+    """Draw a measure's mean by model, for example step truth or hesitation.
+
+    Args:
+        rows: of `traces.measured`.
+        measure: `false_share`, `hesitation`, `repetition`, `follows`, `helped`, ...
+    """
+    names = {
+        "false_share": "false among a trace's checked steps",
+        "hesitation": "aha words per 100 words",
+        "follows": "answers that follow",
+    }
+    made = means(rows, ("model",), measure)
+    drawn = svg.bars(made, "model", measure, title=title, y_title=names.get(measure, measure))
+    return Drawing(drawn, made)
+
+
+def reward_by_truth(rows: Rows, title: str = "") -> Drawing:
+    """Draw the reward of traces with no, one, two, or more false steps, by model.
+
+    Args:
+        rows: of a store or of `traces.measured`; without a scene a trace is left out.
+    """
+    known = [row for row in rows if row.get("false_steps") is not None]
+    binned = [row | {"false steps": _few(row["false_steps"])} for row in known]
+    made = sorted(means(binned, ("false steps", "model"), "reward"), key=lambda r: r["false steps"])
+    axes = {"x_title": "false steps of a trace", "y_title": "mean reward"}
+    return Drawing(svg.bars(made, "false steps", "reward", "model", title, **axes), made)
+
+
+def _few(count: int) -> str:
+    return f"{count}" if count < MANY else f"{MANY} or more"
+
+
+def length_and_right(rows: Rows, bins: int = 4, title: str = "") -> Drawing:
+    """Draw the share of right answers over the length of the trace, a line a model.
+
+    Args:
+        rows: of an evaluation's store or of `traces.measured`.
+        bins: each model's traces are cut into so many parts of equal size, shortest first.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("words") is not None:
+            groups.setdefault(row["model"], []).append(row | {"right": is_right(row)})
+    made = []
+    for name, mine in groups.items():
+        mine.sort(key=lambda row: row["words"])
+        for i in range(bins):
+            part = mine[i * len(mine) // bins : (i + 1) * len(mine) // bins]
+            mean_words = {"words": fmean(row["words"] for row in part)} if part else {}
+            made += [{"model": name, **mean_words} | row for row in means(part, (), "right")]
+    axes = {"x_title": "words of the trace", "y_title": "right answers, share"}
+    return Drawing(svg.lines(made, "words", "right", "model", title, **axes), made)
