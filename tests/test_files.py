@@ -7,8 +7,10 @@ import pytest
 
 from benchmark_files import picture, rows, write
 from vlaa_lib import prompts
+from vlaa_lib.evaluate import benchmarks as scoring
 from vlaa_lib.evaluate import files, prompting
 from vlaa_lib.images import open_image
+from vlaa_lib.microworld import benchmarks
 from vlaa_lib.records import RecordError
 
 NAMES = [name for name in files.BENCHMARKS if not name.startswith("micro-")]
@@ -203,6 +205,16 @@ def test_a_users_own_template(load, tmp_path):
         path.write_text(bad)
         with pytest.raises(ValueError, match="t.yaml"):
             prompting.settings(template_file=path)
+
+
+@pytest.mark.parametrize("name", [name for name in files.BENCHMARKS if name.startswith("micro-")])
+def test_micro_rows_are_asked_as_training_asks(tmp_path, name):
+    benchmarks.write_tsv(name, tmp_path / "b.tsv", 8)
+    found = files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
+    said = [ask.user for ask in prompting.asks(found, prompting.settings())]
+    asked = scoring.read(name, tmp_path / "b.tsv", tmp_path / "images")
+    assert said == [prompts.user_text(record.question, record.reward) for record in asked]
+    assert not found.rejects
 
 
 def test_slots_inside_values_stay_text(load):

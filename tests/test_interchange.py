@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmark_files import rows, write
-from vlaa_lib.evaluate import files, interchange, prompting
+from vlaa_lib.evaluate import files, interchange, prompting, runner
 from vlaa_lib.records import RecordError
 
 HARD = [
@@ -117,6 +117,22 @@ def test_a_broken_xlsx_is_one_clear_error(tmp_path, bench):
     (tmp_path / "p.xlsx").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(RecordError, match="not an xlsx file"):
         interchange.read(tmp_path / "p.xlsx", bench)
+
+
+@pytest.mark.parametrize("name", [n for n in files.BENCHMARKS if not n.startswith("micro-")])
+def test_odd_predictions_are_scored_by_the_real_scorers(tmp_path, name):
+    pytest.importorskip("vlaa_lib.evaluate.scoring")
+    write(tmp_path / "b.tsv", rows(name))
+    benchmark = files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
+    odd = ["A" * 100_000, "", "nan", "<think>cut", "\x00", *[r["answer"] for r in benchmark.rows[5:]]]
+    interchange.write(tmp_path / "p.json", benchmark, answered(benchmark, odd))
+    found, _ = interchange.read(tmp_path / "p.json", benchmark)
+    made, table = runner.finish(tmp_path, benchmark, found)
+    assert [row["prediction"] for row in made] == odd
+    assert not any(row["hit"] for row in made[:5]) and table
+    assert all(row["hit"] or row["reason"] for row in made)
+    assert any(row["hit"] for row in made[5:])
+    assert (tmp_path / "scores-ours.csv").stat().st_size
 
 
 def test_the_config_entry_registers_the_checkpoint(tmp_path):

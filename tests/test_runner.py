@@ -31,12 +31,15 @@ def scorer(monkeypatch):
         verdict = {"extracted": completion[:3], "path": mode, "hit": hit, "reason": "by length"}
         return row | {"benchmark": benchmark, "prediction": completion} | verdict
 
-    def summarise(benchmark, scored):
+    def score_all(benchmark, rows, completions, mode):
+        pairs = zip(rows, completions, strict=True)
+        return [score_row(benchmark, row, text, mode) for row, text in pairs]
+
+    def summarise(benchmark, scored, resamples):
         hits = sum(row["hit"] is True for row in scored)
         return [{"benchmark": benchmark, "n": len(scored), "points": hits}]
 
-    fake = SimpleNamespace(score_row=score_row, summarise=summarise)
-    monkeypatch.setattr(runner, "_metrics", lambda: fake)
+    monkeypatch.setattr(runner, "_scorers", lambda: (score_all, summarise))
 
 
 @pytest.fixture
@@ -192,6 +195,44 @@ def test_vllm_is_asked_for_by_name_where_it_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="is an adapter"):
         complete_vllm(tmp_path, tmp_path, 8)
+
+
+def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch):
+    """Against a stand-in with vLLM's names: what it is given, and how its reply is read."""
+    seen = SimpleNamespace()
+
+    class LLM:
+        def __init__(self, **more):
+            seen.model = more
+
+        def generate(self, inputs, sampling):
+            seen.inputs, seen.sampling = inputs, sampling
+            reasons = ["length", "stop"]
+            return [
+                SimpleNamespace(outputs=[SimpleNamespace(text="x", token_ids=(1, 2),
+                                                         finish_reason=reason)])
+                for reason in reasons
+            ]  # fmt: skip
+
+    fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **more: more)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    chosen = prompting.settings(max_new_tokens=9)
+    answer = command.loaded(str(tiny_model), chosen, bench[0].images, backend="vllm")
+    made = answer(bench[1][:2])
+    assert [(m.num_tokens, m.is_truncated) for m in made] == [(2, True), (2, False)]
+    assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0}
+    assert seen.model["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 262_144}
+    first = seen.inputs[0]
+    assert bench[1][0].user in first["prompt"] and "<|image_pad|>" in first["prompt"]
+    (shown,) = first["multi_modal_data"]["image"]
+    assert shown.size[0] * shown.size[1] >= 3136  # 40 x 30 px, fitted
+    with pytest.raises(ValueError, match="--mode 4bit is for --backend hf"):
+        command.loaded(str(tiny_model), chosen, "", "4bit", "vllm")
+
+
+def test_rows_without_verdict_are_named_by_reason():
+    rows = [{"index": str(i), "hit": None if i % 2 else False, "reason": "r"} for i in range(4)]
+    assert command._without_verdict(rows) == {"r": ["1", "3"]}
 
 
 def test_a_model_from_file_to_scores(tmp_path, tiny_model, capsys):

@@ -13,6 +13,7 @@ from . import files, interchange, prompting, runner
 from .generate import Ask, Complete, complete, complete_vllm
 
 AUTHORS = "vlaa-thinker"  # in the names of the checkpoints that the authors released
+SHOWN = 5  # ours: rows that are named for each reason
 
 Show = Callable[[list[dict[str, Any]]], None]
 
@@ -37,12 +38,22 @@ def main(args: Namespace, show: Show) -> int:
     if args.export:
         interchange.write(args.export, asked_of, found)
     rows, table = runner.finish(out, asked_of, found, args.extraction)
+    for reason, indices in _without_verdict(rows).items():
+        more = ", ..." if len(indices) > SHOWN else ""
+        shown = ", ".join(indices[:SHOWN]) + more
+        print(f"{len(indices)} without verdict: {reason} (index {shown})", file=sys.stderr)
+    show(table)
+    print(f"{sum(bool(row['truncated']) for row in rows)} truncated; rows in {out}")
+    return 0
+
+
+def _without_verdict(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Group the indices of rows that nobody can score by the reason."""
+    found: dict[str, list[str]] = {}
     for row in rows:
         if row["hit"] is None:
-            print(f"not scored: index {row['index']}: {row['reason']}", file=sys.stderr)
-    show(table)
-    print(f"{sum(map(bool, (r['truncated'] for r in rows)))} truncated; rows in {out}")
-    return 0
+            found.setdefault(row["reason"], []).append(row["index"])
+    return found
 
 
 def _settings(args: Namespace) -> prompting.Settings:

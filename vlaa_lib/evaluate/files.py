@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import images as pictures
+from .. import prompts
 from ..records import RecordError, Reject, clean_image_path
 from ..sources.files import image_extension
 
@@ -64,7 +65,7 @@ BENCHMARKS = {
     "WeMath": (),
     "WeMath_COT": ("requirement",),
     "LogicVista": (),
-    **{f"micro-{name}": () for name in LAYOUTS},
+    **{f"micro-{name}": ("micro_reward",) for name in LAYOUTS},
 }
 
 
@@ -218,6 +219,8 @@ def check(name: str, row: Row) -> None:
             raise RecordError(f"column {column!r} is empty or NaN; fill it in or delete the row")
         if special := re.search(r"<\|\w+\|>", row[column]):  # would be read as the token itself
             raise RecordError(f"column {column!r} spells the special token {special[0]}")
+    if row.get("micro_reward", "mcq") not in prompts.TASK_INSTRUCTIONS:
+        raise RecordError(f"column 'micro_reward': unknown reward {row['micro_reward'][:40]!r}")
 
 
 def _new_index(row: Row, seen: dict[str, int], line: int) -> str:

@@ -132,9 +132,18 @@ def _read_template(path: Path) -> dict:
 
 
 def user_text(name: str, row: Row, chosen: Settings) -> str:
-    """Return what a row is asked, filled in one pass: braces inside a value stay text."""
+    """Return what a row is asked, filled in one pass: braces inside a value stay text.
+
+    Micro rows are asked as training asks: the pocket VLM knows no other way.
+    """
     hint, needs = row.get("hint"), row.get("requirement")
     options = [c for c in ascii_uppercase if not is_missing(row.get(c))]
+    if "micro_reward" in row and not chosen.template:
+        from ..microworld.benchmarks import lettered
+
+        return prompts.user_text(
+            row["question"] + lettered([row[c] for c in options]), row["micro_reward"]
+        )
     values = {
         "question": row["query_cot" if name.endswith("_cot") else "question"],
         "hint": "" if is_missing(hint) else f"Hint: {hint}\n",

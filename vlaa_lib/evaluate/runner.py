@@ -206,20 +206,17 @@ def score(benchmark: Benchmark, found: Answers, mode: str = "ours") -> list[dict
     """Score answered rows, in the file's order.
 
     Returns:
-        What `metrics.score_row` says of each, with its tokens, whether it was truncated (None
+        What `scoring.score_all` says of each, with its tokens, whether it was truncated (None
         where an imported file does not say), and its counts of aha keywords.
     """
-    metrics = _metrics()
-    rows = []
-    for row in benchmark.rows:
-        if row["index"] not in found:
-            continue
+    rows = [row for row in benchmark.rows if row["index"] in found]
+    texts = [found[row["index"]]["prediction"] for row in rows]
+    made = []
+    for row, text in zip(_scorers()[0](benchmark.name, rows, texts, mode), texts, strict=True):
         answered = found[row["index"]]
-        text = answered["prediction"]
-        scored = metrics.score_row(benchmark.name, row, text, mode)
         more = {key: answered.get(key) for key in ("tokens", "truncated")}
-        rows.append(scored | more | {"aha": aha_counts(text)})
-    return rows
+        made.append(row | more | {"aha": aha_counts(text)})
+    return made
 
 
 def aha_counts(text: str) -> dict[str, int]:
@@ -237,15 +234,16 @@ def finish(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Score, write `rows-MODE.jsonl` and `scores-MODE.csv`; return the rows and the scores."""
     rows = score(benchmark, found, mode)
-    table = _metrics().summarise(benchmark.name, rows)
+    table = _scorers()[1](benchmark.name, rows, resamples=1000)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     records.write_lines(Path(out) / f"rows-{mode}.jsonl", lines)
     records.write_csv(Path(out) / f"scores-{mode}.csv", table)
     return rows, table
 
 
-def _metrics() -> Any:
-    """Return the scorers, which load Math-Verify, only where something is scored."""
-    from . import metrics
+def _scorers() -> tuple[Callable[..., list[dict[str, Any]]], Callable[..., list[dict[str, Any]]]]:
+    """Return what scores rows and what sums them up; loaded where something is scored."""
+    from .metrics import summarise
+    from .scoring import score_all
 
-    return metrics
+    return score_all, summarise
