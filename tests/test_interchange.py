@@ -124,7 +124,8 @@ def test_odd_predictions_are_scored_by_the_real_scorers(tmp_path, name):
     pytest.importorskip("vlaa_lib.evaluate.scoring")
     write(tmp_path / "b.tsv", rows(name))
     benchmark = files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
-    odd = ["A" * 100_000, "", "nan", "<think>cut", "\x00", *[r["answer"] for r in benchmark.rows[5:]]]
+    golds = [row["answer"] for row in benchmark.rows[5:]]
+    odd = ["A" * 100_000, "", "nan", "<think>cut", "\x00", *golds]
     interchange.write(tmp_path / "p.json", benchmark, answered(benchmark, odd))
     found, _ = interchange.read(tmp_path / "p.json", benchmark)
     made, table = runner.finish(tmp_path, benchmark, found)

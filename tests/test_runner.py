@@ -214,6 +214,8 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch):
                 for reason in reasons
             ]  # fmt: skip
 
+    import trl.data_utils  # noqa: F401  before the stand-in, which it would look into
+
     fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **more: more)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     chosen = prompting.settings(max_new_tokens=9)
