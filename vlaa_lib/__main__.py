@@ -103,12 +103,16 @@ def parser() -> argparse.ArgumentParser:
     c = command("plan", _plan, "Say what a training needs, before it starts; exit 1: too much.")
     arguments.plan(c)
 
-    c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
-    arguments.data(c)
-    c.add_argument("--model", required=True)
-    c.add_argument("--out", required=True, help="file for the scored rows (JSON Lines)")
-    c.add_argument("--batch", type=int, default=64)
-    c.add_argument("--max-new-tokens", type=int, default=160)
+    c = command(
+        "evaluate",
+        _evaluate,
+        "Answer records, or a benchmark's file, greedily and print the scores. Benchmarks resume; "
+        "for several GPUs start one --shard on each.",
+    )
+    arguments.evaluate(c)
+
+    c = command("generate", _generate, "Ask a model about one picture.")
+    arguments.generate(c)
 
     c = command("matrix", _matrix, "Train and evaluate models over several seeds.")
     c.add_argument("--profile", default="laptop")
@@ -301,12 +305,24 @@ def _evaluate(args) -> int:
 
     from . import evaluate, models, records
 
+    if args.benchmark:
+        from .evaluate import command
+
+        return command.main(args, _table)
+    if not (args.records and args.images and args.model):
+        raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
     made = _load(args)
-    policy = models.load_policy(args.model)
-    rows = evaluate.evaluate(policy, made, args.images, args.model, args.batch, args.max_new_tokens)
+    policy, limits = models.load_policy(args.model), (args.batch or 64, args.max_new_tokens or 160)
+    rows = evaluate.evaluate(policy, made, args.images, args.model, *limits)
     records.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
     _table(evaluate.summary(rows))
     return 0
+
+
+def _generate(args) -> int:
+    from .evaluate import command
+
+    return command.answer_one(args)
 
 
 def _matrix(args) -> int:

@@ -19,10 +19,51 @@ def shard(text: str) -> tuple[int, int]:
     return found
 
 
-def data(c: argparse.ArgumentParser) -> None:
+def data(c: argparse.ArgumentParser, is_required: bool = True) -> None:
     """Add where records and their pictures are."""
-    c.add_argument("--records", required=True, help="JSON array or JSON Lines, any extension")
-    c.add_argument("--images", required=True, help="image root that record paths start from")
+    c.add_argument("--records", required=is_required, help="JSON array or JSON Lines")
+    c.add_argument("--images", required=is_required, help="root that record paths start from")
+
+
+def model(c: argparse.ArgumentParser) -> None:
+    """Add how a model answers: shared by `generate` and benchmarks."""
+    c.add_argument("--mode", choices=["full", "4bit"], default="full", help="adapters: either")
+    c.add_argument("--backend", choices=["hf", "vllm"], default="hf")
+    c.add_argument("--preset", choices=["paper", "vlmevalkit"], default="paper")
+    c.add_argument("--max-new-tokens", type=int, help="default: the preset's; for records 160")
+    c.add_argument("--min-pixels", type=int, help="area of a picture; default: the preset's")
+    c.add_argument("--max-pixels", type=int)
+    prompt = c.add_mutually_exclusive_group()
+    prompt.add_argument("--system-prompt-file", help="text instead of ours")
+    prompt.add_argument("--no-system-prompt", action="store_true", help="as for base models")
+
+
+def generate(c: argparse.ArgumentParser) -> None:
+    """Add what `generate` reads."""
+    c.add_argument("--model", required=True, help="checkpoint, adapter or hub name")
+    c.add_argument("--image", required=True)
+    c.add_argument("--question", required=True)
+    model(c)
+
+
+def evaluate(c: argparse.ArgumentParser) -> None:
+    """Add what `evaluate` reads: records, or a benchmark."""
+    data(c, is_required=False)
+    c.add_argument("--model", help="checkpoint, adapter or hub name")
+    c.add_argument("--out", required=True, help="JSON Lines of records; folder of a benchmark")
+    c.add_argument("--batch", type=int, help="rows at a time; default: records 64, benchmarks 16")
+    model(c)
+    c.add_argument("--benchmark", help="e.g. MathVista_MINI, WeMath, micro-DynaMath")
+    c.add_argument("--tsv", help="the benchmark's file, as VLMEvalKit has it")
+    c.add_argument("--image-root", help="what image_path starts from; default: the file's folder")
+    c.add_argument("--cache", help="folder of the file's pictures; default: beside it, .images")
+    c.add_argument("--predictions", help="score a prediction file of the kit instead of a model")
+    c.add_argument("--extraction", default="ours", metavar="MODE", help="ours, kit-2025-04, ...")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
+    c.add_argument("--blank", action="store_true", help="grey pictures: what is guessed")
+    c.add_argument("--template", help="YAML: your own prompt, e.g. the kit's for WeMath")
+    c.add_argument("--export", help="prediction file for the kit: .tsv, .json or .xlsx")
+    c.add_argument("--kit-config", help="file for the kit's config entry of the model")
 
 
 def construct(c: argparse.ArgumentParser) -> None:

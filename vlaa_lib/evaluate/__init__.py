@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import prompts, rewards
-from ..models import Policy
 from ..records import Record
 from .generate import generate
+
+if TYPE_CHECKING:
+    from ..models import Policy
 
 __all__ = ["bootstrap", "evaluate", "extract_answer", "generate", "score_rows", "summary"]
 

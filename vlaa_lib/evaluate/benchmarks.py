@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import images as pictures
 from .. import rewards
 from ..microworld.benchmarks import BENCHMARKS, COLUMNS, VARIANTS, lettered
-from ..models import Policy
 from ..records import Record, RecordError
 from ..rewards.answers import bare
 from . import bootstrap, evaluate, score_rows
+from .files import MAX_REFERENCE_CHARS, tsv_rows
+
+if TYPE_CHECKING:
+    from ..models import Policy
 
 # the metric of each benchmark that the paper reports (table 4; DynaMath's is the worst case)
 HEADLINES = dict.fromkeys(BENCHMARKS, "overall")
 HEADLINES |= {"micro-DynaMath": "worst case", "micro-WeMath": "strict"}
-MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
 _SETS = ("micro-LogicVista",)  # the answer is a set of letters
 
 Rows = list[dict[str, Any]]
@@ -69,27 +70,10 @@ def _rows(name: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise RecordError(
             f"{path}: no such file; `python -m vlaa_lib microworld --benchmark {name}` writes one"
         )
-    csv.field_size_limit(pictures.MAX_FILE_BYTES * 2)  # a picture as base64 is a third longer
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t", strict=True)
-            if missing := [c for c in COLUMNS[name] if c not in (reader.fieldnames or [])]:
-                raise RecordError(
-                    f"{path.name}:1: no column {', '.join(map(repr, missing))}; is it {name}?"
-                )
-            line, is_empty = reader.line_num + 1, True
-            for row in reader:
-                if None in row or None in row.values():
-                    raise RecordError(
-                        f"{path.name}:{line}: the row does not have the header's "
-                        f"{len(reader.fieldnames)} columns; quote tabs and line breaks"
-                    )
-                yield line, row
-                line, is_empty = reader.line_num + 1, False
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise RecordError(f"{path.name}: not a TSV file in UTF-8 ({error})") from None
-    if is_empty:
-        raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
+    for line, row in tsv_rows(path, COLUMNS[name], name):
+        if isinstance(row, RecordError):
+            raise RecordError(f"{path.name}:{line}: {row}")
+        yield line, row
 
 
 def _image(
