@@ -273,10 +273,28 @@ def test_every_text_has_a_path_and_the_same_one_again(text):
                 "none|empty|unclosed|repeated|malformed", found.path)  # fmt: skip
 
 
-@given(st.sampled_from("ABCDE"), st.sampled_from(["{}", "({})", "The answer is {}.", "{}. {}"]))
-def test_a_named_letter_is_found_in_every_shape(letter, shape):
-    for text in (shape, join_think_answer("x", shape)):
-        assert option(text.format(letter, CHOICES[letter]), CHOICES) == letter
+# how people and models say a choice; L its letter, T its text
+SHAPES = r"""L|(L)|L.|L)|L: T|L. T|(L) T|L - T|Answer: L|Answer:L|ANSWER: L|**Answer: L**
+**Answer:** L. T
+The answer is **L**.|The answer is **L. T**.|The correct answer is (L) T.|Final answer: L|T|T.
+It is T.|So, the answer is L: T|Therefore, the correct option is L.|Option L|option L: T|I choose L.|→ L
+I would go with L.|The answer is option L|### Answer~L|We see it.~~L. T|We see it.~~Answer: T
+The right choice must be L|Hence, L is the correct answer.|$\boxed{L}$|\boxed{L. T}|\[\boxed{L}\]
+The answer is $\boxed{\text{L}}$.|The value is T, which is L.|So the answer is~~**L. T**|<b>L</b>
+Correct answer: L (T)|L, because it is larger.|L because it is larger.|The answer is L, as shown.
+answer: "L"|I think the answer should be L.|This matches choice (L).|The answer is therefore L.
+the correct answer is:~L|The answer, then, is L.|Answer: Option L – T
+It is T, so option L is correct"""
+
+
+@pytest.mark.parametrize("shape", [s for line in SHAPES.split("\n") for s in line.split("|")])
+def test_a_choice_is_found_in_every_shape(shape):
+    choices = {"A": "12 cm", "B": "Mercury", "C": "No correct answer", "D": "the left one"}
+    for letter, said in choices.items():
+        values = {"L": letter, "T": said, "~": "\n"}
+        text = re.sub(r"\bL\b|\bT\b|~", lambda slot, own=values: own[slot[0]], shape)
+        assert option(text, choices) == letter
+        assert option(join_think_answer("It may be A, or rather B.", text), choices) == letter
 
 
 # --- the kit --------------------------------------------------------------------------------------

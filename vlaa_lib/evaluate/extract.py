@@ -5,7 +5,8 @@ says so. Which text was read is the path's first half, which rule read it the se
 
 * `tags`: both blocks as asked for. `answer-tag`: an answer block alone, or one inside a broken
   format. `after-think`: what follows the thought. `plain`: a reply without any tag.
-  `json`: DynaMath's object, wherever it was found. `judge`: an LLM's reply, see `judge`.
+  `phrase`: mode strict, what follows "The answer is" in a reply without tags. Behind a colon
+  `json`: DynaMath's object was read; `judge`: an LLM's reply, see `judge`.
 * without an answer: `empty`, `too-long`, `unclosed` (cut off while thinking or answering),
   `repeated` (answer blocks that differ), or any of the above with `:none`.
 * rules: none (the whole text is the answer), `:boxed`, `:phrase` ("the answer is"), `:line` (the

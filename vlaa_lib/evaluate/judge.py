@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..construct.client import Limits
 from ..construct.endpoints import Endpoint
-from ..construct.ledger import call_key
+from ..construct.ledger import Reply, call_key
 from ..construct.pipeline import run_apart
 from ..construct.steps import Request
 from ..construct.templates import fill
@@ -75,7 +75,7 @@ class Judge(Grader):
             question += "".join(f"\n{letter}: {c}" for letter, c in made.choices.items())
         return fill(EXTRACT_PROMPT, question=question, pred=text[-MAX_ANSWER_CHARS:])
 
-    def _copied(self, reply) -> str | None:
+    def _copied(self, reply: Reply | CallFailed) -> str | None:
         if isinstance(reply, CallFailed) or reply.problem:
             problem = reply.reason if isinstance(reply, CallFailed) else reply.problem
             self.unusable[problem.partition(":")[0]] += 1
