@@ -275,9 +275,9 @@ def test_every_text_has_a_path_and_the_same_one_again(text):
 
 # how people and models say a choice; L its letter, T its text
 SHAPES = r"""L|(L)|L.|L)|L: T|L. T|(L) T|L - T|Answer: L|Answer:L|ANSWER: L|**Answer: L**
-**Answer:** L. T
+**Answer:** L. T|It is T.
 The answer is **L**.|The answer is **L. T**.|The correct answer is (L) T.|Final answer: L|T|T.
-It is T.|So, the answer is L: T|Therefore, the correct option is L.|Option L|option L: T|I choose L.|→ L
+So, the answer is L: T|Therefore, the correct option is L.|Option L|option L: T|I choose L.|→ L
 I would go with L.|The answer is option L|### Answer~L|We see it.~~L. T|We see it.~~Answer: T
 The right choice must be L|Hence, L is the correct answer.|$\boxed{L}$|\boxed{L. T}|\[\boxed{L}\]
 The answer is $\boxed{\text{L}}$.|The value is T, which is L.|So the answer is~~**L. T**|<b>L</b>
