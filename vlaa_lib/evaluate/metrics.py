@@ -13,11 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import bootstrap
-from .scoring import score_all, score_row
 from .tasks import MAX_LITERAL_CHARS, Row, family, listed, text_of
-
-__all__ = ["FULL_ROWS", "HEADLINES", "Measured", "measure", "score_all", "score_row", "summarise",
-           "totals", "wemath_class"]  # fmt: skip
 
 Rows = list[Row]
 Parts = dict[str, dict[str, float]]  # metric -> what each row, seed or problem earned, by its id
