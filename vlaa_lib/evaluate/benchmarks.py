@@ -1,8 +1,4 @@
-"""Micro benchmark files: read the TSV, answer and score its rows, and the benchmarks' own metrics.
-
-Formulas are those of the real benchmarks, over the groups that are there; a group that lacks a
-row is left out and counted, never taken for right.
-"""
+"""Micro benchmark files: read the TSV, answer and score its rows; metrics beside the blank twin."""
 
 from __future__ import annotations
 
@@ -17,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from .. import images as pictures
 from .. import rewards
-from ..microworld.benchmarks import BENCHMARKS, COLUMNS, VARIANTS, lettered
+from ..microworld.benchmarks import BENCHMARKS, COLUMNS, lettered
 from ..records import Record, RecordError
-from ..rewards.answers import bare
-from . import bootstrap, evaluate, score_rows
+from . import evaluate, score_rows
 from .files import MAX_REFERENCE_CHARS, tsv_rows
+from .metrics import HEADLINES as OF_SIX
+from .metrics import measure, totals, wemath_class
+from .tasks import family, letters
 
 if TYPE_CHECKING:
     from ..models import Policy
 
-# the metric of each benchmark that the paper reports (table 4; DynaMath's is the worst case)
-HEADLINES = dict.fromkeys(BENCHMARKS, "overall")
-HEADLINES |= {"micro-DynaMath": "worst case", "micro-WeMath": "strict"}
+HEADLINES = {name: OF_SIX[family(name)] for name in BENCHMARKS}
 _SETS = ("micro-LogicVista",)  # the answer is a set of letters
+
+__all__ = ["HEADLINES", "answer", "headline", "letters", "metrics", "read", "score", "wemath_class"]
 
 Rows = list[dict[str, Any]]
 
@@ -46,8 +44,7 @@ def read(name: str, path: str | Path, images: str | Path) -> list[Record]:
         RecordError: naming file, line and column of what cannot be used.
     """
     path = Path(path)
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
+    _check(name)
     found: dict[str, Record] = {}
     places: dict[str, str] = {}
     for line, row in _rows(name, path):
@@ -131,21 +128,6 @@ def _record(name: str, row: dict[str, str], image: str, place: str) -> Record:
 # --- answering and scoring ------------------------------------------------------------------------
 
 
-def letters(text: str, question: str) -> frozenset[str] | None:
-    r"""Read a set of a question's letters strictly: `A, C`, `AC`, `A and C`; else None.
-
-    >>> asked = "Which?\nChoices:\nA: 1\nB: 2\nC: 3"
-    >>> sorted(letters("A and C", asked)), letters("A, A", asked), letters("A or C", asked)
-    (['A', 'C'], None, None)
-    """
-    text = bare(text)
-    if not re.fullmatch(r"[A-Z]{1,26}|[A-Z](?:\s{0,3}(?:,|,? and)\s{1,3}[A-Z]|,[A-Z]){1,25}", text):
-        return None
-    named = re.findall(r"[A-Z]", text)
-    known = rewards.options(question)
-    return frozenset(named) if len(set(named)) == len(named) and set(named) <= set(known) else None
-
-
 def _one_letter(record: Record) -> Record:
     """Give a record with a set of letters one of them as gold, which the mcq verifier can read."""
     if record.source not in _SETS:
@@ -199,30 +181,25 @@ def metrics(name: str, rows: Rows, resamples: int = 1000) -> Rows:
     Raises:
         ValueError: unknown benchmark.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
+    _check(name)
     table = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model]
         seen, blank = (
-            _PARTS[name]([row for row in mine if row["blank"] is is_blank])
+            measure(name, [
+                row["columns"] | {"hit": row["correct"]}
+                for row in rows if row["model"] == model and row["blank"] is is_blank
+            ])
             for is_blank in (False, True)
-        )
-        left_out = len(seen.pop(_LEFT_OUT, []))
-        for metric, values in seen.items():
-            low, high = bootstrap(values, resamples) if values else (None, None)
+        )  # fmt: skip
+        for metric, values in seen.parts.items():
             table.append(
                 {
                     "model": model,
                     "benchmark": name,
                     "metric": metric,
-                    "n": len(values),
-                    "points": sum(values),
-                    "value": _mean(values),
-                    "low": low,
-                    "high": high,
-                    "blank_value": _mean(blank.get(metric, [])),
-                    "left_out": left_out,
+                    **totals(values, resamples),
+                    "blank_value": totals(blank.parts.get(metric, {}))["value"],
+                    "left_out": seen.left_out,
                 }
             )
     return table
@@ -233,101 +210,6 @@ def headline(name: str, rows: Rows, resamples: int = 1000) -> Rows:
     return [row for row in metrics(name, rows, resamples) if row["metric"] == HEADLINES[name]]
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-Parts = dict[str, list[float]]  # metric -> what each row, seed or problem earned
-_LEFT_OUT = "left out"  # no metric: one entry for each group that lacks a row or has one twice
-
-
-def _by(rows: Rows, *columns: str) -> Parts:
-    """Collect correctness over all rows, and over each value of columns (or list literals)."""
-    parts: Parts = {"overall": [float(row["correct"]) for row in rows]}
-    for column in columns:
-        of: Parts = {}
-        for row in rows:
-            text = row["columns"][column]
-            for value in re.findall(r"'([^']*)'", text) if text.startswith("[") else [text]:
-                of.setdefault(f"{column}: {value}", []).append(float(row["correct"]))
-        parts |= dict(sorted(of.items()))
-    return parts
-
-
-def _mathverse(rows: Rows) -> Parts:
-    return _by(rows, "problem_version", "question_type")
-
-
-def _dynamath(rows: Rows) -> Parts:
-    """Average over rows; worst case over the seeds of which every variant is there once."""
-    parts = _by(rows, "subject", "knowledge_level")
-    seeds: dict[str, dict[str, list[bool]]] = {}
-    for row in rows:
-        seed = seeds.setdefault(row["columns"]["qid"], {})
-        seed.setdefault(row["columns"]["varid"], []).append(bool(row["correct"]))
-    wanted = {str(number) for number in range(1, VARIANTS + 1)}
-    complete = [
-        [one for (one,) in seed.values()]
-        for seed in seeds.values()
-        if seed.keys() == wanted and all(len(found) == 1 for found in seed.values())
-    ]
-    worst = {"worst case": [float(all(seed)) for seed in complete]}
-    left_out = {_LEFT_OUT: [0.0] * (len(seeds) - len(complete))}
-    return worst | {"average": parts.pop("overall")} | parts | left_out
-
-
-def wemath_class(steps: list[bool], multi: bool, is_loose: bool = False) -> str:
-    """Return We-Math's class of a problem: CM, RM, IG or IK.
-
-    Complete mastery, rote memorisation, inadequate generalisation, insufficient knowledge. Loose
-    asks only for any step, not for all, where the problem itself is right.
-
-    >>> wemath_class([True, False], True), wemath_class([True, False], True, is_loose=True)
-    ('RM', 'CM')
-    >>> wemath_class([True, True], False), wemath_class([True, False], False)
-    ('IG', 'IK')
-    """
-    if multi:
-        return "CM" if (any(steps) if is_loose else all(steps)) else "RM"
-    return "IG" if all(steps) else "IK"
-
-
-def _wemath(rows: Rows) -> Parts:
-    """Score complete problems: (CM + IG / 2) / problems; RM's share is of all solved ones."""
-    problems: dict[str, dict[str, list[bool]]] = {}
-    for row in rows:
-        one = problems.setdefault(row["columns"]["ID"], {})
-        one.setdefault(row["columns"]["key"], []).append(bool(row["correct"]))
-    complete = [found for found in map(_complete, problems.items()) if found]
-    parts: Parts = {}
-    for label, is_loose in (("strict", False), ("loose", True)):
-        classes = [wemath_class(*found, is_loose) for found in complete]
-        parts[label] = [{"CM": 1.0, "IG": 0.5}.get(c, 0.0) for c in classes]
-        for wanted in ("IK", "IG", "CM"):
-            parts[f"{label} {wanted}"] = [float(c == wanted) for c in classes]
-        parts[f"{label} RM"] = [float(c == "RM") for c in classes if c in ("CM", "RM")]
-    for row in rows:
-        steps, _, part = row["columns"]["key"].partition("steps_")
-        label = f"S{steps}" if part == "multi" else "S1"
-        parts.setdefault(label, []).append(float(row["correct"]))
-    return parts | {_LEFT_OUT: [0.0] * (len(problems) - len(complete))}
-
-
-def _complete(problem: tuple[str, dict[str, list[bool]]]) -> tuple[list[bool], bool] | None:
-    """Return (steps, multi) of a problem that has each of its rows once, else None."""
-    prefix, found = problem[0].partition("_")[0], problem[1]
-    keys = [f"{prefix}_{part}" for part in (*range(1, int(prefix[0]) + 1), "multi")]
-    if sorted(found) != sorted(keys) or any(len(values) != 1 for values in found.values()):
-        return None
-    *steps, multi = (found[key][0] for key in keys)
-    return steps, multi
-
-
-_PARTS = {
-    "micro-MathVista": lambda rows: _by(rows, "task", "skills"),
-    "micro-MathVision": lambda rows: _by(rows, "level", "category"),
-    "micro-MathVerse": _mathverse,
-    "micro-DynaMath": _dynamath,
-    "micro-WeMath": _wemath,
-    "micro-LogicVista": lambda rows: _by(rows, "skill"),
-}
+def _check(name: str) -> None:
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
