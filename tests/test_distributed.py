@@ -22,7 +22,7 @@ from vlaa_lib.train import launch
 ZERO = ["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
 KINDS = {"cpu2": "MULTI_CPU", "cpu2_fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 COMPARED = {"sft": ("loss", "grad_norm"), "grpo": ("loss", "grad_norm", "kl", "reward")}
-# float32 sums in another order, three steps long; saved weights were seen to differ by 3e-8
+# float32 sums in another order, three steps long
 TOLERANCE = {"rel": 1e-3, "abs": 2e-5}
 
 
@@ -69,7 +69,9 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
             assert seen == pytest.approx(wanted, **TOLERANCE), (method, key)
             assert any(seen), f"{method}: {key} is 0 throughout, and the comparison is empty"
         old, new = (load_file(at / method / "model.safetensors") for at in (alone, tmp_path))
-        assert not [k for k in old if not torch.allclose(old[k], new[k], atol=1e-6)]
+        # AdamW moves a weight by up to 5e-4 a step however small its gradient: where that is all
+        # rounding, so is the direction
+        assert not [k for k in old if not torch.allclose(old[k], new[k], atol=1e-4)]
     # one process alone tells of its progress, from the first step to the last of each method
     steps = [event["step"] for event in heard if event["event"] == "step" and "loss" in event]
     assert steps == [1, 2, 3, 1, 2, 3]

@@ -3,12 +3,14 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
 
 from test_train import settings, with_traces
-from vlaa_lib import traces, train
+from vlaa_lib import ROOT, microworld, traces, train
 from vlaa_lib.train import checkpoints
 from vlaa_lib.train.kl import AdaptiveKL
 
@@ -152,3 +154,49 @@ def test_the_state_is_json(tiny_model, micro_data, tmp_path):
     run("grpo", short(tiny_model, "grpo", "lora"), micro_data, tmp_path)
     state = json.loads((tmp_path / "checkpoint-4" / checkpoints.STATE).read_text())
     assert state["beta"] > 0 and len(state["round_kl"]) == 2 and state["silent"] == 2
+
+
+DIES_WHILE_WRITING = """
+import sys, time
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from test_resume import run, short
+from vlaa_lib import records, train
+
+trainer = train.sft.__globals__["trainer_class"]()
+written = trainer._save_optimizer_and_scheduler
+
+def slow(self, folder):
+    written(self, folder)
+    if self.state.global_step == 4:
+        print("WRITING", flush=True)
+        time.sleep(600)
+
+trainer._save_optimizer_and_scheduler = slow
+folder = Path({folder!r})
+made = records.load(folder / "records.jsonl", folder / "images").records
+run("sft", short({model!r}, "sft", "lora"), (folder, made), {out!r})
+"""
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_loses_only_that_one(tiny_model, tmp_path):
+    folder, out = tmp_path / "micro", tmp_path / "out"
+    made = microworld.write_split(folder, list(microworld.SOURCES), "dev", 2)
+    script = DIES_WHILE_WRITING.format(
+        paths=[str(ROOT), str(ROOT / "tests")], folder=str(folder), model=str(tiny_model),
+        out=str(out),
+    )  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("WRITING" in line for line in child.stdout), "it ended before the checkpoint"
+    finally:
+        child.kill()
+        child.wait()
+    assert list((out / checkpoints.STAGING / "checkpoint-4").glob("adapter_model*"))
+    assert checkpoints.latest(out).name == "checkpoint-2"
+    cfg = short(tiny_model, "sft", "lora")
+    log = run("sft", cfg, (folder, made), out)
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert checkpoints.latest(out).name == "checkpoint-4"
+    whole = run("sft", cfg, (folder, made), tmp_path / "whole")
+    assert [row["loss"] for row in log] == [row["loss"] for row in whole]

@@ -45,6 +45,17 @@ def test_sft_moves_language_and_not_vision(tiny_model, micro_data, tmp_path):
     assert [float(row["loss"]) for row in kept] == [row["loss"] for row in log]
 
 
+def test_the_loss_does_not_depend_on_the_micro_batch(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    seen = []
+    for size in (16, 4):
+        cfg = settings(tiny_model, **{"sft.per_device_batch": size})
+        log = train.sft(cfg, with_traces(made)[:16], folder / "images", tmp_path / str(size))
+        seen.append([(row["loss"], row["grad_norm"]) for row in log])
+    for one, two in zip(*seen, strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
 def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     with pytest.raises(records.RecordError, match="can be trained on"):
@@ -119,6 +130,8 @@ def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):
 
 
 def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
+    from peft import PeftModel
+
     from vlaa_lib import models
 
     folder, made = micro_data
@@ -132,6 +145,13 @@ def test_lora_leaves_the_base_and_reloads(tiny_model, micro_data, tmp_path):
     merged = dict(models.load_policy(tmp_path / "lora").model.named_parameters())
     differs = {name for name in base if not torch.equal(base[name], merged[name])}
     assert differs and all("language_model" in name for name in differs)
+    unmerged = PeftModel.from_pretrained(models.load_policy(tiny_model).model, tmp_path / "lora")
+    ids = torch.arange(20, 60)[None]
+    with torch.inference_mode():
+        one = unmerged(input_ids=ids).logits
+        two = models.load_policy(tmp_path / "lora").model(input_ids=ids).logits
+    assert torch.allclose(one, two, atol=1e-4)
+    assert not torch.allclose(one, models.load_policy(tiny_model).model(input_ids=ids).logits)
 
 
 def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):

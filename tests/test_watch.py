@@ -244,6 +244,7 @@ def test_the_report_shows_curve_and_alarms(tmp_path):
     page = write_results(tmp_path, curve, "sft,all,0.5\nsft_grpo,all,0.3\nsft,solids,0.9\n")
     assert "Hacking watch" in page and "Share of completions with a suspicious sign" in page
     assert "end at the length limit" in page
+    assert "Reward, digit" in page and "Reward, iou" not in page
     assert "Held-out accuracy: 0.500 before, 0.300 after." in page
     assert "while held-out accuracy falls from 0.500 to 0.300" in page
 

@@ -224,8 +224,13 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
             for title, name in CURVES.items()
         ]
     if pattern == "watch_*.csv":
-        return [_drawn(svg.lines, rows, "step", "suspicious", x_title="optimizer step",
-                       title="Share of completions with a suspicious sign")]  # fmt: skip
+        columns = {f"reward_{part}": f"Reward, {part}" for part in records.REWARDS}
+        columns["suspicious"] = "Share of completions with a suspicious sign"
+        return [
+            _drawn(svg.lines, rows, "step", name, title=title, x_title="optimizer step")
+            for name, title in columns.items()
+            if any(number(row.get(name)) is not None for row in rows) or name == "suspicious"
+        ]
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip

@@ -16,10 +16,9 @@ from ..construct.pipeline import BudgetSpent, run_all, run_apart
 from ..construct.steps import Request
 from ..construct.templates import fill
 from ..construct.wire import CallFailed
-from ..images import ImageError, open_image
 from ..prompts import JUDGE_PROMPT
 from ..records import Record
-from .reward_models import BETA
+from .reward_models import BETA, picture_problem
 
 # ours: greedy, so that a question asked twice has one answer; a number needs no more tokens
 SETTINGS = {"temperature": 0.0, "max_tokens": 16}
@@ -75,11 +74,7 @@ class Judge:
 
     def problem(self, record: Record) -> str:
         """Say what is wrong with the record's picture."""
-        try:
-            open_image(record.image, self._images)
-        except ImageError as error:
-            return f"open: {error}"
-        return ""
+        return picture_problem(record, self._images)
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         """Return the judge's number for each answer, or None.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from ..images import ImageError, open_image
 from ..records import Record
 
 BETA = 1.0  # ours: the paper does not state it (appendix C.1); one point more earns 0.63
@@ -78,6 +79,15 @@ def problem_of(model: RewardModel, record: Record) -> str:
     if not said:
         _remember(memory, {key: ""})
     return said
+
+
+def picture_problem(record: Record, images: str | Path) -> str:
+    """Say what is wrong with a record's picture, for models that look at it; empty when nothing."""
+    try:
+        open_image(record.image, images)
+    except ImageError as error:
+        return f"open: {error}"
+    return ""
 
 
 def _remember(memory: OrderedDict[bytes, Any], found: dict[bytes, Any]) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images import ImageError, open_image
 from ..records import Record, clean_image_path
-from .reward_models import BETA
+from .reward_models import BETA, picture_problem
 
 REPOSITORY = "internlm/internlm-xcomposer2d5-7b-reward"  # paper §4 names the model
 # ours: the paper names no revision. The last commit but one; the last changes the card alone
@@ -74,11 +73,7 @@ class XComposerReward:
 
     def problem(self, record: Record) -> str:
         """Say what is wrong with the record's picture: the remote code opens the file itself."""
-        try:
-            open_image(record.image, self._images)
-        except ImageError as error:
-            return f"open: {error}"
-        return ""
+        return picture_problem(record, self._images)
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         """Return the model's score of each answer.

@@ -75,21 +75,3 @@ def rows(
         except (RecordError, ImageError) as error:
             rejects.append(Reject("", 0, record.id, str(error)))
     return made, rejects
-
-
-def dataset(
-    records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
-) -> Any:
-    """Return `rows` as a `datasets.Dataset`; print each reject.
-
-    Raises:
-        RecordError: nothing usable is left.
-    """
-    from datasets import Dataset
-
-    made, rejects = rows(records, images, cache, with_trace, **budget)
-    for reject in rejects:
-        print(f"left out: {reject}")
-    if not made:
-        raise RecordError(f"none of the {len(records)} records can be trained on; see above")
-    return Dataset.from_list(made)

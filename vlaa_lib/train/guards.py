@@ -20,21 +20,26 @@ class GuardError(ValueError):
 
 def count_tokens(row: dict[str, Any], processor: ImageProcessor) -> tuple[int, int, int]:
     """Count a dataset row's tokens: (text of the prompt, image, completion)."""
-    from PIL import Image
-
-    tokenizer, pictures = processor.tokenizer, processor.image_processor
+    tokenizer = processor.tokenizer
     prompt = processor.apply_chat_template(
         row["prompt"], tokenize=False, add_generation_prompt=True
     )
-    with Image.open(row["image"]) as image:
-        width, height = image.size
-    patches = pictures.get_number_of_image_patches(height, width)
     completion = row["completion"][0]["content"] if "completion" in row else ""
     return (
         len(tokenizer.encode(prompt, add_special_tokens=False)),
-        patches // pictures.merge_size**2,
+        image_tokens(row, processor),
         len(tokenizer.encode(completion, add_special_tokens=False)) if completion else 0,
     )
+
+
+def image_tokens(row: dict[str, Any], processor: ImageProcessor) -> int:
+    """Count the tokens of a row's picture from the size in its file."""
+    from PIL import Image
+
+    with Image.open(row["image"]) as image:
+        width, height = image.size
+    patches = processor.image_processor.get_number_of_image_patches(height, width)
+    return patches // processor.image_processor.merge_size**2
 
 
 def within(
@@ -72,7 +77,7 @@ def preflight(rows: list[dict[str, Any]], processor: ImageProcessor, model: Any)
             f"the processor's image token is {processor.image_token_id}, the model's "
             f"{model.config.image_token_id}: they come from different checkpoints"
         )
-    ordered = sorted(rows, key=lambda row: count_tokens(row, processor)[1])
+    ordered = sorted(rows, key=lambda row: image_tokens(row, processor))
     step = max(1, math.ceil(len(ordered) / PROBED))
     for row in [*ordered[::step], ordered[-1]]:
         text = processor.apply_chat_template(
@@ -84,7 +89,7 @@ def preflight(rows: list[dict[str, Any]], processor: ImageProcessor, model: Any)
         tokens = int((made["input_ids"] == processor.image_token_id).sum())
         merged = processor.image_processor.merge_size**2
         features = int(made["image_grid_thw"].prod()) // merged
-        if tokens != features or tokens != count_tokens(row, processor)[1]:
+        if tokens != features or tokens != image_tokens(row, processor):
             raise GuardError(
                 f"record {json.loads(row['record'])['id']}: {tokens} image tokens for {features} "
                 "features; the chat template or the image processor is not Qwen2-VL's"

@@ -19,7 +19,13 @@ def trainer_class() -> type:
     from trl import SFTTrainer
 
     class ResumableSFTTrainer(checkpoints.Resumable, SFTTrainer):
-        """SFTTrainer whose checkpoints are whole, and resumed in full."""
+        """SFTTrainer whose checkpoints are whole, and whose loss counts every token alike."""
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            # transformers 5.23 says that Qwen2.5-VL cannot divide by the tokens of the whole batch,
+            # and the loss becomes a mean of micro-batches' means; TRL divides by itself, and can
+            self.model_accepts_loss_kwargs = True
 
     return ResumableSFTTrainer
 
