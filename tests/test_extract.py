@@ -11,9 +11,10 @@ from test_construct import endpoint
 from vlaa_lib import construct
 from vlaa_lib.evaluate import extract as extraction
 from vlaa_lib.evaluate.extract import MODES, extract, option
+from vlaa_lib.evaluate.files import family, listed
 from vlaa_lib.evaluate.judge import Judge
 from vlaa_lib.evaluate.scoring import score_all, score_row
-from vlaa_lib.evaluate.tasks import family, letters, listed, real, task
+from vlaa_lib.evaluate.tasks import letters, real, task
 from vlaa_lib.microworld import benchmarks
 from vlaa_lib.prompts import join_think_answer
 

@@ -7,13 +7,12 @@ import pytest
 
 from benchmark_files import picture, rows, write
 from vlaa_lib import prompts
-from vlaa_lib.evaluate import benchmarks as scoring
 from vlaa_lib.evaluate import files, prompting
 from vlaa_lib.images import open_image
 from vlaa_lib.microworld import benchmarks
 from vlaa_lib.records import RecordError
 
-NAMES = [name for name in files.BENCHMARKS if not name.startswith("micro-")]
+NAMES = [name for name in files.LAYOUTS if not name.startswith("micro-")]
 
 
 @pytest.fixture
@@ -125,12 +124,14 @@ def test_only_the_vision_only_rows_are_asked_and_the_others_counted(load):
     made[5]["image"] = ""  # of another split: no reject
     found = load("MathVerse_MINI_Vision_Only", made)
     assert (len(found.rows), found.num_other_split, found.rejects) == (4, 6, [])
+    whole = load("MathVerse_MINI", made)  # asked for by name, all versions are
+    assert (len(whole.rows), whole.num_other_split, [r.id for r in whole.rejects]) == (9, 0, ["5"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_missing_column_is_named(tmp_path, name):
-    kind = files.LAYOUTS[files.family(name)]
-    for column in ("index", "question", *kind.columns, *files.BENCHMARKS[name]):
+    layout = files.LAYOUTS[name]
+    for column in ("index", "question", *layout.columns, *layout.asked):
         made = [{k: v for k, v in row.items() if k != column} for row in rows(name)]
         write(tmp_path / "b.tsv", made)
         with pytest.raises(RecordError, match=f"b.tsv:1: no column '{column}'; is it {name}"):
@@ -207,13 +208,16 @@ def test_a_users_own_template(load, tmp_path):
             prompting.settings(template_file=path)
 
 
-@pytest.mark.parametrize("name", [name for name in files.BENCHMARKS if name.startswith("micro-")])
+@pytest.mark.parametrize("name", [name for name in files.LAYOUTS if name.startswith("micro-")])
 def test_micro_rows_are_asked_as_training_asks(tmp_path, name):
-    benchmarks.write_tsv(name, tmp_path / "b.tsv", 8)
+    made = benchmarks.write_tsv(name, tmp_path / "b.tsv", 8)
     found = files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
     said = [ask.user for ask in prompting.asks(found, prompting.settings())]
-    asked = scoring.read(name, tmp_path / "b.tsv", tmp_path / "images")
-    assert said == [prompts.user_text(record.question, record.reward) for record in asked]
+    options = [benchmarks.lettered([r[c] for c in "ABCDE"]) if "E" in r else "" for r in made]
+    assert said == [
+        prompts.user_text(row["question"] + more, row["micro_reward"])
+        for row, more in zip(made, options, strict=True)
+    ]
     assert not found.rejects
 
 

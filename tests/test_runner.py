@@ -22,26 +22,6 @@ def said(asks):
     return [Completion(f"é {ask.user} {len(asks)} {together}", 7, False) for ask in asks]
 
 
-@pytest.fixture(autouse=True)
-def scorer(monkeypatch):
-    """Score by the length of the prediction; the benchmarks' own scorers have tests of theirs."""
-
-    def score_row(benchmark, row, completion, mode):
-        hit = None if row["index"] == "4" else len(completion) % 2 == 0
-        verdict = {"extracted": completion[:3], "path": mode, "hit": hit, "reason": "by length"}
-        return row | {"benchmark": benchmark, "prediction": completion} | verdict
-
-    def score_all(benchmark, rows, completions, mode):
-        pairs = zip(rows, completions, strict=True)
-        return [score_row(benchmark, row, text, mode) for row, text in pairs]
-
-    def summarise(benchmark, scored, resamples):
-        hits = sum(row["hit"] is True for row in scored)
-        return [{"benchmark": benchmark, "n": len(scored), "points": hits}]
-
-    monkeypatch.setattr(runner, "_scorers", lambda: (score_all, summarise))
-
-
 @pytest.fixture
 def bench(tmp_path):
     write(tmp_path / "b.tsv", rows("MathVision"))
@@ -67,14 +47,14 @@ asked = prompting.asks(benchmark, prompting.settings())
 def complete(asks):
     made = said(asks)
     if not left[0]:
-        mine = {ask.user: row for ask, row in zip(asked, benchmark.rows)}
+        mine = {ask.user: index for ask, index in zip(asked, benchmark.indices)}
         lines = [runner._line(mine[a.user], m) for a, m in zip(asks, made)]
         with open(out / "answers.jsonl", "a") as file:
             file.write(lines[0] + lines[1][:-9])
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     return made
-runner.answer(benchmark, asked, out, lambda: complete, batch=3)
+runner.answer(benchmark.indices, asked, out, lambda: complete, batch=3)
 """
 
 
@@ -82,7 +62,7 @@ runner.answer(benchmark, asked, out, lambda: complete, batch=3)
 def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     broken.mkdir()
-    runner.answer(*bench, whole, lambda: said, batch=3)
+    runner.answer(bench[0].indices, bench[1], whole, lambda: said, batch=3)
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=120
     )
@@ -95,37 +75,42 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
         asked_again.extend(asks)
         return said(asks)
 
-    runner.answer(*bench, broken, lambda: answer, batch=3)
+    runner.answer(bench[0].indices, bench[1], broken, lambda: answer, batch=3)
     assert len(asked_again) == 10 - 3 * batches  # nothing whole is answered twice
     assert final(broken, bench) == final(whole, bench)
 
 
 def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
     benchmark, asked = bench
-    text = "Wait. <think>wait, check</think>"
+    text = "Wait. <think>wait, check</think> The answer is 3"
     answers = [Completion(text, 5, True)] * 3
-    runner.answer(benchmark, asked, tmp_path, lambda: lambda asks: answers[: len(asks)], batch=3)
-    made, table = runner.finish(tmp_path, benchmark, runner.answers(tmp_path), "kit")
-    lines = (tmp_path / "rows-kit.jsonl").read_text().splitlines()
+    load = lambda: lambda asks: answers[: len(asks)]  # noqa: E731
+    runner.answer(benchmark.indices, asked, tmp_path, load, batch=3)
+    made, table = runner.finish(tmp_path, benchmark, runner.answers(tmp_path), "kit-2026-08")
+    lines = (tmp_path / "rows-kit-2026-08.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == made
-    assert [row["index"] for row in made] == [row["index"] for row in benchmark.rows]
-    assert made[0]["prediction"] == text and made[0]["path"] == "kit"
+    assert [row["index"] for row in made] == benchmark.indices
+    assert made[0]["prediction"] == text and {row["path"] for row in made} == {"kit-judge"}
+    made, table = runner.finish(tmp_path, benchmark, runner.answers(tmp_path))
+    assert [row["index"] for row in made if row["hit"]] == ["3"]  # the free row whose gold is 3
+    assert (made[3]["path"], made[3]["extracted"], made[3]["gold"]) == ("after-think", "3", "3")
     assert (made[0]["tokens"], made[0]["truncated"]) == (5, True)
     assert made[0]["aha"] == {"wait": 2, "check": 1}
     assert made[0]["category"] == "algebra" and made[0]["question"] == rows("MathVision")[0][
         "question"
     ]
-    assert (tmp_path / "scores-kit.csv").read_text() == "benchmark,n,points\nMathVision,10,9\n"
-    assert table[0]["n"] == 10
+    assert (table[0]["extraction"], table[0]["n"], table[0]["points"]) == ("ours", 10, 1)
+    header, first, *_ = (tmp_path / "scores-ours.csv").read_text().splitlines()
+    assert header.startswith("extraction,benchmark,metric") and first.startswith("ours,MathVision")
 
 
 def test_shards_together_are_the_whole(tmp_path, bench):
     counts = [
-        len(runner.answer(*bench, tmp_path, lambda: said, batch=4, shard=(i, 3))) for i in (2, 1, 3)
+        len(runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said, batch=4, shard=(i, 3))) for i in (2, 1, 3)
     ]
     assert counts == [3, 7, 10]
     assert len(list(tmp_path.glob("answers-*-of-3.jsonl"))) == 3
-    found = runner.answer(*bench, tmp_path, lambda: pytest.fail("nothing is left to answer"))
+    found = runner.answer(bench[0].indices, bench[1], tmp_path, lambda: pytest.fail("nothing is left to answer"))
     assert found.keys() == {row["index"] for row in bench[0].rows}
 
 
@@ -136,7 +121,7 @@ def test_batches_hold_prompts_of_similar_length(tmp_path, bench):
         sizes.append([len(ask.user) for ask in asks])
         return said(asks)
 
-    runner.answer(*bench, tmp_path, lambda: answer, batch=4)
+    runner.answer(bench[0].indices, bench[1], tmp_path, lambda: answer, batch=4)
     assert [len(batch) for batch in sizes] == [4, 4, 2]
     assert sizes == sorted(sizes) and [b[-1] for b in sizes] == [max(b) for b in sizes]
 
@@ -144,17 +129,17 @@ def test_batches_hold_prompts_of_similar_length(tmp_path, bench):
 def test_two_processes_do_not_write_one_file(tmp_path, bench):
     def answer(asks):
         with pytest.raises(RecordError, match="another process writes it"):
-            runner.answer(*bench, tmp_path, lambda: said)
+            runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said)
         return said(asks)
 
-    assert len(runner.answer(*bench, tmp_path, lambda: answer)) == 10
+    assert len(runner.answer(bench[0].indices, bench[1], tmp_path, lambda: answer)) == 10
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"index": 1, "prediction": "x"}', "\x00"])
 def test_a_broken_answer_is_named(tmp_path, bench, line):
     (tmp_path / "answers.jsonl").write_text(f'{{"index": "1", "prediction": ""}}\n{line}\n')
     with pytest.raises(RecordError, match="answers.jsonl:2: .*delete"):
-        runner.answer(*bench, tmp_path, lambda: said)
+        runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said)
 
 
 def test_another_model_or_prompt_is_refused_in_the_same_folder(tmp_path, bench):
@@ -259,8 +244,8 @@ def test_a_model_from_file_to_scores(tmp_path, tiny_model, capsys):
 
     at = call.index("--model")
     call[at : at + 2] = ["--predictions", tmp_path / "p.tsv"]
-    assert run("--extraction", "kit") == 0
-    again = [json.loads(x) for x in (tmp_path / "out" / "rows-kit.jsonl").read_text().splitlines()]
+    assert run("--extraction", "kit-2025-04") == 0
+    again = [json.loads(x) for x in (tmp_path / "out" / "rows-kit-2025-04.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in again] == [row["prediction"] for row in made]
 
     adapted = _adapter(tiny_model, tmp_path / "lora")
@@ -325,6 +310,12 @@ def test_generate_prints_and_asks_for_the_authors_prompt(tmp_path, monkeypatch, 
     [
         (["--benchmark", "WeMath", "--model", "m"], "needs --tsv FILE"),
         (["--benchmark", "WeMath", "--tsv", "b.tsv"], "either --model or --predictions"),
+        (["--benchmark", "WeMath", "--tsv", "b", "--model", "m", "--extraction", "kit"],
+         "unknown extraction mode 'kit'; use one of ours, strict, kit-2025-04"),
+        (["--benchmark", "WeMath", "--tsv", "b", "--model", "m", "--judge", "j.yaml",
+          "--extraction", "strict"], "--judge reads what our rules cannot"),
+        (["--benchmark", "WeMath", "--tsv", "b", "--model", "m", "--judge", "none.yaml"],
+         "none.yaml: cannot be read as YAML"),
         (["--model", "m"], "evaluate needs --benchmark, or --records"),
         (["--benchmark", "MMMU", "--tsv", "b.tsv", "--model", "m"], "unknown benchmark 'MMMU'"),
         (["--benchmark", "WeMath", "--tsv", "none.tsv", "--model", "m"], "no such file"),

@@ -58,7 +58,9 @@ def evaluate(c: argparse.ArgumentParser) -> None:
     c.add_argument("--image-root", help="what image_path starts from; default: the file's folder")
     c.add_argument("--cache", help="folder of the file's pictures; default: beside it, .images")
     c.add_argument("--predictions", help="score a prediction file of the kit instead of a model")
-    c.add_argument("--extraction", default="ours", metavar="MODE", help="ours, kit-2025-04, ...")
+    kit = "kit-2025-04 or kit-2026-08 (VLMEvalKit then and now), with -vlaa after its tag rule"
+    c.add_argument("--extraction", default="ours", metavar="RULES", help=f"ours, strict, {kit}")
+    c.add_argument("--judge", help="YAML with the section `judge`: reads what no rule can")
     c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
     c.add_argument("--blank", action="store_true", help="grey pictures: what is guessed")
     c.add_argument("--template", help="YAML: your own prompt, e.g. the kit's for WeMath")

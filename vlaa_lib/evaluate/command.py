@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import records
 from . import files, interchange, prompting, runner
+from .extract import check_mode
 from .generate import Ask, Complete, complete, complete_vllm
+
+if TYPE_CHECKING:
+    from .judge import Judge
 
 AUTHORS = "vlaa-thinker"  # in the names of the checkpoints that the authors released
 SHOWN = 5  # ours: rows that are named for each reason
@@ -23,28 +28,46 @@ def main(args: Namespace, show: Show) -> int:
     out, source = Path(args.out), Path(args.tsv or "")
     if not args.tsv or bool(args.model) == bool(args.predictions):
         raise ValueError("--benchmark needs --tsv FILE, and either --model or --predictions")
-    chosen = _settings(args)
+    check_mode(args.extraction)  # before a model has answered for hours
+    judge, chosen = _judge(args), _settings(args)
     cache = Path(args.cache or source.with_suffix(".images"))
     asked_of = files.read(args.benchmark, source, cache, args.image_root)
     for reject in asked_of.rejects:
         print(reject, file=sys.stderr)
     _tell(asked_of)
     found = _imported(args, asked_of) if args.predictions else _answered(args, asked_of, chosen)
-    if missing := len(asked_of.rows) - len(found.keys() & {r["index"] for r in asked_of.rows}):
+    if missing := len(set(asked_of.indices) - found.keys()):
         print(f"{missing} of {len(asked_of.rows)} rows have no answer", file=sys.stderr)
         if not args.predictions:
             print("once every shard is done, score with the same command without --shard")
             return 0
     if args.export:
         interchange.write(args.export, asked_of, found)
-    rows, table = runner.finish(out, asked_of, found, args.extraction)
+    rows, table = runner.finish(out, asked_of, found, args.extraction, judge)
     for reason, indices in _without_verdict(rows).items():
         more = ", ..." if len(indices) > SHOWN else ""
         shown = ", ".join(indices[:SHOWN]) + more
         print(f"{len(indices)} without verdict: {reason} (index {shown})", file=sys.stderr)
+    for reason, n in judge.unusable.items() if judge else ():
+        print(f"{n} replies of the judge could not be used: {reason}", file=sys.stderr)
     show(table)
+    paths = Counter("tags" if row["path"].startswith("tags") else row["path"] for row in rows)
+    print("; ".join(f"{n} {path}" for path, n in paths.most_common()))
     print(f"{sum(bool(row['truncated']) for row in rows)} truncated; rows in {out}")
     return 0
+
+
+def _judge(args: Namespace) -> Judge | None:
+    """Return the judge of the endpoint in a YAML file; its replies are kept in the run's folder."""
+    if not args.judge:
+        return None
+    if args.extraction != "ours":
+        raise ValueError(f"--judge reads what our rules cannot; --extraction is {args.extraction}")
+    from ..construct.endpoints import Endpoint, read_endpoints
+    from .judge import Judge
+
+    endpoint = read_endpoints(args.judge, {"judge": Endpoint("judge")})["judge"]
+    return Judge(endpoint, Path(args.out) / "judge.sqlite")
 
 
 def _without_verdict(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -73,9 +96,9 @@ def _settings(args: Namespace) -> prompting.Settings:
 
 def _tell(asked_of: files.Benchmark) -> None:
     """Say how many rows there are, and how many the paper's split has."""
-    split = files.LAYOUTS[files.family(asked_of.name)].num_rows
+    split = files.LAYOUTS[asked_of.name].num_rows
     said = f"{asked_of.name}: {len(asked_of.rows)} rows"
-    if not asked_of.name.startswith("micro-") and len(asked_of.rows) != split:
+    if split not in (None, len(asked_of.rows)):
         said += f" (the paper's split has {split})"
     others = (
         (len(asked_of.rejects), "cannot be asked"),
@@ -109,7 +132,7 @@ def _answered(
     def load() -> Complete:
         return loaded(model, chosen, asked_of.images, args.mode, args.backend, args.blank)
 
-    return runner.answer(asked_of, asked, args.out, load, batch, args.shard)
+    return runner.answer(asked_of.indices, asked, args.out, load, batch, args.shard)
 
 
 def loaded(
@@ -121,14 +144,7 @@ def loaded(
     blank: bool = False,
 ) -> Complete:
     """Load a checkpoint, an adapter unmerged, or either in 4 bit; return what answers with it."""
-    limits = {
-        "max_new_tokens": chosen.max_new_tokens,
-        "temperature": chosen.temperature,
-        "repetition_penalty": chosen.repetition_penalty,
-        "min_pixels": chosen.min_pixels,
-        "max_pixels": chosen.max_pixels,
-        "blank": blank,
-    }
+    limits = chosen.limits() | {"blank": blank}
     if backend == "vllm":
         if mode != "full":
             raise ValueError(f"--mode {mode} is for --backend hf")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from .files import family
 from .metrics import HEADLINES, Row, Rows, measure
-from .tasks import family
 
 Values = dict[str, float]  # what each row, seed or problem earned, by its id
 
@@ -46,18 +47,40 @@ def paired_bootstrap(
 
     if not first or not second:
         raise ValueError("a model without runs cannot be compared")
-    shared = _shared(*first, *second)
-    if not shared:
+    rows = paired([*first, *second])
+    if not rows.size:
         raise ValueError("the runs have no row in common; are they of the same benchmark?")
-    runs = [numpy.asarray([[run[u] for u in shared] for run in model]) for model in (first, second)]
+    runs = rows[: len(first)], rows[len(first) :]
     rng, found = numpy.random.default_rng(seed), []
     for _ in range(resamples):
-        units = rng.integers(0, len(shared), len(shared))
+        units = rng.integers(0, rows.shape[1], rows.shape[1])
         # [runs drawn, units drawn] of each model
         means = [model[rng.integers(0, len(model), len(model))][:, units].mean() for model in runs]
         found.append(means[1] - means[0])
+    return quantiles(found, level)
+
+
+def paired(runs: Sequence[Values]) -> Any:
+    """Return [runs, units]: what each run earned on the units that all share."""
+    import numpy
+
+    return numpy.asarray([[run[unit] for unit in _shared(*runs)] for run in runs])
+
+
+def resampled(earned: Any, resamples: int = 1000, seed: int = 0) -> Any:
+    """Return [runs, resamples]: each run's mean over units that are drawn once for all runs."""
+    import numpy
+
+    units = earned.shape[1]
+    return earned[:, numpy.random.default_rng(seed).integers(0, units, (resamples, units))].mean(2)
+
+
+def quantiles(draws: Any, level: float = 0.95) -> tuple[float, float]:
+    """Return the bounds between which the middle share of draws lies."""
+    import numpy
+
     tail = (1 - level) / 2
-    low, high = numpy.quantile(found, (tail, 1 - tail))
+    low, high = numpy.quantile(draws, (tail, 1 - tail))
     return float(low), float(high)
 
 

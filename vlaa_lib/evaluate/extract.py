@@ -29,7 +29,8 @@ from ..rewards.mixed import MAX_COMPLETION_CHARS
 from ..rewards.notation import clean, is_one
 from ..rewards.verifiers import choose
 from . import extract_answer, kit
-from .tasks import LETTERS, Row, Task, family, letters, numbers, real, task, text_of
+from .files import Row, family
+from .tasks import LETTERS, Task, letters, numbers, real, task, text_of
 
 # ours; strict: the tags, or a reply without any, whole; the kit's rules of two times, each also
 # with the tag rule of its VLAA-Thinker class in front
@@ -101,7 +102,7 @@ def option(text: str, choices: dict[str, str], mode: str = "ours") -> str:
     >>> option("It is (B) because of the sea.", colours), option("A or B", colours)
     ('B', '')
     """
-    _check(mode)
+    check_mode(mode)
     if mode in kit.MODES:
         return kit.infer(kit.prepared(text, mode), choices, mode)
     made = Task("option", "", choices=choices)
@@ -110,7 +111,7 @@ def option(text: str, choices: dict[str, str], mode: str = "ours") -> str:
 
 def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) -> Extracted:
     """Do what `extract` does, for a row that is read already."""
-    _check(mode)
+    check_mode(mode)
     text = text_of(completion)
     if not text:
         return Extracted("", "empty")
@@ -122,7 +123,12 @@ def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) ->
     return (_strict if mode == "strict" else _ours)(name, made, text)
 
 
-def _check(mode: str) -> None:
+def check_mode(mode: str) -> None:
+    """Refuse a mode that is none of `MODES`.
+
+    Raises:
+        ValueError: it is none.
+    """
     if mode not in MODES:
         raise ValueError(f"unknown extraction mode {mode!r}; use one of {', '.join(MODES)}")
 

@@ -25,7 +25,7 @@ from ..records import RecordError, Reject, clean_image_path
 from ..sources.files import image_extension
 
 MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
-MAX_LITERAL_CHARS = 1 << 20  # ours: Python literals beyond a megabyte are no list of choices
+MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
 _NO_TEXT = ("", "nan")  # a missing cell, as pandas writes it and as str() shows it
 
 Row = dict[str, Any]  # the file's own columns as text, without the picture, and `images`
@@ -33,39 +33,38 @@ Row = dict[str, Any]  # the file's own columns as text, without the picture, and
 
 @dataclass(frozen=True)
 class Layout:
-    """What a benchmark's file must hold, and the size of the split that the paper scores."""
+    """What a benchmark's file must hold, besides index, question and a picture.
+
+    Attributes:
+        columns: those that VLMEvalKit reads.
+        asked: those that a prompt needs besides the question; never empty.
+        num_rows: of the split that the paper scores, or of the file; None for micro ones.
+    """
 
     columns: tuple[str, ...]
-    num_rows: int
+    asked: tuple[str, ...] = ()
+    num_rows: int | None = None
 
 
-# columns that VLMEvalKit reads, besides index, question and a picture; rows as in the paper's split
+_VISTA = ("question_type", "answer_type", "choices", "answer", "answer_option", "task", "skills")
+_VERSE = ("question_for_eval", "answer", "question_type", "problem_version", "metadata")
+_DYNA = ("qid", "varid", "answer", "answer_type", "subject", "knowledge_level")
+_WE = ("ID", "key", "knowledge concept", "A", "B", "answer")
 LAYOUTS = {
-    "MathVista": Layout(
-        ("question_type", "answer_type", "choices", "answer", "answer_option", "task", "skills"),
-        1000,
-    ),
-    "MathVision": Layout(("choices", "answer", "category"), 3040),
-    "MathVerse": Layout(
-        ("question_for_eval", "answer", "question_type", "problem_version", "metadata"), 788
-    ),
-    "DynaMath": Layout(
-        ("qid", "varid", "answer", "answer_type", "subject", "knowledge_level"), 5010
-    ),
-    "WeMath": Layout(("ID", "key", "knowledge concept", "A", "B", "answer"), 1740),
-    "LogicVista": Layout(("answer", "skill"), 447),
+    "MathVista_MINI": Layout(_VISTA, (), 1000),
+    "MathVision": Layout(("choices", "answer", "category"), (), 3040),
+    "MathVerse_MINI_Vision_Only": Layout(_VERSE, (), 788),
+    "MathVerse_MINI_Vision_Only_cot": Layout(_VERSE, ("query_cot",), 788),
+    "MathVerse_MINI": Layout(_VERSE, (), 5 * 788),  # all problem versions
+    "DynaMath": Layout(_DYNA, (), 5010),
+    "WeMath": Layout(_WE, (), 1740),
+    "WeMath_COT": Layout(_WE, ("requirement",), 1740),
+    "LogicVista": Layout(("answer", "skill"), (), 447),
 }
-# benchmark -> columns that it needs beyond its family's
-BENCHMARKS = {
-    "MathVista_MINI": (),
-    "MathVision": (),
-    "MathVerse_MINI_Vision_Only": (),
-    "MathVerse_MINI_Vision_Only_cot": ("query_cot",),
-    "DynaMath": (),
-    "WeMath": (),
-    "WeMath_COT": ("requirement",),
-    "LogicVista": (),
-    **{f"micro-{name}": ("micro_reward",) for name in LAYOUTS},
+# micro ones have the columns of their family
+FAMILIES = {name.partition("_")[0]: layout.columns for name, layout in LAYOUTS.items()}
+LAYOUTS |= {
+    f"micro-{name}": Layout(columns, ("micro_reward",)) for name, columns in FAMILIES.items()
 }
 
 
@@ -79,9 +78,14 @@ class Benchmark:
     rejects: list[Reject] = field(default_factory=list)
     num_other_split: int = 0
 
+    @property
+    def indices(self) -> list[str]:
+        """Return each row's index, in the file's order."""
+        return [row["index"] for row in self.rows]
+
 
 def family(name: str) -> str:
-    """Return the benchmark that a name is a variant of.
+    """Return which of the six a benchmark is, real or micro.
 
     Raises:
         ValueError: unknown benchmark.
@@ -89,8 +93,8 @@ def family(name: str) -> str:
     >>> family("MathVerse_MINI_Vision_Only"), family("micro-WeMath")
     ('MathVerse', 'WeMath')
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(LAYOUTS)}")
     return name.removeprefix("micro-").partition("_")[0]
 
 
@@ -99,7 +103,7 @@ def read(
 ) -> Benchmark:
     """Read a benchmark's TSV; write its pictures to `images`, each under the hash of its bytes.
 
-    Of a MathVerse file with all problem versions the vision-only rows are read, as in the paper.
+    Of a file with all problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
 
     Args:
         image_root: what `image_path` starts from, where a file has that instead of pictures; by
@@ -107,8 +111,9 @@ def read(
     Raises:
         RecordError: the file cannot be used at all; names file, line, column and remedy.
     """
-    kind, path, images = family(name), Path(path), Path(images)
-    columns = ("index", "question", *LAYOUTS[kind].columns, *BENCHMARKS[name])
+    family(name)  # refuses an unknown name
+    path, images, layout = Path(path), Path(images), LAYOUTS[name]
+    columns = ("index", "question", *layout.columns, *layout.asked)
     store = _Store(images, Path(image_root or path.parent))
     found, seen = Benchmark(name, images), {}
     asked: list[tuple[int, Row]] = []
@@ -119,7 +124,7 @@ def read(
                 raise row
             index = _new_index(row, seen, line)
             store.take(index, row.pop("image", None), row.pop("image_path", None))
-            if kind == "MathVerse" and row["problem_version"] != "Vision Only":
+            if "Vision_Only" in name and row["problem_version"] != "Vision Only":
                 found.num_other_split += 1
                 continue
             check(name, row)
@@ -179,25 +184,21 @@ def tsv_rows(
         raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
 
 
-def listed(text: str) -> list[Any]:
-    """Read a list that was written as JSON or as a Python literal, without running anything.
+def listed(value: Any) -> list[str] | None:
+    """Read a list, or its text as JSON or a Python literal, running nothing; None for all else.
 
-    Raises:
-        RecordError: it is neither.
-
-    >>> listed('["a"]'), listed("['a', 'b']")
-    (['a'], ['a', 'b'])
+    >>> listed('["a"]'), listed("['a', 2]"), listed("[]"), listed("[1, 2"), listed("3")
+    (['a'], ['a', '2'], [], None, None)
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+    if isinstance(value, str):
         try:
-            value = ast.literal_eval(text) if len(text) <= MAX_LITERAL_CHARS else None
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # what hostile text raises
-            value = None
-    if not isinstance(value, list):
-        raise RecordError(f"{text[:40]!r} is no list; write it as JSON")
-    return value
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # hostile text's
+                value = None
+    return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else None
 
 
 def is_missing(text: str | None) -> bool:
@@ -211,7 +212,7 @@ def check(name: str, row: Row) -> None:
     Raises:
         RecordError: names the column.
     """
-    needed = ["question", "answer", *BENCHMARKS[name]]
+    needed = ["question", "answer", *LAYOUTS[name].asked]
     if row.get("question_type") == "multi_choice":  # MathVista's gold is then a letter
         needed[1] = "answer_option"
     for column in needed:
@@ -272,13 +273,10 @@ class _Store:
             if len(image) <= MAX_REFERENCE_CHARS:
                 return image
             # base64 has neither quotes nor backslashes, so any list of it is one of JSON
-            texts = listed(image.replace("'", '"')) if image.startswith("[") else [image]
-            return [self._write(_decoded(text)) for text in texts or [""]]
+            return [self._write(_decoded(text)) for text in _entries(image.replace("'", '"'))]
         if is_missing(image_path):
             raise RecordError("columns 'image' and 'image_path': the row has no picture")
-        image_path = image_path.strip()
-        paths = listed(image_path) if image_path.startswith("[") else [image_path]
-        return [self._write(self._file(str(path))) for path in paths or [""]]
+        return [self._write(self._file(path)) for path in _entries(image_path.strip())]
 
     def _file(self, path: str) -> bytes:
         root = self.image_root.resolve()
@@ -305,8 +303,17 @@ class _Store:
         return name
 
 
-def _decoded(text: Any) -> bytes:
+def _entries(text: str) -> list[str]:
+    """Return a cell's entries: those of a list, or the cell itself."""
+    if not text.startswith("["):
+        return [text]
+    if not (entries := listed(text)):
+        raise RecordError(f"{text[:40]!r} is no list of pictures; write it as JSON")
+    return entries
+
+
+def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError, AttributeError) as error:
+    except (binascii.Error, ValueError) as error:
         raise RecordError(f"column 'image': not base64 ({error}); fetch the file again") from None

@@ -123,7 +123,7 @@ def _openpyxl() -> Any:
         import openpyxl
     except ImportError:
         raise ValueError(
-            "xlsx needs openpyxl: `pip install openpyxl`, or take .tsv (kit: PRED_FORMAT=tsv)"
+            "xlsx needs openpyxl: `pip install openpyxl`; or take .tsv (kit: PRED_FORMAT=tsv)"
         ) from None
     return openpyxl
 

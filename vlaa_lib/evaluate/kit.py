@@ -14,7 +14,8 @@ import re
 from typing import NamedTuple
 
 from ..prompts import ANSWER_CLOSE, ANSWER_OPEN
-from .tasks import Row, Task, listed, text_of
+from .files import Row, listed
+from .tasks import Task, text_of
 
 MODES = ("kit-2025-04", "kit-2026-08", "kit-2025-04-vlaa", "kit-2026-08-vlaa")
 

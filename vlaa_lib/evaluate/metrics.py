@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import bootstrap
-from .tasks import MAX_LITERAL_CHARS, Row, family, listed, text_of
+from .files import LAYOUTS, MAX_LITERAL_CHARS, Row, family, listed
+from .tasks import text_of
 
 Rows = list[Row]
 Parts = dict[str, dict[str, float]]  # metric -> what each row, seed or problem earned, by its id
@@ -27,16 +28,6 @@ HEADLINES = {
     "DynaMath": "worst case",
     "WeMath": "strict",
     "LogicVista": "overall",
-}
-FULL_ROWS = {  # rows of the whole benchmark; a run over fewer is a partial one
-    "MathVista_MINI": 1000,
-    "MathVision": 3040,
-    "MathVerse_MINI_Vision_Only": 788,
-    "MathVerse_MINI_Vision_Only_cot": 788,
-    "DynaMath": 5010,
-    "WeMath": 1740,
-    "WeMath_COT": 1740,
-    "LogicVista": 447,
 }
 
 
@@ -80,14 +71,15 @@ def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
 
     Columns: benchmark, metric, n (rows, seeds or problems that it is over), points (what they
     earned together), value (points / n, None over nothing), low, high (95 % by bootstrap, None
-    where `resamples` is 0), the counts of `Measured`, and full_rows (None where not known).
+    where `resamples` is 0), the counts of `Measured`, and full_rows (of the whole split; None for
+    micro ones).
 
     >>> rows = [{"index": 1, "hit": True}, {"index": 2, "hit": None}]
     >>> [(r["metric"], r["value"], r["undecided"]) for r in summarise("LogicVista", rows)]
     [('overall', 0.5, 1)]
     """
     measured = measure(benchmark, rows)
-    counts = measured._asdict() | {"full_rows": FULL_ROWS.get(benchmark)}
+    counts = measured._asdict() | {"full_rows": LAYOUTS[benchmark].num_rows}
     del counts["parts"]
     return [
         {"benchmark": benchmark, "metric": metric, **totals(values, resamples), **counts}

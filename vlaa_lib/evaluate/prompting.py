@@ -69,6 +69,11 @@ class Settings:
         if self.min_pixels < 1 or self.max_new_tokens < 1:
             raise ValueError("min_pixels and max_new_tokens start at 1")
 
+    def limits(self) -> dict[str, float]:
+        """Return what `generate.complete` and `generate.complete_vllm` take of it."""
+        names = "max_new_tokens", "temperature", "repetition_penalty", "min_pixels", "max_pixels"
+        return {name: getattr(self, name) for name in names}
+
 
 PRESETS = {
     # appendix B.2; it is silent on the lower bound, so that of Qwen2-VL's image processor

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -22,6 +22,11 @@ from ..records import RecordError
 from . import files, prompting
 from .files import Benchmark
 from .generate import Ask, Complete, Completion, by_length
+from .metrics import summarise
+from .scoring import score_all
+
+if TYPE_CHECKING:
+    from .judge import Judge
 
 # what answers depend on; a batch's size only in the last bits of bfloat16, so it may change
 IDENTITY = ("benchmark", "weights", "mode", "backend", "settings", "prompts_sha256", "blank")
@@ -53,9 +58,7 @@ def card(
         "settings": asdict(chosen),
         "prompts_sha256": prompting.digest(asked),
         "num_rows": len(benchmark.rows),
-        "num_rows_of_the_split": None
-        if benchmark.name.startswith("micro-")
-        else files.LAYOUTS[files.family(benchmark.name)].num_rows,
+        "num_rows_of_the_split": files.LAYOUTS[benchmark.name].num_rows,
         "num_rejects": len(benchmark.rejects),
         "num_other_split": benchmark.num_other_split,
         **report.provenance(),
@@ -102,14 +105,14 @@ def start(out: str | Path, benchmark: Benchmark, made_with: dict[str, Any]) -> N
 
 
 def answer(
-    benchmark: Benchmark,
+    indices: list[str],
     asked: list[Ask],
     out: str | Path,
     load: Callable[[], Complete],
     batch: int = 16,
     shard: tuple[int, int] = (1, 1),
 ) -> Answers:
-    """Answer the rows that have no answer yet; return all answers found in the folder.
+    """Answer the rows that have no answer yet; return all answers found in the folder, by index.
 
     Killed at any moment and started again, it ends with the same answers: batches stay the same,
     one that is not whole is answered again.
@@ -124,35 +127,35 @@ def answer(
 
     number, count = shard
     path = Path(out) / ("answers.jsonl" if count == 1 else f"answers-{number}-of-{count}.jsonl")
-    mine = list(zip(benchmark.rows, asked, strict=True))[number - 1 :: count]
+    mine = list(zip(indices, asked, strict=True))[number - 1 :: count]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
             _cut_half_line(path)
             done = answers(out)
             batches = by_length([ask.user for _, ask in mine], batch)
-            todo = [b for b in batches if any(mine[i][0]["index"] not in done for i in b)]
+            todo = [b for b in batches if any(mine[i][0] not in done for i in b)]
             _answer([[mine[i] for i in b] for b in todo], path, load)
     except Timeout:
         raise RecordError(f"{path}: another process writes it; wait, or take --shard") from None
     return answers(out)
 
 
-def _answer(batches: list[list[tuple[files.Row, Ask]]], path: Path, load: Callable) -> None:
+def _answer(batches: list[list[tuple[str, Ask]]], path: Path, load: Callable) -> None:
     if not batches:
         return
     complete = load()
     with path.open("a", encoding="utf-8") as stream:
         for rows in tqdm(batches, desc="evaluate", unit="batch", disable=None):
             made = complete([ask for _, ask in rows])
-            lines = [_line(row, said) for (row, _), said in zip(rows, made, strict=True)]
+            lines = [_line(index, said) for (index, _), said in zip(rows, made, strict=True)]
             stream.write("".join(lines))
             stream.flush()
             os.fsync(stream.fileno())
 
 
-def _line(row: files.Row, said: Completion) -> str:
-    fields = {"index": row["index"], "prediction": said.text}
+def _line(index: str, said: Completion) -> str:
+    fields = {"index": index, "prediction": said.text}
     fields |= {"tokens": said.num_tokens, "truncated": said.is_truncated}
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
@@ -202,7 +205,9 @@ def _object(text: str, place: str) -> dict[str, Any]:
 # --- scoring --------------------------------------------------------------------------------------
 
 
-def score(benchmark: Benchmark, found: Answers, mode: str = "ours") -> list[dict[str, Any]]:
+def score(
+    benchmark: Benchmark, found: Answers, mode: str = "ours", judge: Judge | None = None
+) -> list[dict[str, Any]]:
     """Score answered rows, in the file's order.
 
     Returns:
@@ -212,7 +217,7 @@ def score(benchmark: Benchmark, found: Answers, mode: str = "ours") -> list[dict
     rows = [row for row in benchmark.rows if row["index"] in found]
     texts = [found[row["index"]]["prediction"] for row in rows]
     made = []
-    for row, text in zip(_scorers()[0](benchmark.name, rows, texts, mode), texts, strict=True):
+    for row, text in zip(score_all(benchmark.name, rows, texts, mode, judge), texts, strict=True):
         answered = found[row["index"]]
         more = {key: answered.get(key) for key in ("tokens", "truncated")}
         made.append(row | more | {"aha": aha_counts(text)})
@@ -230,20 +235,20 @@ def aha_counts(text: str) -> dict[str, int]:
 
 
 def finish(
-    out: str | Path, benchmark: Benchmark, found: Answers, mode: str = "ours"
+    out: str | Path,
+    benchmark: Benchmark,
+    found: Answers,
+    mode: str = "ours",
+    judge: Judge | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score, write `rows-MODE.jsonl` and `scores-MODE.csv`; return the rows and the scores."""
-    rows = score(benchmark, found, mode)
-    table = _scorers()[1](benchmark.name, rows, resamples=1000)
+    """Score, write `rows-MODE.jsonl` and `scores-MODE.csv`; return the rows and the scores.
+
+    With a judge the files are of MODE-judge, and the scores name it.
+    """
+    rows = score(benchmark, found, mode, judge)
+    label, rule = (f"{mode}-judge", f"{mode}, then {judge.name}") if judge else (mode, mode)
+    table = [{"extraction": rule} | row for row in summarise(benchmark.name, rows, resamples=1000)]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    records.write_lines(Path(out) / f"rows-{mode}.jsonl", lines)
-    records.write_csv(Path(out) / f"scores-{mode}.csv", table)
+    records.write_lines(Path(out) / f"rows-{label}.jsonl", lines)
+    records.write_csv(Path(out) / f"scores-{label}.csv", table)
     return rows, table
-
-
-def _scorers() -> tuple[Callable[..., list[dict[str, Any]]], Callable[..., list[dict[str, Any]]]]:
-    """Return what scores rows and what sums them up; loaded where something is scored."""
-    from .metrics import summarise
-    from .scoring import score_all
-
-    return score_all, summarise

@@ -11,7 +11,8 @@ from ..rewards import maths
 from ..rewards.answers import GoldError, bare, excerpt
 from . import kit
 from .extract import Extracted, extract_task, read_whole
-from .tasks import Row, Task, family, letters, numbers, real, task, text_of
+from .files import Row, family
+from .tasks import Task, letters, numbers, real, task, text_of
 
 if TYPE_CHECKING:
     from .judge import Judge
@@ -40,8 +41,8 @@ def score_all(
         judge: an LLM that reads the completions in which no rule finds an answer; mode ours only.
     Returns:
         The row's columns without its picture, and: benchmark, prediction (the raw completion),
-        extracted, path (see `extract`), hit, reason. `hit` is None where nobody can say: the gold
-        cannot be used, or the kit would ask its judge.
+        extracted, path (see `extract`), gold, hit, reason. `hit` is None where nobody can say: the
+        gold cannot be used, or the kit would ask its judge.
     Raises:
         ValueError: unknown benchmark or mode, or not one completion a row.
     """
@@ -68,7 +69,8 @@ def score_all(
             scored.append(own | {
                 "benchmark": benchmark,
                 "prediction": completion if isinstance(completion, str) else text,
-                "extracted": one.answer, "path": one.path, "hit": hit, "reason": reason,
+                "extracted": one.answer, "path": one.path, "gold": made.gold,
+                "hit": hit, "reason": reason,
             })  # fmt: skip
     return scored
 

@@ -10,7 +10,6 @@ row, and everything after it (extraction, verdict) depends on the kind alone:
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Callable
@@ -21,11 +20,9 @@ from typing import Any
 from .. import rewards
 from ..rewards.answers import bare, excerpt
 from ..rewards.verifiers import choose, read_number
-
-Row = dict[str, Any]
+from .files import Row, family, listed
 
 LETTERS = "ABCDEFGHI"  # the most that We-Math and LogicVista offer
-MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
 
 
 @dataclass(frozen=True)
@@ -41,23 +38,6 @@ class Task:
     problem: str = ""
 
 
-def family(benchmark: str) -> str:
-    """Return which of the six a benchmark is, real or micro.
-
-    Raises:
-        ValueError: none of them.
-
-    >>> family("MathVerse_MINI_Vision_Only_cot"), family("micro-WeMath")
-    ('MathVerse', 'WeMath')
-    """
-    name = benchmark.removeprefix("micro-").partition("_")[0]
-    if name not in _TASKS:
-        raise ValueError(
-            f"unknown benchmark {benchmark!r}; names begin with {', '.join(_TASKS)}, or with micro-"
-        )
-    return name
-
-
 def text_of(value: Any) -> str:
     """Return a cell as text: nothing for an empty cell, which spreadsheets read as NaN.
 
@@ -69,20 +49,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # a column of whole numbers with one empty cell
     return str(value).strip()
-
-
-def listed(value: Any) -> list[str] | None:
-    """Read a list, or the text of one as the benchmark files have it; None where it is no list.
-
-    >>> listed("['a', 'b']"), listed("[]"), listed("[1, 2"), listed(["a"])
-    (['a', 'b'], [], None, ['a'])
-    """
-    if isinstance(value, str) and len(value) <= MAX_LITERAL_CHARS:
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
-    return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else None
 
 
 def real(text: str, question: str = "") -> Decimal | None:
