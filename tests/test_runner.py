@@ -29,6 +29,11 @@ def bench(tmp_path):
     return benchmark, prompting.asks(benchmark, prompting.settings())
 
 
+def answer(bench, *more, **options):
+    benchmark, asked = bench
+    return runner.answer(benchmark.indices, asked, *more, **options)
+
+
 def final(out, bench):
     runner.finish(out, bench[0], runner.answers(out))
     return (out / "rows-ours.jsonl").read_bytes()
@@ -62,7 +67,7 @@ runner.answer(benchmark.indices, asked, out, lambda: complete, batch=3)
 def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     broken.mkdir()
-    runner.answer(bench[0].indices, bench[1], whole, lambda: said, batch=3)
+    answer(bench, whole, lambda: said, batch=3)
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=120
     )
@@ -71,11 +76,11 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
     assert not left.endswith("\n") and left.count("\n") == 3 * batches + 1
     asked_again = []
 
-    def answer(asks):
+    def listen(asks):
         asked_again.extend(asks)
         return said(asks)
 
-    runner.answer(bench[0].indices, bench[1], broken, lambda: answer, batch=3)
+    answer(bench, broken, lambda: listen, batch=3)
     assert len(asked_again) == 10 - 3 * batches  # nothing whole is answered twice
     assert final(broken, bench) == final(whole, bench)
 
@@ -106,40 +111,40 @@ def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
 
 def test_shards_together_are_the_whole(tmp_path, bench):
     counts = [
-        len(runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said, batch=4, shard=(i, 3))) for i in (2, 1, 3)
+        len(answer(bench, tmp_path, lambda: said, batch=4, shard=(i, 3))) for i in (2, 1, 3)
     ]
     assert counts == [3, 7, 10]
     assert len(list(tmp_path.glob("answers-*-of-3.jsonl"))) == 3
-    found = runner.answer(bench[0].indices, bench[1], tmp_path, lambda: pytest.fail("nothing is left to answer"))
+    found = answer(bench, tmp_path, lambda: pytest.fail("nothing is left to answer"))
     assert found.keys() == {row["index"] for row in bench[0].rows}
 
 
 def test_batches_hold_prompts_of_similar_length(tmp_path, bench):
     sizes = []
 
-    def answer(asks):
+    def measure(asks):
         sizes.append([len(ask.user) for ask in asks])
         return said(asks)
 
-    runner.answer(bench[0].indices, bench[1], tmp_path, lambda: answer, batch=4)
+    answer(bench, tmp_path, lambda: measure, batch=4)
     assert [len(batch) for batch in sizes] == [4, 4, 2]
     assert sizes == sorted(sizes) and [b[-1] for b in sizes] == [max(b) for b in sizes]
 
 
 def test_two_processes_do_not_write_one_file(tmp_path, bench):
-    def answer(asks):
+    def meanwhile(asks):
         with pytest.raises(RecordError, match="another process writes it"):
-            runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said)
+            answer(bench, tmp_path, lambda: said)
         return said(asks)
 
-    assert len(runner.answer(bench[0].indices, bench[1], tmp_path, lambda: answer)) == 10
+    assert len(answer(bench, tmp_path, lambda: meanwhile)) == 10
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"index": 1, "prediction": "x"}', "\x00"])
 def test_a_broken_answer_is_named(tmp_path, bench, line):
     (tmp_path / "answers.jsonl").write_text(f'{{"index": "1", "prediction": ""}}\n{line}\n')
     with pytest.raises(RecordError, match="answers.jsonl:2: .*delete"):
-        runner.answer(bench[0].indices, bench[1], tmp_path, lambda: said)
+        answer(bench, tmp_path, lambda: said)
 
 
 def test_another_model_or_prompt_is_refused_in_the_same_folder(tmp_path, bench):
@@ -204,8 +209,8 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch):
     fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **more: more)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     chosen = prompting.settings(max_new_tokens=9)
-    answer = command.loaded(str(tiny_model), chosen, bench[0].images, backend="vllm")
-    made = answer(bench[1][:2])
+    complete_some = command.loaded(str(tiny_model), chosen, bench[0].images, backend="vllm")
+    made = complete_some(bench[1][:2])
     assert [(m.num_tokens, m.is_truncated) for m in made] == [(2, True), (2, False)]
     assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0}
     assert seen.model["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 262_144}
@@ -245,7 +250,8 @@ def test_a_model_from_file_to_scores(tmp_path, tiny_model, capsys):
     at = call.index("--model")
     call[at : at + 2] = ["--predictions", tmp_path / "p.tsv"]
     assert run("--extraction", "kit-2025-04") == 0
-    again = [json.loads(x) for x in (tmp_path / "out" / "rows-kit-2025-04.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "out" / "rows-kit-2025-04.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in lines]
     assert [row["prediction"] for row in again] == [row["prediction"] for row in made]
 
     adapted = _adapter(tiny_model, tmp_path / "lora")
