@@ -69,7 +69,7 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
     broken.mkdir()
     answer(bench, whole, lambda: said, batch=3)
     ended = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=120
+        [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=600
     )
     assert ended.returncode == -signal.SIGKILL
     left = (broken / "answers.jsonl").read_text()

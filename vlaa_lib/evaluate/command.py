@@ -44,17 +44,22 @@ def main(args: Namespace, show: Show) -> int:
     if args.export:
         interchange.write(args.export, asked_of, found)
     rows, table = runner.finish(out, asked_of, found, args.extraction, judge)
+    _report(rows, judge)
+    show(table)
+    print(f"{sum(bool(row['truncated']) for row in rows)} truncated; rows in {out}")
+    return 0
+
+
+def _report(rows: list[dict[str, Any]], judge: Judge | None) -> None:
+    """Print by which paths answers were found, and what could not be scored."""
     for reason, indices in _without_verdict(rows).items():
         more = ", ..." if len(indices) > SHOWN else ""
         shown = ", ".join(indices[:SHOWN]) + more
         print(f"{len(indices)} without verdict: {reason} (index {shown})", file=sys.stderr)
     for reason, n in judge.unusable.items() if judge else ():
         print(f"{n} replies of the judge could not be used: {reason}", file=sys.stderr)
-    show(table)
     paths = Counter("tags" if row["path"].startswith("tags") else row["path"] for row in rows)
     print("; ".join(f"{n} {path}" for path, n in paths.most_common()))
-    print(f"{sum(bool(row['truncated']) for row in rows)} truncated; rows in {out}")
-    return 0
 
 
 def _judge(args: Namespace) -> Judge | None:

@@ -61,10 +61,9 @@ LAYOUTS = {
     "WeMath_COT": Layout(_WE, ("requirement",), 1740),
     "LogicVista": Layout(("answer", "skill"), (), 447),
 }
-# micro ones have the columns of their family
-FAMILIES = {name.partition("_")[0]: layout.columns for name, layout in LAYOUTS.items()}
 LAYOUTS |= {
-    f"micro-{name}": Layout(columns, ("micro_reward",)) for name, columns in FAMILIES.items()
+    f"micro-{name.partition('_')[0]}": Layout(layout.columns, ("micro_reward",))
+    for name, layout in LAYOUTS.items()
 }
 
 
