@@ -342,7 +342,7 @@ def test_the_stage_answers_all_six_once(tiny_model, tmp_path):
     table = tables.table4(rows, resamples=20)
     assert [row["benchmark"] for row in table] == [*NAMES, "average"]
     assert all(row["value"] is not None and row["blank_value"] is not None for row in table)
-    out = run / "evaluation" / "instruct-benchmarks"
+    out = run / "evaluation" / "instruct-micro"
     made = (out / "rows.jsonl").stat().st_mtime_ns
     assert stages.benchmarks(cfg, run, "instruct") == rows
     assert (out / "rows.jsonl").stat().st_mtime_ns == made

@@ -63,15 +63,15 @@ def test_bad_input_is_counted_and_named_and_never_right(tmp_path, monkeypatch, c
     made = rows("MathVision")
     made[1]["image"] = "%" * 80
     made[3]["question"] = "nan"
-    made[8]["answer"] = "Z"
+    made[8]["answer"] = "Q"
     write(tmp_path / "b.tsv", made)
-    odd = {0: "", 2: "C" * 100_000, 4: "nan", 5: "5 " * 50_000, 6: "<think>C", 8: "Z"}
+    odd = {0: "", 2: "C" * 100_000, 4: "nan", 5: "5 " * 50_000, 6: "<think>C", 8: "Q"}
     replies(monkeypatch, odd)
     assert call("MathVision", tmp_path, "--model", tiny_model) == 0
     shown = capsys.readouterr()
     assert "b.tsv:4: " in shown.err and "column 'image': not base64" in shown.err
     assert "column 'question' is empty or NaN" in shown.err
-    assert "1 without verdict: gold 'Z' is none of the choices A, B, C, D (index 8)" in shown.err
+    assert "1 without verdict: gold 'Q' is none of the choices A, B, C, D (index 8)" in shown.err
     assert "8 rows (the paper's split has 3040); 2 cannot be asked" in shown.out
     scored, scores = read(tmp_path)
     found = {row["index"]: (row["hit"], row["path"]) for row in scored}

@@ -261,7 +261,7 @@ def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
         asked = [files.read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
         return benchmarks.answer(policy, asked, chosen, out, model, batch)
 
-    return _answered(cfg, run, model, f"{model}-benchmarks", folder, answer)
+    return _answered(cfg, run, model, f"{model}-micro", folder, answer)
 
 
 def matrix(
