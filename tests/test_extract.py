@@ -336,7 +336,7 @@ def kit(benchmark, row, text, mode="kit-2025-04", **columns):
 
 def test_the_kit_asks_its_judge_where_it_has_no_rule():
     undecided = (None, "kit-judge")
-    assert kit("LogicVista", LOGIC, "A, C") == kit("MathVerse", VERSE, "B") == undecided
+    assert kit("LogicVista", LOGIC, "A, C") == kit("MathVerse_MINI", VERSE, "B") == undecided
     assert kit("WeMath", WE, "no idea") == kit("MathVista_MINI", VISTA, "three") == undecided
     assert kit("MathVision", FREE, "0.5") == undecided
     assert kit("MathVision", FREE, r" \FRAC{1}{2} ") == (True, "kit-whole")
