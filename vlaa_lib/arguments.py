@@ -21,10 +21,53 @@ def shard(text: str) -> tuple[int, int]:
     return found
 
 
-def data(c: argparse.ArgumentParser) -> None:
+def data(c: argparse.ArgumentParser, is_required: bool = True) -> None:
     """Add where records and their pictures are."""
-    c.add_argument("--records", required=True, help="JSON array or JSON Lines, any extension")
-    c.add_argument("--images", required=True, help="image root that record paths start from")
+    c.add_argument("--records", required=is_required, help="JSON array or JSON Lines")
+    c.add_argument("--images", required=is_required, help="root that record paths start from")
+
+
+def model(c: argparse.ArgumentParser) -> None:
+    """Add how a model answers: shared by `generate` and benchmarks."""
+    c.add_argument("--mode", choices=["full", "4bit"], default="full", help="adapters: either")
+    c.add_argument("--backend", choices=["hf", "vllm"], default="hf")
+    c.add_argument("--preset", choices=["paper", "vlmevalkit"], default="paper")
+    c.add_argument("--max-new-tokens", type=int, help="default: the preset's; for records 160")
+    c.add_argument("--min-pixels", type=int, help="area of a picture; default: the preset's")
+    c.add_argument("--max-pixels", type=int)
+    prompt = c.add_mutually_exclusive_group()
+    prompt.add_argument("--system-prompt-file", help="text instead of ours")
+    prompt.add_argument("--no-system-prompt", action="store_true", help="as for base models")
+
+
+def generate(c: argparse.ArgumentParser) -> None:
+    """Add what `generate` reads."""
+    c.add_argument("--model", required=True, help="checkpoint, adapter or hub name")
+    c.add_argument("--image", required=True)
+    c.add_argument("--question", required=True)
+    model(c)
+
+
+def evaluate(c: argparse.ArgumentParser) -> None:
+    """Add what `evaluate` reads: records, or a benchmark."""
+    data(c, is_required=False)
+    c.add_argument("--model", help="checkpoint, adapter or hub name")
+    c.add_argument("--out", required=True, help="JSON Lines of records; folder of a benchmark")
+    c.add_argument("--batch", type=int, help="rows at a time; default: records 64, benchmarks 16")
+    model(c)
+    c.add_argument("--benchmark", help="e.g. MathVista_MINI, WeMath, micro-DynaMath")
+    c.add_argument("--tsv", help="the benchmark's file, as VLMEvalKit has it")
+    c.add_argument("--image-root", help="what image_path starts from; default: the file's folder")
+    c.add_argument("--cache", help="folder of the file's pictures; default: beside it, .images")
+    c.add_argument("--predictions", help="score a prediction file of the kit instead of a model")
+    kit = "kit-2025-04 or kit-2026-08 (VLMEvalKit then and now), with -vlaa after its tag rule"
+    c.add_argument("--extraction", default="ours", metavar="RULES", help=f"ours, strict, {kit}")
+    c.add_argument("--judge", help="YAML with the section `judge`: reads what no rule can")
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only the I-th of N")
+    c.add_argument("--blank", action="store_true", help="grey pictures: what is guessed")
+    c.add_argument("--template", help="YAML: your own prompt, e.g. the kit's for WeMath")
+    c.add_argument("--export", help="prediction file for the kit: .tsv, .json or .xlsx")
+    c.add_argument("--kit-config", help="file for the kit's config entry of the model")
 
 
 def construct(c: argparse.ArgumentParser) -> None:
@@ -146,3 +189,47 @@ def settings(c: argparse.ArgumentParser) -> None:
     """Add a profile and what differs from it."""
     c.add_argument("--profile", default="laptop")
     c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
+
+
+def subset(c: argparse.ArgumentParser) -> None:
+    """Add which small subsets are drawn."""
+    data(c)
+    c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
+    c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
+    c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
+    c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
+    c.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these"
+    )
+    c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
+    c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
+
+
+def train(c: argparse.ArgumentParser) -> None:
+    """Add what is trained, from what, and how."""
+    c.add_argument("method", choices=["sft", "grpo"])
+    data(c)
+    c.add_argument("--out", required=True)
+    c.add_argument("--profile", default="laptop")
+    c.add_argument("--start", help="checkpoint to start from; default: the profile's policy")
+    c.add_argument("--steps", type=int, help="optimizer steps, instead of the profile's")
+    c.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other settings, e.g. grpo.rollout_prompts=2",
+    )
+    reward_model(c)
+    launch(c)
+
+
+def doctor(c: argparse.ArgumentParser) -> None:
+    """Add which completions the doctor scores."""
+    c.add_argument("what", nargs="?", choices=["rewards"], default="rewards")
+    data(c)
+    given = c.add_mutually_exclusive_group(required=True)
+    given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
+    given.add_argument("--model", help="checkpoint to sample them from")
+    c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
+    c.add_argument("--json", metavar="OUT", help="file for all that was found")

@@ -82,6 +82,7 @@ def load_policy(
     max_pixels: int = MAX_PIXELS,
     min_pixels: int = MIN_PIXELS,
     dtype: str | None = None,
+    merge: bool = True,
     kind: Any = None,
 ) -> Policy:
     """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
@@ -90,6 +91,7 @@ def load_policy(
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
             `4bit` loads the language model in nf4.
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
+        merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
         kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
     Raises:
         FileNotFoundError: nothing to load at `path`, with what to do about it.
@@ -123,7 +125,8 @@ def load_policy(
     if adapter_config.is_file():
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        model = PeftModel.from_pretrained(model, path)
+        model = model.merge_and_unload() if merge else model
     freeze_vision(model)
     return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
 

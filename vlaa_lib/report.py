@@ -59,7 +59,6 @@ def run_card(state: dict[str, Any]) -> dict[str, Any]:
     `minutes` holds the notebooks that are done. Commit and dirty flag are None outside git.
     """
     done = {k: v for k, v in state["notebooks"].items() if v["status"] == "done"}
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "profile": state["profile"],
         "seed": state["settings"]["seed"],
@@ -67,13 +66,21 @@ def run_card(state: dict[str, Any]) -> dict[str, Any]:
         "finished": state["finished"],
         "minutes": {name: round(entry["seconds"] / 60, 2) for name, entry in done.items()},
         "status": {name: entry["status"] for name, entry in state["notebooks"].items()},
+        **provenance(),
+        "settings": state["settings"],
+        "overrides": state["overrides"],
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Return machine, versions, commit and dirty flag, the last two None outside git."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit,
         "dirty": bool(changes) if commit else None,
-        "settings": state["settings"],
-        "overrides": state["overrides"],
     }
 
 

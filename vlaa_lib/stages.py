@@ -214,7 +214,7 @@ def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
 
     held_out = world(cfg, run, "test")
 
-    def answer(policy: Any) -> list[dict[str, Any]]:
+    def answer(policy: Any, _out: Path) -> list[dict[str, Any]]:
         asked = records.load(held_out / "records.jsonl", held_out / "images").records
         limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
         return evaluate.evaluate(policy, asked, held_out / "images", model, *limits)
@@ -223,7 +223,8 @@ def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
 
 
 def _answered(
-    cfg: Settings, run: Path, model: str, name: str, data: Path, answer: Callable[[Any], list[dict]]
+    cfg: Settings, run: Path, model: str, name: str, data: Path,
+    answer: Callable[[Any, Path], list[dict]],
 ) -> list[dict[str, Any]]:
     """Let a model answer what is in `data`, once, into `evaluation/name`; return the rows."""
     from . import models
@@ -234,7 +235,8 @@ def _answered(
         policy = models.load_policy(
             path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
         )
-        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in answer(policy)))
+        rows = answer(policy, out)
+        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
     settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(data)
     out = _once(run / "evaluation" / name, settings, build)
@@ -262,22 +264,21 @@ def benchmark_files(cfg: Settings, run: Path) -> Path:
 def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the six micro benchmarks with a model, and with its blank twin; return scored rows.
 
-    All six in one pass, so that batches are full; a row's benchmark is its `source`.
+    The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
+    `evaluate.benchmarks` for tables of them.
     """
-    from .evaluate import benchmarks
+    from .evaluate import benchmarks, files, prompting
+    from .microworld.benchmarks import BENCHMARKS
 
-    files = benchmark_files(cfg, run)
+    folder, batch = benchmark_files(cfg, run), cfg.evaluate.batch
+    limits = {"max_pixels": cfg.model.max_pixels, "min_pixels": cfg.model.min_pixels}
+    chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens, **limits)
 
-    def answer(policy: Any) -> list[dict[str, Any]]:
-        asked = [
-            record
-            for name in benchmarks.BENCHMARKS
-            for record in benchmarks.read(name, files / f"{name}.tsv", files / "images")
-        ]
-        limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        return benchmarks.answer(policy, asked, files / "images", model, *limits)
+    def answer(policy: Any, out: Path) -> list[dict[str, Any]]:
+        asked = [files.read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
+        return benchmarks.answer(policy, asked, chosen, out, model, batch)
 
-    return _answered(cfg, run, model, f"{model}-benchmarks", files, answer)
+    return _answered(cfg, run, model, f"{model}-micro", folder, answer)
 
 
 def matrix(

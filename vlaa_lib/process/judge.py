@@ -18,7 +18,7 @@ from ..construct.ledger import Ledger, Reply, call_key
 from ..construct.steps import Request
 from ..construct.templates import fill
 from ..construct.wire import EMPTY, CallFailed, read_image
-from ..evaluate.generate import generate, render
+from ..evaluate.generate import Ask, answer
 from ..images import ImageError, open_image
 from ..prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from ..records import Record
@@ -37,7 +37,7 @@ INPUTS = ("step", "prefix", "context")
 _SCORE = re.compile(r"\W{0,4}score\W{0,4}([1-5])(?: ?/ ?5)?\W{0,4}", re.IGNORECASE)
 _LONE = re.compile(r"[1-5]")
 
-Ask = Callable[[list[Request]], "list[Reply | CallFailed]"]
+Asker = Callable[[list[Request]], "list[Reply | CallFailed]"]
 
 
 def read_score(text: str) -> int | None:
@@ -83,7 +83,7 @@ class StepJudge:
         asked: steps graded in its life; `unusable`: those without a score, by reason.
     """
 
-    def __init__(self, name: str, view: str, ask: Ask) -> None:
+    def __init__(self, name: str, view: str, ask: Asker) -> None:
         if view not in INPUTS:
             raise ValueError(f"view {view!r}; use one of {', '.join(INPUTS)}")
         self.name, self.view, self._ask = f"{name} {view}", view, ask
@@ -209,10 +209,6 @@ class _Local:
         return call_key(request.step, "local", settings, request.text, digest)
 
     def _said(self, requests: list[Request]) -> list[str]:
-        asked = [Record(str(i), r.image, r.text, "") for i, r in enumerate(requests)]
         # a policy's text may spell a special token, such as the one that stands for the picture
-        chats = [[{"role": "user", "content": r.text.replace("<|", "< |")}] for r in requests]
-        texts = [render(self.policy, c, r.image) for c, r in zip(chats, asked, strict=True)]
-        return generate(
-            self.policy, asked, self.images, self.batch, self.max_new_tokens, texts=texts
-        )
+        asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r in requests]
+        return answer(self.policy, asks, self.images, self.batch, self.max_new_tokens)

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,14 +269,12 @@ def policy_sampler(policy: Policy, images: str | Path, s: Search) -> Sampler:
     """Return the sampler of a policy: batches of prompts that each begin an answer."""
     import torch
 
-    from ..evaluate.generate import generate, prompt_text
+    from ..evaluate.generate import answer, ask
 
     def sample(made: list[Record], prefixes: list[str], seed: int) -> list[str]:
         torch.manual_seed(seed)
-        prompt = {record.id: prompt_text(policy, record) for record in made}
-        texts = [prompt[r.id] + prefix for r, prefix in zip(made, prefixes, strict=True)]
-        given = images, s.batch, s.max_new_tokens, s.temperature
-        return generate(policy, made, *given, texts=texts)
+        asks = [replace(ask(r), reply=prefix) for r, prefix in zip(made, prefixes, strict=True)]
+        return answer(policy, asks, images, s.batch, s.max_new_tokens, s.temperature)
 
     return sample
 

@@ -128,7 +128,9 @@ def _band(band: list, color: str, x_ticks: list[float], y_ticks: list[float]) ->
     return f'<polygon points="{places}" fill="{color}" fill-opacity=".18"/>' if band else ""
 
 
-def heatmap(rows: str | Path | Rows, x: str, y: str, value: str, text: str, title: str = "") -> str:
+def heatmap(
+    rows: str | Path | Rows, x: str, y: str, value: str, words: str, title: str = ""
+) -> str:
     """Draw a cell for each row, from white at 0 to blue at the largest value, with a text in it.
 
     Raises:
@@ -142,10 +144,10 @@ def heatmap(rows: str | Path | Rows, x: str, y: str, value: str, text: str, titl
     left, width, height = 110, (WIDTH_PX - 125) / len(columns), (_PLOT_H + 30) / len(names)
     body = []
     for i, column in enumerate(columns):
-        body.append(_text(left + (i + 0.5) * width, _TOP + _PLOT_H + 48, column, "middle"))
+        body.append(text(left + (i + 0.5) * width, _TOP + _PLOT_H + 48, column, "middle"))
     for j, name in enumerate(names):
         middle = _TOP + (j + 0.5) * height
-        body.append(_text(left - 6, middle + 4, style_of(name, j).label, "end"))
+        body.append(text(left - 6, middle + 4, style_of(name, j).label, "end"))
         for row in chosen(rows, y, name):
             at = left + columns.index(str(row[x])) * width
             share = max(0.0, number(row[value]) / largest)
@@ -154,8 +156,8 @@ def heatmap(rows: str | Path | Rows, x: str, y: str, value: str, text: str, titl
             body.append(f'<rect {place} {size} fill="#0072B2" fill-opacity="{share:.3f}" '
                         'stroke="#bbb"/>')  # fmt: skip
             ink = 'fill="#fff"' if share > 0.6 else ""
-            body.append(_text(at + width / 2, middle + 4, row[text], "middle", ink))
-    return _svg(title, body)
+            body.append(text(at + width / 2, middle + 4, row[words], "middle", ink))
+    return svg(title, body)
 
 
 def stack(*drawings: str) -> str:
