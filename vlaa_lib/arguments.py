@@ -198,9 +198,7 @@ def subset(c: argparse.ArgumentParser) -> None:
     c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
     c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
     c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
-    c.add_argument(
-        "--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these"
-    )
+    c.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="only score these")
     c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
     c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
 
