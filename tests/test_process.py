@@ -355,12 +355,12 @@ def test_a_local_policy_judges_and_its_replies_are_kept(micro_data, tmp_path, mo
     assert [len(s) for s in scores] == [3, 1] and found.asked == 4
     assert sum(math.isnan(x) for s in scores for x in s) == sum(found.unusable.values())
 
-    monkeypatch.setattr(judge, "generate", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr(judge, "answer", lambda *args, **_: calls.append(args))
     again = judge.policy_judge(*given, batch=2, max_new_tokens=4)
     assert str(again([made[0], made[1]], solutions)) == str(scores) and not calls
 
     replies = iter([["Fine.\nScore: 4", "", "Score: 9"]])
-    monkeypatch.setattr(judge, "generate", lambda *_, **__: next(replies))
+    monkeypatch.setattr(judge, "answer", lambda *_, **__: next(replies))
     other = judge.policy_judge(*given, view="step", max_new_tokens=9)
     gone = made[0].__class__("x", "gone.png", "Q?", "3", reward="digit")
     scores = other([made[0], gone], [["a", "b", "c"], ["d"]])

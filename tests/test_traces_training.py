@@ -26,8 +26,8 @@ def test_grpo_fills_every_column(
         "grpo.train_batch": 16 // steps_per_round, "grpo.per_device_batch": 4,
         "grpo.warmup": 0.0, "grpo.learning_rate": 0.01,
     })  # fmt: skip
-    train.grpo(cfg, made, folder / "images", tmp_path, name="tiny", token_logps=True)
-    rows = traces.load(tmp_path / "traces")
+    train.grpo(cfg, made, folder / "images", tmp_path / "tiny", token_logps=True)
+    rows = traces.load(tmp_path / "tiny" / "traces")
     assert len(rows) == 2 * cfg.grpo.rollouts
     assert {(r["model"], r["profile"], r["seed"]) for r in rows} == {("tiny", "smoke", cfg.seed)}
     assert {(r["sampling_round"], r["optimizer_step"]) for r in rows} == {
@@ -38,7 +38,7 @@ def test_grpo_fills_every_column(
         assert row["mean_logp"] < 0 < row["entropy"] and row["kl"] >= 0
         assert row["steps"] is not None and row["parts"][0]["name"] == "format"
     if steps_per_round == 1:  # then TRL's log averages the same tokens
-        with (tmp_path / "training_log.csv").open() as stream:
+        with (tmp_path / "tiny" / "training_log.csv").open() as stream:
             logged = [row for row in csv.DictReader(stream) if row["entropy"]]
         assert len(logged) == 2
         for step, log in enumerate(logged):

@@ -82,8 +82,8 @@ def load_policy(
     max_pixels: int = MAX_PIXELS,
     min_pixels: int = MIN_PIXELS,
     dtype: str | None = None,
-    merge: bool = True,
     kind: Any = None,
+    merge: bool = True,
 ) -> Policy:
     """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
 
@@ -91,8 +91,8 @@ def load_policy(
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
             `4bit` loads the language model in nf4.
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
-        merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
         kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
+        merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
     Raises:
         FileNotFoundError: nothing to load at `path`, with what to do about it.
     """

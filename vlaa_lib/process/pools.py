@@ -100,12 +100,12 @@ def sample(
         torch.manual_seed(seed + start)
         asked = [record for record in part for _ in range(n)]
         texts = evaluate.generate(policy, asked, *given, temperature)
-        rows = evaluate.score_rows(asked, texts, generator=generator)
+        rows = evaluate.score_rows(asked, texts, model=generator)
         for i, row in enumerate(rows):
             row["sample"] = i % n
         texts = evaluate.generate(policy, part, *given)
-        rows += evaluate.score_rows(part, texts, generator=generator, sample=GREEDY)
-        store.append(rows)
+        rows += evaluate.score_rows(part, texts, model=generator, sample=GREEDY)
+        store.append(traces.from_evaluation(rows, part, seed=seed))
     return load(folder)
 
 
@@ -125,7 +125,7 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def _rows(folder: str | Path) -> list[dict[str, Any]]:
     try:
-        return traces.load(folder)
+        return [row | {"generator": row["model"]} for row in traces.load(folder)]
     except FileNotFoundError:
         return []
 

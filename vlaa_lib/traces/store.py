@@ -27,6 +27,8 @@ def schema() -> pyarrow.Schema:
         # who answered, when: a sampling round is one rollout batch, a step one weight update
         (pa.string(), "model profile"),
         (pa.int64(), "seed sampling_round optimizer_step"),
+        # which candidate of a pool this is (`process.pools`); -1: the greedy one
+        (pa.int64(), "sample"),
         # what was said; clipped: it ended at the length limit, not by itself
         (pa.string(), "completion"),
         (pa.int64(), "completion_tokens words"),
