@@ -28,7 +28,8 @@ HOSTILE = (
     "<form action=http://evil.invalid/d><button autofocus>go</button></form>",
     "<meta http-equiv=refresh content='0;url=http://evil.invalid/e'>",
     "url(http://evil.invalid/f); --v: url(http://evil.invalid/g)",
-    "${window.hit=1} {{constructor.constructor('window.hit=1')()}} $\\href{javascript:alert(1)}{x}$",
+    "${window.hit=1} {{constructor.constructor('window.hit=1')()}}",
+    "$\\href{javascript:alert(1)}{x}$",
     "__proto__",
     "constructor",
     "\u202edlrow\u202c \u2066x\u2069 \u200e\u200f\u2028\u2029\x00\x1b[31m\ufeff\ud800",
@@ -111,3 +112,9 @@ def hostile() -> list[dict]:
         for place, text in enumerate(HOSTILE)
         for number in [STRANGE_NUMBERS[place % len(STRANGE_NUMBERS)]]
     ]  # fmt: skip
+
+
+def spoken(side) -> str:
+    """Return the text that the runs of a trace spell, as it is sent to the page."""
+    runs = [run for _truth, runs in side["body"] for run in runs]
+    return "".join(run if isinstance(run, str) else run[1] for run in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its start
 
 MAX_CHARS = 20_000  # ours, of one trace: five times the longest completion of the paper's settings
-# ours: what all traces, and all rollouts of their groups, may hold together, so that the state of
-# 200 examples with 4 traces stays under 5 MB whatever a model wrote
-TEXT_BUDGET, GROUP_BUDGET, MAX_GROUP_CHARS = 2_000_000, 800_000, 2000
+MAX_GROUP_CHARS = 2000  # ours, of one rollout of a group
+MIN_CHARS = 50  # ours: a shorter beginning of a trace shows nothing
+MAX_BYTES = 5_000_000  # ours: more is slow to open, and a notebook that keeps it is no longer shown
 RIGHT_FROM = 0.5  # ours: a reward from here on counts as right where `correct` is not given
 
 _PARTS = re.compile(
@@ -106,24 +107,29 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             `tokens`, `clipped`, `mean_logp`, `entropy`, `group` (the rollouts of the same prompt)
             and `pieces`, `logps`, `entropies` (of each token).
     Returns:
-        `examples`, `names` (of the sides, with label and colour) and the `unit` of lengths.
+        `examples`, `names` (of the sides, with label and colour) and the `unit` of lengths. All of
+        it has at most `MAX_BYTES` as JSON: where models wrote more, each trace is cut, and says so.
     Raises:
         ValueError: an example is malformed or its id is used twice; says which and why.
     """
     examples = [_checked(example, number) for number, example in enumerate(examples)]
     _refuse_twice([example["id"] for example in examples], "examples", "id")
     sides = [side for example in examples for side in example["sides"]]
-    members = sum(len(side.get("group") or ()) for side in sides)
-    chars = min(MAX_CHARS, TEXT_BUDGET // max(1, len(sides)))
-    group_chars = min(MAX_GROUP_CHARS, GROUP_BUDGET // max(1, members))
     unit = "tokens" if all(number(side.get("tokens")) is not None for side in sides) else "words"
     names = dict.fromkeys(side["name"] for side in sides)
     looks = [(name, style_of(name, index)) for index, name in enumerate(names)]
-    return {
-        "examples": [_example(example, chars, group_chars, unit) for example in examples],
+    state = {
         "names": [{"name": name, "label": look.label, "color": look.color} for name, look in looks],
         "unit": unit,
     }
+    longest = max((len(_text(side)) for side in sides), default=0)
+    chars = min(MAX_CHARS, max(longest, MAX_GROUP_CHARS))
+    while True:
+        state["examples"] = [_example(example, chars, unit) for example in examples]
+        size = len(json.dumps(state, ensure_ascii=False).encode())
+        if size <= MAX_BYTES or chars < MIN_CHARS:
+            return state
+        chars = int(chars * min(0.7, MAX_BYTES / size))  # marks differ, so this may take a few
 
 
 def _checked(example: Any, place: int) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def _refuse_twice(keys: list[str], where: str, what: str) -> None:
         seen[key] = place
 
 
-def _example(example: dict[str, Any], chars: int, group_chars: int, unit: str) -> dict[str, Any]:
+def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     made = {key: visible(str(example.get(key) or "")) for key in ("source", "question", "gold")}
     read, problem = _box_reader(example)
     gold = read(str(example.get("gold", "")))
@@ -164,7 +170,7 @@ def _example(example: dict[str, Any], chars: int, group_chars: int, unit: str) -
         made_side["problem"] = visible((answer.problem or "")[:200])
         made_side["box"] = box = read(answer.answer)
         made_side["iou"] = _overlap(gold, box)
-        made_side["group"] = [_member(member, group_chars) for member in side.get("group") or ()]
+        made_side["group"] = [_member(member, min(chars, MAX_GROUP_CHARS)) for member in side.get("group") or ()]
         sides.append({key: value for key, value in made_side.items() if value not in (None, "")})
     return made | {"id": example["id"], "box": gold, "boxProblem": problem, "sides": sides}
 
@@ -277,8 +283,8 @@ def _body(
 ) -> list[list[Any]]:
     """Return [truth, runs] for each step and for what lies between steps.
 
-    Truth is 1, 0, 2 (not checkable) or -1 (no step); a run is [kind, text] and, where the token is
-    known, its log-prob and entropy.
+    Truth is 1, 0, 2 (not checkable) or -1 (no step); a run is plain text, or [kind, text] and,
+    where the token is known, its log-prob and entropy.
     """
     kinds, end = [], 0
     for kind, part in segments(text):
@@ -290,9 +296,13 @@ def _body(
     held.append((len(text), (len(steps), -1)))
     cuts = _overlay(len(text), kinds, held, shades)
     return [
-        [truth, [[kind, visible(text[a:b]), *(shade or ())] for a, b, (kind, _, shade) in runs]]
+        [truth, [_run(visible(text[a:b]), kind, shade) for a, b, (kind, _, shade) in runs]]
         for (_place, truth), runs in groupby(cuts, key=lambda cut: cut[2][1])
     ]
+
+
+def _run(text: str, kind: str, shade: list[float | None] | None) -> str | list[Any]:
+    return text if kind == "text" and shade is None else [kind, text, *(shade or ())]
 
 
 # --- boxes ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 3", "2 3", "9 3 2 3"]; // a box's line: told apart in grey as well
 const SIGNS = { 1: "true", 0: "false", 2: "open" }; // a step's truth; -1 lies between steps
 const KINDS = { aha: "mark", answer: "strong" }; // everything else is a span
-const SHADES = { logp: ["surprise", 2, -5], entropy: ["entropy", 3, 3] }; // label, place, full
+const SHADES = { logp: ["surprise", 0, -5], entropy: ["entropy", 1, 3] }; // label, place, full
 const STEPS = {
   "": ["any steps", () => true],
   false: ["a false step", (side) => side.steps?.[1] > 0],
@@ -72,7 +72,7 @@ function passes(example, wanted, haystack) {
 
 function searchable(example) {
   const said = example.sides.flatMap((side) =>
-    side.body.flatMap(([, runs]) => runs.map(([, text]) => text)).concat("\n"),
+    side.body.flatMap(([, runs]) => runs.map((run) => (typeof run === "string" ? run : run[1]))).concat("\n"),
   );
   const head = [example.id, example.source, example.question, example.gold].join("\n");
   return `${head}\n${said.join("")}`.toLowerCase();
@@ -80,11 +80,12 @@ function searchable(example) {
 
 // --- one trace
 
-function drawRun([kind, text, ...shades], shade) {
+function drawRun(run, shade) {
+  if (typeof run === "string") return document.createTextNode(run);
+  const [kind, text, ...shades] = run;
   const [label, at, full] = SHADES[shade] ?? [];
-  const value = shades[at - 2];
+  const value = shades[at];
   const told = label && typeof value === "number";
-  if (kind === "text" && !told) return document.createTextNode(text);
   return h(
     KINDS[kind] ?? "span",
     {

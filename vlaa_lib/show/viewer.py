@@ -6,8 +6,6 @@ untrusted notebook) the first examples stand there as an escaped table.
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from .prepare import picture, prepare
 
 HERE = Path(__file__).parent
 PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom
-MAX_STATE_BYTES = 5_000_000  # ours: more is slow to open, and Jupyter drops large updates
 FALLBACK = 5  # examples in the table for pages without widgets
 
 
@@ -59,13 +56,6 @@ class TraceViewer(anywidget.AnyWidget):
 
     def __init__(self, examples: Sequence[dict[str, Any]], **traits: Any):
         state = prepare(examples)
-        size = len(json.dumps(state, ensure_ascii=False).encode())
-        if size > MAX_STATE_BYTES:
-            warnings.warn(
-                f"the viewer's state is {size / 1e6:.1f} MB; give it fewer examples, or leave out "
-                "`pieces` and `group`",
-                stacklevel=2,
-            )
         self._given = {
             made["id"]: given for made, given in zip(state["examples"], examples, strict=True)
         }
