@@ -170,7 +170,7 @@ def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
         made_side["problem"] = visible((answer.problem or "")[:200])
         made_side["box"] = box = read(answer.answer)
         made_side["iou"] = _overlap(gold, box)
-        made_side["group"] = [_member(member, min(chars, MAX_GROUP_CHARS)) for member in side.get("group") or ()]
+        made_side["group"] = [_member(member, chars) for member in side.get("group") or ()]
         sides.append({key: value for key, value in made_side.items() if value not in (None, "")})
     return made | {"id": example["id"], "box": gold, "boxProblem": problem, "sides": sides}
 
@@ -220,7 +220,7 @@ def _parts(side: dict[str, Any]) -> list[list[Any]]:
 
 def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
     """Return a rollout of a group: its numbers and the beginning of its text."""
-    text = _text(member)
+    text, chars = _text(member), min(chars, MAX_GROUP_CHARS)
     facts = {key: number(member.get(key)) for key in ("reward", "advantage", "tokens")}
     return facts | {"text": visible(text[:chars]), "more": max(0, len(text) - chars)}
 

@@ -71,9 +71,9 @@ function passes(example, wanted, haystack) {
 }
 
 function searchable(example) {
+  const spell = (run) => (typeof run === "string" ? run : run[1]);
   const said = example.sides.flatMap((side) =>
-    side.body.flatMap(([, runs]) => runs.map((run) => (typeof run === "string" ? run : run[1]))).concat("\n"),
-  );
+    [...side.body.flatMap(([, runs]) => runs.map(spell)), "\n"]);
   const head = [example.id, example.source, example.question, example.gold].join("\n");
   return `${head}\n${said.join("")}`.toLowerCase();
 }
