@@ -21,6 +21,19 @@ MOUNT = """async (state) => {
   document.body.getBoundingClientRect();  // layout counts as well
   return performance.now() - start;
 }"""
+# select an example and two models, open its groups, and say what there is on the page
+LOOK = """([id, columns]) => {
+  window.model.set("columns", columns);
+  window.model.set("selected", id);
+  document.querySelectorAll(".bars button").forEach((bar) => bar.click());
+  const all = [...document.body.querySelectorAll("*")];
+  return {
+    text: document.body.textContent,
+    bodies: [...document.querySelectorAll(".body")].map((one) => one.textContent),
+    tags: all.map((one) => one.tagName),
+    attributes: all.flatMap((one) => one.getAttributeNames()),
+  };
+}"""
 SET = "([key, value]) => window.model.set(key, value)"
 TAGS = {"DIV", "SPAN", "BUTTON", "INPUT", "SELECT", "OPTION", "LABEL", "I", "B", "P", "UL", "LI",
         "EM", "STRONG", "MARK", "SMALL", "SECTION", "HEADER", "IMG", "svg", "rect"}  # fmt: skip
@@ -75,25 +88,13 @@ def test_nothing_of_a_trace_runs_or_leaves(viewer):
     page = found.page
     state = prepare.prepare(viewer_cases.hostile())
     for example in state["examples"]:
-        name = example["sides"][0]["name"]
-        page.evaluate(SET, ["columns", [name, "sft"]])
-        page.evaluate(SET, ["selected", example["id"]])
-        bars = page.locator(".bars button")
-        if bars.count():
-            bars.first.click()
-        said = page.locator(".main").evaluate("(node) => node.textContent")
-        for text in (example["question"], example["gold"]):
-            assert text in said
+        seen = page.evaluate(LOOK, [example["id"], [example["sides"][0]["name"], "sft"]])
+        for text in (example["id"], example["question"], example["gold"]):
+            assert text in seen["text"]
         body = viewer_cases.spoken(example["sides"][0])
-        shown = page.locator(".body").evaluate_all("(all) => all.map((one) => one.textContent)")
-        assert (body or "(empty trace)") in shown and len(shown) == 2
-        made = page.evaluate("[...document.body.querySelectorAll('*')].map((n) => n.tagName)")
-        assert set(made) <= TAGS
-        listeners = page.evaluate(
-            "[...document.body.querySelectorAll('*')].flatMap((n) => n.getAttributeNames())"
-            ".filter((name) => name.startsWith('on') || name === 'href' || name === 'srcdoc')"
-        )
-        assert listeners == []
+        assert (body or "(empty trace)") in seen["bodies"] and len(seen["bodies"]) == 2
+        assert set(seen["tags"]) <= TAGS
+        assert not [name for name in seen["attributes"] if re.match("on|href|srcdoc", name)]
         assert not found.hits(), example["id"]
     control(page, "search").fill("<script>")
     assert 0 < len(value(page, "shown")) < len(state["examples"])
@@ -302,15 +303,15 @@ def test_marks_are_told_apart_without_colour(viewer):
     true, false = (page.locator(f".step.{kind}").first.evaluate(style) for kind in kinds)
     assert true[0] == "solid" and false[0] == "wavy" and true[1] != false[1]
     assert "✓" in true[2] and "✗" in false[2]
-    assert page.locator(".step.false .sr").first.inner_text() == "false step: "
+    assert page.locator(".step.false .sr").first.text_content() == "false step: "
     verdicts = page.locator(".verdict").all_inner_texts()
     assert all(re.match(r"✓ right|✗ wrong", text) for text in verdicts)
 
 
 def test_screen_readers_hear_names_of_everything(viewer):
     page = viewer().page
-    unnamed = page.evaluate("""[...document.querySelectorAll('button, input, select, img,
-        [role=group], [role=listbox], [role=region], section, [tabindex="0"]')].filter((node) =>
+    unnamed = page.evaluate("""[...document.querySelectorAll(`button, input, select, img,
+        [role=group], [role=listbox], [role=region], section, [tabindex="0"]`)].filter((node) =>
         !(node.ariaLabel || node.alt || node.closest('label') || node.innerText?.trim()))
         .map((node) => node.outerHTML)""")
     assert unnamed == []

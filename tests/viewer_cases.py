@@ -102,7 +102,7 @@ def many(count: int = 200, words: int = 300) -> list[dict]:
 def hostile() -> list[dict]:
     """Return examples with each hostile string in every field that holds text."""
     return [
-        {"id": f"{place} {text}", "source": text, "image": text or None, "question": text,
+        {"id": text or "nothing", "source": text, "image": text or None, "question": text,
          "gold": text, "scene": None, "frame": "norm01",
          "sides": [{"name": text or "empty", "text": text, "reason": text, "parts": {text: 0.5},
                     "reasons": {text: text}, "reward": number, "advantage": number,

@@ -38,6 +38,7 @@ function h(tag, attributes = {}, ...children) {
 }
 
 const hidden = (text) => h("span", { class: "sr" }, text);
+const own = (table, key) => (Object.hasOwn(table, key) ? table[key] : undefined);
 const swatch = (look) => h("i", { class: "swatch", "--c": look.color });
 const round = (value, digits = 3) => String(Number(value.toFixed(digits)));
 const signed = (value) => (value > 0 ? "+" : "") + round(value, 2);
@@ -59,7 +60,7 @@ function passes(example, wanted, haystack) {
   if (wanted.wrong && side(wanted.wrong)?.correct !== false) return false;
   if (wanted.right && side(wanted.right)?.correct !== true) return false;
   const known = (...keys) => keys.some((key) => typeof wanted[key] === "number");
-  const steps = STEPS[wanted.steps ?? ""] ?? STEPS[""];
+  const steps = own(STEPS, wanted.steps) ?? STEPS[""];
   const fits = (one) =>
     (!wanted.of || one.name === wanted.of) &&
     (!known("low", "high") || within(one.reward, wanted.low, wanted.high)) &&
@@ -257,6 +258,8 @@ export function render({ model, el, signal }) {
   function go(to) {
     const shown = model.get("shown");
     if (shown.length) put("selected", shown[Math.min(shown.length - 1, Math.max(0, to))]);
+    const isThere = overview.contains(document.activeElement);
+    if (isThere) tiles.get(model.get("selected"))?.focus(); // the focus goes along
   }
 
   function press(event) {
@@ -276,7 +279,6 @@ export function render({ model, el, signal }) {
     if (!act || inText || inPicture) return; // what has the focus scrolls with these keys
     event.preventDefault();
     act();
-    if (event.target.matches(".overview *")) tiles.get(model.get("selected"))?.focus();
   }
 
   function enlarge(by) {
@@ -422,7 +424,7 @@ export function render({ model, el, signal }) {
     const example = byId.get(model.get("selected"));
     if (!example) return asked.replaceChildren();
     const [boxes, legend] = drawBoxes(example, looks());
-    const image = model.get("pictures")[example.id] ?? "the picture is on its way";
+    const image = own(model.get("pictures"), example.id) ?? "the picture is on its way";
     const picture = image.startsWith("data:image/")
       ? h("div", { class: "sheet" }, h("img", { src: image, alt: "what is asked about" }), boxes)
       : h("p", {}, image);
