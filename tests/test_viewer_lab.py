@@ -97,9 +97,14 @@ def copied(folder: Path, run_dir: Path) -> None:
     (folder / NOTEBOOK).write_text(json.dumps(notebook))
 
 
-def test_notebook_06_in_jupyterlab(smoke_run, tmp_path):
-    copied(tmp_path, smoke_run)
-    with chromium.launched() as browser, jupyter_lab(tmp_path) as base:
+def test_notebook_06_in_jupyterlab(request, tmp_path):
+    with chromium.launched() as browser:  # first: without one, no run is made for nothing
+        copied(tmp_path, request.getfixturevalue("smoke_run"))
+        look_at(browser, tmp_path)
+
+
+def look_at(browser, folder: Path) -> None:
+    with jupyter_lab(folder) as base:
         found = chromium.Watched(browser, base)
         page = found.page
         page.goto(f"{base}/doc/tree/{NOTEBOOK}?token=test&reset")
@@ -126,7 +131,7 @@ def test_notebook_06_in_jupyterlab(smoke_run, tmp_path):
         page.evaluate(ASK, "viewer.selected = viewer.shown[-1]")  # and the other way
         viewer.locator(".status").get_by_text(ids[-1]).wait_for()
         viewer.locator(".sheet img").wait_for()
-        shot = tmp_path / "viewer.png"
+        shot = folder / "viewer.png"
         viewer.screenshot(path=shot)
         assert shot.stat().st_size > 10_000
         assert not [url for url in found.asked if url.startswith("http")], "no request leaves"

@@ -144,7 +144,8 @@ function drawReward(side) {
 /** Draw the rollouts of one prompt as small bars; a click shows what one says. */
 function drawGroup(group) {
   if (!group.length) return null;
-  const said = h("div", { class: "said", hidden: true, tabindex: 0, dir: "auto" });
+  const said = h("div", { class: "said", hidden: true, tabindex: 0, dir: "auto", role: "group",
+    "aria-label": "what a rollout says" });
   const bars = group.map((one, number) => {
     const reward = one.reward ?? null;
     const label = `rollout ${number + 1}: ` +
@@ -177,7 +178,7 @@ function drawColumn(look, side, shade, unit) {
   const verdict = { true: "✓ right", false: "✗ wrong" }[side.correct] ?? "not scored";
   const reward = side.reward === undefined ? "" : ` · reward ${round(side.reward)}`;
   const answer = side.answer === undefined
-    ? h("em", {}, `no answer: ${side.problem}`)
+    ? h("em", {}, `none (${side.problem})`)
     : h("strong", { class: "answer", dir: "auto" }, side.answer);
   return h("section", { class: "column", "aria-label": look.label },
     h("header", {}, label, h("span", { class: "verdict" }, verdict + reward)),
@@ -187,7 +188,7 @@ function drawColumn(look, side, shade, unit) {
 
 // --- the picture
 
-/** Draw boxes of fractions over the picture, each twice: a white line under the coloured one. */
+/** Draw boxes of fractions over the picture, the later ones thinner: where they agree, all show. */
 function drawBoxes(example, looks) {
   const found = looks.map((look, number) => {
     const side = example.sides.find((one) => one.name === look.name);
@@ -196,11 +197,13 @@ function drawBoxes(example, looks) {
   });
   const boxes = [{ box: example.box, label: "gold", color: "#000", dash: "", wide: true }, ...found]
     .filter((one) => one.box);
-  const rectangles = boxes.flatMap(({ box: [x, y, right, bottom], color, dash, wide }) =>
-    [["#fff", wide ? 7 : 5, ""], [color, wide ? 4 : 2.5, dash]].map(([stroke, thick, dashes]) =>
-      h("rect", { x, y, width: right - x, height: bottom - y, fill: "none", stroke,
-        "stroke-width": thick, "stroke-dasharray": dashes,
-        "vector-effect": "non-scaling-stroke" })));
+  const rim = { box: example.box, color: "#fff", dash: "" }; // sets the rest off the picture
+  const rectangles = [rim, ...boxes].filter((one) => one.box).map((one, number, all) => {
+    const [x, y, right, bottom] = one.box;
+    return h("rect", { x, y, width: right - x, height: bottom - y, fill: "none",
+      stroke: one.color, "stroke-dasharray": one.dash, "vector-effect": "non-scaling-stroke",
+      "stroke-width": 1 + 1.5 * (all.length - number) });
+  });
   const legend = boxes.map(({ label, color, dash, wide }) =>
     h("li", {}, h("svg", { class: "line", viewBox: "0 0 24 8", "aria-hidden": "true" },
       h("rect", { x: -9, y: 4, width: 40, height: 40, fill: "none", stroke: color,
