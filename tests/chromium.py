@@ -12,7 +12,7 @@ REMEDY = "pip install playwright; apt-get install chromium-headless-shell (or se
 # root needs the first; containers have a small /dev/shm
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 SITE = "http://viewer.test"  # served by the test itself, never asked for on the network
-WAIT_MS = 30_000  # the machine may be busy
+WAIT_MS = 60_000  # the machine may be busy
 
 
 def missing(what: str) -> None:

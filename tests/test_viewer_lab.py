@@ -75,7 +75,11 @@ def jupyter_lab(folder: Path):
             yield base
         finally:
             server.terminate()
-            server.wait(60)
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:  # it has nothing to save
+                server.kill()
+                server.wait()
 
 
 def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
@@ -106,6 +110,7 @@ def test_notebook_06_in_jupyterlab(request, tmp_path):
 def look_at(browser, folder: Path) -> None:
     with jupyter_lab(folder) as base:
         found = chromium.Watched(browser, base)
+        found.context.set_default_timeout(WAIT_S * 1000)
         page = found.page
         page.goto(f"{base}/doc/tree/{NOTEBOOK}?token=test&reset")
         page.wait_for_function("'jupyterapp' in window && jupyterapp.shell.currentWidget")
