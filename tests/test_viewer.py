@@ -67,6 +67,12 @@ def test_no_layer_loses_or_repeats_a_character(text):
     assert truths == [2 if truth is None else int(truth) for truth in told]
 
 
+def test_an_answer_that_evaluation_read_stands_beside_its_missing_tags():
+    side = one("The answer is 3.", side_answer="3")
+    assert side["answer"] == "3" and side["problem"] == "no think or answer tags"
+    assert "answer" not in one("The answer is 3.")
+
+
 def test_without_a_scene_no_step_is_judged():
     side = one(scene=None)
     assert "steps" not in side and {truth for truth, _ in side["body"]} == {-1}

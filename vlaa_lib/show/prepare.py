@@ -103,9 +103,9 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         examples: dicts with `id`, `source`, `image` (PIL or path), `question`, `gold`, `scene`
             (None: steps are not checked), `frame` (of boxes; see `records.FRAMES`), `image_size`
             (px, for `pixel_resized`) and `sides`. A side is a dict with `name`, `text` and, where
-            known, `reward`, `reason` or `reasons` and `parts` by name, `correct`, `advantage`,
-            `tokens`, `clipped`, `mean_logp`, `entropy`, `group` (the rollouts of the same prompt)
-            and `pieces`, `logps`, `entropies` (of each token).
+            known, `answer` (else what the tags hold), `reward`, `reason` or `reasons` and `parts`
+            by name, `correct`, `advantage`, `tokens`, `clipped`, `mean_logp`, `entropy`, `group`
+            (rollouts of the same prompt) and `pieces`, `logps`, `entropies` (of each token).
     Returns:
         `examples`, `names` (of the sides, with label and colour) and the `unit` of lengths. All of
         it has at most `MAX_BYTES` as JSON: where models wrote more, each trace is cut, and says so.
@@ -164,11 +164,12 @@ def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     sides = []
     for side in example["sides"]:
         text = _text(side)
-        answer = split_think_answer(text)
+        parsed = split_think_answer(text)
+        answer = str(side.get("answer") or parsed.answer)  # evaluation also reads untagged replies
         made_side = _side(side, text, example.get("scene"), chars, unit)
-        made_side["answer"] = visible(answer.answer[:chars])
-        made_side["problem"] = visible((answer.problem or "")[:200])
-        made_side["box"] = box = read(answer.answer)
+        made_side["answer"] = visible(answer[:chars])
+        made_side["problem"] = visible((parsed.problem or "")[:200])
+        made_side["box"] = box = read(answer)
         made_side["iou"] = _overlap(gold, box)
         made_side["group"] = [_member(member, chars) for member in side.get("group") or ()]
         sides.append({key: value for key, value in made_side.items() if value not in (None, "")})
