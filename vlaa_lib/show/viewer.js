@@ -48,8 +48,7 @@ const within = (value, low, high) =>
 
 function select(options, change) {
   const made = options.map(([key, text]) => h("option", { value: key }, text));
-  const control = h("select", { onchange: () => change(control.value) }, made);
-  return control;
+  return h("select", { onchange: (event) => change(event.target.value) }, made);
 }
 
 // --- filters
@@ -130,7 +129,7 @@ function drawFacts(side, unit) {
 }
 
 function drawReward(side) {
-  const rows = side.parts.map(([name, value, reason]) => [name, value, reason]);
+  const rows = [...side.parts];
   if (!rows.length && side.reason) rows.push(["reward", side.reward ?? null, side.reason]);
   return rows.map(([name, value, reason]) =>
     h("div", { class: "part" },
@@ -223,7 +222,8 @@ export function render({ model, el, signal }) {
   const unit = model.get("unit");
   const names = model.get("names");
   const texts = new Map(); // what the search reads, made when it is first used
-  const tiles = new Map();
+  const tiles = new Map(); // of what is shown
+  const made = new Map(); // of all that was shown since the columns changed
   const controls = {}; // of the filters, by key
   let [zoom, shade] = [1, ""];
 
@@ -310,10 +310,8 @@ export function render({ model, el, signal }) {
       const control = h("input", { type, oninput: read, ...attributes });
       return labelled(label, key, control);
     };
-    const choices = (label, key, options) => {
-      const control = select(options, (value) => set(key, value));
-      return labelled(label, key, control);
-    };
+    const choices = (label, key, options) =>
+      labelled(label, key, select(options, (value) => set(key, value)));
     const clear = () => {
       put("filters", {});
       put("shown", [...byId.keys()]); // also what Python chose
@@ -368,7 +366,10 @@ export function render({ model, el, signal }) {
   function drawOverview() {
     tiles.clear();
     const shown = model.get("shown").filter((id) => byId.has(id));
-    shown.forEach((id) => tiles.set(id, tile(byId.get(id))));
+    for (const id of shown) {
+      if (!made.has(id)) made.set(id, tile(byId.get(id)));
+      tiles.set(id, made.get(id));
+    }
     overview.replaceChildren(...tiles.values());
     const all = shown.length === examples.length ? "" : ` of ${examples.length}`;
     count.textContent = `${shown.length}${all} examples`;
@@ -443,7 +444,11 @@ export function render({ model, el, signal }) {
 
   const changes = {
     "change:filters": applyFilters, "change:shown": drawOverview, "change:selected": drawSelected,
-    "change:pictures": drawAsked, "change:columns": () => { drawChoose(); drawOverview(); },
+    "change:pictures": drawAsked, "change:columns": () => {
+      made.clear();
+      drawChoose();
+      drawOverview();
+    },
   };
   Object.entries(changes).forEach(([event, draw]) => model.on(event, draw));
   signal?.addEventListener("abort", () =>
