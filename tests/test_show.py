@@ -116,7 +116,7 @@ def test_trace_html_is_shown_by_notebooks_without_script():
 
 def test_source_is_the_live_function_and_escaped():
     shown = show.source(html.segments)
-    assert shown.data.startswith("# vlaa_lib/show/html.py, line ")
+    assert shown.data.startswith("# vlaa_lib/show/prepare.py, line ")
     assert "def segments(" in shown.data
     page = shown._repr_html_()
     assert "<answer>" not in page and "&lt;answer&gt;" in page
