@@ -17,8 +17,8 @@ PAPER = [{"model": "sft", "named": "Qwen, SFT", "benchmark": "MathVista", "chang
 def test_models_stand_in_lines_and_the_papers_under_them_in_grey():
     table = figs.by_benchmark(CHANGE, PAPER, "change")
     assert table.rows == [
-        {"model": "SFT, micro", "MathVista": "-50.0 [-75.0, -25.0]", "WeMath": "no value"},
-        {"model": "GRPO, micro", "MathVista": "25.0 [unknown]", "WeMath": "50.0 [0.0, 100.0]"},
+        {"model": "SFT, micro", "MathVista": "-50.0 [-75.0,-25.0]", "WeMath": "no value"},
+        {"model": "GRPO, micro", "MathVista": "25.0 [unknown]", "WeMath": "50.0 [0.0,100.0]"},
         {"model": "paper: Qwen, SFT", "MathVista": "-33.6"},
     ]
     assert "paper: Qwen, SFT" in repr(table)  # the text twin
@@ -30,7 +30,7 @@ def test_models_stand_in_lines_and_the_papers_under_them_in_grey():
 def test_a_benchmark_of_the_field_is_not_called_micro():
     row = {"model": "m<b>", "benchmark": "LogicVista", "value": 0.5, "low": 0.4, "high": 0.6}
     table = figs.by_benchmark([row])
-    assert table.rows == [{"model": "m<b>", "LogicVista": "50.0 [40.0, 60.0]"}]
+    assert table.rows == [{"model": "m<b>", "LogicVista": "50.0 [40.0,60.0]"}]
     assert "<b>" not in table._repr_html_() and "#767676" not in table._repr_html_()
 
 
@@ -65,4 +65,6 @@ def test_flips_are_counted_up_and_down():
     assert (list(lost.y), gained.name, lost.name) == (
         [0, -1], "only GRPO right", "only instruct right",
     )  # fmt: skip
-    assert [list(bar.y) for bar in figs.flips([], "instruct", "grpo").data] == [[], []]
+    assert list(gained.text) == ["2", ""]
+    empty = figs.flips([], "instruct", "grpo", ["micro-A"])  # a benchmark without a flip is shown
+    assert [(list(bar.x), list(bar.y)) for bar in empty.data] == [(["A"], [0])] * 2

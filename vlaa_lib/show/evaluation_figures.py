@@ -5,6 +5,7 @@ The text twin of each is a table of the same rows: `by_benchmark`, or `show.tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .figures import Table, _bar, _finish, _reach, html_table
@@ -40,9 +41,9 @@ def by_benchmark(rows: Rows, paper: Rows = (), y: str = "value") -> BesidePaper:
         paper: the paper's: `named`, benchmark and `y`; in grey under ours, without an interval.
 
     >>> by_benchmark([{"model": "sft", "benchmark": "micro-X", "value": 0.5, "low": None}])
-    | model      | X               |
-    | :--------- | :-------------- |
-    | SFT, micro | 50.0 [unknown]  |
+    | model      | X              |
+    | :--------- | :------------- |
+    | SFT, micro | 50.0 [unknown] |
     """
     rows, paper, lines = list(rows), list(paper), []
     for model in distinct(rows, "model"):
@@ -67,7 +68,8 @@ def _points(row: dict[str, Any], y: str) -> str:
     value, low, high = (number(row.get(key)) for key in (y, "low", "high"))
     if value is None:
         return "no value"
-    reach = "unknown" if None in (low, high) else f"{100 * low:.1f}, {100 * high:.1f}"
+    # no blank inside: a narrow column breaks the line before the bracket
+    reach = "unknown" if None in (low, high) else f"{100 * low:.1f},{100 * high:.1f}"
     return f"{100 * value:.1f} [{reach}]"
 
 
@@ -140,16 +142,19 @@ def differences(rows: Rows, title: str = "", x_title: str = "difference") -> Fig
     return figure.update_layout(margin_l=150)
 
 
-def flips(rows: Rows, first: str, second: str, title: str = "") -> Figure:
+def flips(
+    rows: Rows, first: str, second: str, benchmarks: Sequence[str] = (), title: str = ""
+) -> Figure:
     """Draw by benchmark how many rows the second model gained over the first, and lost.
 
     Args:
         rows: of `benchmarks.flips` of these two.
+        benchmarks: which ones, also without a flip; by default those of the rows.
     """
     import plotly.graph_objects as go
 
     rows = read(rows)
-    names = distinct(rows, "benchmark")
+    names = benchmarks or distinct(rows, "benchmark")
     bars = []
     for is_gain, model, sign in ((True, second, 1), (False, first, -1)):
         style = style_of(model, not is_gain)
@@ -157,10 +162,12 @@ def flips(rows: Rows, first: str, second: str, title: str = "") -> Figure:
             sum(row["gained"] is is_gain for row in chosen(rows, "benchmark", name))
             for name in names
         ]
-        place = {"x": [name.removeprefix(_MICRO) for name in names], "text": counts}
+        place = {"x": [name.removeprefix(_MICRO) for name in names]}
+        said = place | {"text": [str(count or "") for count in counts], "textposition": "outside"}
         values = [sign * count for count in counts]
-        bars.append(_bar(style._replace(label=f"only {style.label} right"), values, place, None))
+        bars.append(_bar(style._replace(label=f"only {style.label} right"), values, said, None))
     figure = go.Figure(bars)
     figure.update_layout(barmode="relative")
+    figure.update_yaxes(showticklabels=False)  # the counts stand at the bars
     figure.add_hline(y=0, line_width=1)
-    return _finish(figure, title, "micro benchmark", "rows that only one has right")
+    return _finish(figure, title, "micro benchmark", "rows lost (down), gained (up)")
