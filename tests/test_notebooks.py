@@ -9,6 +9,8 @@ import pytest
 
 from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
+from vlaa_lib.evaluate.compare import mcnemar
+from vlaa_lib.evaluate.metrics import wemath_class
 from vlaa_lib.rewards import open_ended, verifiers
 from vlaa_lib.train import objective
 from vlaa_lib.train.common import accumulation
@@ -155,6 +157,8 @@ RIGHT = [
     (checks.group_advantages, objective.advantages),
     (checks.extract_answer, evaluate.extract_answer),
     (checks.bootstrap, evaluate.bootstrap),
+    (checks.wemath_class, wemath_class),
+    (checks.mcnemar, mcnemar),
     (checks.check_steps, traces.check_steps),
 ]
 WRONG = {
@@ -222,6 +226,21 @@ WRONG = {
         (lambda values: evaluate.bootstrap(values, level=0.5), "standard errors"),
         (lambda values: (sum(values) / len(values),) * 2, "does not hold the mean"),
         (lambda values: (0.0, 1.0), "rows that all agree"),
+    ],
+    checks.wemath_class: [
+        (lambda steps, multi, loose: wemath_class(steps, multi), "any one step"),
+        (lambda steps, multi, loose: wemath_class(steps, multi, True), "memorised"),
+        (lambda steps, multi, loose: "CM" if multi else wemath_class(steps, multi), "memorised"),
+        (lambda steps, multi, loose: wemath_class(steps[:2], multi, loose), "three steps"),
+        (lambda steps, multi, loose: "IG" if any(steps) and not multi
+         else wemath_class(steps, multi, loose), "knowledge is missing"),
+    ],
+    checks.mcnemar: [
+        (lambda first, second: mcnemar(first, second) / 2, "either side"),
+        (lambda first, second: 2 * sum(math.comb(first + second, k) for k in range(first + 1))
+         / 2 ** (first + second), "does not matter"),
+        (lambda first, second: min(1.0, 2 / 2 ** (first + second)), "at most one against"),
+        (lambda first, second: (abs(first - second) - 1) ** 2 / (first + second), "five coins"),
     ],
     checks.check_steps: [
         (steps_with(bool), "no fact is stated"),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NotYet", "accumulation", "bootstrap", "check_steps", "choose", "completion_labels",
-    "extract_answer", "group_advantages", "has_aha", "iou", "relative", "split_think_answer",
-    "worked_labels",
+    "extract_answer", "group_advantages", "has_aha", "iou", "mcnemar", "relative",
+    "split_think_answer", "wemath_class", "worked_labels",
 ]
 
 # (arguments, expected result, the rule that the case tests)
@@ -262,6 +262,33 @@ def bootstrap(fn: Callable[[list[float]], tuple[float, float]]) -> None:
                 "replacement, average each resample, take the 2.5 % and 97.5 % quantiles."
             )
     print(f"{name}: holds the mean, and narrows as rows are added.")
+
+
+def wemath_class(fn: Callable[[list[bool], bool, bool], str]) -> None:
+    """Check a reader's `evaluate.metrics.wemath_class`: CM, RM, IG or IK, strict and loose."""
+    yes, no = True, False
+    _expect("wemath_class", fn, [
+        (([yes, yes], yes, no), "CM", "every step and the whole: complete mastery"),
+        (([yes, yes], no, no), "IG", "the steps without the whole: inadequate generalisation"),
+        (([yes, no], yes, no), "RM", "strict: the whole without each step is memorised"),
+        (([yes, no], yes, yes), "CM", "loose: any one step is enough"),
+        (([no, no], yes, yes), "RM", "loose: with no step at all it is still memorised"),
+        (([yes, no], no, no), "IK", "neither each step nor the whole: knowledge is missing"),
+        (([yes, no], no, yes), "IK", "loose is kinder only where the whole is right"),
+        (([yes, yes, no], yes, no), "RM", "a problem may have three steps"),
+    ])
+
+
+def mcnemar(fn: Callable[[int, int], float]) -> None:
+    """Check a reader's `compare.mcnemar`: the exact two-sided p-value of rows that differ."""
+    _expect("mcnemar", fn, [
+        ((0, 5), 1 / 16, "five coins on one side: 2 of 32 outcomes, for either side may be it"),
+        ((5, 0), 1 / 16, "which model comes first does not matter"),
+        ((1, 4), 12 / 32, "at most one against: 1 + 5 outcomes, twice, of 32"),
+        ((3, 3), 1.0, "no side leads; a probability is never above 1"),
+        ((0, 0), 1.0, "models that never differ give no evidence"),
+        ((0, 1), 1.0, "a single coin always falls on some side"),
+    ], same=_close)
 
 
 def check_steps(fn: Callable[[str, dict], list]) -> None:

@@ -86,7 +86,7 @@ def table4(rows: Rows, resamples: int = 1000) -> Rows:
         mine = [row for row in heads if row["model"] == model]
         earned = [paired([values]) for values in found.values()]
         low, high = None, None
-        if all(one.size for one in earned):
+        if resamples and all(one.size for one in earned):
             low, high = quantiles(sum(resampled(one, resamples)[0] for one in earned) / len(earned))
         means = {key: _mean([row[key] for row in mine]) for key in ("value", "blank_value")}
         average = dict.fromkeys(mine[0]) | {"model": model, "benchmark": AVERAGE, "metric": AVERAGE}
@@ -161,19 +161,20 @@ def flips(rows: Rows, first: str, second: str) -> Rows:
 
 
 def by_rule(rows: Rows, rules: Sequence[str] = RULES, resamples: int = 1000) -> Rows:
-    """Score the same completions once more under several extraction rules; headlines only.
+    """Score the same completions once more under several extraction rules: table 4 of each rule.
 
     Args:
         rules: of `extract.MODES`. Where the kit would ask its judge it is `undecided`, and counts
             as wrong.
     Returns:
-        model, rule, then what `metrics.summarise` says.
+        rule, then what `table4` says.
     """
     table = []
-    for (model, name), mine in _runs([row for row in rows if not row["blank"]]).items():
-        for rule in rules:
-            scored = score_all(name, mine, [row["prediction"] for row in mine], rule)
-            table.append({"model": model, "rule": rule, **summarise(name, scored, resamples)[0]})
+    for rule in rules:
+        scored = []
+        for (_, name), mine in _runs([row for row in rows if not row["blank"]]).items():
+            scored += score_all(name, mine, [row["prediction"] for row in mine], rule)
+        table += [{"rule": rule, **row} for row in table4(scored, resamples)]
     return table
 
 

@@ -139,7 +139,8 @@ def learning_curve(
 
 
 def accuracy_bars(
-    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None
+    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None,
+    x_title: str = "source",
 ) -> Figure:
     """Draw accuracy by source and model with its interval (columns `low`, `high`).
 
@@ -176,7 +177,7 @@ def accuracy_bars(
             )
     figure = go.Figure(marks)
     figure.update_layout(barmode="group", scattermode="group", yaxis_range=[0, 1])
-    return _finish(figure, title, "source", y_title or f"{y} (share of records)")
+    return _finish(figure, title, x_title, y_title or f"{y} (share of records)")
 
 
 def _bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] | None) -> Any:
