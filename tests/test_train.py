@@ -77,7 +77,7 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         score = rewards.score(by_id[row["record_id"]], row["completion"])
         assert (row["reward"], row["reason"]) == (pytest.approx(score.value), score.reason)
         assert row["clipped"] == (row["completion_tokens"] == 12) or not row["clipped"]
-        assert "<|" not in row["completion"] and row["run"] == "grpo"
+        assert "<|" not in row["completion"] and row["model"] == "grpo"
     # groups of G rollouts share a record and their advantages cancel
     for start in range(0, len(rows), cfg.grpo.num_generations):
         group = rows[start : start + cfg.grpo.num_generations]
