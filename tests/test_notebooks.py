@@ -111,6 +111,11 @@ def steps_with(change):
     return fn
 
 
+def swapped(trace, scene):
+    found = traces.corrections(trace, scene)
+    return found | {"helped": found["hurt"], "hurt": found["helped"]}
+
+
 def overlap_over_first(a, b):
     inner = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
     area = (a[2] - a[0]) * (a[3] - a[1])
@@ -160,6 +165,7 @@ RIGHT = [
     (checks.wemath_class, wemath_class),
     (checks.mcnemar, mcnemar),
     (checks.check_steps, traces.check_steps),
+    (checks.corrections, traces.corrections),
 ]
 WRONG = {
     checks.has_aha: [
@@ -247,6 +253,14 @@ WRONG = {
         (steps_with(lambda truth: True), "scene says 3"),
         (steps_with(lambda truth: truth or None), "scene says 3"),
         (lambda trace, scene: traces.check_steps(trace, scene)[:1], "each sentence"),
+    ],
+    checks.corrections: [
+        (swapped, "false before the doubt"),
+        (lambda trace, scene: traces.corrections(trace.replace(". ", ". Hmm. "), scene),
+         "nobody doubted"),
+        (lambda trace, scene: traces.corrections(trace, scene) | {"unchanged": 0}, "same again"),
+        (lambda trace, scene: traces.corrections(trace, scene or {"kind": "bars", "bars": []}),
+         "without a scene"),
     ],
 }
 REJECTED = [(check, fn, words) for check, wrong in WRONG.items() for fn, words in wrong]

@@ -185,13 +185,6 @@ def test_counts_add_up_sources_once():
     assert list(into.y) == [10] and list(out.y) == [9]
 
 
-def test_aha_bars_draw_what_is_known():
-    rows = [{"model": "sft", "aha_rate": 0.5, "false_step_rate": None},
-            {"model": "grpo", "aha_rate": 0.1, "false_step_rate": 0.2}]  # fmt: skip
-    figure = figures.aha_bars(rows)
-    assert [list(bar.y) for bar in figure.data] == [[0.5, None], [0.1, 0.2]]
-
-
 def test_models_look_alike_everywhere_and_unlike_each_other():
     models = ("base", "instruct", "sft", "grpo", "sft_grpo", "teacher")
     looks = [style.style_of(m) for m in models]

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from vlaa_lib.show import svg
+from vlaa_lib import traces
+from vlaa_lib.show import style, svg
 from vlaa_lib.show import trace_figures as figures
 
 
@@ -72,6 +73,50 @@ def test_reward_by_truth_puts_many_false_steps_together():
     assert found == [("0", 2), ("3 or more", 4)]
     assert figure.rows[0]["reward"] == 1.0
     drawn(figure)
+
+
+def test_a_trace_without_a_checkable_step_is_no_true_one():
+    given = [row | {"reward": 0.5, "checked_steps": k} for k in (0, 2)
+             for row in rows(n=2, false_steps=0)]  # fmt: skip
+    found = [row["false steps"] for row in figures.reward_by_truth(given).rows]
+    assert found == ["0", "none checked"]
+
+
+def test_step_truth_says_below_each_bar_of_how_many_steps_it_is():
+    given = [*rows("sft", 3, false_share=0.5, checked_steps=4),
+             *rows("sft", 2, false_share=None, checked_steps=0),
+             *rows("grpo", 1, false_share=0.0, checked_steps=7)]  # fmt: skip
+    _, text = drawn(figures.by_model(given))
+    assert "12 steps" in text and "7 steps" in text and "SFT" in text
+    _, text = drawn(figures.by_model(rows("sft", 3, hesitation=0.5), "hesitation"))
+    assert "3 traces" in text
+
+
+def test_second_thoughts_are_counted_by_outcome_and_model():
+    given = [*rows("sft", 4, helped=1, hurt=0, unchanged=None), *rows("grpo", 2, helped=0, hurt=2)]
+    figure = figures.self_correction(given)
+    found = {(r["model"], r["second thought"]): r["per 100 traces"] for r in figure.rows}
+    assert found == {("sft", "helped"): 100, ("grpo", "helped"): 0, ("sft", "hurt"): 0,
+                     ("grpo", "hurt"): 200}  # fmt: skip
+    assert "helped" in drawn(figure)[1]
+
+
+def test_the_papers_counts_stand_below_in_grey():
+    given = rows("sft", **dict.fromkeys(traces.FIGURE7_PHRASES, 1))
+    paper = {"columns": ["theirs"], **{key: [7] for key in traces.FIGURE7_PHRASES}}
+    figure = figures.aha_map(given, "Ours", paper)
+    tags, text = drawn(figure)
+    assert "theirs" in text and "paper" in text and tags.count("rect") == 2 * (1 + 4)
+    assert figure.svg.count(f'fill="{style.PAPER_COLOR}"') == 4
+    assert all(row["model"] == "sft" for row in figure.rows), "the paper's are no numbers of ours"
+
+
+def test_a_saved_drawing_lies_beside_its_numbers(tmp_path):
+    figure = figures.by_model(rows("sft", 3, hesitation=0.5), "hesitation")
+    assert figure.save(tmp_path / "hesitation") is figure
+    assert (tmp_path / "hesitation.svg").read_text().strip() == figure.svg
+    (row,) = style.read(tmp_path / "hesitation.csv")
+    assert (row["model"], float(row["hesitation"]), row["n"]) == ("sft", 0.5, "3")
 
 
 def test_length_and_right_cuts_into_equal_parts():

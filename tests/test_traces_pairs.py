@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vlaa_lib import microworld, records, traces
+from vlaa_lib import ROOT, microworld, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.prompts import join_think_answer
 from vlaa_lib.traces import curation
@@ -101,6 +101,41 @@ def test_curation_prefers_flips_and_loads_as_examples(run, tmp_path, capsys):
     assert before == sorted((p.name, p.read_bytes()) for p in out.rglob("*.jsonl"))
     assert main([*words, "--seed", "1"]) == 0
     assert before != sorted((p.name, p.read_bytes()) for p in out.rglob("*.jsonl"))
+
+
+def test_curation_shows_gain_and_damage_alike(run, tmp_path):
+    path = run / "evaluation" / "sft" / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lost = {row["record_id"] for row in rows[:: 2 * 6]}  # the first of each source
+    for row in rows:
+        row["correct"] = row["record_id"] in lost and not row["blank"]
+    records.write_lines(path, (json.dumps(row) + "\n" for row in rows))
+    card = traces.curate(run, tmp_path / "set", 2)
+    assert (card["records"], card["flips"], card["losses"]) == (6, 3, 3)
+    assert lost < {example["id"] for example in traces.curated(tmp_path / "set")}
+    assert "--per-source 2 --seed 0" in card["command"]
+
+
+def test_the_set_in_the_repository_opens_and_is_small():
+    shown = traces.curated()
+    assert len({example["source"] for example in shown}) == len(microworld.SOURCES)
+    names = {side["name"] for example in shown for side in example["sides"]}
+    assert names == {"teacher", "instruct", "sft", "grpo", "sft_grpo"}
+    assert all(example["image"] and example["scene"] for example in shown)
+    files = [path for path in curation.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+    results = json.loads((ROOT / "data" / "results" / "laptop" / "run_card.json").read_text())
+    card = json.loads((curation.FOLDER / "card.json").read_text())
+    same = (card["commit"], card["finished"]) == (results["commit"], results["finished"])
+    assert same, "curate again from the run that is now in data/results"
+
+
+def test_to_html_writes_the_viewers_page(tmp_path):
+    record = microworld.record("solids", "dev", 0)
+    shown = traces.examples([record], tmp_path, {"sft": [row(record.id, "one <b>trace</b>")]})
+    page = traces.to_html(shown, tmp_path / "page.html", "A & B").read_text()
+    assert "<title>A &amp; B</title>" in page and record.id in page
+    assert "<b>trace" not in page
 
 
 def test_a_set_that_is_too_large_leaves_the_old_one(run, tmp_path, monkeypatch):

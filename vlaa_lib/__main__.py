@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("what", choices=["curate"])
     c.add_argument("--run", dest="run_dir", required=True, help="folder of the run")
     c.add_argument("--out", default="data/traces")
-    c.add_argument("--per-source", type=int, default=3)
+    c.add_argument("--per-source", type=int, default=4)
     c.add_argument("--seed", type=int, default=0)
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")

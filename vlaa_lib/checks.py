@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NotYet", "accumulation", "bootstrap", "check_steps", "choose", "completion_labels",
-    "extract_answer", "group_advantages", "has_aha", "iou", "mcnemar", "relative",
+    "corrections", "extract_answer", "group_advantages", "has_aha", "iou", "mcnemar", "relative",
     "split_think_answer", "wemath_class", "worked_labels",
 ]
 
@@ -305,3 +305,26 @@ def check_steps(fn: Callable[[str, dict], list]) -> None:
         ((wrapped, bars), [True, False], "tags are no sentences, and the answer is a step too"),
         (("", bars), [], "an empty trace has no step"),
     ], same=lambda got, wanted: [step.truth for step in got] == wanted)
+
+
+def corrections(fn: Callable[[str, dict | None], dict]) -> None:
+    """Check a reader's `traces.corrections`: what second thoughts change, by outcome."""
+    bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+    red, wrong = "The red bar reaches 3.", "The red bar reaches 4."
+    cases = [
+        (f"{wrong} Wait. {red}", (1, 0, 0), "false before the doubt and true after it"),
+        (f"{red} Wait. {wrong}", (0, 1, 0), "true before the doubt and false after it"),
+        (f"{red} Hmm. {red}", (0, 0, 1), "the same again changes nothing"),
+        (f"{wrong} Hmm. The red bar reaches 6.", (0, 0, 1), "false before and false after"),
+        (f"{wrong} {red}", (0, 0, 0), "nobody doubted"),
+        (f"{red} Wait.", (0, 0, 0), "nothing is said after the doubt"),
+        (f"{wrong} Wait, the blue bar reaches 5.", (0, 0, 0), "another bar was never spoken of"),
+        (f"{wrong} Wait. {red} {red}", (1, 0, 0), "only the first word after the doubt counts"),
+        ("", (0, 0, 0), "an empty trace holds no second thought"),
+    ]
+    named = [((text, bars), dict(zip(("helped", "hurt", "unchanged"), counts, strict=True)), rule)
+             for text, counts, rule in cases]
+    unknown = dict.fromkeys(("helped", "hurt", "unchanged"))
+    _expect("corrections", fn, [
+        *named, ((f"{red} Wait. {wrong}", None), unknown, "without a scene nobody knows: None"),
+    ])

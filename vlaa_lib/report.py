@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
@@ -44,7 +45,7 @@ body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0
 table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: .5em 0 }}
 th, td {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-align: top;
          font-variant-numeric: tabular-nums }}
-svg {{ max-width: 100%; height: auto; display: block }}
+svg, img {{ max-width: 100%; height: auto; display: block }}
 .missing {{ border-left: 4px solid #D55E00; padding-left: .6em }}
 .paper {{ border-left: 4px solid {PAPER_COLOR}; padding-left: .8em; color: #666 }}
 """
@@ -143,7 +144,9 @@ def write_report(run_dir: str | Path) -> Path:
     others = sorted(set((run / "results").glob("*.csv")) - known)
     if others:
         parts.append("<h2>Other results</h2>")
-        parts += [f"<h3>{escape(file.name)}</h3>{_table(read(file))}" for file in others]
+        parts += [
+            f"<h3>{escape(file.name)}</h3>{_picture(file)}{_table(read(file))}" for file in others
+        ]
     parts.append(_paper())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -185,6 +188,15 @@ def _result(pattern: str, file: Path) -> str:
     heading = f"<h3>{escape(file.name)}</h3>"
     alarms = _alarms(file, rows) if pattern == "watch_*.csv" else ""
     return heading + alarms + "".join(_figures(pattern, rows)) + _table(rows)
+
+
+def _picture(file: Path) -> str:
+    """Show the drawing that a notebook put beside its numbers; as an image it runs no script."""
+    drawing = file.with_suffix(".svg")
+    if not drawing.is_file():
+        return ""
+    data = base64.b64encode(drawing.read_bytes()).decode()
+    return f'<img alt="{escape(file.stem)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _alarms(file: Path, rows: Rows) -> str:

@@ -267,28 +267,6 @@ def counts(rows: str | Path | Rows, title: str = "") -> Figure:
     return _finish(go.Figure(bars), title, "step", "records")
 
 
-def aha_bars(
-    rows: str | Path | Rows, title: str = "", measures: tuple[str, ...] = ()
-) -> Figure:
-    """Draw shares of traces by model: aha moments and, where scenes are known, false steps.
-
-    Args:
-        rows: one a model, as `traces.summarise` returns them, with `model` added.
-        measures: columns to draw; by default `aha_rate` and `false_step_rate`, where present.
-    """
-    import plotly.graph_objects as go
-
-    rows = read(rows)
-    known = {"aha_rate": "traces with an aha word", "false_step_rate": "false among checked steps"}
-    drawn = measures or [m for m in known if any(number(row.get(m)) is not None for row in rows)]
-    bars = []
-    for index, row in enumerate(rows):
-        place = {"x": [known.get(m, m) for m in drawn]}
-        style = style_of(str(row.get("model", "")), index)
-        bars.append(_bar(style, [number(row.get(m)) for m in drawn], place, None))
-    return _finish(go.Figure(bars), title, "measure", "share" if not measures else "value")
-
-
 def perplexity(
     rows: str | Path | Rows, top_k: int, source: str | None = None, title: str = ""
 ) -> Figure:

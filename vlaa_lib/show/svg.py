@@ -93,9 +93,12 @@ def bars(
     y_title: str = "",
     low: str = "low",
     high: str = "high",
+    note: str | None = None,
 ) -> str:
     """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
 
+    Args:
+        note: column of a text that stands below each place of `x`, such as how many were counted.
     Raises:
         ValueError: no row holds a number in `y`.
     """
@@ -109,15 +112,20 @@ def bars(
     width = slot * 0.8 / len(names)
     body = [_y_axis(y_ticks, y_title or y)]
     for i, place in enumerate(places):
-        body.append(text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
+        middle, mine = _LEFT + (i + 0.5) * slot, chosen(rows, x, place)
+        label = style_of(place).label if x == "model" else place
+        body.append(text(middle, _TOP + _PLOT_H + 16, label, "middle"))
+        if note:
+            body.append(text(middle, _TOP + _PLOT_H + 31, mine[0].get(note, ""), "middle"))
         for j, name in enumerate(names):
             left = _LEFT + i * slot + 0.1 * slot + j * width
             # models keep their colour also where they stand along the axis
             color = style_of(place if x == "model" else name or y, j).color
-            for row in chosen(chosen(rows, x, place), group, name)[:1]:
+            for row in chosen(mine, group, name)[:1]:
                 values = [number(row.get(key)) for key in (y, low, high)]
                 body += _bar(left, width, color, values, y_ticks)
-    body.append(text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+    below = _TOP + _PLOT_H + (50 if note else 34)
+    body.append(text(_LEFT + _PLOT_W / 2, below, x_title or x, "middle"))
     return svg(title, body + (_legend(names) if group else []))
 
 
@@ -129,9 +137,10 @@ def _band(band: list, color: str, x_ticks: list[float], y_ticks: list[float]) ->
 
 
 def heatmap(
-    rows: str | Path | Rows, x: str, y: str, value: str, words: str, title: str = ""
+    rows: str | Path | Rows, x: str, y: str, value: str, words: str, title: str = "",
+    color: str = "#0072B2",
 ) -> str:
-    """Draw a cell for each row, from white at 0 to blue at the largest value, with a text in it.
+    """Draw a cell for each row, from white at 0 to `color` at the largest value, with a text in it.
 
     Raises:
         ValueError: no row holds a number in `value`.
@@ -153,7 +162,7 @@ def heatmap(
             share = max(0.0, number(row[value]) / largest)
             place = f'x="{at:.1f}" y="{middle - height / 2:.1f}"'
             size = f'width="{width - 2:.1f}" height="{height - 2:.1f}"'
-            body.append(f'<rect {place} {size} fill="#0072B2" fill-opacity="{share:.3f}" '
+            body.append(f'<rect {place} {size} fill="{color}" fill-opacity="{share:.3f}" '
                         'stroke="#bbb"/>')  # fmt: skip
             ink = 'fill="#fff"' if share > 0.6 else ""
             body.append(text(at + width / 2, middle + 4, row[words], "middle", ink))

@@ -1,4 +1,4 @@
-"""Figures of traces: the paper's figures 6 and 7, step truth, hesitation; each with its table.
+"""Figures of traces: the paper's figures 6 and 7, step truth, self-correction; each with a table.
 
 All are SVG of our own, so that GitHub, nbconvert and the report show them without a script.
 Intervals are 95 % bootstrap intervals over records: rollouts of one prompt are averaged first,
@@ -7,15 +7,18 @@ since they are not independent.
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..evaluate import bootstrap
+from ..records import write_csv, write_text
 from ..traces import FIGURE7_PHRASES, is_right
 from . import svg
 from .figures import text_table
-from .style import Rows, number
+from .style import PAPER_COLOR, Rows, number
 
+OUTCOMES = ("helped", "hurt", "unchanged")  # of `traces.corrections`
 MANY = 3  # false steps of one trace, from which on they are one column
 
 
@@ -30,6 +33,12 @@ class Drawing:
 
     def _repr_svg_(self) -> str:
         return self.svg
+
+    def save(self, path: str | Path) -> Drawing:
+        """Write `path`.svg and its numbers as `path`.csv, for the report; return the drawing."""
+        write_text(Path(path).with_suffix(".svg"), self.svg + "\n")
+        write_csv(Path(path).with_suffix(".csv"), self.rows)
+        return self
 
 
 def means(rows: Rows, by: tuple[str, ...], value: str, resamples: int = 1000) -> list[dict]:
@@ -76,21 +85,53 @@ def training(rows: Rows, title: str = "") -> Drawing:
     return Drawing(svg.stack(*drawn), table)
 
 
-def aha_map(rows: Rows, title: str = "") -> Drawing:
+def aha_map(rows: Rows, title: str = "", paper: dict[str, list] | None = None) -> Drawing:
     """Draw how often each phrase occurs in 100 traces of each model (paper figure 7).
 
     Args:
         rows: of `traces.measured`.
+        paper: its counts, `figure7_aha_counts` in `data/paper`, drawn below in grey; they are of
+            answers whose number the paper does not say.
     """
+    table = _per_hundred(rows, FIGURE7_PHRASES, "phrase")
+    cells = [
+        row | {"cell": "{per 100 traces:.3g} ({low:.3g} to {high:.3g})".format_map(row)}
+        for row in table
+    ]
+    drawn = [svg.heatmap(cells, "phrase", "model", "per 100 traces", "cell", title)]
+    if paper:
+        counts = [
+            {"phrase": phrase, "model": name, "count": count}
+            for phrase in FIGURE7_PHRASES
+            for name, count in zip(paper["columns"], paper[phrase], strict=True)
+        ]
+        heading = "The paper's figure 7: counts, of its models"
+        keys = ("phrase", "model", "count", "count")
+        drawn.append(svg.heatmap(counts, *keys, heading, PAPER_COLOR))
+    return Drawing(svg.stack(*drawn), table)
+
+
+def self_correction(rows: Rows, title: str = "") -> Drawing:
+    """Draw what is said again after a doubt word, by its outcome (`traces.corrections`).
+
+    Args:
+        rows: of `traces.measured`; a trace without a scene is left out.
+    """
+    table = _per_hundred(rows, OUTCOMES, "second thought")
+    axes = {"x_title": "the second thought", "y_title": "in 100 traces"}
+    drawn = svg.bars(table, "second thought", "per 100 traces", "model", title, **axes)
+    return Drawing(drawn, table)
+
+
+def _per_hundred(rows: Rows, columns: tuple[str, ...], name: str) -> list[dict[str, Any]]:
+    """Count what several columns hold in 100 traces of each model; `name` heads the columns."""
     rows, table = list(rows), []
-    for phrase in FIGURE7_PHRASES:
-        for row in means(rows, ("model",), phrase):
-            mean, low, high = (100 * row[key] for key in (phrase, "low", "high"))
-            text = f"{mean:.3g} ({low:.3g} to {high:.3g})"
-            cell = {"phrase": phrase, "per 100 traces": mean, "low": low, "high": high}
-            table.append({"model": row["model"], **cell, "n": row["n"], "cell": text})
-    drawn = svg.heatmap(table, "phrase", "model", "per 100 traces", "cell", title)
-    return Drawing(drawn, [{k: v for k, v in row.items() if k != "cell"} for row in table])
+    for column in columns:
+        for row in means(rows, ("model",), column):
+            found = {key: 100 * row[key] for key in ("low", "high")}
+            first = {"model": row["model"], name: column, "per 100 traces": 100 * row[column]}
+            table.append(first | found | {"n": row["n"]})
+    return table
 
 
 def by_model(rows: Rows, measure: str = "false_share", title: str = "") -> Drawing:
@@ -103,28 +144,36 @@ def by_model(rows: Rows, measure: str = "false_share", title: str = "") -> Drawi
     names = {
         "false_share": "false among a trace's checked steps",
         "hesitation": "aha words per 100 words",
-        "follows": "answers that follow",
+        "follows": "answers that follow, share",
     }
-    made = means(rows, ("model",), measure)
-    drawn = svg.bars(made, "model", measure, title=title, y_title=names.get(measure, measure))
-    return Drawing(drawn, made)
+    rows = list(rows)
+    made = [row | {"of": f"{row['n']} traces"} for row in means(rows, ("model",), measure)]
+    if measure == "false_share":  # a rate is worth as much as the steps it is of
+        for row in made:
+            mine = (r.get("checked_steps") or 0 for r in rows if r["model"] == row["model"])
+            row["of"] = f"{sum(mine)} steps"
+    axes = {"y_title": names.get(measure, measure), "note": "of"}
+    return Drawing(svg.bars(made, "model", measure, title=title, **axes), made)
 
 
 def reward_by_truth(rows: Rows, title: str = "") -> Drawing:
     """Draw the reward of traces with no, one, two, or more false steps, by model.
 
     Args:
-        rows: of a store or of `traces.measured`; without a scene a trace is left out.
+        rows: of a store or of `traces.measured`; a trace without a scene is left out, and one
+            without a checkable step is no true one: it has a place of its own.
     """
     known = [row for row in rows if row.get("false_steps") is not None]
-    binned = [row | {"false steps": _few(row["false_steps"])} for row in known]
+    binned = [row | {"false steps": _few(row)} for row in known]
     made = sorted(means(binned, ("false steps", "model"), "reward"), key=lambda r: r["false steps"])
     axes = {"x_title": "false steps of a trace", "y_title": "mean reward"}
     return Drawing(svg.bars(made, "false steps", "reward", "model", title, **axes), made)
 
 
-def _few(count: int) -> str:
-    return f"{count}" if count < MANY else f"{MANY} or more"
+def _few(row: dict[str, Any]) -> str:
+    if row.get("checked_steps") == 0:
+        return "none checked"
+    return f"{row['false_steps']}" if row["false_steps"] < MANY else f"{MANY} or more"
 
 
 def length_and_right(rows: Rows, bins: int = 4, title: str = "") -> Drawing:

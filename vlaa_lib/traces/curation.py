@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ CARD = "card.json"
 
 
 def curate(
-    run: str | Path, out: str | Path = FOLDER, per_source: int = 3, seed: int = 0
+    run: str | Path, out: str | Path = FOLDER, per_source: int = 4, seed: int = 0
 ) -> dict[str, Any]:
     """Write a few records of each source, their pictures and every model's trace; return the card.
 
-    Preferred are flips, which SFT gets wrong and GRPO right, then records of which some trace holds
-    a false step; among these `seed` decides. The folder appears whole or not at all.
+    Of each source one of each kind in turn, so that gain and damage both show: a flip, which SFT
+    gets wrong and GRPO right; a loss, right before training and wrong after GRPO; a right answer
+    behind a false step; any other. `seed` decides among them. The card says how many of each there
+    are. The folder appears whole or not at all.
 
     Args:
         run: folder of a run with evaluations of at least `sft` and `grpo`.
@@ -43,10 +45,13 @@ def curate(
     if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
         raise ValueError(f"{out}: holds other files; name a new folder")
     made, runs, card = _read(run)
-    chosen = _choose(made, runs, per_source, seed)
-    flips = set(flipped(runs["sft"], runs["grpo"]))
-    card |= {"selection_seed": seed, "records": len(chosen)}
-    card["flips"] = sum(record.id in flips for record in chosen)
+    kinds = _kinds(runs)
+    chosen = _choose(made, list(kinds.values()), per_source, seed)
+    card["command"] = (
+        f"python -m vlaa_lib traces curate --run RUN --per-source {per_source} --seed {seed}"
+    )
+    card["records"] = len(chosen)
+    card |= {kind: sum(r.id in ids for r in chosen) for kind, ids in kinds.items()}
     staged = out.with_name(f".{out.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     _write(staged, chosen, run / "world" / "test" / "images", runs, card)
@@ -107,25 +112,31 @@ def _card(run: Path) -> dict[str, Any]:
     return {key: card.get(key) for key in ("profile", "seed", "commit", "machine", "finished")}
 
 
-def _choose(
-    made: Sequence[Record], runs: Mapping[str, list[dict]], per_source: int, seed: int
-) -> list[Record]:
-    """Return records source by source, the most telling first."""
-    flips = set(flipped(runs["sft"], runs["grpo"]))
-    false = {row["record_id"] for rows in runs.values() for row in rows if row["false_steps"]}
-    # a right answer behind a false step is what no score shows
-    hollow = {
-        row["record_id"]
-        for rows in runs.values()
-        for row in rows
-        if row["false_steps"] and is_right(row)
+def _kinds(runs: Mapping[str, list[dict]]) -> dict[str, set[str]]:
+    """Return the ids of telling records by kind; a record may be of several."""
+    rows = [row for mine in runs.values() for row in mine]
+    return {
+        "flips": set(flipped(runs["sft"], runs["grpo"])),
+        "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
+        # a right answer behind a false step is what no score shows
+        "hollow": {row["record_id"] for row in rows if row["false_steps"] and is_right(row)},
     }
+
+
+def _choose(
+    made: Sequence[Record], kinds: Sequence[set[str]], per_source: int, seed: int
+) -> list[Record]:
+    """Return records source by source: one of each kind in turn, or any where there is none."""
     order = sorted(made, key=lambda record: record.id)
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda r: (r.id not in flips, r.id not in hollow, r.id not in false))
-    chosen = []
+    everything = {record.id for record in made}
+    chosen: list[Record] = []
     for source in dict.fromkeys(record.source for record in made):
-        chosen += islice((record for record in order if record.source == source), per_source)
+        left = [record for record in order if record.source == source]
+        for ids in islice(cycle([*kinds, everything]), min(per_source, len(left))):
+            taken = next((record for record in left if record.id in ids), left[0])
+            left.remove(taken)
+            chosen.append(taken)
     return chosen
 
 

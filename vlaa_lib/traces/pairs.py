@@ -76,6 +76,13 @@ def examples(
     return made
 
 
+def to_html(examples: Sequence[dict[str, Any]], path: str | Path, title: str = "Traces") -> Path:
+    """Write examples as one self-contained page to look through; see `show.html.to_html`."""
+    from ..show import html  # what shows traces imports this package, not the other way
+
+    return html.to_html(examples, path, title)
+
+
 def _groups(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Return by record the rows of its last sampling round."""
     found: dict[str, list[Mapping[str, Any]]] = {}
