@@ -1,4 +1,4 @@
-"""Figures of process rewards: accuracy against N, the last-n curve; the paper's values in grey."""
+"""Figures of process rewards: accuracy against N, the last-n curve, calibration; the paper in grey."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ROOT
 from .figures import _finish, _reach
-from .style import PAPER_COLOR, Rows, chosen, number, read, style_of
+from .style import PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -122,6 +122,35 @@ def last_n_curve(
     figure.update_yaxes(tickformat=".0%")
     x_title = "which step scores are averaged (last: ORM, mean: PRM)"
     return _finish(figure, title, x_title, "chosen answers that are right")
+
+
+def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -> Figure:
+    """Draw the mean value of steps against their mean score, a line a group, beside the diagonal.
+
+    Args:
+        rows: as `process.prm.calibration` returns them, or their CSV.
+    """
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    lines = [
+        go.Scatter(x=[0, 1], y=[0, 1], name="score = value", mode="lines",
+                   line={"color": "black", "dash": "dot", "width": 1})
+    ]  # fmt: skip
+    for index, name in enumerate(distinct(rows, group)):
+        style, mine = style_of(f"{group} {name}", index), chosen(rows, group, name)
+        lines.append(
+            go.Scatter(
+                x=[number(row["score"]) for row in mine],
+                y=[number(row["value"]) for row in mine],
+                name=style.label,
+                mode="lines+markers",
+                line={"color": style.color, "dash": style.dash, "width": 2},
+                marker={"symbol": style.symbol, "size": 7},
+                text=[f"{row['steps']} steps" for row in mine],
+            )
+        )
+    return _finish(go.Figure(lines), title, "mean score", "share of right rollouts (value)")
 
 
 _SYMBOLS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
