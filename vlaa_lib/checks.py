@@ -287,11 +287,11 @@ def last_n(fn: Callable[[list[float], int], float]) -> None:
         (([0.1, 0.5, 1.0], 2), 0.75, "the last two of three steps"),
         (([0.1, 0.5, 1.0], 1), 1.0, "n = 1 is the last step alone, the outcome reward"),
         (([0.2, 0.6], 8), 0.4, "where there are fewer steps, all of them count, and no others"),
-        (([0.926, 0.93, 0.297], 3), 0.7176666, "all three: one of the paper's worked means, .718"),
+        (([0.926, 0.93, 0.297], 3), 2.153 / 3, "all three: one of the paper's worked means, .718"),
         (([0.4, nan, 0.8], 3), 0.6, "a step without a score is left out, not counted as 0"),
         (([0.4, nan], 1), nan, "the last step has no score, so neither has the solution"),
         (([], 2), nan, "an empty solution has no score, and no division by zero"),
-    ], same=lambda got, wanted: _close(got, wanted) or math.isnan(got) and math.isnan(wanted))
+    ], same=lambda got, wanted: _close(got, wanted) or (math.isnan(got) and math.isnan(wanted)))
 
 
 def best_candidate(fn: Callable[[list[float], list[bool]], Any]) -> None:
@@ -303,7 +303,7 @@ def best_candidate(fn: Callable[[list[float], list[bool]], Any]) -> None:
     _expect("best_candidate", fn, [
         (([0.2, 0.9, 0.5], [False, True, False]), 1.0, "the highest score is a right answer's"),
         (([0.9, 0.2, 0.5], [False, True, True]), 0.0, "the highest score decides, not the average"),
-        (([4, 5, 5], [True, True, False]), 0.5, "two share the highest score, one of them is right"),
+        (([4, 5, 5], [True, True, False]), 0.5, "two share the highest score, one is right"),
         (([5, 5, 5, 5], [False, False, False, True]), 0.25, "all tie: one drawn at random"),
         (([nan, 0.3, 0.2], [True, False, True]), 0.0, "without a score nobody is chosen"),
         (([nan, nan], [True, False]), 0.5, "no scores at all: one drawn at random"),

@@ -1,4 +1,4 @@
-"""Figures of process rewards: accuracy against N, the last-n curve, calibration; the paper in grey."""
+"""Figures of process rewards: accuracy against N, last-n, calibration; the paper in grey."""
 
 from __future__ import annotations
 
