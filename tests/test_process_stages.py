@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 import scoring
 from test_prm import rows_of, settings
 from test_process import candidate
-from vlaa_lib import prompts, records, stages
+from vlaa_lib import prompts, records, report, stages
 from vlaa_lib.__main__ import main
 from vlaa_lib.process import best_of_n, pools, prm, search, train_prm
 from vlaa_lib.process import stages as road
+from vlaa_lib.show import process_figures
 
 TINY = {"evaluate.max_new_tokens": 8, "search.max_new_tokens": 8, "process.pool_questions": 3}
 TINY |= {"process.candidates": 3, "process.questions": 6, "process.generators": ["instruct"]}
@@ -76,6 +77,27 @@ def test_the_arms_are_compared_on_the_same_questions():
     assert first["false_share"] == pytest.approx(0.75) and first["fewer_false"] == 0
     assert second["false_share"] == 0 and second["checked_steps"] == 1
     assert second["fewer_false"] == 1.0, "question b has no checkable step there and is no pair"
+
+
+def test_calibration_is_drawn_beside_the_diagonal():
+    table = prm.calibration([(0.1, 0.0), (0.9, 0.5), (0.95, 1.0)])
+    figure = process_figures.calibration([{"seed": s, **row} for s in (0, 1) for row in table])
+    assert [line.name for line in figure.data] == ["score = value", "seed 0", "seed 1"]
+    assert list(figure.data[1].x) == pytest.approx([0.1, 0.925])
+    assert list(figure.data[1].y) == pytest.approx([0.0, 0.75])
+
+
+def test_the_report_draws_what_notebook_07_leaves(tmp_path):
+    found = [pools.collect([candidate(i, k, "3", k == 1, generator=g) for i in "ab"
+                            for k in range(2)]) for g in ("one", "two")]  # fmt: skip
+    (tmp_path / "results").mkdir()
+    rows = best_of_n.table(found, {}, (2,), resamples=20)
+    records.write_csv(tmp_path / "results" / "best_of_n.csv", rows)
+    arms = [{"reward": "before", "false_share": 0.5}, {"reward": "answers", "false_share": 0.25}]
+    records.write_csv(tmp_path / "results" / "process_reward.csv", arms)
+    page = report.write_report(tmp_path).read_text()
+    assert "Accuracy of the chosen answer" in page and "<title>Share of false steps" in page
+    assert "oracle" in page and "missing: results/vilprm.csv; notebook 07 writes it" in page
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -147,11 +147,15 @@ def load(path: str | Path, **budget: int) -> Policy:
     Raises:
         ValueError: the checkpoint has no trained head.
     """
-    if not (Path(models.resolve(path)) / CARD).is_file():
+    card = Path(models.resolve(path)) / CARD
+    if not card.is_file():
         raise ValueError(
             f"{path}: no ViLPRM (no {CARD}); train one with `python -m vlaa_lib process train-prm`"
         )
-    policy = models.load_policy(path, kind=StepScorer, **budget)
+    # an adapter that was trained beside 4-bit weights scores otherwise on whole ones
+    is_4bit = json.loads(card.read_text(encoding="utf-8"))["mode"] == "4bit"
+    mode = "4bit" if is_4bit else "full"
+    policy = models.load_policy(path, mode, kind=StepScorer, merge=not is_4bit, **budget)
     policy.model.step_head.float()
     policy.model.eval()
     return policy
