@@ -10,7 +10,8 @@ from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
 GUIDES = [
-    (ROOT / "data" / f"{name}.md").read_text() for name in ("CONSTRUCT", "TRAINING", "EVALUATION")
+    (ROOT / "data" / f"{name}.md").read_text()
+    for name in ("CONSTRUCT", "TRAINING", "EVALUATION", "PROCESS")
 ]
 BLOCKS, GUIDED, *OTHERS = (
     re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for text in (README, *GUIDES)

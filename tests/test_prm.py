@@ -168,9 +168,10 @@ def test_a_policy_is_no_vilprm(tiny_model):
         prm.load(tiny_model)
 
 
-def test_lora_saves_adapter_and_head_and_reloads(tiny_model, micro_data, tmp_path):
+@pytest.mark.parametrize("mode", ["lora", "4bit"])
+def test_an_adapter_is_saved_with_its_head_and_reloads(mode, tiny_model, micro_data, tmp_path):
     folder, made = micro_data
-    cfg = settings(tiny_model, **{"prm.mode": "lora", "prm.max_steps": 1})
+    cfg = settings(tiny_model, **{"prm.mode": mode, "prm.max_steps": 1})
     rows = rows_of(made, 18)
     train_prm.train(cfg, rows, folder / "images", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()

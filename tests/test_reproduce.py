@@ -5,7 +5,8 @@ import json
 
 from vlaa_lib import run, stages, traces
 
-RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha")
+RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha",
+           "search", "vilprm", "best_of_n", "process_reward")
 
 
 def test_the_smoke_profile_runs_every_notebook(smoke_run):

@@ -267,22 +267,17 @@ def _train(args) -> int:
         if args.method == "sft":
             log = train.sft(*given)
         else:
+            from .process import prm
+
             asked = args.images, args.out, args.trust_remote_code, args.endpoints
             model = chosen.reward_model(args.reward_model, *asked)
-            log = train.grpo(*given, reward_model=model, process_reward=_process_reward(cfg, args))
+            steps = prm.chosen_reward(cfg, args.images)
+            log = train.grpo(*given, reward_model=model, process_reward=steps)
     if worker.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         _table([{k: v for k, v in row.items() if k in shown} for row in log])
         print(f"saved {args.out}")
     return 0
-
-
-def _process_reward(cfg, args):
-    if not cfg.grpo.process_weight:
-        return None
-    from .process import prm
-
-    return prm.process_reward(prm.scorer(prm.load(cfg.grpo.process_model), args.images))
 
 
 def _plan(args) -> int:

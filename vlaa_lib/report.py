@@ -35,6 +35,9 @@ RESULTS = (
     ("watch_*.csv", "Hacking watch", "04"),
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
+    ("best_of_n.csv", "Process rewards: choosing among candidates", "07"),
+    ("vilprm.csv", "Process rewards: ViLPRM on held-out questions", "07"),
+    ("process_reward.csv", "Process rewards: ViLPRM as a reward in GRPO", "07"),
 )
 # what to draw for GRPO, by TRL's names
 CURVES = {"reward": "reward", "KL (k3)": "kl", "completion tokens": "completions/mean_length"}
@@ -246,6 +249,15 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip
+    if pattern == "best_of_n.csv":
+        rows = [row for row in chosen(rows, "generator", "average")
+                if row["aggregator"] in ("", "mean")]  # fmt: skip
+        return [_drawn(svg.lines, rows, "n", "accuracy", group="scorer", x_title="N",
+                       title="Accuracy of the chosen answer, mean of step scores")]  # fmt: skip
+    if pattern == "process_reward.csv":
+        return [_drawn(svg.bars, rows, "reward", "false_share", title="Share of false steps")]
+    if pattern == "vilprm.csv":
+        return []
     return [
         _drawn(svg.bars, rows, "model", key, title=title)
         for key, title in (

@@ -181,8 +181,13 @@ def _train(
     if cfg.launch != profiles.HERE:
         launch.train(cfg, method, file, images, out, start)
         return
-    run = train.sft if method == "sft" else train.grpo
-    run(cfg, list(rewards.usable(file, images, out, any_open=True)), images, out, start)
+    given = cfg, list(rewards.usable(file, images, out, any_open=True)), images, out, start
+    if method == "sft":
+        train.sft(*given)
+    else:
+        from .process import prm
+
+        train.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
 
 
 def _publish(run: Path, name: str, table: Path) -> None:

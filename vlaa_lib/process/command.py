@@ -86,21 +86,16 @@ def _settings(args: Namespace) -> profiles.Settings:
 
 
 def _search(args: Namespace, show: Show) -> None:
-    from .. import models, perplexity
+    from .. import models
     from . import search
 
     cfg, out = _settings(args), Path(args.out)
     made = list(rewards.usable(args.records, args.images, out))[: args.n]
     m = cfg.model
     policy = models.load_policy(args.model or m.policy, "full", m.max_pixels, m.min_pixels)
-    sampler = search.policy_sampler(policy, args.images, cfg.search)
-    who = perplexity.fingerprint(policy)["weights"]
-    trees = search.search(made, sampler, out, cfg.search, cfg.seed, who)
-    rows, table = search.rows(trees), search.statistics(trees)
-    search.write_rows(out / "processes.json", rows)
-    records.write_csv(out / "statistics.csv", table)
-    show(table)
-    print(f"{len(rows)} rows of {len(trees)} questions in {out / 'processes.json'}")
+    trees = search.run(policy, made, args.images, out, cfg.search, cfg.seed)
+    show(search.statistics(trees))
+    print(f"{len(search.rows(trees))} rows of {len(trees)} questions in {out / 'processes.json'}")
 
 
 def _train_prm(args: Namespace, show: Show) -> None:

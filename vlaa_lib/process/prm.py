@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5_VLForConditionalGeneration, conversion_mapping
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from .. import models
 from ..images import fit_image, open_image
 from ..models import Policy
+from ..profiles import Settings
 from ..prompts import SYSTEM_PROMPT, split_think_answer
 from ..records import Record, from_json
 from ..rewards.mixed import text_of
@@ -74,12 +75,21 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
         return found
 
 
-# transformers 5 knows by a class's name how the hub's weights are called in memory
-conversion_mapping.register_checkpoint_conversion_mapping(
-    StepScorer.__name__,
-    conversion_mapping.get_checkpoint_conversion_mapping("Qwen2_5_VLForConditionalGeneration"),
-    overwrite=True,
-)
+def _teach_names() -> None:
+    """Let transformers read the hub's weights into a StepScorer: it knows their names by class."""
+    try:
+        from transformers.conversion_mapping import (
+            get_checkpoint_conversion_mapping,
+            register_checkpoint_conversion_mapping,
+        )
+    except ImportError:
+        return  # a release that goes by the type of the model, which is the same
+    base = get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
+    if base is not None:
+        register_checkpoint_conversion_mapping(StepScorer.__name__, base, overwrite=True)
+
+
+_teach_names()
 
 
 @dataclass(frozen=True)
@@ -137,11 +147,15 @@ def load(path: str | Path, **budget: int) -> Policy:
     Raises:
         ValueError: the checkpoint has no trained head.
     """
-    if not (Path(models.resolve(path)) / CARD).is_file():
+    card = Path(models.resolve(path)) / CARD
+    if not card.is_file():
         raise ValueError(
             f"{path}: no ViLPRM (no {CARD}); train one with `python -m vlaa_lib process train-prm`"
         )
-    policy = models.load_policy(path, kind=StepScorer, **budget)
+    # an adapter that was trained beside 4-bit weights scores otherwise on whole ones
+    is_4bit = json.loads(card.read_text(encoding="utf-8"))["mode"] == "4bit"
+    mode = "4bit" if is_4bit else "full"
+    policy = models.load_policy(path, mode, kind=StepScorer, merge=not is_4bit, **budget)
     policy.model.step_head.float()
     policy.model.eval()
     return policy
@@ -198,19 +212,19 @@ def step_ids(processor: Any, step: str) -> list[int]:
 def score(
     policy: Policy, images: str | Path, made: Sequence[Solution], batch: int = 64
 ) -> list[list[float]]:
-    """Score the steps of solutions, in [0, 1]; solutions of similar length share a pass."""
-    scores: list[list[float]] = [[] for _ in made]
-    order = [i for i in range(len(made)) if made[i].steps]
-    order.sort(key=lambda i: len(made[i].question) + sum(map(len, made[i].steps)))
+    """Score the steps of solutions, in [0, 1]; equal ones once, similar lengths in one pass."""
+    scores: dict[Solution, list[float]] = {}
+    order = [solution for solution in dict.fromkeys(made) if solution.steps]
+    order.sort(key=lambda s: len(s.question) + sum(map(len, s.steps)))
     device = policy.model.device
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        inputs = encode(policy, images, [made[i] for i in chosen])
+        inputs = encode(policy, images, chosen)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "labels"}
         found = policy.model(**inputs)["scores"].tolist()
-        for i, row in zip(chosen, found, strict=True):
-            scores[i] = row[: len(made[i].steps)]
-    return scores
+        for solution, row in zip(chosen, found, strict=True):
+            scores[solution] = row[: len(solution.steps)]
+    return [list(scores.get(solution, [])) for solution in made]
 
 
 def scorer(policy: Policy, images: str | Path, batch: int = 64) -> Scorer:
@@ -239,6 +253,13 @@ def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
         return [sum(scores) / len(scores) if scores else 0.0 for scores in found]
 
     return process
+
+
+def chosen_reward(cfg: Settings, images: str | Path) -> Callable[..., list[float]] | None:
+    """Return the reward part of a profile's ViLPRM; None where its weight is 0."""
+    if not cfg.grpo.process_weight:
+        return None
+    return process_reward(scorer(load(cfg.grpo.process_model), images))
 
 
 def report(

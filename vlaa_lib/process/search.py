@@ -279,6 +279,24 @@ def policy_sampler(policy: Policy, images: str | Path, s: Search) -> Sampler:
     return sample
 
 
+def run(
+    policy: Policy,
+    made: Sequence[Record],
+    images: str | Path,
+    out: str | Path,
+    s: Search,
+    seed: int,
+) -> list[Tree]:
+    """Search with a policy; also write `processes.json` and `statistics.csv` into `out`."""
+    from .. import perplexity
+
+    who = perplexity.fingerprint(policy)["weights"]
+    trees = search(made, policy_sampler(policy, images, s), out, s, seed, who)
+    write_rows(Path(out) / "processes.json", rows(trees))
+    records.write_csv(Path(out) / "statistics.csv", statistics(trees))
+    return trees
+
+
 def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (path, node) of each step of a stored tree, parents first; a path is like `0.2.1`."""
     for i, child in enumerate(node["children"]):

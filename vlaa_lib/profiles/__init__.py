@@ -165,6 +165,18 @@ class Prm:
 
 
 @dataclass(frozen=True)
+class Process:
+    questions: int
+    pool_questions: int
+    candidates: int
+    generators: list[str]
+    judged: int
+    seeds: int
+    reward_rounds: int
+    reward_weight: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a profile decides; each value's source stands beside it in the YAML file."""
 
@@ -181,6 +193,7 @@ class Settings:
     evaluate: Evaluate
     search: Search
     prm: Prm
+    process: Process
 
 
 def load(profile: str, **overrides: Any) -> Settings:
@@ -267,6 +280,7 @@ _POSITIVE = {
     "evaluate": "batch max_new_tokens bootstrap",
     "search": "iterations width rollouts max_depth temperature max_new_tokens batch",
     "prm": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
+    "process": "questions pool_questions candidates seeds reward_weight",
 }
 _RATES = {"teacher": "omit confuse miscount hesitate waver", "sft": "warmup", "grpo": "warmup"}
 _RATES |= {"prm": "warmup held_out"}
@@ -293,6 +307,8 @@ def _check(s: Settings) -> None:
         raise ProfileError("data.sources: name at least one source")
     if s.model.min_pixels > s.model.max_pixels:
         raise ProfileError("model.min_pixels: above model.max_pixels")
+    if not s.process.generators:
+        raise ProfileError("process.generators: name at least one model")
     _check_batches(s)
     g = s.grpo
     if unknown := [part for part in g.parts if part not in REWARDS]:

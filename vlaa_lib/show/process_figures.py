@@ -1,4 +1,4 @@
-"""Figures of process rewards: accuracy against N, the last-n curve; the paper's values in grey."""
+"""Figures of process rewards: accuracy against N, last-n, calibration; the paper in grey."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ROOT
 from .figures import _finish, _reach
-from .style import PAPER_COLOR, Rows, chosen, number, read, style_of
+from .style import HEIGHT_PX, PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -18,6 +18,10 @@ PAPER = ROOT / "data" / "paper" / "vilbench_digitised.json"
 WINDOWS = ("last", "last 2", "last 4", "last 8", "mean")  # the paper's axis, from ORM to PRM
 # the lines that need no scorer: black, told apart by their dash; grey is the paper's alone
 _LINES = {"oracle": "solid", "majority": "longdash", "greedy": "dash", "random": "dot"}
+
+
+_APART = 1.03  # ours: scorers stand a little apart, so that their intervals can be told apart
+_LEGEND_PX = 90  # ours: many lines need more room below than others' figures
 
 
 @cache
@@ -71,6 +75,7 @@ def accuracy_by_n(
         style = style_of(name, index)
         line = _scatter(chosen(judged, "scorer", name), name, style.color, "solid", style.symbol)
         line.error_y = _reach(chosen(judged, "scorer", name), "accuracy")
+        line.x = [n * _APART**index for n in line.x]
         lines.append(line)
     if with_paper:
         for row, symbol in zip(paper_rows(), _SYMBOLS, strict=True):
@@ -80,7 +85,8 @@ def accuracy_by_n(
     sizes = sorted({int(number(row["n"])) for row in mine})
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[str(n) for n in sizes])
     figure.update_yaxes(tickformat=".0%")
-    return _finish(figure, title, "N, candidates of a question", "chosen answers that are right")
+    figure = _finish(figure, title, "N, candidates of a question", "chosen answers that are right")
+    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
 
 
 def last_n_curve(
@@ -121,7 +127,37 @@ def last_n_curve(
     figure.update_xaxes(categoryorder="array", categoryarray=list(WINDOWS))
     figure.update_yaxes(tickformat=".0%")
     x_title = "which step scores are averaged (last: ORM, mean: PRM)"
-    return _finish(figure, title, x_title, "chosen answers that are right")
+    figure = _finish(figure, title, x_title, "chosen answers that are right")
+    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
+
+
+def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -> Figure:
+    """Draw the mean value of steps against their mean score, a line a group, beside the diagonal.
+
+    Args:
+        rows: as `process.prm.calibration` returns them, or their CSV.
+    """
+    import plotly.graph_objects as go
+
+    rows = read(rows)
+    lines = [
+        go.Scatter(x=[0, 1], y=[0, 1], name="score = value", mode="lines",
+                   line={"color": "black", "dash": "dot", "width": 1})
+    ]  # fmt: skip
+    for index, name in enumerate(distinct(rows, group)):
+        style, mine = style_of(f"{group} {name}", index), chosen(rows, group, name)
+        lines.append(
+            go.Scatter(
+                x=[number(row["score"]) for row in mine],
+                y=[number(row["value"]) for row in mine],
+                name=style.label,
+                mode="lines+markers",
+                line={"color": style.color, "dash": style.dash, "width": 2},
+                marker={"symbol": style.symbol, "size": 7},
+                text=[f"{row['steps']} steps" for row in mine],
+            )
+        )
+    return _finish(go.Figure(lines), title, "mean score", "share of right rollouts (value)")
 
 
 _SYMBOLS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
