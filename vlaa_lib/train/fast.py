@@ -22,7 +22,7 @@ from .encoded import Pictures
 IMAGES, VISION, PREFILL = "images", "vision", "prefill"
 PADDING, FLAT, FLAT_KL = "padding", "flat", "flat-kl"
 EXACT = (IMAGES, VISION, PREFILL, PADDING, FLAT)  # the same losses; what `FLAT_KL` does is not
-CHUNK = 8  # ours: rows of like length in one pass on a CPU, where larger ones gain nothing
+CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
 
 
 @contextlib.contextmanager
@@ -73,59 +73,99 @@ def distinct(rows: Sequence[Any]) -> tuple[list[int], list[int]]:
     return first, [known[row] for row in rows]
 
 
-def trimmed(model: Callable[..., Any], backbone: torch.nn.Module) -> Callable[..., Any]:
-    """Wrap a model with TRL's fused head: no columns that all rows pad, no head for prompts.
+def narrow(
+    model: Callable[..., Any], backbone: torch.nn.Module, prompt: int, share: bool
+) -> Callable[..., Any]:
+    """Wrap a model with TRL's fused head so that a pass has no more positions than it needs.
 
-    On a CPU that head scores every position, prompt and picture included. What comes back is as
-    wide as what was asked for, with zeros where nobody looks.
+    Columns that all rows pad are left out, prompts get no head (on a CPU TRL's scores pictures as
+    well), and shared prompts run once. What comes back is as wide as what was asked for.
+
+    Args:
+        prompt: columns before the completions.
+        share: run each distinct prompt once; needs pictures that are known by their number.
     """
 
     def forward(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **inputs: Any) -> Any:
         used = attention_mask.any(0).nonzero()
-        asked = (labels != -100).any(0).nonzero()
-        if not len(asked):
-            return model(
-                input_ids=input_ids, attention_mask=attention_mask, labels=labels, **inputs
-            )
         start, end = int(used[0]), int(used[-1]) + 1
-        before = int(asked[0]) - 1  # the position that predicts the first scored token
         if (kinds := inputs.get("mm_token_type_ids")) is not None:
             inputs["mm_token_type_ids"] = kinds[:, start:end]
-
-        def cut(module: Any, args: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, before - start :]
-            return output
-
-        hook = backbone.register_forward_hook(cut)
+        own, before = backbone.forward, vars(backbone).get("forward")
+        body = functools.partial(_shared, backbone) if share else _whole
+        backbone.forward = functools.partial(body, own, prompt - start)
         try:
             output = model(
                 input_ids=input_ids[:, start:end],
                 attention_mask=attention_mask[:, start:end],
-                labels=labels[:, before:end],
+                labels=labels[:, prompt - 1 : end],
                 **inputs,
             )
         finally:
-            hook.remove()
+            vars(backbone).pop("forward")
+            if before is not None:
+                backbone.forward = before
         for name in ("log_probs", "entropy"):
             if (found := getattr(output, name)) is not None:
-                setattr(output, name, functional.pad(found, (before, input_ids.shape[1] - end)))
+                wide = functional.pad(found, (prompt - 1, input_ids.shape[1] - end))
+                setattr(output, name, wide)
         return output
 
     return forward
 
 
-def chunks(lengths: Tensor, size: int, still: Tensor | None = None) -> list[tuple[Tensor, bool]]:
-    """Return rows in chunks of like length, each with whether it needs a gradient.
+def _whole(own: Callable[..., Any], prompt: int, **inputs: Any) -> Any:
+    """Run the backbone; return the states that predict completions, [B, 1 + T, width]."""
+    output = own(**inputs)
+    output.last_hidden_state = output.last_hidden_state[:, prompt - 1 :]
+    return output
+
+
+def _shared(backbone: Any, own: Callable[..., Any], prompt: int, **inputs: Any) -> Any:
+    """Do the same with each distinct prompt run once, and completions on copies of its cache."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    first, back = distinct(_prompts(ids[:, :prompt], inputs))
+    if len(first) == len(back):
+        return _whole(own, prompt, **inputs)
+    at = torch.tensor(first, device=ids.device)
+    once = of_rows(at, {name: inputs[name] for name in ("pixel_values", "image_grid_thw")})
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        once[name] = inputs[name][at, :prompt]
+    asked = own(**once, use_cache=True)
+    rows = torch.tensor(back, device=ids.device)
+    asked.past_key_values.batch_select_indices(rows)
+    # text after a picture counts on from the picture's own, shorter way of counting (M-RoPE)
+    places = (mask.cumsum(1) - 1)[:, prompt:] + backbone.rope_deltas[rows]
+    said = own(
+        input_ids=ids[:, prompt:],
+        attention_mask=mask,
+        position_ids=places.expand(3, -1, -1),
+        past_key_values=asked.past_key_values,
+        use_cache=True,
+    )
+    last = asked.last_hidden_state[rows, -1:]  # it predicts a completion's first token
+    said.last_hidden_state = torch.cat([last, said.last_hidden_state], dim=1)
+    return said
+
+
+def _prompts(ids: Tensor, columns: dict[str, Any]) -> list[tuple]:
+    """Return what tells rows' prompts apart: the picture's number and the tokens [B, P]."""
+    ends = columns["image_grid_thw"].prod(-1).cumsum(0) - 1
+    numbers = columns["pixel_values"][ends, 0].tolist()
+    return [(number, *row) for number, row in zip(numbers, ids.tolist(), strict=True)]
+
+
+def chunks(order: Tensor, size: int, still: Tensor | None = None) -> list[tuple[Tensor, bool]]:
+    """Cut rows into chunks, each with whether it needs a gradient.
 
     Args:
-        lengths: [B] tokens of each row.
+        order: [B] rows, like beside like.
         still: [B] rows without one; one row keeps it, since a loss has to hang on something.
 
-    >>> [rows.tolist() for rows, _ in chunks(torch.tensor([9, 1, 8, 2]), 2)]
+    >>> [rows.tolist() for rows, _ in chunks(torch.tensor([1, 3, 2, 0]), 2)]
     [[1, 3], [0, 2]]
     """
-    order = lengths.argsort(stable=True)
-    resting = torch.zeros(len(order), dtype=torch.bool) if still is None else still[order].clone()
+    resting = torch.zeros_like(order, dtype=torch.bool) if still is None else still[order]
     if resting.all():
         resting[0] = False
     return [
@@ -161,9 +201,10 @@ class FastPaths:
     """Mixin in front of TRL's GRPOTrainer; `fast` names the paths that it takes.
 
     images: a picture is opened and processed once a round. vision: a frozen tower encodes it once
-    (implies images). prefill: a group's prompt runs once. padding: passes are as wide as their
-    longest row, rows sorted by length. flat: with beta 0, completions without an advantage get no
-    backward pass. flat-kl: nor with beta above 0, which drops the pull to the reference there.
+    (implies images). prefill: a group's prompt runs once, when sampling and, with vision and
+    padding, in every other pass. padding: passes are as wide as their longest row, rows sorted.
+    flat: with beta 0, completions without an advantage get no backward pass. flat-kl: nor with
+    beta above 0, which drops the pull to the reference there.
     A path that does not apply to the model or the machine is left, and said so once.
     """
 
@@ -264,6 +305,12 @@ class FastPaths:
                     stack.enter_context(prefilled_once(base, first, back))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
+    def _shares(self, backbone: Any, columns: dict[str, Any]) -> bool:
+        """Say whether a pass may share prompts: a cache, and pictures known by their number."""
+        recomputed = backbone.is_gradient_checkpointing and backbone.training  # it has no cache
+        numbered = (rows := columns.get("pixel_values")) is not None and rows.shape[1] == 1
+        return self._takes(PREFILL) and self._takes(VISION) and numbered and not recomputed
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         exact = self._takes(FLAT) and self.beta == 0 and not self._entropy_bonus_enabled
         if (exact or self._takes(FLAT_KL)) and model.training:
@@ -288,14 +335,18 @@ class FastPaths:
         if not (self._takes(PADDING) or self._still is not None) or not single:
             return once(model, input_ids, attention_mask, logits_to_keep, batch_size,
                         **flags, **columns)  # fmt: skip
-        run = trimmed(model, self._backbone(model)) if self._takes(PADDING) else model
-        size = batch_size or len(input_ids)
-        if self._takes(PADDING) and self.accelerator.device.type == "cpu":
-            size = min(size, CHUNK)
+        size, like = batch_size or len(input_ids), attention_mask.sum(1).argsort(stable=True)
+        if self._takes(PADDING):
+            prompt = input_ids.shape[1] - logits_to_keep
+            if share := self._shares(self._backbone(model), columns):
+                _, groups = distinct(_prompts(input_ids[:, :prompt], columns))
+                like = like[torch.tensor(groups, device=like.device)[like].argsort(stable=True)]
+            model = narrow(model, self._backbone(model), prompt, share)
+            size = min(size, CHUNK) if self.accelerator.device.type == "cpu" else size
         found, order = [], []
-        for rows, moves in chunks(attention_mask.sum(1), size, self._still):
+        for rows, moves in chunks(like, size, self._still):
             with contextlib.nullcontext() if moves else torch.no_grad():
-                found.append(once(run, input_ids[rows], attention_mask[rows], logits_to_keep,
+                found.append(once(model, input_ids[rows], attention_mask[rows], logits_to_keep,
                                   **flags, **of_rows(rows, columns)))  # fmt: skip
             order.append(rows)
         back = torch.cat(order).argsort()
