@@ -227,8 +227,7 @@ class FastPaths:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         reasons = {
             VISION: "the weights are sharded" if sharded else self._tower_moves(),
-            PREFILL: "the weights are sharded" if sharded else
-            "vLLM shares prefixes itself" if self.use_vllm else "",
+            PREFILL: "the weights are sharded" if sharded else "",
         }  # fmt: skip
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
@@ -294,7 +293,7 @@ class FastPaths:
         if self.use_vllm and self._pictures:  # it takes pictures, and knows no paths
             images = self._pictures.fetch(images)
         with contextlib.ExitStack() as stack:
-            if self._takes(PREFILL):
+            if self._takes(PREFILL) and not self.use_vllm:  # which shares prefixes by itself
                 shown = images or [None] * len(prompt_ids)
                 first, back = distinct(
                     [(*map(_name, i or ()), *ids) for ids, i in zip(prompt_ids, shown, strict=True)]
