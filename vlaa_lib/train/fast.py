@@ -341,7 +341,10 @@ class FastPaths:
                 _, groups = distinct(_prompts(input_ids[:, :prompt], columns))
                 like = like[torch.tensor(groups, device=like.device)[like].argsort(stable=True)]
             model = narrow(model, self._backbone(model), prompt, share)
-            size = min(size, CHUNK) if self.accelerator.device.type == "cpu" else size
+            # DDP wants one forward pass a backward pass, and a GPU is best kept full
+            alone = self.accelerator.num_processes == 1 or not torch.is_grad_enabled()
+            if alone and self.accelerator.device.type == "cpu":
+                size = min(size, CHUNK)
         found, order = [], []
         for rows, moves in chunks(like, size, self._still):
             with contextlib.nullcontext() if moves else torch.no_grad():
