@@ -113,8 +113,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0)
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
-    c.add_argument("name", choices=["construct", "rewards"])
-    c.add_argument("--out", "--json", help="file for all that was found (JSON)")
+    arguments.bench(c)
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     arguments.data(c)
@@ -343,7 +342,7 @@ def _bench(args) -> int:
 
     from . import bench, records
 
-    found = bench.BENCHMARKS[args.name]()
+    found = bench.BENCHMARKS[args.name](**bench.arguments(args.name, args.set))
     for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
         _table(rows)
     if args.out:

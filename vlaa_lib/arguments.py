@@ -137,6 +137,13 @@ def plan(c: argparse.ArgumentParser) -> None:
     c.add_argument("--json", help="file for the plan, memory in bytes")
 
 
+def bench(c: argparse.ArgumentParser) -> None:
+    """Add which benchmark is run, and how large."""
+    c.add_argument("name", choices=["construct", "grpo", "rewards"])
+    c.add_argument("--out", "--json", help="file for all that was found (JSON)")
+    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. repeats=5")
+
+
 def process(c: argparse.ArgumentParser) -> None:
     """Add what the actions of `process` read."""
     actions = c.add_subparsers(dest="what", required=True, metavar="ACTION")

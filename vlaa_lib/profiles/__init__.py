@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
 ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
+FAST = ("images", "vision", "prefill", "padding", "flat", "flat-kl")  # train/fast.py
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
 
 
@@ -117,6 +118,7 @@ class Grpo:
     sampler_url: str
     save_rounds: int
     format: str
+    fast: list[str]
 
     @property
     def rollouts(self) -> int:
@@ -313,6 +315,8 @@ def _check(s: Settings) -> None:
     g = s.grpo
     if unknown := [part for part in g.parts if part not in REWARDS]:
         raise ProfileError(f"grpo.parts: {unknown[0]!r}; use some of {', '.join(REWARDS)}")
+    if unknown := [path for path in g.fast if path not in FAST]:
+        raise ProfileError(f"grpo.fast: {unknown[0]!r}; use some of {', '.join(FAST)}")
     if g.kl != "off" and not g.beta > 0:
         raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
     if not g.process_weight >= 0 or (g.process_weight and not g.process_model):

@@ -82,7 +82,7 @@ def grpo(
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
     trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
-    trainer.format, trainer.overlap = g.format, overlap
+    trainer.format, trainer.overlap, trainer.fast = g.format, overlap, g.fast
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)

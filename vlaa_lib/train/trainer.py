@@ -27,8 +27,10 @@ def trainer_class() -> type:
     from accelerate.utils import gather_object
     from trl import GRPOTrainer
 
-    class TracingGRPOTrainer(Resumable, GRPOTrainer):
-        """GRPOTrainer with a trace store, a KL controller and a watch over its rewards.
+    from .fast import FastPaths
+
+    class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
+        """GRPOTrainer with a trace store, a KL controller, a watch over its rewards, fast paths.
 
         Attributes:
             controller: steers `beta` once a sampling round; None leaves it as it is.
