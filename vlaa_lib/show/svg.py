@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .style import HEIGHT_PX, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
+from .style import HEIGHT_PX, PAPER_COLOR, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 15, 34, 78  # margins in px; the legend stands in the bottom one
 _PLOT_W, _PLOT_H = WIDTH_PX - _LEFT - _RIGHT, HEIGHT_PX - _TOP - _BOTTOM
@@ -164,7 +164,7 @@ def heatmap(
             size = f'width="{width - 2:.1f}" height="{height - 2:.1f}"'
             body.append(f'<rect {place} {size} fill="{color}" fill-opacity="{share:.3f}" '
                         'stroke="#bbb"/>')  # fmt: skip
-            ink = 'fill="#fff"' if share > 0.6 else ""
+            ink = 'fill="#fff"' if share > 0.6 and color != PAPER_COLOR else ""
             body.append(text(at + width / 2, middle + 4, row[words], "middle", ink))
     return svg(title, body)
 
@@ -226,6 +226,7 @@ def _marker(symbol: str, x: float, y: float, color: str) -> str:
         "diamond": "0,-4 4,0 0,4 -4,0",
         "triangle-up": "0,-4 4,3 -4,3",
         "triangle-down": "0,4 4,-3 -4,-3",
+        "star": "0,-5 1.5,-1.5 5,-1.5 2,1 3,5 0,2.5 -3,5 -2,1 -5,-1.5 -1.5,-1.5",
         "cross": "-1,-4 1,-4 1,-1 4,-1 4,1 1,1 1,4 -1,4 -1,1 -4,1 -4,-1 -1,-1",
     }
     if symbol not in shapes:
