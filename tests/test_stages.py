@@ -11,7 +11,7 @@ from vlaa_lib import profiles, records, stages
 from vlaa_lib.train import launch
 
 
-def test_once_builds_once_and_again_for_other_settings(tmp_path):
+def testonce_buildsonce_and_again_for_other_settings(tmp_path):
     calls = []
 
     def build(path):
@@ -20,9 +20,9 @@ def test_once_builds_once_and_again_for_other_settings(tmp_path):
 
     target = tmp_path / "stage"
     for _ in range(2):
-        stages._once(target, {"n": 1, "t": (1, 2)}, build)
+        stages.once(target, {"n": 1, "t": (1, 2)}, build)
     assert len(calls) == 1
-    stages._once(target, {"n": 2}, build)
+    stages.once(target, {"n": 2}, build)
     assert len(calls) == 2 and "made" not in calls[1]  # the old artefact is gone first
 
 
@@ -36,8 +36,8 @@ def test_an_unfinished_build_keeps_what_it_has(tmp_path):
     kept = []
     for settings, wanted in (({"n": 1}, True), ({"n": 2}, False)):
         with pytest.raises(KeyboardInterrupt):
-            stages._once(tmp_path / "stage", {"n": 1}, stop)
-        stages._once(
+            stages.once(tmp_path / "stage", {"n": 1}, stop)
+        stages.once(
             tmp_path / "stage", settings, lambda path: kept.append((path / "ledger").exists())
         )
         assert kept[-1] is wanted

@@ -30,7 +30,7 @@ def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
     return path
 
 
-def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
+def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """Build `path` unless its marker says that it was built from these settings."""
     settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
     done, begun = path / "done.json", path / "begun.json"
@@ -56,7 +56,7 @@ def world(cfg: Settings, run: Path, split: str) -> Path:
     """Write the micro-world records of `train` (raw material) or `test` (held out)."""
     count = cfg.data.construct_per_source if split == "train" else cfg.data.eval_per_source
     settings = {"sources": cfg.data.sources, "count": count, "seed": cfg.seed}
-    return _once(
+    return once(
         run / "world" / split,
         settings,
         lambda path: microworld.write_split(path, cfg.data.sources, split, count, cfg.seed),
@@ -105,7 +105,7 @@ def dataset(cfg: Settings, run: Path) -> Path:
 
     settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
     settings |= {"rates": asdict(rates(cfg))}
-    return _once(run / "dataset", settings, build)
+    return once(run / "dataset", settings, build)
 
 
 def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
@@ -138,7 +138,7 @@ def perplexity(cfg: Settings, run: Path) -> Path:
         write_csv(table, subsets.average(made, scores)[0])
 
     settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
-    _once(run / "perplexity", settings | _built_from(data), build)
+    once(run / "perplexity", settings | built_from(data), build)
     return table
 
 
@@ -151,7 +151,7 @@ def sft(cfg: Settings, run: Path) -> Path:
         _publish(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
-    return _once(run / "models" / "sft", settings | _built_from(data), build)
+    return once(run / "models" / "sft", settings | built_from(data), build)
 
 
 def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
@@ -168,7 +168,7 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
-    return _once(run / "models" / name, settings | _built_from(data), build)
+    return once(run / "models" / name, settings | built_from(data), build)
 
 
 def _train(
@@ -195,7 +195,8 @@ def _publish(run: Path, name: str, table: Path) -> None:
     records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
 
 
-def _built_from(path: Path) -> dict[str, Any]:
+def built_from(path: Path) -> dict[str, Any]:
+    """Return what a later stage puts among its settings: those of the stage that it builds on."""
     marker = path / "done.json"  # a folder that the user gave has none
     return {"from": json.loads(marker.read_text())["settings"] if marker.is_file() else str(path)}
 
@@ -243,12 +244,12 @@ def _answered(
         rows = answer(policy, out)
         records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(data)
-    out = _once(run / "evaluation" / name, settings, build)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": identity(path)} | built_from(data)
+    out = once(run / "evaluation" / name, settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-def _identity(model: Path | str) -> Any:
+def identity(model: Path | str) -> Any:
     """Return what a model was built from, or its path where no stage built it."""
     marker = Path(model) / "done.json"
     return json.loads(marker.read_text()) if marker.is_file() else str(model)
@@ -263,7 +264,7 @@ def benchmark_files(cfg: Settings, run: Path) -> Path:
             benchmarks.write_tsv(name, path / f"{name}.tsv", cfg.data.bench_rows, cfg.seed)
 
     settings = {"rows": cfg.data.bench_rows, "seed": cfg.seed}
-    return _once(run / "benchmarks", settings, build)
+    return once(run / "benchmarks", settings, build)
 
 
 def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:

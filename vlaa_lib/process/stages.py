@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import records, stages
 from ..profiles import Settings
 from ..records import Record, write_csv
-from ..stages import _built_from, _identity, _once
+from ..stages import built_from, identity, once
 from . import best_of_n as best
 from . import pools, scorers
 from .pools import Pool
@@ -60,9 +60,9 @@ def pool(cfg: Settings, run: Path, generator: str) -> Pool:
         pools.sample(_policy(cfg, model), made, images, path, generator, *given, **sizes)
 
     settings = {"questions": p.pool_questions, "candidates": p.candidates, "search": asdict(s)}
-    settings |= {"model": _identity(model), "seed": cfg.seed}
-    settings |= _built_from(stages.world(cfg, run, "test"))
-    return pools.load(_once(_folder(run, generator), settings, build))
+    settings |= {"model": identity(model), "seed": cfg.seed}
+    settings |= built_from(stages.world(cfg, run, "test"))
+    return pools.load(once(_folder(run, generator), settings, build))
 
 
 def _folder(run: Path, generator: str) -> Path:
@@ -90,8 +90,8 @@ def search(cfg: Settings, run: Path) -> Path:
         stages._publish(run, "search", path / "statistics.csv")
 
     settings = {"questions": cfg.process.questions, "search": asdict(cfg.search)}
-    settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | _built_from(data)
-    return _once(run / "process" / "search", settings, build)
+    settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | built_from(data)
+    return once(run / "process" / "search", settings, build)
 
 
 def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
@@ -105,7 +105,7 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
         train_prm.train(replace(cfg, seed=seed), rows, images, path)
 
     settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
-    return _once(run / "process" / f"vilprm-{seed}", settings | _built_from(found), build)
+    return once(run / "process" / f"vilprm-{seed}", settings | built_from(found), build)
 
 
 def vilprms(cfg: Settings, run: Path) -> list[Path]:
@@ -126,9 +126,9 @@ def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
         for number, (name, scorer) in enumerate(_scorers(trained, images)):
             _score(path / f"{number}.jsonl", name, scorer, found, made)
 
-    pooled = [_built_from(_folder(run, p.generator)) for p in found]
-    settings = {"pools": pooled, "models": [_identity(path) for path in trained]}
-    path = _once(run / "process" / "scores", settings, build)
+    pooled = [built_from(_folder(run, p.generator)) for p in found]
+    settings = {"pools": pooled, "models": [identity(path) for path in trained]}
+    path = once(run / "process" / "scores", settings, build)
     return best.merged([scorers.read(file) for file in sorted(path.glob("*.jsonl"))])
 
 
@@ -184,8 +184,8 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
         records.write_text(path / "replies.json", json.dumps(rows) + "\n")
 
     settings = {"questions": [r.id for r in made], "search": asdict(s), "model": asdict(cfg.model)}
-    settings |= {"pools": [_built_from(_folder(run, p.generator)) for p in found]}
-    path = _once(run / "process" / "judge", settings, build)
+    settings |= {"pools": [built_from(_folder(run, p.generator)) for p in found]}
+    path = once(run / "process" / "judge", settings, build)
     rows = _table(cfg, found, scores(cfg, run) | scorers.read(path / "scores.jsonl"))
     write_csv(run / "results" / "best_of_n_judged.csv", rows)
     return rows, json.loads((path / "replies.json").read_text())
@@ -223,9 +223,9 @@ def _continued(cfg: Settings, run: Path, name: str, weight: float) -> Path:
         stages._train(replace(cfg, grpo=g), "grpo", rl, images, path, start)
         stages._publish(run, f"grpo_{path.name}", path / "training_log.csv")
 
-    settings = {"grpo": asdict(g), "start": _identity(start), "seed": cfg.seed}
-    settings |= {"scored_by": _identity(scored_by)} | _built_from(data)
-    return _once(run / "process" / "rewarded" / name.replace(" ", "_"), settings, build)
+    settings = {"grpo": asdict(g), "start": identity(start), "seed": cfg.seed}
+    settings |= {"scored_by": identity(scored_by)} | built_from(data)
+    return once(run / "process" / "rewarded" / name.replace(" ", "_"), settings, build)
 
 
 def _answers(
@@ -240,9 +240,9 @@ def _answers(
         rows = evaluate.evaluate(_policy(cfg, model), *given, blank=False)
         records.write_lines(path / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(model)}
+    settings = {"evaluate": asdict(cfg.evaluate), "model": identity(model)}
     place = run / "process" / "answers" / name.replace(" ", "_")
-    path = _once(place, settings | _built_from(held_out), build)
+    path = once(place, settings | built_from(held_out), build)
     return [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
 
 

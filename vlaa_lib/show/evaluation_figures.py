@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .figures import Table, _bar, _finish, _reach, html_table
+from .figures import Table, bar, error_bars, finish, html_table
 from .style import PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ def relative_change(rows: Rows, paper: Rows = (), title: str = "") -> Figure:
         mine, theirs = chosen(rows, "model", model), chosen(paper, "model", model)
         place = {"x": [_place(row) for row in mine], "offsetgroup": model}
         values = [number(row.get("change")) for row in mine]
-        marks.append(_bar(style_of(model, index), values, place, _reach(mine, "change")))
+        marks.append(bar(style_of(model, index), values, place, error_bars(mine, "change")))
         if theirs:
             marks.append(_paper(theirs, model, is_first=not any(m.legendgroup for m in marks)))
     figure = go.Figure(marks)
     figure.update_layout(barmode="group", scattermode="group", yaxis_tickformat="+.0%")
     figure.add_hline(y=0, line_width=1)
     baseline = rows[0].get("baseline", "the baseline") if rows else "the baseline"
-    return _finish(figure, title, "micro benchmark", f"change of the score of {baseline}")
+    return finish(figure, title, "micro benchmark", f"change of the score of {baseline}")
 
 
 def _paper(rows: Rows, model: str, is_first: bool) -> Any:
@@ -127,7 +127,7 @@ def differences(rows: Rows, title: str = "", x_title: str = "difference") -> Fig
     dots = go.Scatter(
         x=[row["difference"] for row in rows],
         y=[row["name"] for row in rows],
-        error_x=_reach(rows, "difference"),
+        error_x=error_bars(rows, "difference"),
         mode="markers",
         marker={
             "size": 11,
@@ -138,7 +138,7 @@ def differences(rows: Rows, title: str = "", x_title: str = "difference") -> Fig
     figure = go.Figure(dots)
     figure.add_vline(x=0, line_dash="dash", line_width=1)
     figure.update_yaxes(autorange="reversed")  # the first one on top
-    figure = _finish(figure, title, x_title, "", legend=False)
+    figure = finish(figure, title, x_title, "", legend=False)
     return figure.update_layout(margin_l=150)
 
 
@@ -165,9 +165,9 @@ def flips(
         place = {"x": [name.removeprefix(_MICRO) for name in names]}
         said = place | {"text": [str(count or "") for count in counts], "textposition": "outside"}
         values = [sign * count for count in counts]
-        bars.append(_bar(style._replace(label=f"only {style.label} right"), values, said, None))
+        bars.append(bar(style._replace(label=f"only {style.label} right"), values, said, None))
     figure = go.Figure(bars)
     figure.update_layout(barmode="relative")
     figure.update_yaxes(showticklabels=False)  # the counts stand at the bars
     figure.add_hline(y=0, line_width=1)
-    return _finish(figure, title, "micro benchmark", "rows lost (down), gained (up)")
+    return finish(figure, title, "micro benchmark", "rows lost (down), gained (up)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ROOT
-from .figures import _finish, _reach
+from .figures import error_bars, finish
 from .style import HEIGHT_PX, PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def accuracy_by_n(
     for index, name in enumerate(dict.fromkeys(str(row["scorer"]) for row in judged)):
         style = style_of(name, index)
         line = _scatter(chosen(judged, "scorer", name), name, style.color, "solid", style.symbol)
-        line.error_y = _reach(chosen(judged, "scorer", name), "accuracy")
+        line.error_y = error_bars(chosen(judged, "scorer", name), "accuracy")
         line.x = [n * _APART**index for n in line.x]
         lines.append(line)
     if with_paper:
@@ -85,7 +85,7 @@ def accuracy_by_n(
     sizes = sorted({int(number(row["n"])) for row in mine})
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[str(n) for n in sizes])
     figure.update_yaxes(tickformat=".0%")
-    figure = _finish(figure, title, "N, candidates of a question", "chosen answers that are right")
+    figure = finish(figure, title, "N, candidates of a question", "chosen answers that are right")
     return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
 
 
@@ -116,7 +116,7 @@ def last_n_curve(
         of = {row["aggregator"]: row for row in chosen(mine, "scorer", name)}
         own = [of[window] for window in WINDOWS if window in of]
         line = _scatter(own, name, style.color, "solid", style.symbol, x="aggregator")
-        line.error_y = _reach(own, "accuracy")
+        line.error_y = error_bars(own, "accuracy")
         lines.append(line)
     if with_paper:
         for symbol, (name, values) in zip(
@@ -127,7 +127,7 @@ def last_n_curve(
     figure.update_xaxes(categoryorder="array", categoryarray=list(WINDOWS))
     figure.update_yaxes(tickformat=".0%")
     x_title = "which step scores are averaged (last: ORM, mean: PRM)"
-    figure = _finish(figure, title, x_title, "chosen answers that are right")
+    figure = finish(figure, title, x_title, "chosen answers that are right")
     return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
 
 
@@ -157,7 +157,7 @@ def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -
                 text=[f"{row['steps']} steps" for row in mine],
             )
         )
-    return _finish(go.Figure(lines), title, "mean score", "share of right rollouts (value)")
+    return finish(go.Figure(lines), title, "mean score", "share of right rollouts (value)")
 
 
 _SYMBOLS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
