@@ -11,7 +11,7 @@ from vlaa_lib import profiles, records, stages
 from vlaa_lib.train import launch
 
 
-def testonce_buildsonce_and_again_for_other_settings(tmp_path):
+def test_once_builds_once_and_again_for_other_settings(tmp_path):
     calls = []
 
     def build(path):
