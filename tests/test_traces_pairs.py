@@ -8,6 +8,7 @@ from PIL import Image
 from vlaa_lib import ROOT, microworld, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.prompts import join_think_answer
+from vlaa_lib.show import prepare
 from vlaa_lib.traces import curation
 
 SOURCES = ["solids", "slip", "locate"]
@@ -46,6 +47,16 @@ def test_an_example_holds_what_is_known_and_nothing_else(tmp_path):
     (lost,) = traces.examples([other], tmp_path, {"sft": [row(other.id)]})
     assert lost["image"] is None and lost["frame"] is None
     assert json.loads(json.dumps(lost)) == lost
+
+
+def test_rows_of_an_evaluation_bring_their_answer_and_parts():
+    record = microworld.record("solids", "dev", 0)
+    said = row(record.id, "It is 3.", answer="3", correct=True, part="digit", reward=0.0,
+               reason="format: no think or answer tags")  # fmt: skip
+    (example,) = traces.examples([record], None, {"sft": [said]})
+    (side,) = example["sides"]
+    assert side["answer"] == "3" and side["parts"] == {"format": 0.0}
+    assert prepare.prepare([example])["examples"][0]["sides"][0]["answer"] == "3"
 
 
 def test_flips_are_wrong_before_and_right_after():

@@ -488,6 +488,7 @@ export function mount(el, state, isLinked = false) {
   if (isLinked) follow();
   render({ model, el });
   if (isLinked) {
+    el.firstElementChild.focus({ preventScroll: true }); // it is the page: keys are for it
     model.on("change:selected", () => history.replaceState(null, "", link(model.get("selected"))));
     addEventListener("hashchange", follow);
   }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import Record
+from .store import parts_of
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -103,9 +104,10 @@ def _side(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any]:
     row = group[0]
     side = {"name": name, "text": row["completion"], "reason": row.get("reason")}
     side |= {key: _number(row.get(key)) for key in ("reward", "advantage", "mean_logp", "entropy")}
-    side |= {key: row.get(key) for key in ("clipped", "correct", "pieces", "logps", "entropies")}
-    side["tokens"] = row.get("completion_tokens")
-    if parts := row.get("parts"):
+    # answer: what evaluation read, also where the tags are missing
+    known = ("answer", "clipped", "correct", "pieces", "logps", "entropies")
+    side |= {key: row.get(key) for key in known} | {"tokens": row.get("completion_tokens")}
+    if parts := row.get("parts") or parts_of(row):  # rows of an evaluation lie in no store
         side["parts"] = {part["name"]: _number(part["value"]) for part in parts}
         side["reasons"] = {part["name"]: part["reason"] for part in parts}
     if len(group) > 1:
