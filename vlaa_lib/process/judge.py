@@ -34,7 +34,7 @@ TOP = 5  # paper appendix A: 1 to 5
 # not known. `step`: the step alone; `prefix`: all up to the step, graded as one; `context`: the
 # step, below those before it, which are marked as not to be graded.
 INPUTS = ("step", "prefix", "context")
-_SCORE = re.compile(r"\W{0,4}score\W{0,4}([1-5])(?: ?/ ?5)?\W{0,4}", re.IGNORECASE)
+_SCORE = re.compile(r"\W{0,6}score\W{0,6}([1-5])(?: ?/ ?5)?\W{0,6}", re.IGNORECASE)
 _LONE = re.compile(r"[1-5]")
 
 Asker = Callable[[list[Request]], "list[Reply | CallFailed]"]

@@ -349,8 +349,8 @@ def _check_batches(s: Settings) -> None:
 def changes(settings: Settings) -> list[str]:
     """Return KEY=VALUE for each setting that differs from its profile, as `load` reads it back.
 
-    >>> changes(load("smoke", seed=3, **{"grpo.learning_rate": 1e-6}))
-    ['seed=3', 'grpo.learning_rate=1.0e-06']
+    >>> changes(load("smoke", seed=3, **{"sft.learning_rate": 1e-6}))
+    ['seed=3', 'sft.learning_rate=1.0e-06']
     """
     usual = dict(_flat(asdict(load(settings.profile))))
     return [
