@@ -1,5 +1,6 @@
 """Maths: Math-Verify on whole answers, in workers that a slow or greedy answer cannot hold up."""
 
+import faulthandler
 import sys
 import time
 from functools import partial
@@ -181,6 +182,7 @@ def test_a_check_that_used_up_its_limit_is_not_made_again(monkeypatch):
 
 def _score_in_child(context_name, pipe):
     """Score in a process of its own, whose parent has workers and verdicts, some pending."""
+    faulthandler.dump_traceback_later(90)  # says where a child waits that never answers
     pipe.send([score("y = 2x", "2x").value, score("y = 2x", "3x").value])
 
 
