@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import ROOT, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
 from .records import write_csv
+
+if TYPE_CHECKING:
+    from .models import Policy
 
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
@@ -124,17 +127,15 @@ def perplexity(cfg: Settings, run: Path) -> Path:
     Returns:
         `results/perplexity.csv`, one row a trace.
     """
-    from . import models, subsets
     from . import perplexity as scorer
+    from . import subsets
 
     data, images = dataset(cfg, run), pictures(cfg, run)
     table = run / "results" / "perplexity.csv"
 
     def build(path: Path) -> None:
         made = _take(data / "sft.jsonl", images, cfg.data.scored_per_source)
-        m = cfg.model
-        policy = models.load_policy(m.policy, "full", m.max_pixels, m.min_pixels)
-        scores = {"instruct": scorer.score(policy, made, images, path)}
+        scores = {"instruct": scorer.score(policy(cfg, cfg.model.policy), made, images, path)}
         write_csv(table, subsets.average(made, scores)[0])
 
     settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
@@ -148,7 +149,7 @@ def sft(cfg: Settings, run: Path) -> Path:
 
     def build(path: Path) -> None:
         _train(cfg, "sft", data / "sft.jsonl", images, path)
-        _publish(run, "sft_log", path / "training_log.csv")
+        publish(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
     return once(run / "models" / "sft", settings | built_from(data), build)
@@ -156,19 +157,24 @@ def sft(cfg: Settings, run: Path) -> Path:
 
 def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
     """Train with GRPO on the RL split, from the policy (`grpo`) or from SFT (`sft_grpo`)."""
-    data, images = dataset(cfg, run), pictures(cfg, run)
+    data = dataset(cfg, run)
     start = model_path(cfg, run, RUNS[name]) if RUNS[name] else cfg.model.policy
 
     def build(path: Path) -> None:
-        rl = path / "records.jsonl"
-        records.write(_take(data / "rl.jsonl", images, cfg.data.rl_per_source), rl)
-        _train(cfg, "grpo", rl, images, path, start)
-        _publish(run, f"grpo_{name}", path / "training_log.csv")
-        _publish(run, f"watch_{name}", path / "watch.csv")
+        reinforce(cfg, run, path, start)
+        publish(run, f"watch_{name}", path / "watch.csv")
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
     return once(run / "models" / name, settings | built_from(data), build)
+
+
+def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
+    """Train with GRPO on the profile's share of the RL split into `out`, and publish its log."""
+    images, rl = pictures(cfg, run), out / "records.jsonl"
+    records.write(_take(dataset(cfg, run) / "rl.jsonl", images, cfg.data.rl_per_source), rl)
+    _train(cfg, "grpo", rl, images, out, start)
+    publish(run, f"grpo_{out.name}", out / "training_log.csv")
 
 
 def _train(
@@ -190,7 +196,7 @@ def _train(
         train.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
 
 
-def _publish(run: Path, name: str, table: Path) -> None:
+def publish(run: Path, name: str, table: Path) -> None:
     """Put a training's table among the results."""
     records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
 
@@ -214,6 +220,14 @@ def model_path(cfg: Settings, run: Path, model: str) -> Path | str:
     return sft(cfg, run) if model == "sft" else grpo(cfg, run, model)
 
 
+def policy(cfg: Settings, path: Path | str) -> Policy:
+    """Load a checkpoint to read or answer with, at the profile's picture sizes."""
+    from . import models
+
+    m = cfg.model
+    return models.load_policy(path, max_pixels=m.max_pixels, min_pixels=m.min_pixels)
+
+
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the held-out records with a model, and with its blank twin; return scored rows."""
     from . import evaluate
@@ -225,27 +239,21 @@ def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
         limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
         return evaluate.evaluate(policy, asked, held_out / "images", model, *limits)
 
-    return _answered(cfg, run, model, model, held_out, answer)
+    return answered(cfg, model_path(cfg, run, model), run / "evaluation" / model, held_out, answer)
 
 
-def _answered(
-    cfg: Settings, run: Path, model: str, name: str, data: Path,
+def answered(
+    cfg: Settings, path: Path | str, into: Path, data: Path,
     answer: Callable[[Any, Path], list[dict]],
 ) -> list[dict[str, Any]]:
-    """Let a model answer what is in `data`, once, into `evaluation/name`; return the rows."""
-    from . import models
-
-    path = model_path(cfg, run, model)
+    """Let the checkpoint at `path` answer what is in `data`, once; return the rows."""
 
     def build(out: Path) -> None:
-        policy = models.load_policy(
-            path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
-        )
-        rows = answer(policy, out)
+        rows = answer(policy(cfg, path), out)
         records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
     settings = {"evaluate": asdict(cfg.evaluate), "model": identity(path)} | built_from(data)
-    out = once(run / "evaluation" / name, settings, build)
+    out = once(into, settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
@@ -284,7 +292,8 @@ def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
         asked = [files.read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
         return benchmarks.answer(policy, asked, chosen, out, model, batch)
 
-    return _answered(cfg, run, model, f"{model}-micro", folder, answer)
+    into = run / "evaluation" / f"{model}-micro"
+    return answered(cfg, model_path(cfg, run, model), into, folder, answer)
 
 
 def matrix(

@@ -42,13 +42,6 @@ def asked(cfg: Settings, run: Path) -> tuple[list[Record], Path]:
     return spread(made, cfg.process.pool_questions), held_out / "images"
 
 
-def _policy(cfg: Settings, path: Path | str) -> Policy:
-    from .. import models
-
-    m = cfg.model
-    return models.load_policy(path, max_pixels=m.max_pixels, min_pixels=m.min_pixels)
-
-
 def pool(cfg: Settings, run: Path, generator: str) -> Pool:
     """Sample candidates of each held-out question from one model of the study."""
     model, s, p = stages.model_path(cfg, run, generator), cfg.search, cfg.process
@@ -57,7 +50,7 @@ def pool(cfg: Settings, run: Path, generator: str) -> Pool:
         made, images = asked(cfg, run)
         given = p.candidates, s.temperature, cfg.seed
         sizes = {"batch": s.batch, "max_new_tokens": s.max_new_tokens}
-        pools.sample(_policy(cfg, model), made, images, path, generator, *given, **sizes)
+        pools.sample(stages.policy(cfg, model), made, images, path, generator, *given, **sizes)
 
     settings = {"questions": p.pool_questions, "candidates": p.candidates, "search": asdict(s)}
     settings |= {"model": identity(model), "seed": cfg.seed}
@@ -86,8 +79,9 @@ def search(cfg: Settings, run: Path) -> Path:
         from . import search as tree_search
 
         made = spread(rewards.usable(data / "rl.jsonl", images, path), cfg.process.questions)
-        tree_search.run(_policy(cfg, cfg.model.policy), made, images, path, cfg.search, cfg.seed)
-        stages._publish(run, "search", path / "statistics.csv")
+        searcher = stages.policy(cfg, cfg.model.policy)
+        tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
+        stages.publish(run, "search", path / "statistics.csv")
 
     settings = {"questions": cfg.process.questions, "search": asdict(cfg.search)}
     settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | built_from(data)
@@ -176,7 +170,7 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
     found = [one.of(r.id for r in made) for one in pools_of(cfg, run)]
 
     def build(path: Path) -> None:
-        given = _policy(cfg, cfg.model.policy), path / "judge.sqlite", images
+        given = stages.policy(cfg, cfg.model.policy), path / "judge.sqlite", images
         grader = judge.policy_judge(*given, batch=s.batch, max_new_tokens=s.max_new_tokens)
         _score(path / "scores.jsonl", JUDGE, grader, found, made)
         replies = {"a score": grader.asked - sum(grader.unusable.values())} | grader.unusable
@@ -218,10 +212,7 @@ def _continued(cfg: Settings, run: Path, name: str, weight: float) -> Path:
     g = replace(cfg.grpo, max_steps=steps, process_weight=weight, process_model=str(scored_by))
 
     def build(path: Path) -> None:
-        rl, images = path / "records.jsonl", stages.pictures(cfg, run)
-        records.write(stages._take(data / "rl.jsonl", images, cfg.data.rl_per_source), rl)
-        stages._train(replace(cfg, grpo=g), "grpo", rl, images, path, start)
-        stages._publish(run, f"grpo_{path.name}", path / "training_log.csv")
+        stages.reinforce(replace(cfg, grpo=g), run, path, start)
 
     settings = {"grpo": asdict(g), "start": identity(start), "seed": cfg.seed}
     settings |= {"scored_by": identity(scored_by)} | built_from(data)
@@ -235,15 +226,12 @@ def _answers(
 
     held_out = stages.world(cfg, run, "test")
 
-    def build(path: Path) -> None:
+    def answer(policy: Policy, _out: Path) -> list[dict[str, Any]]:
         given = made, held_out / "images", name, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        rows = evaluate.evaluate(_policy(cfg, model), *given, blank=False)
-        records.write_lines(path / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+        return evaluate.evaluate(policy, *given, blank=False)
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": identity(model)}
     place = run / "process" / "answers" / name.replace(" ", "_")
-    path = once(place, settings | built_from(held_out), build)
-    return [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    return stages.answered(cfg, model, place, held_out, answer)
 
 
 def compared(

@@ -17,7 +17,7 @@ from ..profiles import Settings
 from ..records import RecordError
 from ..train import checkpoints
 from ..train.callbacks import watchers
-from ..train.common import accumulation, finish, identity, trainer_args
+from ..train.common import finish, identity, starting_policy, supervised_args
 from . import prm
 from .released import Process
 
@@ -70,12 +70,9 @@ def train(
 
 def begin(cfg: Settings, start: str | Path | None, out: str | Path) -> Policy:
     """Load the policy that training starts from, with a new head, and an adapter by the mode."""
-    m, mode = cfg.model, cfg.prm.mode
-    whole = models.whole(start or m.policy, Path(out) / "start")
-    # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
-    dtype = "float32" if mode == "full" else None
+    mode = cfg.prm.mode
     torch.manual_seed(cfg.seed)  # of the head's first weights
-    policy = models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype, prm.StepScorer)
+    policy = starting_policy(cfg, mode, out, start, prm.StepScorer)
     model = policy.model
     model.config.step_loss = cfg.prm.loss
     model.step_head.float()
@@ -114,19 +111,8 @@ def within(policy: Policy, made: Sequence[prm.Solution], limit: int) -> list[prm
 
 def arguments(cfg: Settings, out: str | Path) -> TrainingArguments:
     """Return the Trainer's settings of a profile; the batch arithmetic is that of all processes."""
-    s = cfg.prm
-    return TrainingArguments(
-        **trainer_args(cfg, out, s.save_steps),
-        num_train_epochs=s.epochs,
-        max_steps=s.max_steps,
-        per_device_train_batch_size=s.per_device_batch,
-        gradient_accumulation_steps=accumulation(s.global_batch, s.per_device_batch),
-        learning_rate=s.learning_rate,
-        warmup_steps=s.warmup,  # a value below 1 is a share of all steps (transformers 5)
-        lr_scheduler_type="cosine",  # ours: as in SFT
-        logging_steps=s.logging_steps,
-        remove_unused_columns=False,  # rows are solutions, the collator reads them
-    )
+    # rows are solutions, the collator reads them
+    return TrainingArguments(**supervised_args(cfg, cfg.prm, out), remove_unused_columns=False)
 
 
 def _measure(

@@ -151,19 +151,9 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Prm:
-    mode: str
+class Prm(Sft):
     loss: str
     held_out: float
-    epochs: float
-    max_steps: int
-    global_batch: int
-    per_device_batch: int
-    learning_rate: float
-    warmup: float
-    max_tokens: int
-    logging_steps: int
-    save_steps: int
 
 
 @dataclass(frozen=True)

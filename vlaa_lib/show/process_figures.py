@@ -72,9 +72,7 @@ def accuracy_by_n(
     ]
     judged = [row for row in mine if str(row["aggregator"]) == aggregator]
     for index, name in enumerate(dict.fromkeys(str(row["scorer"]) for row in judged)):
-        style = style_of(name, index)
-        line = _scatter(chosen(judged, "scorer", name), name, style.color, "solid", style.symbol)
-        line.error_y = error_bars(chosen(judged, "scorer", name), "accuracy")
+        line = _scored(chosen(judged, "scorer", name), name, index, "n")
         line.x = [n * _APART**index for n in line.x]
         lines.append(line)
     if with_paper:
@@ -112,12 +110,9 @@ def last_n_curve(
         raise ValueError(f"no scored rows of the generator {generator!r} at N = {n}")
     lines = []
     for index, name in enumerate(dict.fromkeys(str(row["scorer"]) for row in mine)):
-        style = style_of(name, index)
         of = {row["aggregator"]: row for row in chosen(mine, "scorer", name)}
         own = [of[window] for window in WINDOWS if window in of]
-        line = _scatter(own, name, style.color, "solid", style.symbol, x="aggregator")
-        line.error_y = error_bars(own, "accuracy")
-        lines.append(line)
+        lines.append(_scored(own, name, index, "aggregator"))
     if with_paper:
         for symbol, (name, values) in zip(
             _SYMBOLS[:2], paper()["fig3_printed_mean"].items(), strict=True
@@ -161,6 +156,14 @@ def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -
 
 
 _SYMBOLS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
+
+
+def _scored(rows: list[dict[str, Any]], name: str, index: int, x: str) -> Scatter:
+    """Draw one scorer's line, with its intervals."""
+    style = style_of(name, index)
+    line = _scatter(rows, name, style.color, "solid", style.symbol, x)
+    line.error_y = error_bars(rows, "accuracy")
+    return line
 
 
 def _scatter(
