@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce test lab setup clean distclean
+.PHONY: reproduce test lab setup browser clean distclean
 
 reproduce: setup
 	$(BIN)/python -m vlaa_lib run --profile $(PROFILE)
@@ -24,6 +24,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
+
+# the browser that the trace viewer's tests drive; Debian's and Ubuntu's package
+browser:
+	command -v chromium-headless-shell || command -v chromium || { apt-get update -q && \
+	apt-get install -qy --no-install-recommends chromium-headless-shell; }
 
 # never data/, never the virtual environment
 clean:

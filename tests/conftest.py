@@ -60,3 +60,15 @@ def micro_data(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("micro")
     return folder, microworld.write_split(folder, list(microworld.SOURCES), "dev", 2)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """Run all notebooks at the smoke profile, once for all tests; return the run's folder."""
+    from vlaa_lib import run
+
+    home = tmp_path_factory.mktemp("smoke") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # the kernels are beyond this process's block
+        assert run.run("smoke", run_dir=home) == 0
+    return home

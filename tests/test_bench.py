@@ -1,5 +1,7 @@
 """Benchmarks run, and say what they measured."""
 
+import pytest
+
 from vlaa_lib import bench, prompts, rewards
 from vlaa_lib.bench.rewards import mix
 from vlaa_lib.rewards import maths
@@ -49,3 +51,24 @@ def test_the_measured_verdicts_are_those_of_one_completion_at_a_time():
     together = rewards.score_all([r for r, _ in rows], [text for _, text in rows])
     maths.forget()
     assert [rewards.score(r, text) for r, text in rows] == together
+
+
+def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model):
+    found = bench.grpo(
+        generations=[2], sides=[112], prompts=2, rounds=1, repeats=1, tokens=8,
+        model=str(tiny_model),
+    )  # fmt: skip
+    (row,) = found["speed"]
+    assert (row["G"], row["side px"], row["samples"]) == (2, 112, 4)
+    assert row["same completions"] == 1 and row["difference"] < 1e-5
+    assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
+    spent = {row["phase"]: row for row in found["phases"]}
+    assert all(spent[phase]["TRL s"] > 0 for phase in ("generate", "old and reference", "policy"))
+    total = sum(row["TRL s"] for row in found["phases"])
+    assert total == pytest.approx(row["samples"] / row["TRL a second"], rel=0.1)
+
+
+def test_arguments_of_a_benchmark_are_checked():
+    assert bench.arguments("grpo", ["generations=[4, 8]"]) == {"generations": [4, 8]}
+    with pytest.raises(ValueError, match="bench grpo reads generations, sides"):
+        bench.arguments("grpo", ["speed=2"])

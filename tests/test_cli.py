@@ -98,6 +98,27 @@ def test_an_unknown_setting_names_its_key(micro, capsys):
     assert "sft.speed" in capsys.readouterr().err
 
 
+def errors_of_a_run() -> list[type]:
+    from vlaa_lib import construct, train
+    from vlaa_lib.rewards.xcomposer import RewardModelError
+
+    return [train.TrainingError, train.DeadReward, train.CheckpointError, construct.BudgetSpent,
+            RewardModelError]  # fmt: skip
+
+
+def test_a_run_that_stops_is_an_error_and_no_traceback(monkeypatch, capsys):
+    import vlaa_lib.train.plan
+
+    for kind in errors_of_a_run():
+
+        def stop(args, show, kind=kind):
+            raise kind("step 3: lower the learning rate")
+
+        monkeypatch.setattr(vlaa_lib.train.plan, "main", stop)
+        assert call("plan") == 2
+        assert capsys.readouterr().err == "error: step 3: lower the learning rate\n"
+
+
 def test_doctor_says_that_an_untrained_model_earns_nothing(micro, tiny_model, capsys):
     assert call("doctor", "--records", micro / "records.jsonl", "--images", micro / "images",
                 "--model", tiny_model, "--n", 4) == 1  # fmt: skip

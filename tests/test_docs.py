@@ -9,13 +9,16 @@ from vlaa_lib import ROOT
 from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
-GUIDES = [(ROOT / "data" / f"{name}.md").read_text() for name in ("CONSTRUCT", "TRAINING")]
-BLOCKS, GUIDED, TRAINING = (
+GUIDES = [
+    (ROOT / "data" / f"{name}.md").read_text()
+    for name in ("CONSTRUCT", "TRAINING", "EVALUATION", "PROCESS")
+]
+BLOCKS, GUIDED, *OTHERS = (
     re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for text in (README, *GUIDES)
 )
 COMMANDS = [
     line.split("#")[0].strip()
-    for kind, text in [*BLOCKS, *GUIDED, *TRAINING]
+    for kind, text in [*BLOCKS, *GUIDED, *(block for blocks in OTHERS for block in blocks)]
     if kind == "bash"
     for line in text.splitlines()
     if line.strip()

@@ -138,7 +138,7 @@ def test_a_trace_store_is_read_with_its_groups(micro):
     store = traces.TraceStore(folder / "traces")
     for step, answer in enumerate((made[0].solution, "x")):
         store.append([
-            {"run": "grpo", "optimizer_step": step, "record_id": made[0].id,
+            {"model": "grpo", "optimizer_step": step, "record_id": made[0].id,
              "completion": wrap(answer)}
         ] * 2)  # fmt: skip
     sampled = doctor.read(folder / "traces", made)

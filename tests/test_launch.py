@@ -34,7 +34,7 @@ def as_accelerate_reads(made: list[str]):
     return _validate_launch_command(launch_command_parser().parse_args(made[3:]))[0]
 
 
-@pytest.mark.parametrize("path", sorted(launch.CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(profiles.ACCELERATE.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_file_is_read_by_accelerate_and_gives_its_command(path, capsys):
     from accelerate.commands.config import load_config_from_file
 
@@ -108,6 +108,31 @@ def test_packed_weights_are_not_sharded(tmp_path, capsys):
     assert main([*words, "zero3"]) == 2
     assert "use one of ddp" in capsys.readouterr().err
     assert main([*words, "ddp"]) == 0
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_settings_reach_the_processes_by_the_command_line(method, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(launch, "run", lambda *given: ran.append(given))
+    changes = {"launch": "ddp", "gpus": 3, "seed": 5, "grpo.learning_rate": 7e-6}
+    cfg = profiles.load("single", **changes, **{"model.policy": "a b/c", "grpo.parts": ["mcq"]})
+    places = [tmp_path / "rl records.jsonl", tmp_path / "images", tmp_path / "out"]
+    launch.train(cfg, method, *places, start="runs/sft")
+    ((made, log),) = ran
+    assert log == tmp_path / "out" / "launch.log"
+    seen = as_accelerate_reads(made)
+    assert seen.num_processes == 3 and seen.training_script == "vlaa_lib"
+    args = parser().parse_args(seen.training_script_args)
+    assert [args.method, args.start, args.launch] == [method, "runs/sft", None]
+    assert [args.records, args.images, args.out] == [str(place) for place in places]
+    read = dict(item.split("=", 1) for item in args.set)
+    assert profiles.load(args.profile, **read) == cfg
+
+
+def test_a_launch_that_cannot_hold_the_mode_is_refused(tmp_path):
+    cfg = profiles.load("paper", **{"sft.mode": "4bit"})
+    with pytest.raises(ValueError, match="--launch fsdp2: packed 4-bit"):
+        launch.train(cfg, "sft", "r.jsonl", "images", tmp_path)
 
 
 def python(tmp_path, code: str) -> list[str]:

@@ -1,6 +1,9 @@
 """Maths: Math-Verify on whole answers, in workers that a slow or greedy answer cannot hold up."""
 
+import faulthandler
+import os
 import sys
+import threading
 import time
 from functools import partial
 
@@ -181,6 +184,7 @@ def test_a_check_that_used_up_its_limit_is_not_made_again(monkeypatch):
 
 def _score_in_child(context_name, pipe):
     """Score in a process of its own, whose parent has workers and verdicts, some pending."""
+    faulthandler.dump_traceback_later(90)  # says where a child waits that never answers
     pipe.send([score("y = 2x", "2x").value, score("y = 2x", "3x").value])
 
 
@@ -193,11 +197,32 @@ def test_any_kind_of_child_has_its_own_workers(method):
     mine, theirs = context.Pipe()
     child = context.Process(target=_score_in_child, args=(method, theirs))
     child.start()
-    assert mine.poll(120), "the child waits for its parent's workers"
+    if not mine.poll(120):
+        child.kill()  # or the tests would never end
+        pytest.fail("the child waits for its parent's workers")
     assert mine.recv() == [1.0, 0.0]
     child.join()
     assert child.exitcode == 0
     assert [future.result() for future in pending] == ["right", "wrong"]
+
+
+def test_a_fork_waits_while_a_thread_starts_a_worker():
+    from multiprocessing import resource_tracker
+
+    assert score("2", "2").value == 1.0
+    lock, held = resource_tracker._resource_tracker._lock, threading.Event()
+
+    def start_something():
+        with lock:
+            held.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=start_something).start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if lock.acquire(blocking=False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_workers_serve_a_cell_that_runs_beside_an_event_loop_and_off_the_main_thread():

@@ -7,6 +7,7 @@ import torch
 
 from vlaa_lib import microworld, models, pocket_data, prompts
 from vlaa_lib.evaluate import generate
+from vlaa_lib.evaluate.generate import prompt_text
 from vlaa_lib.microworld import truth
 
 
@@ -14,8 +15,6 @@ def test_processor_reloads_and_counts_visual_tokens(tiny_model):
     processor = models.load_processor(tiny_model)
     sample = microworld.generate("solids", "train", 0)
     policy = models.Policy(None, processor, "")
-    from vlaa_lib.evaluate.generate import prompt_text
-
     text = prompt_text(policy, sample.record)
     batch = processor(images=[sample.image], text=[text], return_tensors="pt")
     assert int((batch["input_ids"] == processor.image_token_id).sum()) == pocket_data.CELLS
@@ -35,6 +34,39 @@ def test_processor_loads_a_folder_of_a_real_checkpoint(tiny_model, tmp_path):
     processor = models.load_processor(tmp_path, max_pixels=50_000, min_pixels=12_544)
     size = processor.image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == (12_544, 50_000)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_frozen_tower_stays_out_of_the_backward_pass(mode, tiny_model):
+    """Gradient checkpointing hooks the tower's patch embedding into it; gradients stay the same."""
+    from peft import get_peft_model
+
+    sample, found = microworld.generate("solids", "train", 0), {}
+    for frozen in (True, False):
+        policy = models.load_policy(tiny_model)
+        model = policy.model
+        if not frozen:  # as transformers has it
+            del model.model.visual.forward
+        batch = policy.processor(
+            images=[sample.image], text=[prompt_text(policy, sample.record)], return_tensors="pt"
+        )
+        tower, outputs = model.model.visual, []
+        if mode == "lora":
+            torch.manual_seed(0)
+            model = get_peft_model(model, models.adapter(mode))
+
+        def note(module, given, made, to=outputs):  # older transformers return one tensor
+            to.append(getattr(made, "pooler_output", made).grad_fn)
+
+        tower.register_forward_hook(note)
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[frozen] = (outputs[0], grads)
+    (kept, ours), (hooked, theirs) = found[True], found[False]
+    assert kept is None and hooked is not None
+    assert ours and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_bad_pixels_modes_and_paths_are_refused(tiny_model):

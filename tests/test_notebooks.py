@@ -9,13 +9,16 @@ import pytest
 
 from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
+from vlaa_lib.evaluate.compare import mcnemar
+from vlaa_lib.evaluate.metrics import wemath_class
+from vlaa_lib.process import aggregate, search
 from vlaa_lib.rewards import open_ended, verifiers
 from vlaa_lib.train import objective
 from vlaa_lib.train.common import accumulation
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = ["00_tour", "01_dataset_construction", "02_sft", "03_mixed_reward", "04_grpo",
-         "05_evaluation", "06_sft_vs_rl_traces"]
+         "05_evaluation", "06_sft_vs_rl_traces", "07_process_rewards"]
 
 
 def cells(path, kind):
@@ -109,6 +112,11 @@ def steps_with(change):
     return fn
 
 
+def swapped(trace, scene):
+    found = traces.corrections(trace, scene)
+    return found | {"helped": found["hurt"], "hurt": found["helped"]}
+
+
 def overlap_over_first(a, b):
     inner = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
     area = (a[2] - a[0]) * (a[3] - a[1])
@@ -144,6 +152,17 @@ def percentiles(values):
     return tuple(float(v) for v in numpy.quantile(values, (0.025, 0.975)))
 
 
+def first_best(values, correct):
+    """Take the first of the highest, as `max` and `argmax` do."""
+    return float(correct[values.index(max(values))]) if values else 0.0
+
+
+def bound(node, exploration, visits, scale=1.0):
+    """Return an upper bound with other visits in the logarithm, or another factor."""
+    spread = math.sqrt(scale * math.log(visits) / node.visits)
+    return node.total / node.visits + exploration * spread
+
+
 RIGHT = [
     (checks.has_aha, has_aha),
     (checks.split_think_answer, prompts.split_think_answer),
@@ -155,7 +174,14 @@ RIGHT = [
     (checks.group_advantages, objective.advantages),
     (checks.extract_answer, evaluate.extract_answer),
     (checks.bootstrap, evaluate.bootstrap),
+    (checks.wemath_class, wemath_class),
+    (checks.mcnemar, mcnemar),
     (checks.check_steps, traces.check_steps),
+    (checks.corrections, traces.corrections),
+    (checks.last_n, aggregate.last_n),
+    (checks.best_candidate, aggregate.choose),
+    (checks.best_candidate, lambda values, correct: aggregate.choose(values, correct).accuracy),
+    (checks.uct, search.uct),
 ]
 WRONG = {
     checks.has_aha: [
@@ -223,11 +249,60 @@ WRONG = {
         (lambda values: (sum(values) / len(values),) * 2, "does not hold the mean"),
         (lambda values: (0.0, 1.0), "rows that all agree"),
     ],
+    checks.wemath_class: [
+        (lambda steps, multi, loose: wemath_class(steps, multi), "any one step"),
+        (lambda steps, multi, loose: wemath_class(steps, multi, True), "memorised"),
+        (lambda steps, multi, loose: "CM" if multi else wemath_class(steps, multi), "memorised"),
+        (lambda steps, multi, loose: wemath_class(steps[:2], multi, loose), "three steps"),
+        (lambda steps, multi, loose: "IG" if any(steps) and not multi
+         else wemath_class(steps, multi, loose), "knowledge is missing"),
+    ],
+    checks.mcnemar: [
+        (lambda first, second: mcnemar(first, second) / 2, "either side"),
+        (lambda first, second: 2 * sum(math.comb(first + second, k) for k in range(first + 1))
+         / 2 ** (first + second), "does not matter"),
+        (lambda first, second: min(1.0, 2 / 2 ** (first + second)), "at most one against"),
+        (lambda first, second: (abs(first - second) - 1) ** 2 / (first + second), "five coins"),
+    ],
     checks.check_steps: [
         (steps_with(bool), "no fact is stated"),
         (steps_with(lambda truth: True), "scene says 3"),
         (steps_with(lambda truth: truth or None), "scene says 3"),
         (lambda trace, scene: traces.check_steps(trace, scene)[:1], "each sentence"),
+    ],
+    checks.corrections: [
+        (swapped, "false before the doubt"),
+        (lambda trace, scene: traces.corrections(trace.replace(". ", ". Hmm. "), scene),
+         "nobody doubted"),
+        (lambda trace, scene: traces.corrections(trace, scene) | {"unchanged": 0}, "same again"),
+        (lambda trace, scene: traces.corrections(trace, scene or {"kind": "bars", "bars": []}),
+         "without a scene"),
+    ],
+    checks.last_n: [
+        (lambda scores, n: sum(scores[-n:]) / n, "fewer steps"),
+        (lambda scores, n: sum(scores[:n]) / max(1, len(scores[:n])), "last two"),
+        (lambda scores, n: sum(0 if math.isnan(s) else s for s in scores[-n:])
+         / max(1, len(scores[-n:])), "left out"),
+        (lambda scores, n: sum(scores[-n:]) / len(scores[-n:]), "left out"),
+        (lambda scores, n: aggregate.last_n(scores, n) if scores else 0.0, "empty solution"),
+    ],
+    checks.best_candidate: [
+        (first_best, "one of them|one is right"),
+        (lambda values, correct: sum(correct) / max(1, len(correct)), "highest score"),
+        (lambda values, correct: float(aggregate.choose(values, correct).accuracy > 0), "one is"),
+        (lambda values, correct: aggregate.choose(
+            [0.9 if math.isnan(v) else v for v in values], correct), "without a score"),
+        (lambda values, correct: sum(c for v, c in zip(values, correct, strict=True)
+         if v == max(values)) / max(1, values.count(max(values, default=0))), "score|last bit"),
+    ],
+    checks.uct: [
+        (lambda node, c: node.total + c * math.sqrt(math.log(node.parent.visits) / node.visits),
+         "the mean"),
+        (lambda node, c: node.total / node.visits, "exploration"),
+        (lambda node, c: bound(node, c, node.parent.visits, 2), "exploration"),
+        (lambda node, c: bound(node, c, node.visits + 1), "exploration"),
+        (lambda node, c: node.total / node.visits
+         + c * math.sqrt(math.log(node.parent.visits)) / node.visits, "shrinks"),
     ],
 }
 REJECTED = [(check, fn, words) for check, wrong in WRONG.items() for fn, words in wrong]

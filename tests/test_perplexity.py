@@ -189,13 +189,13 @@ def test_scores_of_something_else_are_refused(policy, traced, tiny_model, tmp_pa
 
 def test_a_training_step_is_another_policy(policy):
     """The header reads a part of each tensor: a part that training moves."""
-    before = perplexity._header(policy)
+    before = perplexity.fingerprint(policy)
     again = models.load_policy(INSTRUCT)
-    assert perplexity._header(again) == before
+    assert perplexity.fingerprint(again) == before
     norm = again.model.get_parameter("model.language_model.norm.weight")
     with torch.no_grad():
         norm += 1e-3
-    assert perplexity._header(again)["weights"] != before["weights"]
+    assert perplexity.fingerprint(again)["weights"] != before["weights"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"id": "a"}'])

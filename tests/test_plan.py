@@ -59,9 +59,8 @@ def test_memory_of_3b_and_7b_is_that_computed_by_hand(
     local = setup(model=model, **{"grpo.sampler": "transformers"})
     found = memory.memory(local)["sampling"]["KV cache"]
     assert found / 256 / GB == pytest.approx(cache, rel=0.01)
-    tower = 334 * 4 * s.shape.vision_layers * s.shape.vision_hidden * 2  # not counted by hand
     small = setup("single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": 1})
-    assert (memory.activations(small) - tower) / GB == pytest.approx(row, rel=0.2)
+    assert memory.activations(small) / GB == pytest.approx(row, rel=0.2)
     for batch, by_hand in ((1, one), (4, four)):
         small = setup(
             "single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": batch}

@@ -5,13 +5,12 @@ import json
 
 from vlaa_lib import run, stages, traces
 
-RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha")
+RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha",
+           "search", "vilprm", "best_of_n", "process_reward")
 
 
-def test_the_smoke_profile_runs_every_notebook(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the kernels are beyond this process's block
-    home = tmp_path / "run"
-    assert run.run("smoke", run_dir=home) == 0
+def test_the_smoke_profile_runs_every_notebook(smoke_run):
+    home = smoke_run
     notebooks = sorted(path.name for path in (home / "notebooks").glob("*.ipynb"))
     assert notebooks == [path.name for path in run.find_notebooks()]
     for name in RESULTS:

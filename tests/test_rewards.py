@@ -5,12 +5,13 @@ import math
 import random
 import sys
 import time
+from dataclasses import replace
 from functools import partial, update_wrapper
 
 import pytest
 
 from scoring import COLON, record, score, wrap
-from vlaa_lib import microworld, rewards
+from vlaa_lib import microworld, records, rewards
 from vlaa_lib.microworld import facts, truth
 from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
@@ -189,6 +190,18 @@ def test_audit_names_the_remedy(made, reason):
 def test_a_bad_gold_is_never_rewarded():
     with pytest.raises(GoldError, match=r"record r1: digit: gold 'many'.*rewards\.audit"):
         rewards.score(record("digit", "many"), wrap("many"))
+
+
+def test_open_questions_without_a_scene_are_kept_for_a_reward_model(micro_data, tmp_path, capsys):
+    folder, made = micro_data
+    records.write([replace(r, meta={}) for r in made], tmp_path / "r.jsonl")
+    usual, kept = (
+        [r.id for r in rewards.usable(tmp_path / "r.jsonl", folder / "images", any_open=any_open)]
+        for any_open in (False, True)
+    )
+    assert usual == [r.id for r in made if r.reward != "open"]
+    assert kept == [r.id for r in made] != usual
+    assert "no meta.scene and no reward model" in capsys.readouterr().err
 
 
 def test_the_micro_world_passes_its_audit():

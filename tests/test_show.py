@@ -116,7 +116,7 @@ def test_trace_html_is_shown_by_notebooks_without_script():
 
 def test_source_is_the_live_function_and_escaped():
     shown = show.source(html.segments)
-    assert shown.data.startswith("# vlaa_lib/show/html.py, line ")
+    assert shown.data.startswith("# vlaa_lib/show/prepare.py, line ")
     assert "def segments(" in shown.data
     page = shown._repr_html_()
     assert "<answer>" not in page and "&lt;answer&gt;" in page
@@ -183,13 +183,6 @@ def test_counts_add_up_sources_once():
     rows = [{"step": "caption", "source": s, "in": i, "out": o} for s, i, o in counted]
     into, out = figures.counts(rows).data
     assert list(into.y) == [10] and list(out.y) == [9]
-
-
-def test_aha_bars_draw_what_is_known():
-    rows = [{"model": "sft", "aha_rate": 0.5, "false_step_rate": None},
-            {"model": "grpo", "aha_rate": 0.1, "false_step_rate": 0.2}]  # fmt: skip
-    figure = figures.aha_bars(rows)
-    assert [list(bar.y) for bar in figure.data] == [[0.5, None], [0.1, 0.2]]
 
 
 def test_models_look_alike_everywhere_and_unlike_each_other():
@@ -304,3 +297,22 @@ def test_a_long_table_is_thinned_and_says_so(tmp_path):
     (tmp_path / "results" / "sft_log.csv").write_text("step,loss\n" + lines)
     page = report.write_report(tmp_path).read_text()
     assert "One row in 3 of 100" in page and page.count("<tr>") < 60
+
+
+def test_a_drawing_beside_its_numbers_is_shown_as_an_image(tmp_path):
+    results = tmp_path / "results"
+    drawing = svg.bars([{"model": "sft", "v": 1}], "model", "v", "", '<script>"')
+    results.mkdir()
+    (results / "traces_truth.csv").write_text("model,v\nsft,1\n")
+    (results / "traces_truth.svg").write_text(drawing)
+    page = report.write_report(tmp_path).read_text()
+    (data,) = re.findall(r'alt="traces_truth" src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert base64.b64decode(data).decode() == drawing
+
+
+def test_a_note_stands_below_each_place():
+    rows = [{"model": m, "v": 1, "of": f"{n} steps"} for m, n in (("sft", 3), ("sft_grpo", 4))]
+    found = {e.text: e for e in elements(svg.bars(rows, "model", "v", note="of"), "text")}
+    for label, note in (("SFT", "3 steps"), ("SFT+GRPO", "4 steps")):
+        assert found[label].get("x") == found[note].get("x")
+        assert float(found[note].get("y")) > float(found[label].get("y"))

@@ -12,6 +12,7 @@ from vlaa_lib import profiles, prompts, records, rewards, traces, train
 from vlaa_lib.microworld import narrator
 from vlaa_lib.train import data
 from vlaa_lib.train.common import accumulation
+from vlaa_lib.train.grpo import _scored
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "vlaa_thinking"
 
@@ -65,7 +66,7 @@ def test_sft_refuses_records_without_a_trace(tiny_model, micro_data, tmp_path):
 def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     cfg = settings(tiny_model, **{"grpo.max_steps": 2, "grpo.max_completion_tokens": 12})
-    log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo", name="tiny")
+    log = train.grpo(cfg, made, folder / "images", tmp_path / "grpo")
     assert [row["step"] for row in log] == [1, 2] and all("kl" in row for row in log)
     assert not any(f for n, f in moved(tiny_model, tmp_path / "grpo").items() if "visual" in n)
     rows = traces.load(tmp_path / "grpo" / "traces")
@@ -76,7 +77,7 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         score = rewards.score(by_id[row["record_id"]], row["completion"])
         assert (row["reward"], row["reason"]) == (pytest.approx(score.value), score.reason)
         assert row["clipped"] == (row["completion_tokens"] == 12) or not row["clipped"]
-        assert "<|" not in row["completion"]
+        assert "<|" not in row["completion"] and row["model"] == "grpo"
     # groups of G rollouts share a record and their advantages cancel
     for start in range(0, len(rows), cfg.grpo.num_generations):
         group = rows[start : start + cfg.grpo.num_generations]
@@ -159,6 +160,20 @@ def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
     cfg = settings(tiny_model, **{"grpo.rollout_prompts": 400})
     with pytest.raises(ValueError, match="lower grpo.rollout_prompts"):
         train.grpo(cfg, made, folder / "images", tmp_path)
+
+
+def test_grpo_names_open_questions_that_its_reward_model_cannot_score(micro_data, capsys):
+    made = micro_data[1]
+    bare = replace(next(r for r in made if r.reward == "open"), id="bare", meta={})
+    wanted = [r for r in made if r.reward in ("open", "iou")]
+    assert list(_scored([bare, *made], ["open", "iou"], None)) == wanted
+    assert "left out: bare: open: no meta.scene" in capsys.readouterr().out
+
+    class Generous:
+        def problem(self, record):
+            return ""
+
+    assert list(_scored([bare], ["open"], Generous())) == [bare]
 
 
 def test_a_broken_picture_leaves_one_record_out(micro_data, tmp_path):

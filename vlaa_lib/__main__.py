@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import arguments
+from . import Halted, arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,16 +63,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0)
 
     c = command("subset", _subset, "Choose small SFT subsets: by perplexity, or by aha words.")
-    arguments.data(c)
-    c.add_argument("--out", required=True, help="folder for scores/, top-K.jsonl and aha-K.jsonl")
-    c.add_argument("--perplexity", nargs="+", metavar="MODEL", default=[], help="who scores them")
-    c.add_argument("--top", type=int, action="append", default=[], help="keep the K highest")
-    c.add_argument("--aha", type=int, metavar="K", help="draw K records with an aha word")
-    c.add_argument(
-        "--shard", type=arguments.shard, default=(1, 1), metavar="I/N", help="only score these"
-    )
-    c.add_argument("--batch-tokens", type=int, help="tokens a forward pass, padding included")
-    c.add_argument("--seed", type=int, default=0, help="of the draw of --aha")
+    arguments.subset(c)
 
     c = command("models", _models, "Rebuild the pocket VLM from nothing, or measure it again.")
     c.add_argument("what", choices=["build-pocket", "card"])
@@ -86,31 +77,24 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--threads", type=int, default=2)
 
     c = command("train", _train, "Train a policy on records.")
-    c.add_argument("method", choices=["sft", "grpo"])
-    arguments.data(c)
-    c.add_argument("--out", required=True)
-    c.add_argument("--profile", default="laptop")
-    c.add_argument("--start", help="checkpoint to start from; default: the profile's policy")
-    c.add_argument("--steps", type=int, help="optimizer steps, instead of the profile's")
-    c.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="other settings, e.g. grpo.rollout_prompts=2",
-    )
-    arguments.reward_model(c)
-    arguments.launch(c)
+    arguments.train(c)
 
     c = command("plan", _plan, "Say what a training needs, before it starts; exit 1: too much.")
     arguments.plan(c)
 
-    c = command("evaluate", _evaluate, "Answer records greedily and print accuracy by source.")
-    arguments.data(c)
-    c.add_argument("--model", required=True)
-    c.add_argument("--out", required=True, help="file for the scored rows (JSON Lines)")
-    c.add_argument("--batch", type=int, default=64)
-    c.add_argument("--max-new-tokens", type=int, default=160)
+    c = command(
+        "evaluate",
+        _evaluate,
+        "Answer records, or a benchmark's file, greedily and print the scores. Benchmarks resume; "
+        "for several GPUs start one --shard on each.",
+    )
+    arguments.evaluate(c)
+
+    c = command("generate", _generate, "Ask a model about one picture.")
+    arguments.generate(c)
+
+    c = command("process", _process, "Candidate pools, scores of steps, best-of-N (ViLBench).")
+    arguments.process(c)
 
     c = command("matrix", _matrix, "Train and evaluate models over several seeds.")
     c.add_argument("--profile", default="laptop")
@@ -119,17 +103,17 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--run-dir", help="default: runs/<profile>-matrix")
 
     c = command("doctor", _doctor, "Score sampled completions before training; exit 1 when dead.")
-    c.add_argument("what", nargs="?", choices=["rewards"], default="rewards")
-    arguments.data(c)
-    given = c.add_mutually_exclusive_group(required=True)
-    given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
-    given.add_argument("--model", help="checkpoint to sample them from")
-    c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
-    c.add_argument("--json", metavar="OUT", help="file for all that was found")
+    arguments.doctor(c)
+
+    c = command("traces", _traces, "Pick a few telling traces of a finished run.")
+    c.add_argument("what", choices=["curate"])
+    c.add_argument("--run", dest="run_dir", required=True, help="folder of the run")
+    c.add_argument("--out", default="data/traces")
+    c.add_argument("--per-source", type=int, default=4)
+    c.add_argument("--seed", type=int, default=0)
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
-    c.add_argument("name", choices=["construct", "rewards"])
-    c.add_argument("--out", "--json", help="file for all that was found (JSON)")
+    arguments.bench(c)
 
     c = command("serve-teacher", _serve, "Serve the local teacher for micro-world records.")
     arguments.data(c)
@@ -139,11 +123,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _load(args: argparse.Namespace, out: str | Path | None = None):
+def _load(args: argparse.Namespace, out: str | Path | None = None, any_open: bool = False):
     """Load and audit records; print every reject, keep them in `out/rejects.jsonl`."""
     from . import rewards
 
-    return list(rewards.usable(args.records, args.images, out))
+    return list(rewards.usable(args.records, args.images, out, any_open=any_open))
 
 
 def _table(rows: list[dict]) -> None:
@@ -192,7 +176,7 @@ def _subset(args) -> int:
 
     if (args.top and not args.perplexity) or not (args.perplexity or args.aha):
         raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    return subsets.main(args, _load(args, args.out))
+    return subsets.main(args, _load(args, args.out, any_open=True))
 
 
 def _benchmark(args) -> int:
@@ -278,13 +262,16 @@ def _train(args) -> int:
         words = options.parse_known_args(args.argv)[1]  # the processes must not launch again
         return launch.main(args, words, getattr(cfg, args.method).mode)
     with worker.joined():
-        given = (cfg, _load(args, args.out), args.images, args.out, args.start)
+        given = (cfg, _load(args, args.out, any_open=True), args.images, args.out, args.start)
         if args.method == "sft":
             log = train.sft(*given)
         else:
+            from .process import prm
+
             asked = args.images, args.out, args.trust_remote_code, args.endpoints
             model = chosen.reward_model(args.reward_model, *asked)
-            log = train.grpo(*given, reward_model=model)
+            steps = prm.chosen_reward(cfg, args.images)
+            log = train.grpo(*given, reward_model=model, process_reward=steps)
     if worker.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         _table([{k: v for k, v in row.items() if k in shown} for row in log])
@@ -303,12 +290,30 @@ def _evaluate(args) -> int:
 
     from . import evaluate, models, records
 
+    if args.benchmark:
+        from .evaluate import command
+
+        return command.main(args, _table)
+    if not (args.records and args.images and args.model):
+        raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
     made = _load(args)
-    policy = models.load_policy(args.model)
-    rows = evaluate.evaluate(policy, made, args.images, args.model, args.batch, args.max_new_tokens)
+    policy, limits = models.load_policy(args.model), (args.batch or 64, args.max_new_tokens or 160)
+    rows = evaluate.evaluate(policy, made, args.images, args.model, *limits)
     records.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
     _table(evaluate.summary(rows))
     return 0
+
+
+def _process(args) -> int:
+    from .process import command
+
+    return command.main(args, _table)
+
+
+def _generate(args) -> int:
+    from .evaluate import command
+
+    return command.answer_one(args)
 
 
 def _matrix(args) -> int:
@@ -324,12 +329,20 @@ def _doctor(args) -> int:
     return doctor.main(args, _table)
 
 
+def _traces(args) -> int:
+    from . import traces
+
+    card = traces.curate(args.run_dir, args.out, args.per_source, args.seed)
+    print(f"{args.out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
+    return 0
+
+
 def _bench(args) -> int:
     import json
 
     from . import bench, records
 
-    found = bench.BENCHMARKS[args.name]()
+    found = bench.BENCHMARKS[args.name](**bench.arguments(args.name, args.set))
     for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
         _table(rows)
     if args.out:
@@ -352,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
     args.argv = sys.argv[1:] if argv is None else argv
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Halted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

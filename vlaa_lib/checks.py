@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "NotYet", "accumulation", "bootstrap", "check_steps", "choose", "completion_labels",
-    "extract_answer", "group_advantages", "has_aha", "iou", "relative", "split_think_answer",
-    "worked_labels",
+    "NotYet", "accumulation", "best_candidate", "bootstrap", "check_steps", "choose",
+    "completion_labels", "corrections", "extract_answer", "group_advantages", "has_aha", "iou",
+    "last_n", "mcnemar", "relative", "split_think_answer", "uct", "wemath_class", "worked_labels",
 ]
 
 # (arguments, expected result, the rule that the case tests)
@@ -264,6 +264,33 @@ def bootstrap(fn: Callable[[list[float]], tuple[float, float]]) -> None:
     print(f"{name}: holds the mean, and narrows as rows are added.")
 
 
+def wemath_class(fn: Callable[[list[bool], bool, bool], str]) -> None:
+    """Check a reader's `evaluate.metrics.wemath_class`: CM, RM, IG or IK, strict and loose."""
+    yes, no = True, False
+    _expect("wemath_class", fn, [
+        (([yes, yes], yes, no), "CM", "every step and the whole: complete mastery"),
+        (([yes, yes], no, no), "IG", "the steps without the whole: inadequate generalisation"),
+        (([yes, no], yes, no), "RM", "strict: the whole without each step is memorised"),
+        (([yes, no], yes, yes), "CM", "loose: any one step is enough"),
+        (([no, no], yes, yes), "RM", "loose: with no step at all it is still memorised"),
+        (([yes, no], no, no), "IK", "neither each step nor the whole: knowledge is missing"),
+        (([yes, no], no, yes), "IK", "loose is kinder only where the whole is right"),
+        (([yes, yes, no], yes, no), "RM", "a problem may have three steps"),
+    ])
+
+
+def mcnemar(fn: Callable[[int, int], float]) -> None:
+    """Check a reader's `compare.mcnemar`: the exact two-sided p-value of rows that differ."""
+    _expect("mcnemar", fn, [
+        ((0, 5), 1 / 16, "five coins on one side: 2 of 32 outcomes, for either side may be it"),
+        ((5, 0), 1 / 16, "which model comes first does not matter"),
+        ((1, 4), 12 / 32, "at most one against: 1 + 5 outcomes, twice, of 32"),
+        ((3, 3), 1.0, "no side leads; a probability is never above 1"),
+        ((0, 0), 1.0, "models that never differ give no evidence"),
+        ((0, 1), 1.0, "a single coin always falls on some side"),
+    ], same=_close)
+
+
 def check_steps(fn: Callable[[str, dict], list]) -> None:
     """Check a reader's `traces.check_steps`: true, false or not checkable, sentence by sentence."""
     bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
@@ -278,3 +305,77 @@ def check_steps(fn: Callable[[str, dict], list]) -> None:
         ((wrapped, bars), [True, False], "tags are no sentences, and the answer is a step too"),
         (("", bars), [], "an empty trace has no step"),
     ], same=lambda got, wanted: [step.truth for step in got] == wanted)
+
+
+def corrections(fn: Callable[[str, dict | None], dict]) -> None:
+    """Check a reader's `traces.corrections`: what second thoughts change, by outcome."""
+    bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+    red, wrong = "The red bar reaches 3.", "The red bar reaches 4."
+    cases = [
+        (f"{wrong} Wait. {red}", (1, 0, 0), "false before the doubt and true after it"),
+        (f"{red} Wait. {wrong}", (0, 1, 0), "true before the doubt and false after it"),
+        (f"{red} Hmm. {red}", (0, 0, 1), "the same again changes nothing"),
+        (f"{wrong} Hmm. The red bar reaches 6.", (0, 0, 1), "false before and false after"),
+        (f"{wrong} {red}", (0, 0, 0), "nobody doubted"),
+        (f"{red} Wait.", (0, 0, 0), "nothing is said after the doubt"),
+        (f"{wrong} Wait, the blue bar reaches 5.", (0, 0, 0), "another bar was never spoken of"),
+        (f"{wrong} Wait. {red} {red}", (1, 0, 0), "only the first word after the doubt counts"),
+        ("", (0, 0, 0), "an empty trace holds no second thought"),
+    ]
+    named = [((text, bars), dict(zip(("helped", "hurt", "unchanged"), counts, strict=True)), rule)
+             for text, counts, rule in cases]
+    unknown = dict.fromkeys(("helped", "hurt", "unchanged"))
+    _expect("corrections", fn, [
+        *named, ((f"{red} Wait. {wrong}", None), unknown, "without a scene nobody knows: None"),
+    ])
+
+
+def last_n(fn: Callable[[list[float], int], float]) -> None:
+    """Check a reader's mean of the last n step scores; `aggregate.last_n` passes."""
+    nan = math.nan
+    _expect("last_n", fn, [
+        (([0.1, 0.5, 1.0], 2), 0.75, "the last two of three steps"),
+        (([0.1, 0.5, 1.0], 1), 1.0, "n = 1 is the last step alone, the outcome reward"),
+        (([0.2, 0.6], 8), 0.4, "where there are fewer steps, all of them count, and no others"),
+        (([0.926, 0.93, 0.297], 3), 2.153 / 3, "all three: one of the paper's worked means, .718"),
+        (([0.4, nan, 0.8], 3), 0.6, "a step without a score is left out, not counted as 0"),
+        (([0.4, nan], 1), nan, "the last step has no score, so neither has the solution"),
+        (([], 2), nan, "an empty solution has no score, and no division by zero"),
+    ], same=lambda got, wanted: _close(got, wanted) or (math.isnan(got) and math.isnan(wanted)))
+
+
+def best_candidate(fn: Callable[[list[float], list[bool]], Any]) -> None:
+    """Check a reader's worth of the best candidate; `aggregate.choose` passes.
+
+    A number is taken, or what has an `accuracy`.
+    """
+    nan = math.nan
+    _expect("best_candidate", fn, [
+        (([0.2, 0.9, 0.5], [False, True, False]), 1.0, "the highest score is a right answer's"),
+        (([0.9, 0.2, 0.5], [False, True, True]), 0.0, "the highest score decides, not the average"),
+        (([4, 5, 5], [True, True, False]), 0.5, "two share the highest score, one is right"),
+        (([5, 5, 5, 5], [False, False, False, True]), 0.25, "all tie: one drawn at random"),
+        (([nan, 0.3, 0.2], [True, False, True]), 0.0, "without a score nobody is chosen"),
+        (([nan, nan], [True, False]), 0.5, "no scores at all: one drawn at random"),
+        (([0.1 + 0.2, 0.3], [False, True]), 0.5, "0.1 + 0.2 is 0.3 but for the last bit: a tie"),
+        (([], []), 0.0, "no candidate, no right answer"),
+    ], same=lambda got, wanted: _close(getattr(got, "accuracy", got), wanted))
+
+
+def uct(fn: Callable[[Any, float], float]) -> None:
+    """Check a reader's upper confidence bound of a node; `process.search.uct` passes."""
+    from .process.search import Node
+
+    root = Node("root", visits=10)
+    root.total = 4.0
+
+    def child(visits: int, total: float) -> Any:
+        return Node("step", root, visits=visits, total=total)
+
+    spread = math.sqrt(math.log(10))
+    _expect("uct", fn, [
+        ((child(4, 2.0), 0.0), 0.5, "without exploration it is the mean of what was backed up"),
+        ((child(1, 0.0), 1.0), spread, "one visit of ten, nothing won: all is exploration"),
+        ((child(4, 2.0), 1.4), 0.5 + 1.4 * spread / 2, "the bound shrinks with the node's visits"),
+        ((child(9, 9.0), 0.7), 1.0 + 0.7 * spread / 3, "the parent's visits are in the logarithm"),
+    ], same=_close)

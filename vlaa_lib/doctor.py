@@ -122,7 +122,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         from . import traces
 
         for number, row in enumerate(traces.load(path), 1):
-            step = f"{row.get('run')}/{row.get('optimizer_step')}"
+            step = f"{row.get('model')}/{row.get('optimizer_step')}"
             yield f"{path.name}: row {number}", row | {"group": f"{step}/{row.get('record_id')}"}
         return
     if not path.is_file():

@@ -26,7 +26,7 @@ IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vi
 
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-NOT_QUANTISED = ["model.visual", "lm_head"]  # a bare "visual" would match nothing
+NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
 
 
 class ImageProcessor(Qwen2_5_VLProcessor):
@@ -82,6 +82,8 @@ def load_policy(
     max_pixels: int = MAX_PIXELS,
     min_pixels: int = MIN_PIXELS,
     dtype: str | None = None,
+    kind: Any = None,
+    merge: bool = True,
 ) -> Policy:
     """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
 
@@ -89,6 +91,8 @@ def load_policy(
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
             `4bit` loads the language model in nf4.
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
+        kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
+        merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
     Raises:
         FileNotFoundError: nothing to load at `path`, with what to do about it.
     """
@@ -112,7 +116,7 @@ def load_policy(
     weights = path
     if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
         weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = (kind or AutoModelForImageTextToText).from_pretrained(
         str(weights),
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,
@@ -121,7 +125,8 @@ def load_policy(
     if adapter_config.is_file():
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        model = PeftModel.from_pretrained(model, path)
+        model = model.merge_and_unload() if merge else model
     freeze_vision(model)
     return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
 
@@ -177,12 +182,21 @@ def resolve(path: str | Path) -> str:
 
 
 def freeze_vision(model: Any) -> int:
-    """Switch off gradients in the vision tower (paper §3); return how many tensors that were."""
+    """Switch off gradients in the vision tower (paper §3); return how many tensors that were.
+
+    The tower keeps nothing for a backward pass either: gradient checkpointing makes the output of
+    every embedding require gradients (transformers 5.23), the tower's patch embedding included.
+    """
+    import torch
+
     frozen = [p for name, p in model.named_parameters() if ".visual." in f".{name}"]
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not frozen:
         raise ValueError("no parameter named 'visual': not a Qwen2-VL or Qwen2.5-VL model?")
+    for name, module in model.named_modules():
+        if name.endswith("visual"):
+            module.forward = torch.no_grad()(module.forward)
     return len(frozen)
 
 

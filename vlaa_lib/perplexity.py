@@ -59,7 +59,7 @@ def score(
     if not 1 <= index <= count:
         raise ValueError(f"shard {index}/{count}: the first number goes from 1 to {count}")
     path = Path(out) / ("scores.jsonl" if count == 1 else f"scores-{index}-of-{count}.jsonl")
-    header = _header(policy)
+    header = fingerprint(policy)
     done = load(out, records, header)
     _make_ready(path, header)
     todo = [record for record in records[index - 1 :: count] if record.id not in done]
@@ -137,7 +137,7 @@ def _make_ready(path: Path, header: dict[str, Any]) -> None:
             file.truncate(whole)
 
 
-def _header(policy: Policy) -> dict[str, Any]:
+def fingerprint(policy: Policy) -> dict[str, Any]:
     """Say what the numbers depend on: weights, precision, wording, pixels."""
     weights = hashlib.sha256()
     for name, tensor in policy.model.state_dict().items():

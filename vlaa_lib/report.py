@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
@@ -34,6 +35,9 @@ RESULTS = (
     ("watch_*.csv", "Hacking watch", "04"),
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
+    ("best_of_n.csv", "Process rewards: choosing among candidates", "07"),
+    ("vilprm.csv", "Process rewards: ViLPRM on held-out questions", "07"),
+    ("process_reward.csv", "Process rewards: ViLPRM as a reward in GRPO", "07"),
 )
 # what to draw for GRPO, by TRL's names
 CURVES = {"reward": "reward", "KL (k3)": "kl", "completion tokens": "completions/mean_length"}
@@ -44,7 +48,7 @@ body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0
 table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: .5em 0 }}
 th, td {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left; vertical-align: top;
          font-variant-numeric: tabular-nums }}
-svg {{ max-width: 100%; height: auto; display: block }}
+svg, img {{ max-width: 100%; height: auto; display: block }}
 .missing {{ border-left: 4px solid #D55E00; padding-left: .6em }}
 .paper {{ border-left: 4px solid {PAPER_COLOR}; padding-left: .8em; color: #666 }}
 """
@@ -59,7 +63,6 @@ def run_card(state: dict[str, Any]) -> dict[str, Any]:
     `minutes` holds the notebooks that are done. Commit and dirty flag are None outside git.
     """
     done = {k: v for k, v in state["notebooks"].items() if v["status"] == "done"}
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "profile": state["profile"],
         "seed": state["settings"]["seed"],
@@ -67,13 +70,21 @@ def run_card(state: dict[str, Any]) -> dict[str, Any]:
         "finished": state["finished"],
         "minutes": {name: round(entry["seconds"] / 60, 2) for name, entry in done.items()},
         "status": {name: entry["status"] for name, entry in state["notebooks"].items()},
+        **provenance(),
+        "settings": state["settings"],
+        "overrides": state["overrides"],
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Return machine, versions, commit and dirty flag, the last two None outside git."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit,
         "dirty": bool(changes) if commit else None,
-        "settings": state["settings"],
-        "overrides": state["overrides"],
     }
 
 
@@ -136,7 +147,9 @@ def write_report(run_dir: str | Path) -> Path:
     others = sorted(set((run / "results").glob("*.csv")) - known)
     if others:
         parts.append("<h2>Other results</h2>")
-        parts += [f"<h3>{escape(file.name)}</h3>{_table(read(file))}" for file in others]
+        parts += [
+            f"<h3>{escape(file.name)}</h3>{_picture(file)}{_table(read(file))}" for file in others
+        ]
     parts.append(_paper())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -178,6 +191,15 @@ def _result(pattern: str, file: Path) -> str:
     heading = f"<h3>{escape(file.name)}</h3>"
     alarms = _alarms(file, rows) if pattern == "watch_*.csv" else ""
     return heading + alarms + "".join(_figures(pattern, rows)) + _table(rows)
+
+
+def _picture(file: Path) -> str:
+    """Show the drawing that a notebook put beside its numbers; as an image it runs no script."""
+    drawing = file.with_suffix(".svg")
+    if not drawing.is_file():
+        return ""
+    data = base64.b64encode(drawing.read_bytes()).decode()
+    return f'<img alt="{escape(file.stem)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _alarms(file: Path, rows: Rows) -> str:
@@ -227,6 +249,15 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
     if pattern == "accuracy.csv":
         return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
                        title="Accuracy with bootstrap intervals")]  # fmt: skip
+    if pattern == "best_of_n.csv":
+        rows = [row for row in chosen(rows, "generator", "average")
+                if row["aggregator"] in ("", "mean")]  # fmt: skip
+        return [_drawn(svg.lines, rows, "n", "accuracy", group="scorer", x_title="N",
+                       title="Accuracy of the chosen answer, mean of step scores")]  # fmt: skip
+    if pattern == "process_reward.csv":
+        return [_drawn(svg.bars, rows, "reward", "false_share", title="Share of false steps")]
+    if pattern == "vilprm.csv":
+        return []
     return [
         _drawn(svg.bars, rows, "model", key, title=title)
         for key, title in (

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import ROOT, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
 from .records import write_csv
+
+if TYPE_CHECKING:
+    from .models import Policy
 
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
@@ -30,7 +33,7 @@ def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
     return path
 
 
-def _once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
+def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """Build `path` unless its marker says that it was built from these settings."""
     settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
     done, begun = path / "done.json", path / "begun.json"
@@ -56,7 +59,7 @@ def world(cfg: Settings, run: Path, split: str) -> Path:
     """Write the micro-world records of `train` (raw material) or `test` (held out)."""
     count = cfg.data.construct_per_source if split == "train" else cfg.data.eval_per_source
     settings = {"sources": cfg.data.sources, "count": count, "seed": cfg.seed}
-    return _once(
+    return once(
         run / "world" / split,
         settings,
         lambda path: microworld.write_split(path, cfg.data.sources, split, count, cfg.seed),
@@ -105,13 +108,15 @@ def dataset(cfg: Settings, run: Path) -> Path:
 
     settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
     settings |= {"rates": asdict(rates(cfg))}
-    return _once(run / "dataset", settings, build)
+    return once(run / "dataset", settings, build)
 
 
 def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
-    """Load at most `per_source` records of each source, in file order."""
+    """Load at most `per_source` records of each source, in file order; rejects are printed."""
+    from . import rewards
+
     taken: dict[str, list[records.Record]] = {}
-    for record in records.load(path, images).records:
+    for record in rewards.usable(path, images, any_open=True):
         taken.setdefault(record.source, []).append(record)
     return [record for group in taken.values() for record in group[:per_source]]
 
@@ -122,58 +127,82 @@ def perplexity(cfg: Settings, run: Path) -> Path:
     Returns:
         `results/perplexity.csv`, one row a trace.
     """
-    from . import models, subsets
     from . import perplexity as scorer
+    from . import subsets
 
     data, images = dataset(cfg, run), pictures(cfg, run)
     table = run / "results" / "perplexity.csv"
 
     def build(path: Path) -> None:
         made = _take(data / "sft.jsonl", images, cfg.data.scored_per_source)
-        m = cfg.model
-        policy = models.load_policy(m.policy, "full", m.max_pixels, m.min_pixels)
-        scores = {"instruct": scorer.score(policy, made, images, path)}
+        scores = {"instruct": scorer.score(policy(cfg, cfg.model.policy), made, images, path)}
         write_csv(table, subsets.average(made, scores)[0])
 
     settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
-    _once(run / "perplexity", settings | _built_from(data), build)
+    once(run / "perplexity", settings | built_from(data), build)
     return table
 
 
 def sft(cfg: Settings, run: Path) -> Path:
     """Fine-tune the profile's policy on the SFT split."""
-    from . import train
-
     data, images = dataset(cfg, run), pictures(cfg, run)
 
     def build(path: Path) -> None:
-        log = train.sft(cfg, records.load(data / "sft.jsonl").records, images, path)
-        write_csv(run / "results" / "sft_log.csv", log)
+        _train(cfg, "sft", data / "sft.jsonl", images, path)
+        publish(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
-    return _once(run / "models" / "sft", settings | _built_from(data), build)
+    return once(run / "models" / "sft", settings | built_from(data), build)
 
 
 def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
     """Train with GRPO on the RL split, from the policy (`grpo`) or from SFT (`sft_grpo`)."""
-    from . import train
-
-    data, images = dataset(cfg, run), pictures(cfg, run)
+    data = dataset(cfg, run)
     start = model_path(cfg, run, RUNS[name]) if RUNS[name] else cfg.model.policy
 
     def build(path: Path) -> None:
-        rl = _take(data / "rl.jsonl", images, cfg.data.rl_per_source)
-        log = train.grpo(cfg, rl, images, path, start=start, name=name)
-        write_csv(run / "results" / f"grpo_{name}.csv", log)
-        watched = (path / "watch.csv").read_text(encoding="utf-8")
-        records.write_text(run / "results" / f"watch_{name}.csv", watched)
+        reinforce(cfg, run, path, start)
+        publish(run, f"watch_{name}", path / "watch.csv")
 
     settings = {"grpo": asdict(cfg.grpo), "model": asdict(cfg.model), "seed": cfg.seed}
     settings |= {"start": str(start), "per_source": cfg.data.rl_per_source}
-    return _once(run / "models" / name, settings | _built_from(data), build)
+    return once(run / "models" / name, settings | built_from(data), build)
 
 
-def _built_from(path: Path) -> dict[str, Any]:
+def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
+    """Train with GRPO on the profile's share of the RL split into `out`, and publish its log."""
+    images, rl = pictures(cfg, run), out / "records.jsonl"
+    records.write(_take(dataset(cfg, run) / "rl.jsonl", images, cfg.data.rl_per_source), rl)
+    _train(cfg, "grpo", rl, images, out, start)
+    publish(run, f"grpo_{out.name}", out / "training_log.csv")
+
+
+def _train(
+    cfg: Settings, method: str, file: Path, images: Path, out: Path, start: Path | str | None = None
+) -> None:
+    """Train on a file's records in this process, or in those that `cfg.launch` starts."""
+    from . import profiles, rewards, train
+    from .train import launch
+
+    if cfg.launch != profiles.HERE:
+        launch.train(cfg, method, file, images, out, start)
+        return
+    given = cfg, list(rewards.usable(file, images, out, any_open=True)), images, out, start
+    if method == "sft":
+        train.sft(*given)
+    else:
+        from .process import prm
+
+        train.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
+
+
+def publish(run: Path, name: str, table: Path) -> None:
+    """Put a training's table among the results."""
+    records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
+
+
+def built_from(path: Path) -> dict[str, Any]:
+    """Return what a later stage puts among its settings: those of the stage that it builds on."""
     marker = path / "done.json"  # a folder that the user gave has none
     return {"from": json.loads(marker.read_text())["settings"] if marker.is_file() else str(path)}
 
@@ -191,40 +220,44 @@ def model_path(cfg: Settings, run: Path, model: str) -> Path | str:
     return sft(cfg, run) if model == "sft" else grpo(cfg, run, model)
 
 
+def policy(cfg: Settings, path: Path | str) -> Policy:
+    """Load a checkpoint to read or answer with, at the profile's picture sizes."""
+    from . import models
+
+    m = cfg.model
+    return models.load_policy(path, max_pixels=m.max_pixels, min_pixels=m.min_pixels)
+
+
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the held-out records with a model, and with its blank twin; return scored rows."""
     from . import evaluate
 
     held_out = world(cfg, run, "test")
 
-    def answer(policy: Any) -> list[dict[str, Any]]:
+    def answer(policy: Any, _out: Path) -> list[dict[str, Any]]:
         asked = records.load(held_out / "records.jsonl", held_out / "images").records
         limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
         return evaluate.evaluate(policy, asked, held_out / "images", model, *limits)
 
-    return _answered(cfg, run, model, model, held_out, answer)
+    return answered(cfg, model_path(cfg, run, model), run / "evaluation" / model, held_out, answer)
 
 
-def _answered(
-    cfg: Settings, run: Path, model: str, name: str, data: Path, answer: Callable[[Any], list[dict]]
+def answered(
+    cfg: Settings, path: Path | str, into: Path, data: Path,
+    answer: Callable[[Any, Path], list[dict]],
 ) -> list[dict[str, Any]]:
-    """Let a model answer what is in `data`, once, into `evaluation/name`; return the rows."""
-    from . import models
-
-    path = model_path(cfg, run, model)
+    """Let the checkpoint at `path` answer what is in `data`, once; return the rows."""
 
     def build(out: Path) -> None:
-        policy = models.load_policy(
-            path, max_pixels=cfg.model.max_pixels, min_pixels=cfg.model.min_pixels
-        )
-        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in answer(policy)))
+        rows = answer(policy(cfg, path), out)
+        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
-    settings = {"evaluate": asdict(cfg.evaluate), "model": _identity(path)} | _built_from(data)
-    out = _once(run / "evaluation" / name, settings, build)
+    settings = {"evaluate": asdict(cfg.evaluate), "model": identity(path)} | built_from(data)
+    out = once(into, settings, build)
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-def _identity(model: Path | str) -> Any:
+def identity(model: Path | str) -> Any:
     """Return what a model was built from, or its path where no stage built it."""
     marker = Path(model) / "done.json"
     return json.loads(marker.read_text()) if marker.is_file() else str(model)
@@ -239,28 +272,28 @@ def benchmark_files(cfg: Settings, run: Path) -> Path:
             benchmarks.write_tsv(name, path / f"{name}.tsv", cfg.data.bench_rows, cfg.seed)
 
     settings = {"rows": cfg.data.bench_rows, "seed": cfg.seed}
-    return _once(run / "benchmarks", settings, build)
+    return once(run / "benchmarks", settings, build)
 
 
 def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the six micro benchmarks with a model, and with its blank twin; return scored rows.
 
-    All six in one pass, so that batches are full; a row's benchmark is its `source`.
+    The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
+    `evaluate.benchmarks` for tables of them.
     """
-    from .evaluate import benchmarks
+    from .evaluate import benchmarks, files, prompting
+    from .microworld.benchmarks import BENCHMARKS
 
-    files = benchmark_files(cfg, run)
+    folder, batch = benchmark_files(cfg, run), cfg.evaluate.batch
+    limits = {"max_pixels": cfg.model.max_pixels, "min_pixels": cfg.model.min_pixels}
+    chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens, **limits)
 
-    def answer(policy: Any) -> list[dict[str, Any]]:
-        asked = [
-            record
-            for name in benchmarks.BENCHMARKS
-            for record in benchmarks.read(name, files / f"{name}.tsv", files / "images")
-        ]
-        limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        return benchmarks.answer(policy, asked, files / "images", model, *limits)
+    def answer(policy: Any, out: Path) -> list[dict[str, Any]]:
+        asked = [files.read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
+        return benchmarks.answer(policy, asked, chosen, out, model, batch)
 
-    return _answered(cfg, run, model, f"{model}-benchmarks", files, answer)
+    into = run / "evaluation" / f"{model}-micro"
+    return answered(cfg, model_path(cfg, run, model), into, folder, answer)
 
 
 def matrix(

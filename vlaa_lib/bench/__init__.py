@@ -4,8 +4,36 @@ from collections.abc import Callable
 from typing import Any
 
 from .construct import construct
+from .grpo import grpo
 from .rewards import rewards
 
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"construct": construct, "rewards": rewards}
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "construct": construct,
+    "grpo": grpo,
+    "rewards": rewards,
+}
 
-__all__ = ["BENCHMARKS", "construct", "rewards"]
+__all__ = ["BENCHMARKS", "arguments", "construct", "grpo", "rewards"]
+
+
+def arguments(name: str, pairs: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE (YAML) as arguments of a benchmark.
+
+    Raises:
+        ValueError: it has no such argument, or the text is no KEY=VALUE.
+
+    >>> arguments("grpo", ["prompts=4", "generations=[4]"])
+    {'prompts': 4, 'generations': [4]}
+    """
+    import inspect
+
+    import yaml
+
+    known = inspect.signature(BENCHMARKS[name]).parameters
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"{pair!r}: bench {name} reads {', '.join(known)}, as KEY=VALUE")
+        found[key] = yaml.safe_load(value)
+    return found

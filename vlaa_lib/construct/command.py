@@ -33,7 +33,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     with contextlib.closing(Ledger(out / pipeline.LEDGER)) as ledger:
         for path in args.merge:
             print(f"{ledger.take_in(path)} new replies from {path}")
-        made = rewards.usable(args.records, args.images, out, args.shard)
+        made = rewards.usable(args.records, args.images, out, args.shard, any_open=True)
         if args.plan:
             show(offline.plan(made, args.images, ledger, endpoints, templates))
             return 0

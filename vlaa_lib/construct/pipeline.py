@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlaa_lib import Halted
 from vlaa_lib import records as files
 from vlaa_lib.construct.client import Limits, Stopped, Teacher
 from vlaa_lib.construct.endpoints import ENDPOINTS, Endpoint
@@ -30,7 +31,7 @@ SPLIT_FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
 WINDOW = 1024
 
 
-class BudgetSpent(RuntimeError):
+class BudgetSpent(Halted):
     """A run that stopped cleanly before its end; the message says how far it came."""
 
 

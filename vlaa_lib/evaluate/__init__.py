@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import prompts, rewards
-from ..models import Policy
 from ..records import Record
 from .generate import generate
+
+if TYPE_CHECKING:
+    from ..models import Policy
 
 __all__ = ["bootstrap", "evaluate", "extract_answer", "generate", "score_rows", "summary"]
 
@@ -86,19 +88,15 @@ def evaluate(
     batch: int = 64,
     max_new_tokens: int = 160,
     blank: bool = True,
-    score: Callable[..., list[dict[str, Any]]] = score_rows,
 ) -> list[dict[str, Any]]:
     """Answer every record greedily, and once more with a blank picture; return scored rows.
 
     The blank twin tells seeing from guessing: same prompts, a grey picture of the same size.
-
-    Args:
-        score: what makes rows of records and completions; benchmarks have their own.
     """
     rows = []
     for is_blank in (False, True) if blank else (False,):
         texts = generate(policy, records, images, batch, max_new_tokens, blank=is_blank)
-        rows += score(records, texts, model=model, blank=is_blank)
+        rows += score_rows(records, texts, model=model, blank=is_blank)
     return rows
 
 

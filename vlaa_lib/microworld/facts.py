@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from .phrases import HEARD, PHRASES
 from .scenes import COLORS, FIELDS
@@ -184,6 +184,7 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in re.split(r"[.!?;]+(?=\s|$)|\n", text) if s.strip()]
 
 
+@lru_cache(maxsize=1 << 14)  # traces repeat their sentences, and a reading tries every phrase
 def read(sentence: str) -> Fact | None:
     """Read one sentence as a fact, or None where it states none that the grammar knows."""
     bare = " ".join(sentence[:300].split()).rstrip(" .!?;,")

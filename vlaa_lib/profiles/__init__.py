@@ -14,10 +14,24 @@ from .. import prompts
 from ..records import REWARDS
 
 FOLDER = Path(__file__).parent
+ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
+HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
+FAST = ("images", "vision", "prefill", "padding", "flat", "flat-kl")  # train/fast.py
+REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
+
+
+def launchers() -> list[str]:
+    """Return the names that a launch may have: those of the files for accelerate."""
+    return sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
+
+
 CHOICES = {
+    "launch": (HERE, *launchers()),
     "sft.mode": MODES,
     "grpo.mode": MODES,
+    "prm.mode": MODES,
+    "prm.loss": ("mse", "bce"),
     "grpo.kl": ("adaptive", "fixed", "off"),
     "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
     "grpo.scale_rewards": ("group", "batch", "none"),
@@ -97,11 +111,14 @@ class Grpo:
     loss_type: str
     scale_rewards: str
     parts: list[str]
+    process_weight: float
+    process_model: str
     dead_rounds: int
     sampler: str
     sampler_url: str
     save_rounds: int
     format: str
+    fast: list[str]
 
     @property
     def rollouts(self) -> int:
@@ -122,18 +139,53 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Search:
+    iterations: int
+    width: int
+    rollouts: int
+    exploration: float
+    max_depth: int
+    temperature: float
+    max_new_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Prm(Sft):
+    loss: str
+    held_out: float
+
+
+@dataclass(frozen=True)
+class Process:
+    questions: int
+    pool_questions: int
+    candidates: int
+    generators: list[str]
+    judged: int
+    seeds: int
+    reward_rounds: int
+    reward_weight: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a profile decides; each value's source stands beside it in the YAML file."""
 
     profile: str
     seed: int
     report_to: str
+    launch: str
+    gpus: int
     model: Model
     data: Data
     teacher: Teacher
     sft: Sft
     grpo: Grpo
     evaluate: Evaluate
+    search: Search
+    prm: Prm
+    process: Process
 
 
 def load(profile: str, **overrides: Any) -> Settings:
@@ -194,6 +246,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return _typed(hint, value, f"{key}.")
     if hint is float and type(value) is int:
         return float(value)
+    if key == "grpo.kl" and value is False:  # YAML reads a bare `off` so
+        return "off"
     wanted = list if hint == list[str] else hint
     if wanted is list and type(value) is list and not all(isinstance(v, str) for v in value):
         raise ProfileError(f"{key}: {value!r} must hold texts only")
@@ -208,6 +262,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 
 
 _POSITIVE = {
+    "": "gpus",
     "model": "min_pixels",
     "data": "construct_per_source scored_per_source rl_per_source eval_per_source bench_rows",
     "teacher": "concurrency",
@@ -215,38 +270,55 @@ _POSITIVE = {
     "grpo": "epochs rollout_prompts train_batch num_iterations per_device_batch temperature "
     "max_prompt_tokens max_completion_tokens learning_rate kl_target kl_horizon dead_rounds",
     "evaluate": "batch max_new_tokens bootstrap",
+    "search": "iterations width rollouts max_depth temperature max_new_tokens batch",
+    "prm": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
+    "process": "questions pool_questions candidates seeds reward_weight",
 }
 _RATES = {"teacher": "omit confuse miscount hesitate waver", "sft": "warmup", "grpo": "warmup"}
+_RATES |= {"prm": "warmup held_out"}
 
 
 def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
     for section, keys in _POSITIVE.items():
         for key in keys.split():
-            value = getattr(getattr(s, section), key)
+            value = _get(s, section, key)
             if not value > 0:  # also true of NaN
-                raise ProfileError(f"{section}.{key}: {value} must be above 0")
+                dotted = f"{section}.{key}".lstrip(".")
+                raise ProfileError(f"{dotted}: {value} must be above 0")
     for section, keys in _RATES.items():
         for key in keys.split():
             if not 0 <= getattr(getattr(s, section), key) <= 1:
                 raise ProfileError(f"{section}.{key}: a rate between 0 and 1")
     for key, known in CHOICES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(s, section), name)
+        section, _, name = key.rpartition(".")
+        value = _get(s, section, name)
         if value not in known:
             raise ProfileError(f"{key}: {value!r}; use one of {', '.join(known)}")
     if not s.data.sources:
         raise ProfileError("data.sources: name at least one source")
     if s.model.min_pixels > s.model.max_pixels:
         raise ProfileError("model.min_pixels: above model.max_pixels")
+    if not s.process.generators:
+        raise ProfileError("process.generators: name at least one model")
     _check_batches(s)
     g = s.grpo
     if unknown := [part for part in g.parts if part not in REWARDS]:
         raise ProfileError(f"grpo.parts: {unknown[0]!r}; use some of {', '.join(REWARDS)}")
+    if unknown := [path for path in g.fast if path not in FAST]:
+        raise ProfileError(f"grpo.fast: {unknown[0]!r}; use some of {', '.join(FAST)}")
     if g.kl != "off" and not g.beta > 0:
         raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
+    if not g.process_weight >= 0 or (g.process_weight and not g.process_model):
+        raise ProfileError("grpo.process_weight: 0 or more, and above 0 with grpo.process_model")
+    if not s.search.exploration >= 0:
+        raise ProfileError("search.exploration: 0 or more")
     if not 0 <= g.min_learning_rate <= g.learning_rate:
         raise ProfileError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
+
+
+def _get(s: Settings, section: str, name: str) -> Any:
+    return getattr(getattr(s, section) if section else s, name)
 
 
 def _check_batches(s: Settings) -> None:
@@ -256,11 +328,26 @@ def _check_batches(s: Settings) -> None:
         raise ProfileError("grpo.num_generations: a group needs at least 2 completions")
     for key, whole, part in (
         ("sft.global_batch", s.sft.global_batch, ("sft.per_device_batch", s.sft.per_device_batch)),
+        ("prm.global_batch", s.prm.global_batch, ("prm.per_device_batch", s.prm.per_device_batch)),
         ("grpo.train_batch", g.train_batch, ("grpo.per_device_batch", g.per_device_batch)),
         ("grpo.rollout_prompts x num_generations", g.rollouts, ("grpo.train_batch", g.train_batch)),
     ):
         if whole % part[1]:
             raise ProfileError(f"{key}: {whole} is not a multiple of {part[0]} {part[1]}")
+
+
+def changes(settings: Settings) -> list[str]:
+    """Return KEY=VALUE for each setting that differs from its profile, as `load` reads it back.
+
+    >>> changes(load("smoke", seed=3, **{"sft.learning_rate": 1e-6}))
+    ['seed=3', 'sft.learning_rate=1.0e-06']
+    """
+    usual = dict(_flat(asdict(load(settings.profile))))
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=2**20).split(chr(10))[0]}"
+        for key, value in _flat(asdict(settings))
+        if value != usual[key]
+    ]
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..profiles import REWARD_MODELS
 from .reward_models import Kept, RewardModel
-
-NAMES = ("scene-facts", "xcomposer", "judge")
 
 
 def reward_model(
@@ -31,7 +30,7 @@ def reward_model(
 
         return Kept(XComposerReward(images, trust_remote_code=trust_remote_code), _file(out))
     if name != "judge":
-        raise ValueError(f"unknown reward model {name!r}; use one of {', '.join(NAMES)}")
+        raise ValueError(f"unknown reward model {name!r}; use one of {', '.join(REWARD_MODELS)}")
     if endpoints is None:
         raise ValueError("a judge needs --endpoints, a YAML file with the section `judge`")
     from ..construct.endpoints import Endpoint, read_endpoints

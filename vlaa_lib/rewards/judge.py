@@ -88,7 +88,15 @@ class Judge:
             Request("judge", fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
             for r, answer in zip(records, answers, strict=True)
         ]
-        return [self._read(reply) for reply in run_apart(lambda: self._ask(requests))]
+        return [self._read(reply) for reply in self.replies(requests)]
+
+    def replies(self, requests: list[Request]) -> list[Reply | CallFailed]:
+        """Return the reply to each request of the step `judge`, or why there is none.
+
+        Raises:
+            TeacherUnreachable, BudgetSpent, EndpointError: as `score`.
+        """
+        return run_apart(lambda: self._ask(requests))
 
     async def _ask(self, requests: list[Request]) -> list[Reply | CallFailed]:
         found: dict[int, Reply | CallFailed] = {}

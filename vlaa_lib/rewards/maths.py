@@ -7,7 +7,7 @@ import signal
 from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from ..records import Record
@@ -113,10 +113,26 @@ def _workers() -> _Workers:
             context.set_forkserver_preload(["math_verify"])  # a killed worker is soon back
         pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
         workers = _running[os.getpid()] = _Workers(pool)
+        _guard_forks()
         # before this process waits for its children, which these workers are; a child that
         # multiprocessing started leaves without calling atexit
         Finalize(None, _stop, (pool, os.getpid()), exitpriority=100)
     return workers
+
+
+@cache
+def _guard_forks() -> None:
+    """Let no fork fall into the moment in which the pool's thread starts a worker.
+
+    The child would inherit the lock of multiprocessing's resource tracker and nobody to release
+    it, and wait for ever when it starts a pool of its own.
+    """
+    from multiprocessing import resource_tracker
+
+    lock = resource_tracker._resource_tracker._lock
+    os.register_at_fork(
+        before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+    )
 
 
 def forget() -> None:

@@ -134,6 +134,7 @@ def usable(
     images: str | Path,
     out: str | Path | None = None,
     shard: tuple[int, int] = (1, 1),
+    any_open: bool = False,
 ) -> Iterator[Record]:
     """Yield a file's records whose image is there and whose gold can be scored.
 
@@ -141,6 +142,7 @@ def usable(
 
     Args:
         shard: (i, n): every n-th record from the i-th on; what is rejected counts as well.
+        any_open: keep open questions without a scene, which only a reward model could score.
     Raises:
         RecordError: the file is missing or not text, or holds no usable record.
     """
@@ -150,6 +152,8 @@ def usable(
         while chunk := list(islice(rows, AUDITED)):
             seen += len(chunk)
             made = [row for row in chunk if isinstance(row, Record)]
+            if any_open:
+                made = [row for row in made if row.reward != "open" or "scene" in row.meta]
             bad = {reject.id: reject for reject in audit(made, file=Path(path).name)}
             for row in chunk:
                 reject = row if isinstance(row, Reject) else bad.get(row.id)

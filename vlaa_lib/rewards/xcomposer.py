@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import Halted
 from ..records import Record, clean_image_path
 from .reward_models import BETA, picture_problem
 
@@ -18,7 +19,7 @@ HD_NUM = 9  # the model's card: how many tiles a picture may be cut into
 IMAGE_MARK = "<ImageHere>"  # where the remote code puts a picture into a text
 
 
-class RewardModelError(RuntimeError):
+class RewardModelError(Halted):
     """A reward model that cannot be loaded or run; the message says what to do."""
 
 

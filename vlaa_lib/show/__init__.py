@@ -13,7 +13,16 @@ from . import figures
 from .html import trace_html
 from .style import Rows
 
-__all__ = ["figures", "minutes", "source", "table", "trace_html"]
+__all__ = ["TraceViewer", "figures", "minutes", "source", "table", "trace_html"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the widget where it is used: it brings ipywidgets with it."""
+    if name == "TraceViewer":
+        from .viewer import TraceViewer
+
+        return TraceViewer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def source(fn: Callable | type) -> Any:

@@ -135,11 +135,12 @@ def learning_curve(
     figure = go.Figure(lines)
     if all(value >= 0 for line in lines for value in line.y):
         figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
-    return _finish(figure, title, x_title, y_title or y, legend=len(lines) > 1)
+    return finish(figure, title, x_title, y_title or y, legend=len(lines) > 1)
 
 
 def accuracy_bars(
-    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None
+    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None,
+    x_title: str = "source",
 ) -> Figure:
     """Draw accuracy by source and model with its interval (columns `low`, `high`).
 
@@ -153,7 +154,7 @@ def accuracy_bars(
     for index, name in enumerate(distinct(rows, "model")):
         mine, style = chosen(rows, "model", name), style_of(name, index)
         place = {"x": [row.get("source", "all") for row in mine], "offsetgroup": name}
-        marks.append(_bar(style, [number(row.get(y)) for row in mine], place, _reach(mine, y)))
+        marks.append(bar(style, [number(row.get(y)) for row in mine], place, error_bars(mine, y)))
         blank = [number(row.get("blank_accuracy")) for row in mine]
         if y == "accuracy" and any(value is not None for value in blank):
             marks.append(
@@ -176,10 +177,11 @@ def accuracy_bars(
             )
     figure = go.Figure(marks)
     figure.update_layout(barmode="group", scattermode="group", yaxis_range=[0, 1])
-    return _finish(figure, title, "source", y_title or f"{y} (share of records)")
+    return finish(figure, title, x_title, y_title or f"{y} (share of records)")
 
 
-def _bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] | None) -> Any:
+def bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] | None) -> Any:
+    """Draw one model's bars, with intervals where there are some."""
     import plotly.graph_objects as go
 
     return go.Bar(
@@ -195,7 +197,7 @@ def _bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] 
     )
 
 
-def _reach(rows: Rows, y: str) -> dict[str, Any] | None:
+def error_bars(rows: Rows, y: str) -> dict[str, Any] | None:
     """Turn `low` and `high` into plotly's distances above and below; None without intervals."""
     triples = [[number(row.get(key)) for key in (y, "low", "high")] for row in rows]
     if not any(None not in triple for triple in triples):
@@ -231,7 +233,7 @@ def false_steps(rows: str | Path | Rows, title: str = "") -> Figure:
     )  # fmt: skip
     figure = go.Figure(grid)
     figure.update_yaxes(autorange="reversed")
-    return _finish(figure, title, "caption noise, times the profile's rates", "")
+    return finish(figure, title, "caption noise, times the profile's rates", "")
 
 
 def counts(rows: str | Path | Rows, title: str = "") -> Figure:
@@ -263,29 +265,7 @@ def counts(rows: str | Path | Rows, title: str = "") -> Figure:
         )
         for key, values in sums.items()
     ]
-    return _finish(go.Figure(bars), title, "step", "records")
-
-
-def aha_bars(
-    rows: str | Path | Rows, title: str = "", measures: tuple[str, ...] = ()
-) -> Figure:
-    """Draw shares of traces by model: aha moments and, where scenes are known, false steps.
-
-    Args:
-        rows: one a model, as `traces.summarise` returns them, with `model` added.
-        measures: columns to draw; by default `aha_rate` and `false_step_rate`, where present.
-    """
-    import plotly.graph_objects as go
-
-    rows = read(rows)
-    known = {"aha_rate": "traces with an aha word", "false_step_rate": "false among checked steps"}
-    drawn = measures or [m for m in known if any(number(row.get(m)) is not None for row in rows)]
-    bars = []
-    for index, row in enumerate(rows):
-        place = {"x": [known.get(m, m) for m in drawn]}
-        style = style_of(str(row.get("model", "")), index)
-        bars.append(_bar(style, [number(row.get(m)) for m in drawn], place, None))
-    return _finish(go.Figure(bars), title, "measure", "share" if not measures else "value")
+    return finish(go.Figure(bars), title, "step", "records")
 
 
 def perplexity(
@@ -332,7 +312,7 @@ def perplexity(
     ticks = np.linspace(edges[0], edges[-1], 6)
     figure.update_xaxes(tickvals=ticks, ticktext=[_three_digits(10**tick) for tick in ticks])
     figure.update_layout(barmode="stack", bargap=0)
-    return _finish(figure, title, "perplexity of the trace (log scale)", "records")
+    return finish(figure, title, "perplexity of the trace (log scale)", "records")
 
 
 def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
@@ -363,14 +343,15 @@ def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
         )
     figure = go.Figure(boxes)
     figure.update_yaxes(autorange="reversed")  # the first kind on top
-    return _finish(figure, title, "score of the reward model", "")
+    return finish(figure, title, "score of the reward model", "")
 
 
 def _three_digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.15g}"
 
 
-def _finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
+def finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
+    """Give a figure the house's size, title, axes and legend."""
     figure.update_layout(
         template="simple_white",
         width=WIDTH_PX,

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..construct.split import AHA_KEYWORDS
-from ..images import open_image
-from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, TAGS
+from .. import records
+from .prepare import picture, prepare, segments, thumbnail, visible
 from .style import number
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["render", "segments", "thumbnail", "to_html", "trace_html"]
 
-THUMB_PX = 192  # longest side of a picture in a page: about 18 kB as JPEG
 MAX_CHARS = 4000  # ours: a trace that never ends must not fill the page
+THUMB_PX = 192  # longest side of a picture in a table: about 18 kB as JPEG
+PAGE_PX = 384  # in a page of its own: 30 kB, to be zoomed
 
-_PARTS = re.compile(
-    f"(?P<tag>{'|'.join(map(re.escape, TAGS))})"
-    # longest first: "double-check" is one word, not its parts
-    f"|(?P<aha>{'|'.join(map(re.escape, sorted(AHA_KEYWORDS, key=len, reverse=True)))})",
-    re.IGNORECASE,
-)
 # marks set both colours, so that they stay readable in a dark theme
 _WRAP = {
     "text": "{}",
@@ -37,49 +30,23 @@ _WRAP = {
 _CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid #bbb;min-width:8em"'
 
 
-def segments(text: str) -> Iterator[tuple[str, str]]:
-    """Cut a trace into (kind, text), kind being tag, aha, answer or text; nothing is lost.
-
-    >>> list(segments("Wait, 3.<answer>3"))
-    [('aha', 'Wait'), ('text', ', 3.'), ('tag', '<answer>'), ('answer', '3')]
-    """
-    kind, end = "text", 0
-    for match in _PARTS.finditer(text):
-        if match.start() > end:
-            yield kind, text[end : match.start()]
-        yield match.lastgroup or "text", match[0]
-        if match["tag"]:
-            opens = match["tag"].lower() == ANSWER_OPEN
-            closes = match["tag"].lower() == ANSWER_CLOSE
-            kind = "answer" if opens else "text" if closes else kind
-        end = match.end()
-    if end < len(text):
-        yield kind, text[end:]
-
-
-def thumbnail(image: Image.Image | str | Path, side_px: int = THUMB_PX) -> str:
-    """Return an image as a small JPEG data URL.
-
-    Raises:
-        ImageError: no such file, or not a picture.
-    """
-    if isinstance(image, (str, Path)):
-        image = open_image(Path(image).name, Path(image).parent)
-    small = image.convert("RGB")
-    small.thumbnail((side_px, side_px))
-    stream = BytesIO()
-    small.save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
 def _lines(text: str) -> str:
-    return escape(text).replace("\n", "<br>")
+    return escape(visible(text)).replace("\n", "<br>")
 
 
 def _trace(text: str) -> str:
     shown = "".join(_WRAP[kind].format(_lines(part)) for kind, part in segments(text[:MAX_CHARS]))
     left = len(text) - MAX_CHARS
     return shown + (f" <em>({left:,} more characters)</em>" if left > 0 else "")
+
+
+def _picture(item: dict[str, Any]) -> str:
+    if item.get("image") is None:
+        return ""
+    found = picture(item, THUMB_PX)
+    if not found.startswith("data:"):
+        return f"<em>{_lines(found)}</em><br>"
+    return f'<img src="{found}" alt="the picture asked about"><br>'
 
 
 def _side(side: dict[str, Any]) -> str:
@@ -101,13 +68,8 @@ def render(traces: Sequence[dict[str, Any]]) -> str:
     tables = []
     for item in traces:
         sides = item["sides"]
-        picture = (
-            f'<img src="{thumbnail(item["image"])}" alt="the picture asked about"><br>'
-            if item.get("image") is not None
-            else ""
-        )
         asked = (
-            f"{picture}{_lines(str(item.get('question', '')))}"
+            f"{_picture(item)}{_lines(str(item.get('question', '')))}"
             f"<br><small>gold: {_lines(str(item.get('gold', '')))}</small>"
         )
         heads = "".join(f"<th {_CELL}>{escape(str(side.get('name', '')))}</th>" for side in sides)
@@ -130,3 +92,71 @@ def trace_html(traces: Sequence[dict[str, Any]]) -> Any:
     from IPython.display import HTML
 
     return HTML(render(traces))
+
+
+def to_html(
+    examples: Sequence[dict[str, Any]], path: str | Path, title: str = "Traces",
+    side_px: int = PAGE_PX,
+) -> Path:
+    """Write the viewer as one page that needs no network, no server and no Jupyter.
+
+    The page forbids itself everything but its own script and style (Content-Security-Policy by
+    hash), whatever the traces hold. It is written whole or not at all.
+
+    Args:
+        examples: as for `show.TraceViewer`.
+        side_px: longest side of a picture in the page.
+    Raises:
+        ValueError: an example is malformed or its id is used twice.
+    """
+    here = Path(__file__).parent
+    state = prepare(examples)
+    state["pictures"] = {
+        made["id"]: picture(example, side_px)
+        for made, example in zip(state["examples"], examples, strict=True)
+    }
+    style = (here / "viewer.css").read_text(encoding="utf-8")
+    script = (here / "viewer.js").read_text(encoding="utf-8") + _BOOT
+    page = _PAGE.format(
+        title=escape(title), style=style, script=script, data=_inert(state),
+        style_hash=_hash(style), script_hash=_hash(script),
+    )  # fmt: skip
+    records.write_text(path, page)
+    return Path(path)
+
+
+_BOOT = """
+const data = JSON.parse(document.getElementById("traces").textContent);
+mount(document.getElementById("viewer"), data, true);
+"""
+_PAGE = """<!doctype html>
+<html lang="en" class="vlaa-page">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src '{style_hash}'; script-src '{script_hash}'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<div id="viewer"></div>
+<noscript><p>This page draws its traces with a script of its own; allow it to run.</p></noscript>
+<script type="application/json" id="traces">{data}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def _inert(state: dict[str, Any]) -> str:
+    """Write JSON that ends no script block: no `<`, `>` or `&` is left in it."""
+    text = json.dumps(state, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

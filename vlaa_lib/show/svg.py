@@ -1,4 +1,4 @@
-"""Figures as inline SVG for static pages, where plotly shows nothing: bars with intervals, lines.
+"""Figures as inline SVG for static pages, where plotly shows nothing: bars, lines, heat maps.
 
 All text is escaped and numbers are formatted by us, so that a CSV cannot inject markup.
 """
@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .style import HEIGHT_PX, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
+from .style import HEIGHT_PX, PAPER_COLOR, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 15, 34, 78  # margins in px; the legend stands in the bottom one
 _PLOT_W, _PLOT_H = WIDTH_PX - _LEFT - _RIGHT, HEIGHT_PX - _TOP - _BOTTOM
@@ -42,35 +42,45 @@ def lines(
     title: str = "",
     x_title: str = "",
     y_title: str = "",
+    low: str = "low",
+    high: str = "high",
 ) -> str:
     """Draw a line for each group, with markers; rows without a number are left out.
+
+    Where rows hold them, intervals are drawn as a band behind the line.
 
     Raises:
         ValueError: no row holds both numbers.
     """
     rows = read(rows)
-    series = {}
+    series, bands = {}, {}
     for name in distinct(rows, group):
-        pairs = [(number(r.get(x)), number(r.get(y))) for r in chosen(rows, group, name)]
-        series[name] = [pair for pair in pairs if None not in pair]
+        mine, keys = chosen(rows, group, name), (x, y, low, high)
+        found = [[number(row.get(key)) for key in keys] for row in mine]
+        series[name] = [(a, b) for a, b, *_ in found if None not in (a, b)]
+        bands[name] = [(a, lo, hi) for a, _, lo, hi in found if None not in (a, lo, hi)]
     points = [pair for pairs in series.values() for pair in pairs]
     if not points:
         raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
-    x_ticks, y_ticks = (ticks(min(values), max(values)) for values in zip(*points, strict=True))
+    reach = [end for band in bands.values() for _, lo, hi in band for end in (lo, hi)]
+    heights = [b for _, b in points] + reach
+    x_ticks = ticks(min(a for a, _ in points), max(a for a, _ in points))
+    y_ticks = ticks(min(heights), max(heights))
     body = [_y_axis(y_ticks, y_title or y)]
     for tick in x_ticks:
-        body.append(_text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
-    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
+        body.append(text(_x(tick, x_ticks), _TOP + _PLOT_H + 16, f"{tick:g}", "middle"))
+    body.append(text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
     for index, (name, pairs) in enumerate(series.items()):
         style = style_of(name or y, index)
         places = [(_x(a, x_ticks), _y(b, y_ticks)) for a, b in pairs]
+        body.append(_band(bands[name], style.color, x_ticks, y_ticks))
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         body.append(
             f'<polyline points="{path}" fill="none" stroke="{style.color}" stroke-width="2" '
             f'stroke-dasharray="{_DASHES[style.dash]}"/>'
         )
         body += [_marker(style.symbol, a, b, style.color) for a, b in places]
-    return _svg(title, body + (_legend(list(series)) if group else []))
+    return svg(title, body + (_legend(list(series)) if group else []))
 
 
 def bars(
@@ -83,9 +93,12 @@ def bars(
     y_title: str = "",
     low: str = "low",
     high: str = "high",
+    note: str | None = None,
 ) -> str:
     """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
 
+    Args:
+        note: column of a text that stands below each place of `x`, such as how many were counted.
     Raises:
         ValueError: no row holds a number in `y`.
     """
@@ -99,16 +112,74 @@ def bars(
     width = slot * 0.8 / len(names)
     body = [_y_axis(y_ticks, y_title or y)]
     for i, place in enumerate(places):
-        body.append(_text(_LEFT + (i + 0.5) * slot, _TOP + _PLOT_H + 16, place, "middle"))
+        middle, mine = _LEFT + (i + 0.5) * slot, chosen(rows, x, place)
+        label = style_of(place).label if x == "model" else place
+        body.append(text(middle, _TOP + _PLOT_H + 16, label, "middle"))
+        if note:
+            body.append(text(middle, _TOP + _PLOT_H + 31, mine[0].get(note, ""), "middle"))
         for j, name in enumerate(names):
             left = _LEFT + i * slot + 0.1 * slot + j * width
             # models keep their colour also where they stand along the axis
             color = style_of(place if x == "model" else name or y, j).color
-            for row in chosen(chosen(rows, x, place), group, name)[:1]:
+            for row in chosen(mine, group, name)[:1]:
                 values = [number(row.get(key)) for key in (y, low, high)]
                 body += _bar(left, width, color, values, y_ticks)
-    body.append(_text(_LEFT + _PLOT_W / 2, _TOP + _PLOT_H + 34, x_title or x, "middle"))
-    return _svg(title, body + (_legend(names) if group else []))
+    below = _TOP + _PLOT_H + (50 if note else 34)
+    body.append(text(_LEFT + _PLOT_W / 2, below, x_title or x, "middle"))
+    return svg(title, body + (_legend(names) if group else []))
+
+
+def _band(band: list, color: str, x_ticks: list[float], y_ticks: list[float]) -> str:
+    """Draw intervals (x, low, high) as one area; nothing where there are none."""
+    ends = [(a, lo) for a, lo, _ in band] + [(a, hi) for a, _, hi in reversed(band)]
+    places = " ".join(f"{_x(a, x_ticks):.1f},{_y(b, y_ticks):.1f}" for a, b in ends)
+    return f'<polygon points="{places}" fill="{color}" fill-opacity=".18"/>' if band else ""
+
+
+def heatmap(
+    rows: str | Path | Rows, x: str, y: str, value: str, words: str, title: str = "",
+    color: str = "#0072B2",
+) -> str:
+    """Draw a cell for each row, from white at 0 to `color` at the largest value, with a text in it.
+
+    Raises:
+        ValueError: no row holds a number in `value`.
+    """
+    rows = [row for row in read(rows) if number(row.get(value)) is not None]
+    if not rows:
+        raise ValueError(f"no row has a number in {value!r}")
+    columns, names = distinct(rows, x), distinct(rows, y)
+    largest = max(*(number(row[value]) for row in rows), 1e-9)
+    left, width, height = 110, (WIDTH_PX - 125) / len(columns), (_PLOT_H + 30) / len(names)
+    body = []
+    for i, column in enumerate(columns):
+        body.append(text(left + (i + 0.5) * width, _TOP + _PLOT_H + 48, column, "middle"))
+    for j, name in enumerate(names):
+        middle = _TOP + (j + 0.5) * height
+        body.append(text(left - 6, middle + 4, style_of(name, j).label, "end"))
+        for row in chosen(rows, y, name):
+            at = left + columns.index(str(row[x])) * width
+            share = max(0.0, number(row[value]) / largest)
+            place = f'x="{at:.1f}" y="{middle - height / 2:.1f}"'
+            size = f'width="{width - 2:.1f}" height="{height - 2:.1f}"'
+            body.append(f'<rect {place} {size} fill="{color}" fill-opacity="{share:.3f}" '
+                        'stroke="#bbb"/>')  # fmt: skip
+            ink = 'fill="#fff"' if share > 0.6 and color != PAPER_COLOR else ""
+            body.append(text(at + width / 2, middle + 4, row[words], "middle", ink))
+    return svg(title, body)
+
+
+def stack(*drawings: str) -> str:
+    """Put drawings of this module below each other, as one."""
+    height = HEIGHT_PX * len(drawings)
+    inner = "".join(
+        f'<g transform="translate(0 {i * HEIGHT_PX})">{drawing}</g>'
+        for i, drawing in enumerate(drawings)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH_PX} {height}" '
+        f'width="{WIDTH_PX}" height="{height}">{inner}</svg>'
+    )
 
 
 def _bar(left: float, width: float, color: str, values: list, y_ticks: list[float]) -> list[str]:
@@ -142,10 +213,10 @@ def _y_axis(y_ticks: list[float], y_title: str) -> str:
     for tick in y_ticks:
         height = _y(tick, y_ticks)
         drawn.append(f'<path d="M{_LEFT} {height:.1f}h{_PLOT_W}" stroke="#e5e5e5"/>')
-        drawn.append(_text(_LEFT - 6, height + 4, f"{tick:g}", "end"))
+        drawn.append(text(_LEFT - 6, height + 4, f"{tick:g}", "end"))
     middle = _TOP + _PLOT_H / 2
     turn = f'transform="rotate(-90 14 {middle:.0f})"'
-    return "".join(drawn) + _text(14, middle, y_title, "middle", turn)
+    return "".join(drawn) + text(14, middle, y_title, "middle", turn)
 
 
 def _marker(symbol: str, x: float, y: float, color: str) -> str:
@@ -155,6 +226,7 @@ def _marker(symbol: str, x: float, y: float, color: str) -> str:
         "diamond": "0,-4 4,0 0,4 -4,0",
         "triangle-up": "0,-4 4,3 -4,3",
         "triangle-down": "0,4 4,-3 -4,-3",
+        "star": "0,-5 1.5,-1.5 5,-1.5 2,1 3,5 0,2.5 -3,5 -2,1 -5,-1.5 -1.5,-1.5",
         "cross": "-1,-4 1,-4 1,-1 4,-1 4,1 1,1 1,4 -1,4 -1,1 -4,1 -4,-1 -1,-1",
     }
     if symbol not in shapes:
@@ -168,22 +240,24 @@ def _legend(names: list[str]) -> list[str]:
     for index, name in enumerate(names):
         style = style_of(name, index)
         drawn.append(_marker(style.symbol, left + 4, HEIGHT_PX - 14, style.color))
-        drawn.append(_text(left + 14, HEIGHT_PX - 10, style.label, "start"))
+        drawn.append(text(left + 14, HEIGHT_PX - 10, style.label, "start"))
         left += 34 + 7 * len(style.label)
     return drawn
 
 
-def _text(x: float, y: float, text: Any, anchor: str, more: str = "") -> str:
+def text(x: float, y: float, words: Any, anchor: str, more: str = "") -> str:
+    """Return an escaped text element."""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(text))}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(words))}</text>'
     )
 
 
-def _svg(title: str, body: list[str]) -> str:
+def svg(title: str, body: list[str], height: int = HEIGHT_PX) -> str:
+    """Return a whole picture with its title, which is escaped; `body` must be so already."""
     heading = f'<text x="{_LEFT}" y="20" font-size="14" font-weight="bold">{escape(title)}</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" '
-        f'width="{WIDTH_PX}" height="{HEIGHT_PX}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH_PX} {height}" '
+        f'width="{WIDTH_PX}" height="{height}" font-family="sans-serif" font-size="12">'
         f"<title>{escape(title)}</title>"
         f'<rect width="100%" height="100%" fill="#fff"/>{heading}{"".join(body)}</svg>'
     )

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .. import records
+from .. import Halted, records
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
 STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own state
 KEPT = 2  # ours: the newest may be of an optimizer that has just diverged
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Halted):
     """A checkpoint that could not be written, or does not belong to the run; says what to do."""
 
 

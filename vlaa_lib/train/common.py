@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import models
-from ..profiles import Settings
+from .. import Halted, models
+from ..profiles import Settings, Sft
 from ..records import Record, RecordError
 from . import data, guards
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Halted):
     """A training that goes on for nothing; the message says why it was stopped and what to do."""
 
 
@@ -87,6 +87,35 @@ def identity(
     }
 
 
+def supervised_args(cfg: Settings, s: Sft, out: str | Path) -> dict[str, Any]:
+    """Return the Trainer's arguments of SFT, and of what is trained with the same settings."""
+    return trainer_args(cfg, out, s.save_steps) | {
+        "num_train_epochs": s.epochs,
+        "max_steps": s.max_steps,
+        "per_device_train_batch_size": s.per_device_batch,
+        "gradient_accumulation_steps": accumulation(s.global_batch, s.per_device_batch),
+        "learning_rate": s.learning_rate,
+        "warmup_steps": s.warmup,  # a value below 1 is a share of all steps (transformers 5)
+        "lr_scheduler_type": "cosine",  # the papers name no schedule: ours
+        "logging_steps": s.logging_steps,
+    }
+
+
+def starting_policy(
+    cfg: Settings, mode: str, out: str | Path, start: str | Path | None, kind: Any = None
+) -> models.Policy:
+    """Load the policy that a training starts from, an adapter merged into `out/start`.
+
+    Args:
+        kind: see `models.load_policy`.
+    """
+    m = cfg.model
+    whole = models.whole(start or m.policy, Path(out) / "start")
+    # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
+    dtype = "float32" if mode == "full" else None
+    return models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype, kind)
+
+
 def policy_and_rows(
     cfg: Settings,
     mode: str,
@@ -104,13 +133,9 @@ def policy_and_rows(
     """
     from datasets import Dataset
 
-    m = cfg.model
-    whole = models.whole(start or m.policy, Path(out) / "start")
-    # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
-    dtype = "float32" if mode == "full" else None
-    policy = models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype)
+    policy = starting_policy(cfg, mode, out, start)
     cache = Path(out) / "images"
-    rows, rejects = data.rows(records, images, cache, with_trace, max_pixels=m.max_pixels)
+    rows, rejects = data.rows(records, images, cache, with_trace, max_pixels=cfg.model.max_pixels)
     rows, too_long = guards.within(rows, policy.processor, max_tokens)
     for reject in (*rejects, *too_long):
         print(f"left out: {reject}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from .. import models, rewards, traces
 from ..profiles import Settings
 from ..records import Record
+from ..rewards.open_ended import SCENE_FACTS
+from ..rewards.reward_models import problem_of
 from ..rewards.watch import Watch
 from . import checkpoints
 from .common import accumulation, finish, identity, policy_and_rows, trainer_args
@@ -26,20 +29,23 @@ def grpo(
     images: str | Path,
     out: str | Path,
     start: str | Path | None = None,
-    name: str = "grpo",
     reward_model: rewards.RewardModel | None = None,
     overlap: bool = True,
+    process_reward: Callable[..., list[float]] | None = None,
+    token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
-    The reference is the start checkpoint. Rollouts go to `out/traces`, their hacking watch to
-    `out/watch.csv`. A run that was cut off goes on from its last checkpoint in `out`.
+    The reference is the start checkpoint. Rollouts go to `out/traces`, under the name of the folder
+    `out`, their hacking watch to `out/watch.csv`. A run that was cut off goes on from its last
+    checkpoint in `out`.
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
-        name: the run's name in the trace store.
         reward_model: for open answers; default: facts of the micro-world's scenes.
         overlap: check mathematics while the reference model runs (ours; same rewards).
+        process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
+        token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -49,7 +55,7 @@ def grpo(
 
     g = cfg.grpo
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start))
-    wanted = [record for record in records if record.reward in g.parts]
+    wanted = list(_scored(records, g.parts, reward_model))
     policy, rows = policy_and_rows(
         cfg, g.mode, wanted, images, out, start, g.max_prompt_tokens, with_trace=False
     )
@@ -58,23 +64,42 @@ def grpo(
             f"{len(rows)} records are fewer than one sampling round's {g.rollout_prompts}; lower "
             "grpo.rollout_prompts"
         )
+    if bool(g.process_weight) != bool(process_reward):
+        raise ValueError("a process reward and grpo.process_weight above 0 go together; give both")
     reward = partial(rewards.mixed_reward, reward_model=reward_model, format=g.format)
+    # TRL names a reward by its __name__
+    parts = [update_wrapper(reward, rewards.mixed_reward), *filter(None, [process_reward])]
     trainer = trainer_class()(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
         train_dataset=rows,
-        reward_funcs=update_wrapper(reward, rewards.mixed_reward),  # TRL names it by __name__
+        reward_funcs=parts,
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
         callbacks=watchers(out),
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
-    trainer.run_name, trainer.dead_rounds = name, g.dead_rounds
-    trainer.format, trainer.overlap = g.format, overlap
+    trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
+    trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
+    trainer.format, trainer.overlap, trainer.fast = g.format, overlap, g.fast
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)
+
+
+def _scored(
+    records: list[Record], parts: list[str], model: rewards.RewardModel | None
+) -> Iterator[Record]:
+    """Yield the records of these reward parts; name those that the reward model cannot score."""
+    for record in records:
+        if record.reward not in parts:
+            continue
+        problem = problem_of(model or SCENE_FACTS, record) if record.reward == "open" else ""
+        if problem:
+            print(f"left out: {record.id}: {problem}")
+        else:
+            yield record
 
 
 def _records_of(trainer: Any, out: str | Path, step: int) -> tuple[traces.TraceStore, Watch]:
@@ -114,6 +139,7 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         epsilon=g.epsilon,
         loss_type=g.loss_type,
         scale_rewards=g.scale_rewards,
+        reward_weights=[1.0, g.process_weight] if g.process_weight else None,
         learning_rate=g.learning_rate,
         warmup_steps=g.warmup,  # a value below 1 is a share of all steps (transformers 5)
         lr_scheduler_type="cosine_with_min_lr",  # paper table 6

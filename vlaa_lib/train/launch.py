@@ -17,11 +17,9 @@ from typing import Any
 
 import yaml
 
-from .. import ROOT
-from ..profiles import FOLDER
+from .. import ROOT, profiles
 from . import events, leash
 
-CONFIGS = FOLDER / "accelerate"
 GRACE_S = 15  # ours: torch's launcher needs a second or two to end its workers
 LAST_LINES = 40  # ours: a traceback and what led to it
 WHOLE_MODEL = ("ddp", "gpu1", "cpu2")  # the files that do not shard weights
@@ -62,10 +60,9 @@ def command(
     Raises:
         ValueError: no such file, or numbers that do not fit it.
     """
-    path = CONFIGS / f"{config}.yaml"
-    known = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-    if config not in known:
-        raise ValueError(f"--launch {config}: use one of {', '.join(known)}")
+    path = profiles.ACCELERATE / f"{config}.yaml"
+    if config not in profiles.launchers():
+        raise ValueError(f"--launch {config}: use one of {', '.join(profiles.launchers())}")
     stated = yaml.safe_load(path.read_text())
     gpus = stated["num_processes"] if gpus is None else gpus
     if gpus < 1 or machines < 1 or not 0 <= machine_rank < machines:
@@ -204,6 +201,44 @@ def _failure(
     return LaunchError(message, code, rank, tail)
 
 
+def train(
+    cfg: profiles.Settings,
+    method: str,
+    records: str | Path,
+    images: str | Path,
+    out: str | Path,
+    start: str | Path | None = None,
+) -> None:
+    """Train as `train.sft` and `train.grpo` do, in `cfg.gpus` processes of the launch `cfg.launch`.
+
+    They end with this process, and leave their log in `out/training_log.csv` and all that they
+    said in `out/launch.log`.
+
+    Args:
+        method: `sft` or `grpo`.
+        records: file that the processes read.
+    Raises:
+        LaunchError: the training failed; with its last lines.
+        ValueError: no such launch, or one that the settings do not fit.
+    """
+    _check_mode(cfg.launch, getattr(cfg, method).mode)
+    words = ["train", method, "--records", str(records), "--images", str(images)]
+    words += ["--out", str(out), "--profile", cfg.profile]
+    words += ["--start", str(start)] if start else []
+    if changes := profiles.changes(cfg):
+        words += ["--set", *changes]
+    run(command(cfg.launch, ["-m", "vlaa_lib", *words], cfg.gpus), Path(out) / "launch.log")
+
+
+def _check_mode(config: str, mode: str) -> None:
+    """Refuse to cut into shares what cannot be cut."""
+    if mode == "4bit" and config not in WHOLE_MODEL:
+        raise ValueError(
+            f"--launch {config}: packed 4-bit weights are not cut into shares; use one of "
+            f"{', '.join(WHOLE_MODEL)}, or mode lora"
+        )
+
+
 def main(args: argparse.Namespace, words: list[str], mode: str) -> int:
     """Print and run what `--launch` asks for; the log is `launch.log` in the output folder.
 
@@ -212,11 +247,7 @@ def main(args: argparse.Namespace, words: list[str], mode: str) -> int:
         words: the command line without them, as each process runs it.
         mode: full, lora or 4bit.
     """
-    if mode == "4bit" and args.launch not in WHOLE_MODEL:
-        raise ValueError(
-            f"--launch {args.launch}: packed 4-bit weights are not cut into shares; use one of "
-            f"{', '.join(WHOLE_MODEL)}, or mode lora"
-        )
+    _check_mode(args.launch, mode)
     made = command(
         args.launch, ["-m", "vlaa_lib", *words], args.gpus, args.machines, args.machine_rank,
         args.main_ip, args.main_port,

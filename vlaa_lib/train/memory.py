@@ -113,19 +113,14 @@ def layer_bytes(s: Setup) -> float:
 def activations(s: Setup) -> float:
     """Return bytes a GPU for the backward pass of one micro-batch.
 
-    With checkpointing each layer keeps its input, the last norm two, and one layer at a time is
-    recomputed. The frozen tower's layers then keep their inputs too, as transformers asks
-    gradients of its patch embedding.
+    With checkpointing each layer keeps its input, the last norm two values, or one where it is
+    frozen, and one layer at a time is recomputed. The tower keeps none (`models.freeze_vision`).
     """
     tokens = s.section.per_device_batch * s.sequence
     if not s.checkpointing:
         return tokens * s.shape.layers * layer_bytes(s)
-    most = s.cfg.model.max_pixels // s.shape.pixels_per_token**2 * s.shape.patches_per_token
-    tower = s.section.per_device_batch * most * (s.shape.vision_layers + 1) * s.shape.vision_hidden
-    return (
-        tokens * ((s.shape.layers + 2) * s.shape.hidden * s.width + layer_bytes(s))
-        + tower * s.width
-    )
+    kept = s.shape.layers + (2 if s.mode == "full" else 1)
+    return tokens * (kept * s.shape.hidden * s.width + layer_bytes(s))
 
 
 def head_bytes(s: Setup) -> float:

@@ -10,7 +10,7 @@ from .. import models
 from ..profiles import Settings
 from ..records import Record
 from . import checkpoints
-from .common import accumulation, finish, identity, policy_and_rows, trainer_args
+from .common import finish, identity, policy_and_rows, supervised_args
 
 
 @cache
@@ -69,16 +69,5 @@ def sft_config(cfg: Settings, out: str | Path) -> Any:
     """Return TRL's `SFTConfig` of a profile; the batch arithmetic is that of all processes."""
     from trl import SFTConfig
 
-    s = cfg.sft
-    return SFTConfig(
-        **trainer_args(cfg, out, s.save_steps),
-        num_train_epochs=s.epochs,
-        max_steps=s.max_steps,
-        per_device_train_batch_size=s.per_device_batch,
-        gradient_accumulation_steps=accumulation(s.global_batch, s.per_device_batch),
-        learning_rate=s.learning_rate,
-        warmup_steps=s.warmup,  # a value below 1 is a share of all steps (transformers 5)
-        lr_scheduler_type="cosine",  # the paper names no SFT schedule: ours
-        max_length=None,  # TRL's default of 1024 cuts traces, or images, without an error
-        logging_steps=s.logging_steps,
-    )
+    # TRL's default length of 1024 cuts traces, or images, without an error
+    return SFTConfig(**supervised_args(cfg, cfg.sft, out), max_length=None)

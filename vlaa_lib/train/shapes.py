@@ -43,10 +43,7 @@ class Shape:
     layers: int
     kv_width: int  # key-value heads x head size
     vocabulary: int
-    vision_hidden: int
-    vision_layers: int
     pixels_per_token: int  # side of the square (px) that one visual token covers
-    patches_per_token: int
 
     def trained(self, mode: str, rank: int) -> int:
         """Return the parameters that a mode trains; the vision tower is frozen (paper §3)."""
@@ -147,10 +144,7 @@ def _counted(name: str, origin: str, config: Any) -> Shape:
         layers=text.num_hidden_layers,
         kv_width=text.num_key_value_heads * head_size,
         vocabulary=text.vocab_size,
-        vision_hidden=getattr(vision, "embed_dim", vision.hidden_size),
-        vision_layers=vision.depth,
         pixels_per_token=vision.patch_size * vision.spatial_merge_size,
-        patches_per_token=vision.spatial_merge_size**2,
     )
 
 

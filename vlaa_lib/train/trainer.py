@@ -7,36 +7,42 @@ import statistics
 from functools import cache
 from typing import Any
 
-from .. import rewards
+from .. import Halted, rewards
 from ..records import from_json
 from ..rewards.watch import Watch, kinds
-from ..traces import TraceStore, has_aha
+from ..traces import TraceStore, has_aha, step_counts
 from .checkpoints import Resumable
 from .kl import AdaptiveKL
+from .rollouts import Round
 
 
-class DeadReward(RuntimeError):
+class DeadReward(Halted):
     """Nothing can be learnt from these rewards; the message holds the doctor's report."""
 
 
 @cache
 def trainer_class() -> type:
     """Return the GRPOTrainer subclass; made on first use, since importing TRL takes seconds."""
+    import torch
     from accelerate.utils import gather_object
     from trl import GRPOTrainer
 
-    class TracingGRPOTrainer(Resumable, GRPOTrainer):
-        """GRPOTrainer with a trace store, a KL controller and a watch over its rewards.
+    from .fast import FastPaths
+
+    class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
+        """GRPOTrainer with a trace store, a KL controller, a watch over its rewards, fast paths.
 
         Attributes:
             controller: steers `beta` once a sampling round; None leaves it as it is.
             dead_rounds: sampling rounds without any signal that end the training; 0 for none.
             overlap: check mathematics while the reference model runs; the same rewards.
+            stamp: columns of the trace store that are the same in every row.
+            token_logps: keep the log-prob of every token in the store.
         """
 
         store: TraceStore | None = None
         watch: Watch | None = None
-        run_name = "grpo"
+        token_logps = False
         controller: AdaptiveKL | None = None
         dead_rounds = 0
         format = "strict"
@@ -45,6 +51,9 @@ def trainer_class() -> type:
         def __init__(self, *args: Any, **kwargs: Any):
             self._round_kl: list[float] = []  # of the optimizer steps since the last round
             self._silent = 0  # rounds in which no group had a spread
+            self.stamp: dict[str, Any] = {"model": "grpo"}
+            self._rollouts = Round()
+            self._pass: tuple = ()  # log-probs and entropies of the last forward pass
             super().__init__(*args, **kwargs)
 
         def own_state(self) -> dict[str, Any]:
@@ -73,17 +82,45 @@ def trainer_class() -> type:
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
             self._rows = inputs
+            self._rollouts.write()  # TRL may drop the rest of a round, as at the end of an epoch
             if self.controller and self._round_kl:
                 n = len(inputs) * self.accelerator.num_processes
                 self.beta = self.controller.update(statistics.mean(self._round_kl), n)
             self._round_kl = []
             output = super()._generate_and_score_completions(inputs)
             rows = self._trace_rows(inputs, output)
-            if self.store is not None:
-                self.store.append(rows, self.accelerator.process_index)
+            pieces = self._pieces(output) if self.token_logps else None
+            self._rollouts = Round(self.store, self.accelerator.process_index, rows, pieces)
+            # TRL shuffles and splits the round: this says which rollout a row of a batch is
+            output["rollout"] = torch.arange(len(rows), device=output["advantages"].device)
             if self.model.training:
                 self._look_at_round(inputs, rows)
             return output
+
+        def _pieces(self, output: dict[str, Any]) -> list[list[str]]:
+            """Return the text of each token; half a character is shown as U+FFFD."""
+            lengths = output["completion_mask"].sum(1).tolist()
+            rows = zip(output["completion_ids"].tolist(), lengths, strict=True)
+            decode = self.processing_class.decode
+            return [[decode([token]) for token in ids[:length]] for ids, length in rows]
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            self._pass = tuple(None if v is None else v.detach() for v in found[:2])
+            return found
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            loss = super()._compute_loss(model, inputs)
+            if "rollout" in inputs:
+                self._rollouts.see(inputs, *self._pass)
+            self._pass = ()
+            return loss
+
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self._rollouts.write()
 
         def _look_at_round(self, inputs: list[dict], rows: list[dict[str, Any]]) -> None:
             """Log what TRL does not, and stop where nothing has been learnt for long."""
@@ -135,17 +172,25 @@ def trainer_class() -> type:
             record = json.loads(example["record"])
             raw = self.processing_class.decode(ids[:-1] if ids and ids[-1] in stops else ids)
             signs = kinds(raw, record["question"], record["reward"])
-            return {
-                "run": self.run_name,
+            completion = self.processing_class.decode(ids, skip_special_tokens=True)
+            return self.stamp | {
+                "sampling_round": self._sampling_round(),
                 "optimizer_step": self.state.global_step,
                 "record_id": record["id"],
                 "source": record["source"],
                 "part": record["reward"],
                 "image": example["image"],
-                "completion": self.processing_class.decode(ids, skip_special_tokens=True),
+                "completion": completion,
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
                 "suspicious": ", ".join(signs),
+                **step_counts(completion, record.get("meta", {}).get("scene")),
             }
+
+        def _sampling_round(self) -> int:
+            """Count sampling rounds since the start of the run, interruptions included."""
+            per_step = self.args.gradient_accumulation_steps  # micro-batches
+            done = self.state.global_step * per_step + self._step % per_step
+            return done // (self.args.steps_per_generation * self.num_iterations)
 
     return TracingGRPOTrainer

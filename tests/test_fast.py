@@ -1,0 +1,228 @@
+"""The fast paths give the stock trainer's numbers, do less, and step aside where they must."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from test_train import settings
+from vlaa_lib import models, profiles, prompts
+from vlaa_lib.train import data, fast
+from vlaa_lib.train.encoded import Pictures
+from vlaa_lib.train.grpo import grpo_config
+from vlaa_lib.train.trainer import trainer_class
+
+# two optimizer steps a round, each of two micro-batches: old, reference and policy passes
+BATCHES = {"grpo.num_generations": 4, "grpo.rollout_prompts": 4, "grpo.train_batch": 8,
+           "grpo.per_device_batch": 4, "grpo.max_steps": 4, "grpo.kl": "fixed",
+           "grpo.beta": 0.04, "grpo.max_completion_tokens": 24}  # fmt: skip
+SAID = prompts.join_think_answer("See.", "3")
+TIMES = ("runtime", "time", "per_second", "beta", "aha_rate", "watch")  # no numbers of TRL's
+
+
+def sampler(flat: bool):
+    """Return a `_generate_single_turn` whose completions depend on their place only.
+
+    Args:
+        flat: all of a group say the same in every second group.
+    """
+
+    def fixed(self, prompt_ids, images, multimodal_fields, num_generations, *rest):
+        self._fixed = getattr(self, "_fixed", 0) + 1
+        tokenizer, found = self.processing_class.tokenizer, []
+        for place in range(len(prompt_ids)):
+            group, at = divmod(place, num_generations)
+            at = 0 if flat and group % 2 else at
+            text = "I look " * (1 + 3 * at + group) if at else SAID
+            found.append([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        return found, None
+
+    return fixed
+
+
+def right_first(completions, **columns):
+    """Reward the completions that answer."""
+    return [float("<answer>" in text[0]["content"]) for text in completions]
+
+
+right_first.__name__ = "mixed_reward"  # the trace store reads the reward by this name
+
+
+def trainer(kind, model, micro, out, mode="full", paths=fast.EXACT, **overrides):
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    folder, made = micro
+    cfg = settings(model, **{**BATCHES, "grpo.mode": mode, **overrides})
+    policy = models.load_policy(model, mode, dtype="float32")
+    rows, _ = data.rows(made, folder / "images", out, with_trace=False)
+
+    def reward(*args, log_extra, **columns):
+        log_extra("reason", [""] * len(columns["completions"]))
+        return right_first(**columns)
+
+    reward.__name__ = "mixed_reward"
+    made = (GRPOTrainer if kind == "stock" else trainer_class())(
+        model=policy.model,
+        args=grpo_config(cfg, out, policy),
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=reward,
+        processing_class=policy.processor,
+        peft_config=models.adapter(mode),
+    )
+    made.fast, made.overlap = paths, False
+    return made
+
+
+def numbers(trained):
+    trained.train()
+    return [
+        {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
+        for row in trained.state.log_history
+        if "loss" in row
+    ]
+
+
+def worst(one, two):
+    """Return the largest difference between two logs, and refuse logs of other quantities."""
+    assert len(one) == len(two) > 1
+    shared = [set(a) & set(b) for a, b in zip(one, two, strict=True)]
+    assert all({"loss", "grad_norm", "entropy"} <= keys for keys in shared)
+    assert any("reward" in keys for keys in shared), "logged once a round"
+    return max(abs(a[k] - b[k]) for a, b, keys in zip(one, two, shared, strict=True) for k in keys)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_numbers_are_those_of_stock_trl(
+    mode, tiny_model, micro_data, tmp_path, monkeypatch
+):
+    import trl
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=True))
+    stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", mode))
+    ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", mode))
+    assert all(row["grad_norm"] > 0 for row in stock) and any(row["kl"] > 0 for row in stock)
+    assert worst(stock, ours) < 1e-5
+
+
+def test_a_wrong_order_of_pictures_is_seen(tiny_model, micro_data, tmp_path, monkeypatch):
+    import trl
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
+    right = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "right"))
+    features = Pictures.features
+
+    def turned(self, pixel_values, image_grid_thw):
+        return features(self, pixel_values, image_grid_thw)[::-1]
+
+    monkeypatch.setattr(Pictures, "features", turned)
+    # all pictures of one size, or the model itself would refuse them
+    assert worst(right, numbers(trainer("ours", tiny_model, micro_data, tmp_path / "wrong"))) > 1e-5
+
+
+@pytest.mark.parametrize(("paths", "beta"), [((fast.FLAT,), 0.0), ((fast.FLAT_KL,), 0.04)])
+def test_completions_without_an_advantage_get_no_backward_pass(
+    paths, beta, tiny_model, micro_data, tmp_path, monkeypatch
+):
+    import trl
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=True))
+    rows = Counter()
+    own = trl.GRPOTrainer._get_per_token_logps_and_entropies
+
+    def counted(self, model, input_ids, *args, **kwargs):
+        rows[kwargs.get("compute_entropy", False) and torch.is_grad_enabled()] += len(input_ids)
+        return own(self, model, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    off = {"grpo.kl": "off"} if beta == 0 else {}
+    stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", **off))
+    whole = rows.pop(True)
+    ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", paths=paths, **off))
+    assert whole // 4 <= rows[True] < whole * 3 // 4
+    difference = worst(stock, ours)
+    assert difference < 1e-5 if beta == 0 else difference > 1e-7, "KL pulls there as well"
+
+
+def test_each_picture_is_opened_and_encoded_once_a_round(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    made = trainer("ours", tiny_model, micro_data, tmp_path, **{"grpo.max_steps": 2})
+    processor, seen = made.processing_class.image_processor, Counter()
+    tower, lead = made.model.model.visual, made.model.model.language_model
+    opened, run = type(processor).fetch_images, tower.forward
+
+    def fetch(self, images):
+        seen["opened"] += isinstance(images, str)
+        return opened(self, images)
+
+    def encode(pixels, *args, **kwargs):
+        seen["patches"] += len(pixels)
+        return run(pixels, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "fetch_images", fetch)
+    monkeypatch.setattr(tower, "forward", encode)
+    prefilled = []
+    lead.register_forward_hook(
+        lambda module, args, kwargs, output: prefilled.append(kwargs["inputs_embeds"].shape[:2]),
+        with_kwargs=True,
+    )
+    made.train()
+    assert seen["opened"] == 4, "four prompts of a round"
+    unique = {row["image"] for row in made.train_dataset}
+    whole = processor([str(path) for path in unique], return_tensors="pt")["image_grid_thw"]
+    assert 0 < seen["patches"] <= whole.prod(-1).max() * 4
+    assert prefilled[0][0] == 4 and prefilled[1] == (16, 1), "a group's prompt runs once"
+    assert not vars(made.model.model).get("get_image_features") and not made._pictures
+    processor.save_pretrained(tmp_path)
+
+
+def test_shared_prompts_sample_the_same_completions(tiny_model, micro_data, tmp_path):
+    found = {}
+    for paths in ((), fast.EXACT):
+        made = trainer("ours", tiny_model, micro_data, tmp_path / str(len(paths)), paths=paths)
+        asked = [made.train_dataset[i // 4] for i in range(16)]
+        torch.manual_seed(1)
+        found[paths] = made._generate_and_score_completions(asked)["completion_ids"]
+    assert found[()].unique(dim=0).shape[0] > 8, "they are sampled"
+    assert torch.equal(found[()], found[fast.EXACT])
+
+
+def test_a_trained_tower_is_left_to_the_stock_trainer_and_said_once(
+    tiny_model, micro_data, tmp_path, capsys
+):
+    made = trainer("ours", tiny_model, micro_data, tmp_path)
+    next(made.model.model.visual.parameters()).requires_grad_(True)
+    assert not made._takes(fast.VISION) and made._takes(fast.IMAGES)
+    assert capsys.readouterr().out == "grpo.fast: without vision: the vision tower is trained\n"
+
+
+def test_pictures_are_known_by_content_and_a_round_forgets_them(tiny_model, micro_data):
+    from PIL import Image
+
+    processor = models.load_processor(tiny_model).image_processor
+    one, other = (Image.new("RGB", (56, 56), colour) for colour in ("red", "blue"))
+    pictures = Pictures(processor, tower=None)
+    with pictures.served():
+        found = processor([[one], [other], [one.copy()]])
+    alone = processor([one, other, one], return_tensors="pt")
+    assert torch.equal(found["pixel_values"], alone["pixel_values"])
+    assert torch.equal(found["image_grid_thw"], alone["image_grid_thw"])
+    assert len(pictures._grids) == 2
+    pictures.forget()
+    assert not pictures._grids
+
+
+def test_chunks_hold_every_row_once_and_one_gradient():
+    order, still = torch.tensor([3, 1, 0, 4, 2]), torch.ones(5, dtype=torch.bool)
+    for resting in (None, still, ~still, torch.arange(5) > 2):
+        made = fast.chunks(order, 2, resting)
+        assert sorted(torch.cat([rows for rows, _ in made]).tolist()) == list(range(5))
+        assert any(moves for _, moves in made)
+    assert [rows.tolist() for rows, moves in fast.chunks(order, 2, still) if moves] == [[3]]
+
+
+def test_profiles_refuse_a_path_that_does_not_exist():
+    assert (*fast.EXACT, fast.FLAT_KL) == profiles.FAST
+    with pytest.raises(profiles.ProfileError, match="grpo.fast: 'warp'"):
+        profiles.load("smoke", **{"grpo.fast": ["warp"]})

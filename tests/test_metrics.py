@@ -1,0 +1,261 @@
+"""Metrics of the six benchmarks by hand, on data that is whole, partial, doubled and shuffled."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlaa_lib.evaluate import compare
+from vlaa_lib.evaluate.files import LAYOUTS, family
+from vlaa_lib.evaluate.metrics import HEADLINES, summarise
+
+
+def table(benchmark, rows, **options):
+    return {row["metric"]: row for row in summarise(benchmark, rows, **options)}
+
+
+def numbered(rows):
+    return [{"index": i, **row} for i, row in enumerate(rows, 1)]
+
+
+# --- accuracies -----------------------------------------------------------------------------------
+
+
+def test_mathvista_tasks_and_skills():
+    rows = numbered([
+        {"hit": True, "task": "t", "skills": "['a', 'b']"},
+        {"hit": False, "task": "t", "skills": ["b"]},
+        {"hit": None, "task": "u", "skills": float("nan")},
+    ])
+    found = table("MathVista_MINI", rows)
+    assert (found["overall"]["points"], found["overall"]["n"]) == (1, 3)
+    assert found["overall"]["undecided"] == 1 and found["overall"]["full_rows"] == 1000
+    assert (found["task: t"]["value"], found["task: u"]["value"]) == (0.5, 0.0)
+    assert (found["skills: b"]["points"], found["skills: b"]["n"]) == (1, 2)
+    assert found["skills: (none)"]["n"] == 1
+    assert next(iter(found)) == "overall" and found["overall"]["low"] is None
+
+
+def test_mathvision_has_its_sixteen_subjects():
+    rows = numbered({"hit": k % 2 == 0, "category": f"c{k % 16:02}"} for k in range(48))
+    found = table("MathVision", rows, resamples=50)
+    assert len(found) == 17 and found["category: c03"]["value"] == 0.0
+    assert found["overall"]["value"] == 0.5
+    assert found["overall"]["low"] < 0.5 < found["overall"]["high"]
+
+
+def test_mathverse_by_version_and_subject():
+    told = "{'subject': 'Plane Geometry', 'subfield': \"Euler's line\"}"
+    rows = numbered([
+        {"hit": True, "problem_version": "Vision Only", "metadata": told},
+        {"hit": False, "problem_version": "Vision Only", "metadata": "{'subject': "},
+        {"hit": True, "problem_version": "Text Lite", "metadata": told},
+    ])
+    found = table("MathVerse_MINI", rows)
+    assert found["problem_version: Vision Only"]["value"] == 0.5
+    assert found["problem_version: Text Lite"]["value"] == 1.0
+    assert found["subfield: Euler's line"]["n"] == 2 and found["subject: (none)"]["n"] == 1
+    assert found["overall"]["full_rows"] == 3940
+
+
+def test_an_index_that_is_there_twice_counts_for_nothing():
+    rows = [{"index": i, "hit": hit} for i, hit in [(1, True), (1, False), (2, True), (3, False)]]
+    found = table("LogicVista", rows)["overall"]
+    assert (found["n"], found["points"], found["duplicated"]) == (2, 1, 2)
+    # a spreadsheet's 1.0 is the same index
+    assert table("LogicVista", [*rows, {"index": 2.0, "hit": True}])["overall"]["n"] == 1
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_nothing_has_no_value(name):
+    found = summarise(name, [], resamples=10)
+    head = next(r for r in found if r["metric"] == HEADLINES[family(name)])
+    assert (head["n"], head["value"], head["low"]) == (0, None, None)
+    with pytest.raises(ValueError, match="unknown benchmark"):
+        summarise("x", [])
+
+
+# --- DynaMath -------------------------------------------------------------------------------------
+
+
+def seed(qid, *wrong, **columns):
+    return [{"qid": qid, "varid": v, "hit": v not in wrong, "subject": "s"} | columns
+            for v in range(1, 11)]  # fmt: skip
+
+
+def test_dynamath_average_and_worst_in_any_order():
+    # qid is not the index of its first variant, which the kit's worst case needs
+    rows = numbered([*seed("q7"), *seed("q8", 4), *seed("q9", 1, 2, subject="t")])
+    for _ in range(3):
+        found = table("DynaMath", rows)
+        assert found["average"]["value"] == pytest.approx(27 / 30)
+        assert (found["worst case"]["points"], found["worst case"]["n"]) == (1, 3)
+        assert found["subject: t"]["value"] == 0.8
+        assert found["worst case, subject: s"]["value"] == 0.5
+        assert found["worst case"]["left_out"] == found["worst case"]["missing"] == 0
+        random.Random(0).shuffle(rows)
+
+
+@pytest.mark.parametrize("gone", [1, 4, 10])
+def test_a_missing_variant_makes_no_seed_easier(gone):
+    rows = numbered([*seed(1), *[row for row in seed(2, gone) if row["varid"] != gone]])
+    found = table("DynaMath", rows)["worst case"]
+    assert (found["n"], found["points"], found["left_out"], found["missing"]) == (1, 1, 1, 1)
+    assert table("DynaMath", rows)["average"]["n"] == 19
+
+
+def test_a_doubled_or_unknown_variant_leaves_its_seed_out():
+    rows = numbered([*seed(1), *seed(2), {"qid": 2, "varid": 3, "hit": False}])
+    assert table("DynaMath", rows)["worst case"]["left_out"] == 1
+    rows = numbered([*seed(1), {"qid": 1, "varid": 11, "hit": True}])
+    found = table("DynaMath", rows)["worst case"]
+    assert (found["n"], found["value"], found["left_out"]) == (0, None, 1)
+    # texts and floats, as spreadsheets have them, are the same variants
+    kinds = [str, float, int, str, float] * 2
+    cells = [{"varid": kind(v), "qid": kind(1)} for v, kind in enumerate(kinds, 1)]
+    mixed = numbered(row | own for row, own in zip(seed(1), cells, strict=True))
+    assert table("DynaMath", mixed)["worst case"]["points"] == 1
+
+
+def test_a_row_without_verdict_makes_its_seed_wrong():
+    rows = numbered(seed(1))
+    rows[3]["hit"] = None
+    found = table("DynaMath", rows)["worst case"]
+    assert (found["points"], found["n"], found["undecided"]) == (0, 1, 1)
+
+
+# --- We-Math --------------------------------------------------------------------------------------
+
+
+def problem(ID, *hits):
+    keys = [*range(1, len(hits)), "multi"]
+    return [
+        {"ID": ID, "key": f"{ID.split('_')[0]}_{k}", "hit": hit, "knowledge concept": f"c{k}"}
+        for k, hit in zip(keys, hits, strict=True)
+    ]
+
+
+def by_the_kit(problems, is_loose):
+    """Work the formula as the original writes it: (n - IG / 2 - RM - IK) / n."""
+    CM = RM = IG = IK = 0
+    for *steps, multi in problems:
+        right = any(steps) if is_loose else all(steps)
+        CM += multi and right
+        RM += multi and not right
+        IG += not multi and all(steps)
+        IK += not multi and not all(steps)
+    return {"CM": CM, "RM": RM, "IG": IG, "IK": IK}, CM + RM + IG + IK
+
+
+@given(st.lists(st.one_of(st.tuples(*[st.booleans()] * 3), st.tuples(*[st.booleans()] * 4)),
+                min_size=1, max_size=12), st.randoms())  # fmt: skip
+def test_wemath_equals_the_original_on_whole_problems(problems, rng):
+    named = ((f"{len(hits) - 1}steps_{i}", *hits) for i, hits in enumerate(problems))
+    rows = numbered(row for one in named for row in problem(*one))
+    rng.shuffle(rows)
+    found = table("WeMath", rows)
+    for label, is_loose in (("strict", False), ("loose", True)):
+        counts, n = by_the_kit(problems, is_loose)
+        score = (n - 0.5 * counts["IG"] - counts["RM"] - counts["IK"]) / n
+        assert found[label]["value"] == pytest.approx(score) and found[label]["n"] == n
+        assert {c: found[f"{label} {c}"]["points"] for c in counts} == counts
+        solved = counts["CM"] + counts["RM"]
+        share = counts["RM"] / solved if solved else None  # the kit divides by zero here
+        assert found[f"{label} RM"]["value"] == share
+    steps = [hit for hits in problems for hit in hits[:-1]]
+    assert (found["S1"]["points"], found["S1"]["n"]) == (sum(steps), len(steps))
+
+
+def test_a_hundred_wrong_problems_of_the_real_number_do_not_score_eighty_percent():
+    rows = [row for i in range(99) for row in problem(f"2steps_{i}", False, False, False)]
+    rows = numbered([*rows, *problem("2steps_99", True, True, True)])
+    found = table("WeMath", rows)["strict"]
+    assert (found["value"], found["n"], found["full_rows"]) == (0.01, 100, 1740)
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_a_problem_that_lacks_a_row_is_left_out(gone):
+    lacking = problem("3steps_1", True, True, True, True)
+    there = lacking[:gone] + lacking[gone + 1 :]
+    rows = numbered([*problem("2steps_1", True, True, False), *there])
+    found = table("WeMath", rows)["strict"]
+    assert (found["value"], found["n"], found["left_out"], found["missing"]) == (0.5, 1, 1, 1)
+
+
+def test_odd_and_doubled_problems_are_left_out_and_counted():
+    whole = problem("2steps_1", True, True, True)
+    other = problem("2steps_2", True, True, True)
+    rows = numbered([*whole, *other, other[0]])
+    assert table("WeMath", rows)["strict"]["left_out"] == 1
+    odd = [{"ID": "x", "key": "x", "hit": True}, {"ID": float("nan"), "key": None, "hit": True},
+           {"ID": "²steps_1", "key": "steps", "hit": True}]  # fmt: skip
+    found = table("WeMath", numbered([*whole, *odd]))
+    assert (found["strict"]["n"], found["strict"]["left_out"]) == (1, 3)
+    assert found["key: (none)"]["n"] == 3 and found["knowledge concept: c1"]["n"] == 1
+
+
+# --- two models -----------------------------------------------------------------------------------
+
+
+def run(*hits):
+    return numbered({"hit": hit} for hit in hits)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"),
+    [(0, 0, 1.0), (0, 1, 1.0), (0, 5, 2 / 32), (5, 0, 2 / 32), (2, 8, 112 / 1024), (4, 4, 1.0)],
+)
+def test_mcnemar_by_hand(first, second, p):
+    assert compare.mcnemar(first, second) == pytest.approx(p)
+    assert 0 < compare.mcnemar(1000, 1500) < 1e-20  # no overflow
+
+
+def test_two_models_on_the_same_rows():
+    first, second = run(*[False] * 8, True, True), run(*[True] * 8, True, False)[::-1]
+    found = compare.compare("LogicVista", [first], [second])
+    assert (found["n"], found["unshared"], found["difference"]) == (10, 0, pytest.approx(0.7))
+    assert (found["only_first"], found["only_second"]) == (1, 8)
+    assert found["p_mcnemar"] == pytest.approx(20 / 512)
+    assert 0 < found["low"] < 0.7 < found["high"] <= 1
+    assert compare.compare("LogicVista", [first], [second]) == found  # the same again
+    part = compare.compare("LogicVista", [first], [second[:4]])
+    assert (part["n"], part["unshared"]) == (4, 6)
+
+
+def test_pairing_takes_the_rows_difficulty_out():
+    rng = random.Random(0)
+    hits = [rng.random() < 0.5 for _ in range(200)]
+    better = [hit or k < 10 for k, hit in enumerate(hits)]
+    values = [{str(k): float(v) for k, v in enumerate(run)} for run in (hits, better)]
+    low, high = compare.paired_bootstrap(values[:1], values[1:])
+    assert high - low < 0.08  # two separate intervals are about 0.14 wide each
+    assert compare.paired_bootstrap(values[:1], values[:1]) == (0.0, 0.0)
+
+
+def test_seeds_widen_the_interval():
+    good, bad = run(*[True] * 40), run(*[False] * 40)
+    one = compare.compare("LogicVista", [bad], [good])
+    assert (one["low"], one["high"]) == (1.0, 1.0)
+    some = compare.compare("LogicVista", [bad, bad], [good, bad])
+    assert (some["first"], some["second"], some["p_mcnemar"]) == (0.0, 0.5, None)
+    assert (some["low"], some["high"]) == (0.0, 1.0)
+
+
+def test_groups_are_the_units_where_the_metric_is_over_groups():
+    first, second = numbered([*seed(1), *seed(2, 3)]), numbered([*seed(1), *seed(2)])
+    found = compare.compare("DynaMath", [first], [second])
+    assert (found["metric"], found["n"], found["only_second"]) == ("worst case", 2, 1)
+    assert compare.compare("DynaMath", [first], [second], "average")["n"] == 20
+    half = [numbered(problem("2steps_1", True, True, hit)) for hit in (False, True)]
+    strict = compare.compare("WeMath", half[:1], half[1:])
+    assert (strict["difference"], strict["p_mcnemar"]) == (0.5, None)  # half a point is no hit
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="no row in common"):
+        compare.compare("LogicVista", [run(True)], [[{"index": 9, "hit": True}]])
+    with pytest.raises(ValueError, match="has no metric 'x'; use one of overall"):
+        compare.compare("LogicVista", [run(True)], [run(True)], "x")
+    with pytest.raises(ValueError, match="without runs"):
+        compare.compare("LogicVista", [], [run(True)])

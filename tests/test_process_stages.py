@@ -1,0 +1,186 @@
+"""The road of process rewards: stages, the command line, short pools, a resumed ViLPRM."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scoring
+from test_prm import rows_of, settings
+from test_process import candidate
+from vlaa_lib import prompts, records, report, stages
+from vlaa_lib.__main__ import main
+from vlaa_lib.process import best_of_n, pools, prm, search, train_prm
+from vlaa_lib.process import stages as road
+from vlaa_lib.show import process_figures
+
+TINY = {"evaluate.max_new_tokens": 8, "search.max_new_tokens": 8, "process.pool_questions": 3}
+TINY |= {"process.candidates": 3, "process.questions": 6, "process.generators": ["instruct"]}
+TINY |= {"process.judged": 1, "grpo.max_completion_tokens": 8, "grpo.max_steps": 1}
+
+
+def test_questions_are_spread_over_sources():
+    made = [scoring.record("digit", "3", id=f"{s}{i}", source=s) for s in "aab" for i in range(2)]
+    found = [record.source for record in road.spread(made, 4)]
+    assert found == ["a", "b", "a", "b"]
+    assert len(road.spread(made, 99)) == 6 and road.spread(made, 0) == []
+
+
+def half_right(made, completions):
+    """Judge by the text's length, so that an untrained policy has right and wrong rollouts."""
+    return [len(text) % 2 == 0 for text in completions]
+
+
+def test_the_road_from_search_to_a_reward_of_steps(tiny_model, tmp_path, monkeypatch):
+    """Each stage once; a second call reads what is there, another seed trains another ViLPRM."""
+    monkeypatch.setattr(search, "is_right", half_right)
+    cfg = settings(tiny_model, **TINY)
+    run = stages.folder(cfg, tmp_path / "run")
+    rows = road.best_of_n(cfg, run)
+    assert {row["n"] for row in rows} == {2}, "no N above the candidates"
+    assert {row["scorer"] for row in rows} >= {"ViLPRM 0", "truth of steps", "oracle", "greedy"}
+    judged, replies = road.judged(cfg, run)
+    assert sum(row["steps"] for row in replies) > 0
+    assert {row["questions"] for row in judged} == {1}
+    arms = road.rewarded(cfg, run)
+    assert [row["reward"] for row in arms] == [road.BEFORE, road.ANSWERS, road.STEPS]
+    with (run / "results" / "grpo_answers_and_steps.csv").open() as stream:
+        assert "rewards/process/mean" in next(csv.reader(stream))
+    with (run / "results" / "search.csv").open() as stream:
+        assert list(csv.DictReader(stream))[-1]["source"] == "sum"
+
+    marks = {path: path.stat().st_mtime_ns for path in run.rglob("done.json")}
+    assert road.best_of_n(cfg, run) == rows and road.judged(cfg, run)[1] == replies
+    assert road.vilprm(cfg, run, seed=1) != road.vilprm(cfg, run)
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks
+
+    off = replace(cfg, process=replace(cfg.process, judged=0, reward_rounds=0))
+    assert road.judged(off, run) == ([], []) and road.rewarded(off, run) == []
+
+
+def test_the_arms_are_compared_on_the_same_questions():
+    scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+    made = [scoring.record("digit", "3", id=i, meta={"scene": scene}) for i in "ab"]
+    true, false = "The red bar reaches 3.", "The red bar reaches 4."
+
+    def rows(*texts):
+        done = [prompts.join_think_answer(text, "3") for text in texts]
+        pairs = zip(made, done, strict=True)
+        return [{"record_id": r.id, "completion": t, "correct": True} for r, t in pairs]
+
+    told = {road.ANSWERS: rows(false, f"{true} {false}"), road.STEPS: rows(true, "Hm.")}
+    first, second = road.compared(told, made, 50)
+    assert first["false_share"] == pytest.approx(0.75) and first["fewer_false"] == 0
+    assert second["false_share"] == 0 and second["checked_steps"] == 1
+    assert second["fewer_false"] == 1.0, "question b has no checkable step there and is no pair"
+
+
+def test_calibration_is_drawn_beside_the_diagonal():
+    table = prm.calibration([(0.1, 0.0), (0.9, 0.5), (0.95, 1.0)])
+    figure = process_figures.calibration([{"seed": s, **row} for s in (0, 1) for row in table])
+    assert [line.name for line in figure.data] == ["score = value", "seed 0", "seed 1"]
+    assert list(figure.data[1].x) == pytest.approx([0.1, 0.925])
+    assert list(figure.data[1].y) == pytest.approx([0.0, 0.75])
+
+
+def test_the_report_draws_what_notebook_07_leaves(tmp_path):
+    found = [pools.collect([candidate(i, k, "3", k == 1, generator=g) for i in "ab"
+                            for k in range(2)]) for g in ("one", "two")]  # fmt: skip
+    (tmp_path / "results").mkdir()
+    rows = best_of_n.table(found, {}, (2,), resamples=20)
+    records.write_csv(tmp_path / "results" / "best_of_n.csv", rows)
+    arms = [{"reward": "before", "false_share": 0.5}, {"reward": "answers", "false_share": 0.25}]
+    records.write_csv(tmp_path / "results" / "process_reward.csv", arms)
+    page = report.write_report(tmp_path).read_text()
+    assert "Accuracy of the chosen answer" in page and "<title>Share of false steps" in page
+    assert "oracle" in page and "missing: results/vilprm.csv; notebook 07 writes it" in page
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_search_and_train_prm_through_the_command_line(
+    tiny_model, micro_data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(search, "is_right", half_right)
+    folder, made = micro_data
+    images, out = str(folder / "images"), tmp_path / "search"
+    records.write(made, tmp_path / "r.jsonl")
+    small = ["--profile", "smoke", "--set", f"model.policy={tiny_model}"]
+    words = ["process", "search", "--records", str(tmp_path / "r.jsonl"), "--images", images]
+    words += ["--out", str(out), "--n", "12", *small, "search.max_new_tokens=8"]
+    assert main(words) == 0
+    rows = json.loads((out / "processes.json").read_text())
+    assert rows and f"{len(rows)} rows of 12 questions" in capsys.readouterr().out
+    (out / "processes.json").write_text(json.dumps([*rows, rows[0] | {"value": float("nan")}]))
+    words = ["process", "train-prm", "--rows", str(out / "processes.json"), "--images", images]
+    assert main([*words, "--out", str(tmp_path / "prm"), *small, "prm.max_steps=1"]) == 0
+    said = capsys.readouterr().out
+    assert "rejected:" in said and "value nan" in said and "mse_constant" in said
+    assert prm.load(tmp_path / "prm").model.step_head.out_features == 1
+
+
+# --- a pool that is too short ---------------------------------------------------------------------
+
+
+def test_a_pool_below_16_is_measured_as_far_as_it_goes():
+    """Five candidates of one question, three of another: N = 2 and 4, and who was short."""
+    rows = [candidate("a", i, "3", i == 4) for i in range(5)]
+    rows += [candidate("b", i, "3", False) for i in range(3)]
+    found = best_of_n.table([pools.collect(rows)], {}, resamples=20)
+    assert {row["n"] for row in found} == {2, 4}
+    by_n = {row["n"]: row for row in found if row["scorer"] == "oracle"}
+    assert [by_n[n]["short"] for n in (2, 4)] == [0, 1]
+    assert by_n[4]["no_correct"] == 2 and by_n[4]["accuracy"] == 0.0
+
+
+# --- ViLPRM ---------------------------------------------------------------------------------------
+
+
+def test_a_vilprm_that_was_cut_off_ends_as_if_it_had_not_been(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    cfg = settings(
+        tiny_model, **{"prm.max_steps": 4, "prm.save_steps": 2, "prm.global_batch": 4,
+                       "prm.per_device_batch": 2, "prm.epochs": 9.0}
+    )  # fmt: skip
+    given = cfg, rows_of(made, 18), folder / "images"
+    log = train_prm.train(*given, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    again = train_prm.train(*given, tmp_path / "cut")
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [row["loss"] for row in again] == [row["loss"] for row in log]
+    assert len(log) == 4
+
+
+def test_equal_solutions_are_read_once(tiny_model, micro_data, monkeypatch):
+    folder, made = micro_data
+    policy = train_prm.begin(settings(tiny_model), None, "unused")
+    policy.model.eval()
+    seen, real = [], prm.encode
+    monkeypatch.setattr(prm, "encode", lambda *a: seen.append(len(a[2])) or real(*a))
+    found = prm.scorer(policy, folder / "images")([made[0]] * 3 + [made[1]], [["Two."]] * 4)
+    assert seen == [2] and found[0] == found[1] == found[2] and found[0] is not found[1]
+
+
+def test_without_a_table_of_names_the_model_still_loads(monkeypatch):
+    """Older releases of transformers go by the type of the model and have no such functions."""
+    from transformers import conversion_mapping
+
+    monkeypatch.delattr(conversion_mapping, "register_checkpoint_conversion_mapping")
+    prm._teach_names()
+    monkeypatch.undo()
+    monkeypatch.setattr(conversion_mapping, "get_checkpoint_conversion_mapping", lambda name: None)
+    called = []
+    monkeypatch.setattr(
+        conversion_mapping, "register_checkpoint_conversion_mapping",
+        lambda *a, **k: called.append(a),
+    )  # fmt: skip
+    prm._teach_names()
+    assert called == []

@@ -1,0 +1,267 @@
+"""The viewer's Python side: what is sent to the page, how much, and never as markup."""
+
+import base64
+import copy
+import hashlib
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import viewer_cases
+from vlaa_lib import traces
+from vlaa_lib.show import TraceViewer, html, prepare
+
+SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+TEXT = (
+    "<think>The red bar reaches 3. Wait, the blue bar reaches 4. Hmm.</think><answer>3</answer>"
+)
+MB = 1_000_000
+
+
+def example(text=TEXT, **more):
+    """Return one example with one trace; keys of the side start with `side_`."""
+    side = {"name": "sft", "text": text} | {
+        key.removeprefix("side_"): value for key, value in more.items() if key.startswith("side_")
+    }
+    rest = {key: value for key, value in more.items() if not key.startswith("side_")}
+    return {"id": "a", "source": "panel", "image": None, "question": "How high?", "gold": "3",
+            "scene": SCENE, "sides": [side]} | rest  # fmt: skip
+
+
+def one(*args, **more) -> dict:
+    """Return what is sent of one example's one side."""
+    return prepare.prepare([example(*args, **more)])["examples"][0]["sides"][0]
+
+
+spoken = viewer_cases.spoken
+
+
+def sent(state) -> str:
+    return json.dumps(state, ensure_ascii=False, allow_nan=False)
+
+
+# --- the state
+
+
+def test_a_trace_arrives_whole_with_its_steps_marked():
+    side = one()
+    assert spoken(side) == TEXT
+    marked = [spoken({"body": [step]}) for step in side["body"] if step[0] != -1]
+    assert marked == ["The red bar reaches 3.", "Wait, the blue bar reaches 4.", "Hmm.", "3"]
+    assert [truth for truth, _ in side["body"] if truth != -1] == [1, 0, 2, 2]
+    assert side["steps"] == [1, 1, 2] and side["firstFalse"] == 2 and side["answer"] == "3"
+    kinds = {tuple(run) for _truth, runs in side["body"] for run in runs}  # a bare text as well
+    assert {("aha", "Wait"), ("aha", "Hmm"), ("tag", "<answer>"), ("answer", "3")} <= kinds
+
+
+@given(st.text(alphabet=st.sampled_from(".!?; \nwaitTheredbarreaches3<>/think𝒳"), max_size=80))
+def test_no_layer_loses_or_repeats_a_character(text):
+    side = one(text, side_pieces=[text[k : k + 3] for k in range(0, len(text), 3)])
+    assert spoken(side) == text
+    truths = [truth for truth, _ in side["body"] if truth != -1]
+    told = [step.truth for step in traces.check_steps(text, SCENE)]
+    assert truths == [2 if truth is None else int(truth) for truth in told]
+
+
+def test_an_answer_that_evaluation_read_stands_beside_its_missing_tags():
+    side = one("The answer is 3.", side_answer="3")
+    assert side["answer"] == "3" and side["problem"] == "no think or answer tags"
+    assert "answer" not in one("The answer is 3.")
+
+
+def test_without_a_scene_no_step_is_judged():
+    side = one(scene=None)
+    assert "steps" not in side and {truth for truth, _ in side["body"]} == {-1}
+
+
+def test_numbers_that_are_none_are_left_out():
+    for strange in (*viewer_cases.STRANGE_NUMBERS, [1], {}):
+        keys = ("reward", "advantage", "tokens", "mean_logp", "entropy")
+        side = one(**{f"side_{key}": strange for key in keys}, side_parts={"digit": strange})
+        sent(side)  # NaN and infinity would not be JSON
+        found = prepare.number(strange)
+        assert side.get("reward") == found and side["parts"] == [["digit", found, ""]]
+        assert side.get("correct") == (None if found is None else found >= 0.5)
+
+
+def test_reasons_and_parts_stand_side_by_side():
+    side = one(side_parts={"digit": 1, "format": 0.5}, side_reasons={"digit": "right", "x": "why"})
+    assert side["parts"] == [["digit", 1.0, "right"], ["format", 0.5, ""], ["x", None, "why"]]
+    assert one(side_correct=False, side_reward=1.0)["correct"] is False  # said beats derived
+
+
+def test_boxes_and_their_overlap():
+    def boxes(gold, answer, **more):
+        text = f"<think>x</think><answer>{answer}</answer>"
+        made = prepare.prepare([example(text, gold=gold, scene=None, **more)])["examples"][0]
+        return made["box"], made["sides"][0].get("box"), made["sides"][0].get("iou")
+
+    gold, found, iou = boxes("[0, 0, 1, 1]", "[0, 0, 0.5, 1]", frame="norm01")
+    assert gold == (0, 0, 1, 1) and found == (0, 0, 0.5, 1) and iou == 0.5
+    assert boxes("[0, 0, 1, 1]", "none", frame="norm01") == ((0, 0, 1, 1), None, None)
+    picture = Image.new("RGB", (200, 100))
+    pixels = {"frame": "pixel_original", "image": picture}
+    assert boxes("[0, 0, 100, 50]", "[0, 0, 100, 50]", **pixels)[0] == (0, 0, 0.5, 0.5)
+    made = prepare.prepare([example(gold="[0, 0, 9, 9]", frame="pixel_resized")])["examples"][0]
+    assert made["box"] is None and "image_size" in made["boxProblem"]
+
+
+def test_tokens_are_shaded_only_where_they_spell_the_text():
+    side = one("wait 3", side_pieces=["wa", "it ", "3", "<|end|>"], side_logps=[-1, -2.351, 0, 0])
+    runs = [run for _truth, runs in side["body"] for run in runs]
+    assert [text for _kind, text, *_ in runs] == ["wa", "it", " ", "3"]
+    assert [logp for _kind, _text, logp, _entropy in runs] == [-1, -2.35, -2.35, 0]
+    assert side["shaded"] and spoken(side) == "wait 3"
+    for wrong in ({"side_pieces": ["x"]}, {"side_pieces": ["wait 3"], "side_logps": [1, 2]}):
+        side = one("wait 3", **wrong)
+        assert not side["shaded"] and "not shaded" in side["shadeProblem"]
+
+
+def test_unseen_characters_are_spelt_out():
+    side = one("3 \u202e4\u202c \x00\ud800", scene=None)
+    assert spoken(side) == "3 ‹U+202E›4‹U+202C› ‹U+0000›‹U+D800›"
+    assert "\u202e" not in html.render([example("\u202e", question="\u2066")])
+    assert prepare.visible("a\r\nb\tc 👩‍🔬") == "a\nb\tc 👩‍🔬"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([example(), example()], r"examples: id 'a' twice, at 0 and 1"),
+        ([example(sides=[{"name": "a"}, {"name": "a"}])], r"examples\[0\]: side named 'a' twice"),
+        ([example(sides=None)], r"examples\[0\] is not a dict with a list `sides`"),
+        ([example(), "text"], r"examples\[1\] is not a dict"),
+        ([example(sides=[{"text": "x"}])], r"sides\[0\] is not a dict with a `name`"),
+    ],
+)
+def test_malformed_examples_are_named(wrong, said, tmp_path):
+    (tmp_path / "a.html").write_text("old")
+    with pytest.raises(ValueError, match=said):
+        prepare.prepare(wrong)
+    with pytest.raises(ValueError, match=said):
+        html.to_html(wrong, tmp_path / "a.html")
+    assert (tmp_path / "a.html").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_given_is_not_changed():
+    given_examples = [example(side_parts={"digit": 1})]
+    before = copy.deepcopy(given_examples)
+    prepare.prepare(given_examples)
+    assert given_examples == before
+
+
+# --- size
+
+
+def test_two_hundred_examples_stay_under_five_megabytes():
+    viewer = TraceViewer(viewer_cases.many(200))
+    state = {key: value for key, value in viewer.get_state().items() if key[0] != "_"}
+    assert len(state["examples"]) == 200 and len(state["examples"][0]["sides"]) == 4
+    assert 2 * MB < len(sent(state).encode()) < 5 * MB
+    assert list(state["pictures"]) == ["example-0"]  # the others come when they are asked for
+    assert not any(side["more"] for found in state["examples"] for side in found["sides"])
+
+
+def test_traces_that_never_end_do_not_break_the_limit():
+    endless = "wait <b> " * 12_000
+    group = [{"text": endless, "reward": 1.0, "advantage": 0.0, "tokens": 9}] * 8
+    sides = [{"name": name, "text": endless, "group": group} for name in viewer_cases.MODELS]
+    examples = [example(id=str(n), sides=sides, scene=None) for n in range(25)]
+    state = prepare.prepare(examples)
+    assert len(sent(state).encode()) <= prepare.MAX_BYTES  # though every second word is a mark
+    side = state["examples"][0]["sides"][0]
+    assert len(spoken(side)) + side["more"] == len(endless)
+    assert len(side["group"][0]["text"]) + side["group"][0]["more"] == len(endless)
+    alone = one(endless, scene=None)
+    assert len(spoken(alone)) == prepare.MAX_CHARS
+
+
+# --- the widget
+
+
+def test_the_selection_is_read_and_set_from_python():
+    viewer = TraceViewer([example(), example(id="b", image=Image.new("RGB", (900, 9)))])
+    assert (viewer.selected, viewer.shown, viewer.columns) == ("a", ["a", "b"], ["sft"])
+    assert viewer.pictures == {"a": "no picture"} and viewer.example["id"] == "a"
+    viewer.selected = "b"
+    assert viewer.example["id"] == "b"
+    assert viewer.pictures["b"].startswith("data:image/jpeg;base64,")
+    viewer.shown, viewer.filters = ["b"], {"wrong": "sft"}
+    assert TraceViewer([]).selected == "" and TraceViewer([]).example is None
+
+
+@pytest.mark.parametrize(
+    ("trait", "value"),
+    [("selected", "c"), ("shown", ["a", "c"]), ("columns", ["grpo"]), ("filters", {"sorce": "x"})],
+)
+def test_names_that_are_not_there_are_refused(trait, value):
+    import traitlets
+
+    viewer = TraceViewer([example()])
+    with pytest.raises(traitlets.TraitError, match=rf"{trait}: '\w+' is not there; there are"):
+        setattr(viewer, trait, value)
+
+
+def test_a_missing_picture_is_said_not_raised(tmp_path):
+    given_examples = [example(image=tmp_path / "gone.png")]
+    viewer = TraceViewer(given_examples)
+    assert re.match(r"no picture: .*gone\.png", viewer.pictures["a"])
+    assert "no picture: " in html.render(given_examples)
+    (tmp_path / "text.png").write_text("<svg onload=alert(1)>")
+    assert "not one of" in TraceViewer([example(image=tmp_path / "text.png")]).pictures["a"]
+
+
+def test_a_notebook_without_widgets_shows_an_escaped_table():
+    viewer = TraceViewer([example("<b>wait</b>", id=str(n)) for n in range(7)])
+    data = viewer._repr_mimebundle_()[0]
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == viewer.model_id
+    page = data["text/html"]
+    assert page.count("<table>") == 5 and "2 more in the notebook" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page and "<script" not in page
+
+
+# --- the page
+
+
+def page_of(tmp_path, examples) -> str:
+    return html.to_html(examples, tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_file_that_forbids_itself_the_rest(tmp_path):
+    page = page_of(tmp_path, [example(image=Image.new("RGB", (30, 20)))])
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for tag, directive in (('script type="module"', "script-src"), ("style", "style-src")):
+        text = re.search(rf"<{tag}>(.*?)</", page, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+    bare = page.replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
+    assert not re.search(r"https?://|<link|@import|\bsrc=", bare)
+    assert "data:image/jpeg;base64," in page
+
+
+def test_hostile_text_is_inert_in_the_page(tmp_path):
+    clean = page_of(tmp_path, [])
+    page = page_of(tmp_path, viewer_cases.hostile())
+    tags = re.findall(r"<[a-zA-Z!/]+", page)
+    assert tags == re.findall(r"<[a-zA-Z!/]+", clean)
+    data = re.search(r'id="traces">(.*?)</script>', page, re.DOTALL)[1]
+    assert not re.search(r"[<>&\u2028\u2029]", data)
+    said = [found["question"] for found in json.loads(data)["examples"]]
+    assert said == [prepare.visible(text) for text in viewer_cases.HOSTILE]
+    titled = html.to_html([], tmp_path / "t.html", "</title><script>").read_text()
+    assert "<script>" not in titled
+
+
+def test_the_script_reads_no_markup_and_asks_for_nothing():
+    folder = prepare.Path(prepare.__file__).parent
+    script, style = ((folder / f"viewer.{kind}").read_text() for kind in ("js", "css"))
+    banned = (r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|createContextual"
+              r"|eval\(|Function\(|fetch\(|XMLHttp|WebSocket|import\(|setHTML|\.href")  # fmt: skip
+    assert not re.search(banned, script)
+    assert not re.search(r"url\(|@import|expression", style)
+    assert len(script.splitlines()) < 500

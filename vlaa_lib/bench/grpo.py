@@ -1,0 +1,279 @@
+"""GRPO with the fast paths beside TRL's own trainer: samples a second, memory, time by phase."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from .. import microworld, models, profiles, rewards
+
+PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
+COMPARED = ("loss", "grad_norm", "kl", "reward")
+OURS, PEER = "ours", "TRL"
+
+
+def grpo(
+    generations: list[int] = [4, 8],  # noqa: B006
+    sides: list[int] = [112, 224],  # noqa: B006
+    prompts: int = 8,
+    rounds: int = 2,
+    repeats: int = 3,
+    tokens: int = 64,
+    mode: str = "full",
+    model: str = "data/pocket/instruct",
+    fast: list[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a few sampling rounds with our trainer and with TRL's, in turn, on the same data.
+
+    Same weights, seed, rewards and arithmetic: two optimizer steps a round, so that old, reference
+    and policy passes all run. TRL gets paths instead of pictures too, which is more than its
+    users give it. Loading a model is not timed. On a machine that has other work, only the ratios
+    say something.
+
+    Args:
+        generations: G, completions a prompt; a run for each of them and each of `sides`.
+        sides: pictures are enlarged to this many pixels a side.
+        prompts: of a sampling round. rounds: sampling rounds of a run. tokens: of a completion.
+        fast: the paths of `train/fast.py` that ours takes; by default the profile's.
+    Returns:
+        `speed`: a row for each G and side; `same completions`: share that both sampled alike;
+            `difference`: the largest of `COMPARED` over all steps, where all are the same.
+        `phases`: seconds a run in each phase (medians) and their ratio.
+    """
+    speed, phases = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        sources = list(microworld.SOURCES)
+        made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
+        for g, side in itertools.product(generations, sides):
+            cfg = _settings(g, side, prompts, rounds, tokens, mode, model, seed)
+            runs: dict[str, list[dict]] = {OURS: [], PEER: []}
+            for turn in range(repeats):
+                for who in (OURS, PEER) if turn % 2 else (PEER, OURS):
+                    paths = cfg.grpo.fast if fast is None else fast
+                    runs[who].append(_run(who, cfg, made, Path(folder), paths))
+            speed.append({"G": g, "side px": side} | _compare(runs, cfg.grpo.rollouts * rounds))
+            phases += [{"G": g, "side px": side} | row for row in _phases(runs)]
+    return {
+        "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
+        "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
+        "cores": os.cpu_count(), "device": _device(), "speed": speed, "phases": phases,
+    }  # fmt: skip
+
+
+def brevity(completions: list, **columns: Any) -> list[float]:
+    """Reward short completions, so that every group has a spread and no loss compared is 0."""
+    return [1 / (1 + len(said[0]["content"])) for said in completions]
+
+
+def _settings(
+    g: int, side: int, prompts: int, rounds: int, tokens: int, mode: str, model: str, seed: int
+) -> profiles.Settings:
+    batch = prompts * g // 2
+    values = {
+        "model": {"policy": model, "min_pixels": side * side, "max_pixels": side * side},
+        "grpo": {
+            "mode": mode, "num_generations": g, "rollout_prompts": prompts, "train_batch": batch,
+            "per_device_batch": batch, "max_steps": 2 * rounds, "max_completion_tokens": tokens,
+            "kl": "fixed", "save_rounds": 0,
+        },
+    }  # fmt: skip
+    return profiles.load("laptop", seed=seed, **values)
+
+
+def _run(
+    who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
+) -> dict[str, Any]:
+    """Train once; return seconds by phase, peak memory, the log and the completions."""
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    from ..train import data
+    from ..train.grpo import grpo_config
+    from ..train.trainer import trainer_class
+
+    m, mode = cfg.model, cfg.grpo.mode
+    policy = models.load_policy(m.policy, mode, m.max_pixels, m.min_pixels, "float32")
+    rows, _ = data.rows(made, folder / "images", folder / "fitted", with_trace=False)
+    trainer = (trainer_class() if who == OURS else GRPOTrainer)(
+        model=policy.model,
+        args=grpo_config(cfg, folder / "out", policy),
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=[rewards.mixed_reward, brevity],
+        processing_class=policy.processor,
+        peft_config=models.adapter(mode),
+    )
+    trainer.fast = paths
+    said: list[list[int]] = []
+    with _timed(trainer, said) as seconds, _peak() as memory:
+        trainer.train()
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said}
+
+
+@contextlib.contextmanager
+def _timed(trainer: Any, said: list[list[int]]) -> Iterator[dict[str, float]]:
+    """Time the phases of a training, each without those inside it; keep what is sampled."""
+    seconds: dict[str, float] = defaultdict(float)
+    running: list[float] = []  # seconds spent inside each phase that is on
+
+    def within(phase: str, work: Callable, *args: Any, **kwargs: Any) -> Any:
+        _wait()
+        start = time.perf_counter()
+        running.append(0.0)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            _wait()
+            spent = time.perf_counter() - start
+            seconds[phase] += spent - running.pop()
+            if running:
+                running[-1] += spent
+
+    def phased(owner: Any, name: str, phase: str) -> Any:
+        work = getattr(owner, name)
+        return patch.object(owner, name, lambda *a, **k: within(phase, work, *a, **k))
+
+    def sampled(*args: Any, **kwargs: Any) -> Any:
+        found = within("generate", turn, *args, **kwargs)
+        said.extend(found[0])
+        return found
+
+    turn, optimizer = trainer._generate_single_turn, trainer.create_optimizer
+
+    def create(*args: Any) -> Any:
+        made = optimizer(*args)
+        step = made.step
+        made.step = lambda *a, **k: within("optimizer", step, *a, **k)
+        return made
+
+    kind = type(trainer.processing_class)
+    with contextlib.ExitStack() as stack:
+        for owner, name, phase in (
+            (trainer, "train", "rest"),
+            (trainer, "training_step", "policy"),
+            (trainer, "_generate_and_score_completions", "rest"),
+            (trainer, "_calculate_rewards", "score"),
+            (kind, "__call__", "image and processor"),
+            (kind, "apply_chat_template", "image and processor"),
+        ):
+            stack.enter_context(phased(owner, name, phase))
+        stack.enter_context(patch.object(trainer, "_generate_single_turn", sampled))
+        stack.enter_context(patch.object(trainer, "create_optimizer", create))
+        stack.enter_context(_passes(trainer, within))
+        yield seconds
+
+
+@contextlib.contextmanager
+def _passes(trainer: Any, within: Callable) -> Iterator[None]:
+    """Time the passes outside of the loss; those inside it belong to the policy's phase."""
+    passed, loss = trainer._get_per_token_logps_and_entropies, trainer._compute_loss
+    learning = []
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        learning.append(True)
+        try:
+            return loss(*args, **kwargs)
+        finally:
+            learning.clear()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if learning:
+            return passed(*args, **kwargs)
+        return within("old and reference", passed, *args, **kwargs)
+
+    with (
+        patch.object(trainer, "_compute_loss", compute),
+        patch.object(trainer, "_get_per_token_logps_and_entropies", run),
+    ):
+        yield
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _wait() -> None:
+    """Let a GPU finish, so that its time falls on the phase that asked for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _peak() -> Iterator[dict[str, float | None]]:
+    """Measure the most memory above the start (MiB): of the GPU, else resident, on Linux."""
+    import torch
+
+    found: dict[str, float | None] = {"mib": None}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found["mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return
+    before = None
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+        before = _resident_peak()
+    yield found
+    if before is not None:
+        found["mib"] = (_resident_peak() - before) / 1024
+
+
+def _resident_peak() -> int:
+    """Return the process's largest resident size so far (kB)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
+    """Return one row: samples a second and memory of both, and how equal the trainings were."""
+    mine, theirs = (
+        statistics.median(sum(run["seconds"].values()) for run in runs[who]) for who in (OURS, PEER)
+    )
+    one, two = runs[OURS][0], runs[PEER][0]
+    same = [a == b for a, b in zip(one["said"], two["said"], strict=True)]
+    difference = max(
+        abs(a[key] - b[key])
+        for a, b in zip(one["log"], two["log"], strict=True)
+        for key in COMPARED
+        if key in a and key in b
+    )
+    peaks = {who: [run["memory"]["mib"] for run in runs[who]] for who in (OURS, PEER)}
+    known = None not in peaks[OURS] + peaks[PEER]
+    return {
+        "samples": samples,
+        "ours a second": round(samples / mine, 2),
+        "TRL a second": round(samples / theirs, 2),
+        "times faster": round(theirs / mine, 2),
+        "ours peak MiB": round(statistics.median(peaks[OURS])) if known else None,
+        "TRL peak MiB": round(statistics.median(peaks[PEER])) if known else None,
+        "same completions": round(statistics.mean(same), 4),
+        "difference": float(f"{difference:.1e}"),
+    }
+
+
+def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    rows = []
+    for phase in (*PHASES, "rest"):
+        mine, theirs = (
+            statistics.median(run["seconds"].get(phase, 0.0) for run in runs[who])
+            for who in (OURS, PEER)
+        )
+        ratio = round(theirs / mine, 2) if mine else None
+        rows.append({"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3),
+                     "times faster": ratio})  # fmt: skip
+    return rows

@@ -1,0 +1,318 @@
+"""Benchmark files: VLMEvalKit's TSVs, read row by row; pictures go to a cache, each once.
+
+A row that cannot be asked is a reject with file, line, column and reason. One whose gold makes no
+sense is asked, as it counts in the kit's mean too; its score names the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import images as pictures
+from .. import prompts
+from ..records import RecordError, Reject, clean_image_path
+from ..sources.files import image_extension
+
+MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
+MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
+_NO_TEXT = ("", "nan")  # a missing cell, as pandas writes it and as str() shows it
+
+Row = dict[str, Any]  # the file's own columns as text, without the picture, and `images`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a benchmark's file must hold, besides index, question and a picture.
+
+    Attributes:
+        columns: those that VLMEvalKit reads.
+        asked: those that a prompt needs besides the question; never empty.
+        num_rows: of the split that the paper scores, or of the file; None for micro ones.
+    """
+
+    columns: tuple[str, ...]
+    asked: tuple[str, ...] = ()
+    num_rows: int | None = None
+
+
+_VISTA = ("question_type", "answer_type", "choices", "answer", "answer_option", "task", "skills")
+_VERSE = ("question_for_eval", "answer", "question_type", "problem_version", "metadata")
+_DYNA = ("qid", "varid", "answer", "answer_type", "subject", "knowledge_level")
+_WE = ("ID", "key", "knowledge concept", "A", "B", "answer")
+LAYOUTS = {
+    "MathVista_MINI": Layout(_VISTA, (), 1000),
+    "MathVision": Layout(("choices", "answer", "category"), (), 3040),
+    "MathVerse_MINI_Vision_Only": Layout(_VERSE, (), 788),
+    "MathVerse_MINI_Vision_Only_cot": Layout(_VERSE, ("query_cot",), 788),
+    "MathVerse_MINI": Layout(_VERSE, (), 5 * 788),  # all problem versions
+    "DynaMath": Layout(_DYNA, (), 5010),
+    "WeMath": Layout(_WE, (), 1740),
+    "WeMath_COT": Layout(_WE, ("requirement",), 1740),
+    "LogicVista": Layout(("answer", "skill"), (), 447),
+}
+LAYOUTS |= {
+    f"micro-{name.partition('_')[0]}": Layout(layout.columns, ("micro_reward",))
+    for name, layout in LAYOUTS.items()
+}
+
+
+@dataclass
+class Benchmark:
+    """A benchmark's rows in the file's order, and everything that is not among them."""
+
+    name: str
+    images: Path  # the root that the rows' `images` are below
+    rows: list[Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    num_other_split: int = 0
+
+    @property
+    def indices(self) -> list[str]:
+        """Return each row's index, in the file's order."""
+        return [row["index"] for row in self.rows]
+
+
+def family(name: str) -> str:
+    """Return which of the six a benchmark is, real or micro.
+
+    Raises:
+        ValueError: unknown benchmark.
+
+    >>> family("MathVerse_MINI_Vision_Only"), family("micro-WeMath")
+    ('MathVerse', 'WeMath')
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(LAYOUTS)}")
+    return name.removeprefix("micro-").partition("_")[0]
+
+
+def read(
+    name: str, path: str | Path, images: str | Path, image_root: str | Path | None = None
+) -> Benchmark:
+    """Read a benchmark's TSV; write its pictures to `images`, each under the hash of its bytes.
+
+    Of a file with all problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
+
+    Args:
+        image_root: what `image_path` starts from, where a file has that instead of pictures; by
+            default the file's own folder.
+    Raises:
+        RecordError: the file cannot be used at all; names file, line, column and remedy.
+    """
+    family(name)  # refuses an unknown name
+    path, images, layout = Path(path), Path(images), LAYOUTS[name]
+    columns = ("index", "question", *layout.columns, *layout.asked)
+    store = _Store(images, Path(image_root or path.parent))
+    found, seen = Benchmark(name, images), {}
+    asked: list[tuple[int, Row]] = []
+    for line, row in tsv_rows(path, columns, name):
+        index = ""
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            index = _new_index(row, seen, line)
+            store.take(index, row.pop("image", None), row.pop("image_path", None))
+            if "Vision_Only" in name and row["problem_version"] != "Vision Only":
+                found.num_other_split += 1
+                continue
+            check(name, row)
+            asked.append((line, row))
+        except RecordError as error:
+            found.rejects.append(Reject(path.name, line, index, str(error)))
+    for line, row in asked:
+        index = row["index"]
+        try:
+            found.rows.append(row | {"images": store.shown(index)})
+        except RecordError as error:
+            found.rejects.append(Reject(path.name, line, index, str(error)))
+    found.rejects.sort(key=lambda reject: reject.line)
+    if not found.rows:
+        why = found.rejects[0] if found.rejects else "it holds another split"
+        raise RecordError(f"{path}: no row can be asked; the first reason: {why}")
+    return found
+
+
+def tsv_rows(
+    path: str | Path, columns: Iterable[str], what: str
+) -> Iterator[tuple[int, dict[str, str] | RecordError]]:
+    """Yield (first line, row) of a TSV that has the columns, one row in memory at a time.
+
+    A row with more or fewer cells than the header is yielded as its RecordError.
+
+    Raises:
+        RecordError: no such file, no rows, a column missing, or not a TSV in UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; check the path given for {what}")
+    csv.field_size_limit(pictures.MAX_FILE_BYTES * 2)  # a picture as base64 is a third longer
+    line, is_empty = 1, True
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, delimiter="\t", strict=True)
+            if missing := [c for c in columns if c not in (reader.fieldnames or [])]:
+                raise RecordError(
+                    f"{path.name}:1: no column {', '.join(map(repr, missing))}; is it {what}?"
+                )
+            line = reader.line_num + 1
+            for row in reader:
+                if None in row or None in row.values():
+                    yield line, RecordError(
+                        f"the row does not have the header's {len(reader.fieldnames)} columns; "
+                        "quote tabs and line breaks"
+                    )
+                else:
+                    yield line, row
+                line, is_empty = reader.line_num + 1, False
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"{path.name}:{line}: not a TSV file in UTF-8 ({error}); fetch it again"
+        ) from None
+    if is_empty:
+        raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
+
+
+def listed(value: Any) -> list[str] | None:
+    """Read a list, or its text as JSON or a Python literal, running nothing; None for all else.
+
+    >>> listed('["a"]'), listed("['a', 2]"), listed("[]"), listed("[1, 2"), listed("3")
+    (['a'], ['a', '2'], [], None, None)
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # hostile text's
+                value = None
+    return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else None
+
+
+def is_missing(text: str | None) -> bool:
+    """Tell whether a cell is empty, or a NaN that became text."""
+    return text is None or text.strip().lower() in _NO_TEXT
+
+
+def check(name: str, row: Row) -> None:
+    """Refuse a row without the texts that its prompt and its score need.
+
+    Raises:
+        RecordError: names the column.
+    """
+    needed = ["question", "answer", *LAYOUTS[name].asked]
+    if row.get("question_type") == "multi_choice":  # MathVista's gold is then a letter
+        needed[1] = "answer_option"
+    for column in needed:
+        if is_missing(row[column]):
+            raise RecordError(f"column {column!r} is empty or NaN; fill it in or delete the row")
+        if special := re.search(r"<\|\w+\|>", row[column]):  # would be read as the token itself
+            raise RecordError(f"column {column!r} spells the special token {special[0]}")
+    if row.get("micro_reward", "mcq") not in prompts.TASK_INSTRUCTIONS:
+        raise RecordError(f"column 'micro_reward': unknown reward {row['micro_reward'][:40]!r}")
+
+
+def _new_index(row: Row, seen: dict[str, int], line: int) -> str:
+    index = row["index"] = row["index"].strip()
+    if not 0 < len(index) <= MAX_REFERENCE_CHARS:
+        raise RecordError(f"column 'index': {index[:40]!r} is no index; number the rows")
+    if index in seen:
+        raise RecordError(f"column 'index': {index!r} is used on line {seen[index]}; number anew")
+    seen[index] = line
+    return index
+
+
+class _Store:
+    """The pictures of a file: written once, or the index of the row that has them."""
+
+    def __init__(self, images: Path, image_root: Path) -> None:
+        self.images, self.image_root = images, image_root
+        self.found: dict[str, list[str] | str | RecordError] = {}
+
+    def take(self, index: str, image: str | None, image_path: str | None) -> None:
+        """Keep a row's pictures, or why there are none."""
+        try:
+            self.found[index] = self._read(image, image_path)
+        except (RecordError, pictures.ImageError) as error:
+            self.found[index] = RecordError(str(error))
+
+    def shown(self, index: str) -> list[str]:
+        """Return a row's pictures, below the root.
+
+        Raises:
+            RecordError: there is none that can be used.
+        """
+        found = self.found[index]
+        if isinstance(found, str):
+            owner = self.found.get(found)
+            if not isinstance(owner, list):
+                raise RecordError(
+                    f"column 'image': {found!r} is neither a picture nor the index of a row "
+                    "that has a usable one"
+                )
+            return owner
+        if isinstance(found, RecordError):
+            raise found
+        return found
+
+    def _read(self, image: str | None, image_path: str | None) -> list[str] | str:
+        if not is_missing(image):
+            image = image.strip()
+            if len(image) <= MAX_REFERENCE_CHARS:
+                return image
+            # base64 has neither quotes nor backslashes, so any list of it is one of JSON
+            return [self._write(_decoded(text)) for text in _entries(image.replace("'", '"'))]
+        if is_missing(image_path):
+            raise RecordError("columns 'image' and 'image_path': the row has no picture")
+        return [self._write(self._file(path)) for path in _entries(image_path.strip())]
+
+    def _file(self, path: str) -> bytes:
+        root = self.image_root.resolve()
+        if Path(path).is_relative_to(root):  # the kit writes absolute paths
+            path = str(Path(path).relative_to(root))
+        pictures.open_image(path, root)  # refuses what leaves the root, before anything is read
+        return (root / clean_image_path(path)).read_bytes()
+
+    def _write(self, data: bytes) -> str:
+        """Write a picture under its hash, unless it is there; what is there has been checked."""
+        name = hashlib.sha256(data).hexdigest()[:32] + image_extension(data)
+        if (self.images / name).is_file():
+            return name
+        draft = f"{os.getpid()}-{name}"
+        self.images.mkdir(parents=True, exist_ok=True)
+        try:
+            (self.images / draft).write_bytes(data)
+            pictures.fitted_size(*pictures.open_image(draft, self.images).size)
+            os.replace(self.images / draft, self.images / name)
+        except pictures.ImageError as error:
+            raise RecordError(f"column 'image': {str(error).replace(draft, name)}") from None
+        finally:
+            (self.images / draft).unlink(missing_ok=True)
+        return name
+
+
+def _entries(text: str) -> list[str]:
+    """Return a cell's entries: those of a list, or the cell itself."""
+    if not text.startswith("["):
+        return [text]
+    if not (entries := listed(text)):
+        raise RecordError(f"{text[:40]!r} is no list of pictures; write it as JSON")
+    return entries
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordError(f"column 'image': not base64 ({error}); fetch the file again") from None

@@ -1,0 +1,232 @@
+"""The six benchmarks' metrics over scored rows: each number with its count and what it lacks.
+
+Formulas are those of VLMEvalKit on complete data. On partial data a number is over what is there:
+a seed or problem that lacks a row or has one twice is left out and counted, an index that is there
+twice counts for nothing, and a row without verdict counts as wrong and as undecided.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import bootstrap
+from .files import LAYOUTS, MAX_LITERAL_CHARS, Row, family, listed
+from .tasks import text_of
+
+Rows = list[Row]
+Parts = dict[str, dict[str, float]]  # metric -> what each row, seed or problem earned, by its id
+
+VARIANTS = 10  # DynaMath: variants of a seed question
+# the metric of each benchmark that the paper reports (table 4; DynaMath's is the worst case)
+HEADLINES = {
+    "MathVista": "overall",
+    "MathVision": "overall",
+    "MathVerse": "overall",
+    "DynaMath": "worst case",
+    "WeMath": "strict",
+    "LogicVista": "overall",
+}
+
+
+class Measured(NamedTuple):
+    """What rows earned, and what they lack.
+
+    Attributes:
+        left_out: seeds or problems that lack a row or have one twice.
+        missing: rows that those seeds and problems lack.
+        duplicated: rows that count for nothing, since their index is there more than once.
+        undecided: rows without verdict, counted as wrong.
+    """
+
+    parts: Parts
+    left_out: int
+    missing: int
+    duplicated: int
+    undecided: int
+
+
+def measure(benchmark: str, rows: Rows) -> Measured:
+    """Collect what the scored rows of one model earned under each metric of a benchmark.
+
+    Args:
+        rows: as `scoring.score_all` returns them, in any order; read are `hit`, `index` and the
+            columns that the benchmark groups by.
+    Raises:
+        ValueError: unknown benchmark.
+    """
+    by_index: dict[str, Rows] = {}
+    for number, row in enumerate(rows):
+        by_index.setdefault(text_of(row.get("index")) or f"row {number}", []).append(row)
+    unique = {index: found[0] for index, found in by_index.items() if len(found) == 1}
+    parts, left_out, missing = _METRICS[family(benchmark)](unique)
+    undecided = sum(row["hit"] is None for row in unique.values())
+    return Measured(parts, left_out, missing, len(rows) - len(unique), undecided)
+
+
+def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
+    """Return a benchmark's metrics for the scored rows of one model, the headline first.
+
+    Columns: benchmark, metric, n (rows, seeds or problems that it is over), points (what they
+    earned together), value (points / n, None over nothing), low, high (95 % by bootstrap, None
+    where `resamples` is 0), the counts of `Measured`, and full_rows (of the whole split; None for
+    micro ones).
+
+    >>> rows = [{"index": 1, "hit": True}, {"index": 2, "hit": None}]
+    >>> [(r["metric"], r["value"], r["undecided"]) for r in summarise("LogicVista", rows)]
+    [('overall', 0.5, 1)]
+    """
+    measured = measure(benchmark, rows)
+    counts = measured._asdict() | {"full_rows": LAYOUTS[benchmark].num_rows}
+    del counts["parts"]
+    return [
+        {"benchmark": benchmark, "metric": metric, **totals(values, resamples), **counts}
+        for metric, values in measured.parts.items()
+    ]
+
+
+def totals(values: dict[str, float], resamples: int = 0) -> Row:
+    """Return n, points, value and, where there are resamples, the interval of one metric."""
+    low, high = bootstrap(values.values(), resamples) if values and resamples else (None, None)
+    points = sum(values.values())
+    value = points / len(values) if values else None
+    return {"n": len(values), "points": points, "value": value, "low": low, "high": high}
+
+
+# --- accuracies -----------------------------------------------------------------------------------
+
+
+def _by(rows: dict[str, Row], *columns: str) -> Parts:
+    """Collect hits over all rows, and over each value of columns, some of them lists."""
+    parts: Parts = {"overall": {index: _hit(row) for index, row in rows.items()}}
+    for column in columns:
+        of: Parts = {}
+        if not any(column in row for row in rows.values()):
+            continue
+        for index, row in rows.items():
+            cell = row.get(column)
+            for value in listed(cell) or [text_of(cell) or "(none)"]:
+                of.setdefault(f"{column}: {value}", {})[index] = _hit(row)
+        parts |= dict(sorted(of.items()))
+    return parts
+
+
+def _hit(row: Row) -> float:
+    return float(row["hit"] is not None and bool(row["hit"]))
+
+
+def _plain(*columns: str) -> Callable[[dict[str, Row]], tuple[Parts, int, int]]:
+    return lambda rows: (_by(rows, *columns), 0, 0)
+
+
+def _mathverse(rows: dict[str, Row]) -> tuple[Parts, int, int]:
+    """Also group by subject and subfield, which stand in the column `metadata`."""
+    told = {index: row | _metadata(row.get("metadata")) for index, row in rows.items()}
+    return _by(told, "problem_version", "question_type", "subject", "subfield"), 0, 0
+
+
+def _metadata(cell: Any) -> dict[str, str]:
+    if isinstance(cell, str) and len(cell) <= MAX_LITERAL_CHARS:
+        try:  # apostrophes inside texts are read as well, which the kit cannot
+            cell = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return {}
+    if not isinstance(cell, dict):
+        return {}
+    return {key: text_of(cell.get(key)) for key in ("subject", "subfield")}
+
+
+# --- DynaMath -------------------------------------------------------------------------------------
+
+
+def _dynamath(rows: dict[str, Row]) -> tuple[Parts, int, int]:
+    """Average over rows; worst case over the seeds of which every variant is there once."""
+    seeds: dict[str, dict[str, Rows]] = {}
+    for row in rows.values():
+        seed = seeds.setdefault(text_of(row.get("qid")), {})
+        seed.setdefault(text_of(row.get("varid")), []).append(row)
+    wanted = {str(number) for number in range(1, VARIANTS + 1)}
+    worst: dict[str, Row] = {}
+    for qid, seed in seeds.items():
+        if seed.keys() == wanted and all(len(found) == 1 for found in seed.values()):
+            worst[qid] = seed["1"][0] | {"hit": all(_hit(row) for (row,) in seed.values())}
+    columns = ("subject", "knowledge_level")
+    average, least = _by(rows, *columns), _by(worst, *columns)
+    parts = {"worst case": least.pop("overall"), "average": average.pop("overall")} | average
+    parts |= {f"worst case, {metric}": values for metric, values in least.items()}
+    missing = sum(len(wanted - seed.keys()) for seed in seeds.values())
+    return parts, len(seeds) - len(worst), missing
+
+
+# --- We-Math --------------------------------------------------------------------------------------
+
+
+def wemath_class(steps: list[bool], multi: bool, is_loose: bool = False) -> str:
+    """Return We-Math's class of a problem: CM, RM, IG or IK.
+
+    Complete mastery, rote memorisation, inadequate generalisation, insufficient knowledge. Loose
+    asks only for any step, not for all, where the problem itself is right.
+
+    >>> wemath_class([True, False], True), wemath_class([True, False], True, is_loose=True)
+    ('RM', 'CM')
+    >>> wemath_class([True, True], False), wemath_class([True, False], False)
+    ('IG', 'IK')
+    """
+    if multi:
+        return "CM" if (any(steps) if is_loose else all(steps)) else "RM"
+    return "IG" if all(steps) else "IK"
+
+
+def _wemath(rows: dict[str, Row]) -> tuple[Parts, int, int]:
+    """Score complete problems: (CM + IG / 2) / problems; RM's share is of all solved ones."""
+    problems: dict[str, dict[str, Rows]] = {}
+    for row in rows.values():
+        one = problems.setdefault(text_of(row.get("ID")), {})
+        one.setdefault(text_of(row.get("key")), []).append(row)
+    complete: dict[str, tuple[list[bool], bool]] = {}
+    missing = 0
+    for ID, found in problems.items():
+        keys = _keys(ID)
+        missing += len(keys - found.keys())
+        if keys and found.keys() == keys and all(len(one) == 1 for one in found.values()):
+            *steps, multi = (bool(_hit(found[key][0])) for key in sorted(keys))
+            complete[ID] = steps, multi
+    parts: Parts = {}
+    for label, is_loose in (("strict", False), ("loose", True)):
+        classes = {ID: wemath_class(*found, is_loose) for ID, found in complete.items()}
+        parts[label] = {ID: {"CM": 1.0, "IG": 0.5}.get(c, 0.0) for ID, c in classes.items()}
+        for wanted in ("IK", "IG", "CM"):
+            parts[f"{label} {wanted}"] = {ID: float(c == wanted) for ID, c in classes.items()}
+        solved = {ID: c for ID, c in classes.items() if c in ("CM", "RM")}
+        parts[f"{label} RM"] = {ID: float(c == "RM") for ID, c in solved.items()}
+    single: dict[str, Row] = {}
+    for index, row in rows.items():
+        steps, mark, part = text_of(row.get("key")).partition("steps_")
+        label = "key: (none)" if not mark else f"S{steps}" if part == "multi" else "S1"
+        parts.setdefault(label, {})[index] = _hit(row)
+        single |= {index: row} if label == "S1" else {}
+    concepts = _by(single, "knowledge concept")
+    del concepts["overall"]
+    return parts | concepts, len(problems) - len(complete), missing
+
+
+def _keys(ID: str) -> set[str]:
+    """Return the keys that a problem's rows have: 2steps_1, 2steps_2, 2steps_multi.
+
+    They sort with the problem itself last.
+    """
+    match = re.fullmatch(r"[2-9]steps_\d{1,9}", ID, re.ASCII)
+    parts = (*range(1, int(ID[0]) + 1), "multi") if match else ()
+    return {f"{ID[:6]}_{part}" for part in parts}
+
+
+_METRICS: dict[str, Callable[[dict[str, Row]], tuple[Parts, int, int]]] = {
+    "MathVista": _plain("task", "skills"),
+    "MathVision": _plain("level", "category"),
+    "MathVerse": _mathverse,
+    "DynaMath": _dynamath,
+    "WeMath": _wemath,
+    "LogicVista": _plain("skill"),
+}

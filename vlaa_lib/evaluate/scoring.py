@@ -1,0 +1,154 @@
+"""Score benchmark rows: extract, compare with the gold, say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ..records import Record
+from ..rewards import maths
+from ..rewards.answers import GoldError, bare, excerpt
+from . import kit
+from .extract import Extracted, extract_task, read_whole
+from .files import Row, family
+from .tasks import Task, letters, numbers, real, task, text_of
+
+if TYPE_CHECKING:
+    from .judge import Judge
+
+CHUNK = 512  # ours: rows whose mathematics the workers hold at a time
+
+
+def score_row(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Row:
+    """Score one completion; see `score_all`."""
+    return score_all(benchmark, [row], [completion], mode)[0]
+
+
+def score_all(
+    benchmark: str,
+    rows: Sequence[Row],
+    completions: Sequence[Any],
+    mode: str = "ours",
+    judge: Judge | None = None,
+) -> list[Row]:
+    """Score completions of a benchmark's rows; mathematics runs in parallel workers.
+
+    Args:
+        rows: columns of the benchmark's file, see `tasks`.
+        completions: one a row; empty cells and NaN are empty completions.
+        mode: one of `extract.MODES`.
+        judge: an LLM that reads the completions in which no rule finds an answer; mode ours only.
+    Returns:
+        The row's columns without its picture, and: benchmark, prediction (the raw completion),
+        extracted, path (see `extract`), gold, hit, reason. `hit` is None where nobody can say: the
+        gold cannot be used, or the kit would ask its judge.
+    Raises:
+        ValueError: unknown benchmark or mode, or not one completion a row.
+    """
+    if len(rows) != len(completions):
+        raise ValueError(f"{len(rows)} rows for {len(completions)} completions")
+    name, scored = family(benchmark), []
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        pairs = zip(rows[part], completions[part], strict=True)
+        asked = [(row, task(benchmark, row), completion) for row, completion in pairs]
+        found = [extract_task(name, made, row, c, mode) for row, made, c in asked]
+        if judge is not None and mode == "ours":
+            found = _with_judge(judge, asked, found)
+        for (_, made, _), (answer, _) in zip(asked, found, strict=True):
+            if mode not in kit.MODES and made.kind == "maths" and answer and not made.problem:
+                _submit(made, answer)  # the workers begin; `verdict` finds it done, or waits
+        for (row, made, completion), one in zip(asked, found, strict=True):
+            text = text_of(completion)
+            if mode in kit.MODES and text and not made.problem:
+                hit, reason = kit.verdict(name, made, row, text, mode)[2:]
+            else:
+                hit, reason = verdict(made, one)
+            own = {key: value for key, value in row.items() if key != "image"}
+            scored.append(own | {
+                "benchmark": benchmark,
+                "prediction": completion if isinstance(completion, str) else text,
+                "extracted": one.answer, "path": one.path, "gold": made.gold,
+                "hit": hit, "reason": reason,
+            })  # fmt: skip
+    return scored
+
+
+def verdict(made: Task, found: Extracted) -> tuple[bool | None, str]:
+    """Compare an extracted answer with the gold: (hit, reason); None where the gold is at fault."""
+    if made.problem:
+        return None, made.problem
+    if not found.answer:
+        return False, f"no answer: {found.path}"
+    hit, problem = _RULES[made.kind](made, found.answer)
+    said = f"{made.kind}: {excerpt(found.answer)}, gold {excerpt(made.gold)}"
+    return hit, f"{said}: {problem}" if problem else said
+
+
+def _with_judge(
+    judge: Judge, asked: list[tuple[Row, Task, Any]], found: list[Extracted]
+) -> list[Extracted]:
+    """Let the judge read what no rule could; its reply must be an answer and nothing else."""
+    open_ones = [i for i, one in enumerate(found) if not one.answer and one.path.endswith(":none")]
+    replies = judge.extract([(asked[i][1], text_of(asked[i][2])) for i in open_ones])
+    for i, reply in zip(open_ones, replies, strict=True):
+        if answer := read_whole(asked[i][1], reply or ""):
+            found[i] = Extracted(answer, f"{found[i].path.removesuffix(':none')}:judge")
+    return found
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _number(made: Task, answer: str) -> tuple[bool, str]:
+    gold, found = real(made.gold, made.question), real(answer, made.question)
+    if gold is None or found is None:
+        return False, "not one number"
+    if made.places is not None:
+        unit = Decimal(1).scaleb(-made.places)
+        if max(abs(gold), abs(found)) < Decimal(10) ** 15:  # what 28 digits can round
+            gold, found = gold.quantize(unit), found.quantize(unit)
+    return abs(gold - found) <= (made.tolerance or 0), ""
+
+
+def _text(made: Task, answer: str) -> tuple[bool, str]:
+    gold, found = (" ".join(bare(text).casefold().split()) for text in (made.gold, answer))
+    numbers_said = real(gold), real(found)
+    return gold == found or (None not in numbers_said and len(set(numbers_said)) == 1), ""
+
+
+def _record(made: Task) -> Record:
+    return Record(id="", image="", question=made.question, gt=made.gold, reward="math",
+                  solution=made.gold)  # fmt: skip
+
+
+def _submit(made: Task, answer: str) -> Any:
+    """Send a comparison to the workers; None where the gold is no mathematics but words."""
+    try:
+        return maths.submit(_record(made), answer)
+    except GoldError:
+        return None
+
+
+def _maths(made: Task, answer: str) -> tuple[bool, str]:
+    if _text(made, answer)[0]:
+        return True, ""
+    pending = _submit(made, answer)
+    try:
+        score = maths.collect(_record(made), answer, pending) if pending is not None else None
+    except GoldError:
+        score = None
+    if score is None:
+        return False, "the gold is no expression, and the texts differ"
+    return score.value == 1.0, score.reason
+
+
+_RULES = {
+    "option": lambda made, answer: (answer == made.gold, ""),
+    "letters": lambda made, answer: (letters(answer) == letters(made.gold), ""),
+    "number": _number,
+    "list": lambda made, answer: (numbers(answer) == numbers(made.gold), ""),
+    "maths": _maths,
+    "text": _text,
+}

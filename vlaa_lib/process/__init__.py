@@ -1,0 +1,1 @@
+"""Process rewards (ViLBench): candidate pools, scorers of steps, aggregators, best-of-N."""

@@ -1,0 +1,198 @@
+"""Candidate pools: sampled solutions of each question, stored once, scored many times."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import evaluate, traces
+from ..records import Record, RecordError, write_text
+from ..rewards.answers import bare
+
+if TYPE_CHECKING:
+    from ..models import Policy
+
+SIZES = (2, 4, 8, 16)  # page, figure 1
+CANDIDATES = 16  # page: 2^4 candidates a question
+GREEDY = -1  # the `sample` of the greedy answer
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One generator's candidates.
+
+    Attributes:
+        candidates: by record id, in the order in which they were sampled; rows of
+            `evaluate.score_rows` with `generator` and `sample` beside.
+        greedy: by record id, where the generator answered greedily as well.
+    """
+
+    generator: str
+    candidates: dict[str, list[dict[str, Any]]]
+    greedy: dict[str, dict[str, Any]]
+
+    @property
+    def reach(self) -> int:
+        """The largest number of candidates of a question."""
+        return max(map(len, self.candidates.values()), default=0)
+
+    def first(self, n: int) -> Pool:
+        """Return the pool of the first n candidates, so that a larger n holds every smaller one."""
+        return replace(self, candidates={i: rows[:n] for i, rows in self.candidates.items()})
+
+    def halves(self) -> tuple[Pool, Pool]:
+        """Return two pools of the same questions that share no candidate: even and odd ones."""
+        return tuple(
+            replace(self, candidates={i: rows[k::2] for i, rows in self.candidates.items()})
+            for k in (0, 1)
+        )
+
+    def of(self, ids: Iterable[str]) -> Pool:
+        """Return the pool of some questions, in their order."""
+        ids = list(ids)
+        greedy = {i: self.greedy[i] for i in ids if i in self.greedy}
+        return replace(self, candidates={i: self.candidates[i] for i in ids}, greedy=greedy)
+
+
+def sample(
+    policy: Policy,
+    records: list[Record],
+    images: str | Path,
+    folder: str | Path,
+    generator: str,
+    n: int = CANDIDATES,
+    temperature: float = 0.8,
+    seed: int = 0,
+    questions: int = 32,
+    batch: int = 64,
+    max_new_tokens: int = 160,
+) -> Pool:
+    """Sample n solutions of each record into a folder, and one greedy answer; resumable.
+
+    Killed at any moment and started again it makes what is missing, and the same as if it had
+    never stopped: candidates are drawn from the seed and the questions of their part.
+
+    Args:
+        temperature: ours, as the paper's is not known; VLAA-Thinking §4, GRPO's rollouts.
+        questions: of one part, the unit of resuming.
+    Raises:
+        ValueError: the folder holds a pool of other settings or another policy.
+    """
+    import torch
+
+    from .. import perplexity
+
+    settings = {"generator": generator, "n": n, "temperature": temperature, "seed": seed}
+    settings |= {"questions": questions, "batch": batch, "max_new_tokens": max_new_tokens}
+    settings |= {"records": zlib.crc32(repr([(r.id, r.question) for r in records]).encode())}
+    _same_settings(Path(folder), settings | perplexity.fingerprint(policy))
+    store, done = traces.TraceStore(folder), {row["record_id"] for row in _rows(folder)}
+    given = images, batch, max_new_tokens
+    for start in range(0, len(records), questions):
+        part = records[start : start + questions]
+        if part[0].id in done:
+            continue
+        torch.manual_seed(seed + start)
+        asked = [record for record in part for _ in range(n)]
+        texts = evaluate.generate(policy, asked, *given, temperature)
+        rows = evaluate.score_rows(asked, texts, model=generator)
+        for i, row in enumerate(rows):
+            row["sample"] = i % n
+        texts = evaluate.generate(policy, part, *given)
+        rows += evaluate.score_rows(part, texts, model=generator, sample=GREEDY)
+        store.append(traces.from_evaluation(rows, part, seed=seed))
+    return load(folder)
+
+
+def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write a pool's settings, or hold them against those that it was begun with."""
+    path, settings = folder / "pool.json", settings | {"policy": str(settings["policy"])}
+    if not path.is_file():
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    # a name is for people: one checkpoint may lie in two places
+    other = sorted(k for k in settings if k != "policy" and found.get(k) != settings[k])
+    if other:
+        said = ", ".join(f"{k} {found.get(k)} instead of {settings[k]}" for k in other)
+        raise ValueError(f"{folder}: a pool with {said}; name another folder, or delete this one")
+
+
+def _rows(folder: str | Path) -> list[dict[str, Any]]:
+    try:
+        return [row | {"generator": row["model"]} for row in traces.load(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def load(folder: str | Path) -> Pool:
+    """Read a pool that `sample` stored.
+
+    Raises:
+        RecordError: no pool there.
+    """
+    if not (rows := _rows(folder)):
+        raise RecordError(f"{folder}: no pool; `python -m vlaa_lib process pool` samples one")
+    return collect(rows)
+
+
+def collect(rows: Iterable[dict[str, Any]]) -> Pool:
+    """Make a pool of rows with `generator`, `record_id`, `sample`, `completion` and `correct`.
+
+    Raises:
+        RecordError: no row, rows of two generators, or two of one sample.
+    """
+    rows = sorted(rows, key=lambda row: row["sample"])
+    generators = sorted({row["generator"] for row in rows})
+    if len(generators) != 1:
+        said = f"rows of {', '.join(generators)}" if generators else "no rows"
+        raise RecordError(f"a pool is of one generator; these are {said}: load each by itself")
+    places = Counter((row["record_id"], row["sample"]) for row in rows)
+    (place, count), *_ = places.most_common(1)
+    if count > 1:
+        raise RecordError(f"record {place[0]}: sample {place[1]} is there {count} times; keep one")
+    candidates: dict[str, list] = {row["record_id"]: [] for row in rows}
+    greedy = {}
+    for row in rows:
+        if row["sample"] == GREEDY:
+            greedy[row["record_id"]] = row
+        else:
+            candidates[row["record_id"]].append(row)
+    return Pool(generators[0], candidates, greedy)
+
+
+# --- lines that need no scorer --------------------------------------------------------------------
+
+
+def expected_random(rows: list[dict[str, Any]]) -> float:
+    """Return the share of right candidates: what one drawn at random is worth, exactly."""
+    return sum(bool(row["correct"]) for row in rows) / len(rows) if rows else 0.0
+
+
+def majority(rows: list[dict[str, Any]]) -> float:
+    """Return what the most frequent answer is worth; expected over answers that are as frequent.
+
+    Answers are one where they differ only in case, white space or wrappers such as a box; a
+    candidate without a readable answer has no vote. A spelling's worth is the share of right ones
+    among its candidates.
+    """
+    votes: dict[str, list[bool]] = {}
+    for row in rows:
+        if answer := " ".join(bare(row["answer"]).casefold().split()):
+            votes.setdefault(answer, []).append(bool(row["correct"]))
+    most = max(map(len, votes.values()), default=0)
+    shares = [sum(found) / len(found) for found in votes.values() if len(found) == most]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def oracle(rows: list[dict[str, Any]]) -> float:
+    """Return whether any candidate is right (pass@N): no selection can do better."""
+    return float(any(row["correct"] for row in rows))
+
+
+LINES = {"random": expected_random, "majority": majority, "oracle": oracle}

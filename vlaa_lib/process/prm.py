@@ -1,0 +1,335 @@
+"""ViLPRM: a policy with a scalar head that is read at the last token of each step.
+
+The accessible parts of the paper say which base it has (Qwen2.5-VL-3B) and that it gives each step
+a score between 0 and 1. Ours: one linear unit and a sigmoid, squared error on the search's values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from .. import models
+from ..images import fit_image, open_image
+from ..models import Policy
+from ..profiles import Settings
+from ..prompts import SYSTEM_PROMPT, split_think_answer
+from ..records import Record, from_json
+from ..rewards.mixed import text_of
+from . import steps
+from .released import Process
+from .scorers import Scorer
+
+CARD = "vilprm.json"  # beside the weights: says that their head is trained, and how
+UNKNOWN = -100.0  # a step without a label; the Trainer counts the others
+SEPARATOR = "\n"  # ours: closes each step, whatever stood between steps
+
+
+class StepScorer(Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with a head that scores steps; its own language head rests.
+
+    `config.step_loss` is `mse` or `bce`.
+    """
+
+    accepts_loss_kwargs = True  # the loss is a mean over the steps of a whole batch
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.step_head = nn.Linear(config.text_config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        ends: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> dict[str, Tensor]:
+        """Score steps; with labels also return the mean loss over those that have one.
+
+        Args:
+            ends: [B, S] position of each step's last token; anything where there is no step.
+            labels: [B, S] values in [0, 1], UNKNOWN where there is none.
+            num_items_in_batch: labels of the whole batch, of which this is a part.
+        """
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+        at_ends = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[-1]))  # [B, S, D]
+        logits = self.step_head(at_ends.float())[..., 0].float()  # [B, S]
+        found = {"scores": logits.sigmoid()}
+        if labels is not None:
+            is_told = labels != UNKNOWN
+            of_loss = {"mse": found["scores"], "bce": logits}[self.config.step_loss]
+            loss = {"mse": mse_loss, "bce": binary_cross_entropy_with_logits}[self.config.step_loss]
+            total = loss(of_loss[is_told], labels[is_told], reduction="sum")
+            found = {"loss": total / (num_items_in_batch or is_told.sum().clamp(min=1))} | found
+        return found
+
+
+def _teach_names() -> None:
+    """Let transformers read the hub's weights into a StepScorer: it knows their names by class."""
+    try:
+        from transformers.conversion_mapping import (
+            get_checkpoint_conversion_mapping,
+            register_checkpoint_conversion_mapping,
+        )
+    except ImportError:
+        return  # a release that goes by the type of the model, which is the same
+    base = get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
+    if base is not None:
+        register_checkpoint_conversion_mapping(StepScorer.__name__, base, overwrite=True)
+
+
+_teach_names()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solution with the values of its steps.
+
+    A value is None where it is not known, or stands with another solution that begins alike.
+    """
+
+    image: str
+    question: str
+    steps: tuple[str, ...]
+    values: tuple[float | None, ...]
+
+    @property
+    def id(self) -> str:
+        """Name the solution by what it holds."""
+        return sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def solutions(rows: Iterable[Process]) -> list[Solution]:
+    """Join rows that are prefixes of one another, so that a path is read once for all its steps.
+
+    Each row's value is the label of one step; rows that are alike share their mean.
+    """
+    groups: dict[tuple[str, str], dict[tuple[str, ...], list[float]]] = {}
+    for row in rows:
+        if path := tuple(steps.split(row.process)):
+            values = groups.setdefault((row.image, row.question), {})
+            values.setdefault(path, []).append(row.value)
+    made = []
+    for (image, question), values in groups.items():
+        while values:
+            path = max(values, key=len)
+            found = [values.pop(path[: i + 1], None) for i in range(len(path))]
+            labels = tuple(sum(v) / len(v) if v else None for v in found)
+            made.append(Solution(image, question, path, labels))
+    return made
+
+
+def parted(rows: Iterable[Process], share: float) -> tuple[list[Process], list[Process]]:
+    """Split rows into training and held-out ones by question, the same whatever else is there."""
+    kept: tuple[list[Process], list[Process]] = [], []
+    for row in rows:
+        name = sha256(f"{row.image}\n{row.question}".encode()).hexdigest()
+        kept[int(name[:8], 16) < share * 16**8].append(row)
+    return kept
+
+
+def load(path: str | Path, **budget: int) -> Policy:
+    """Load a trained ViLPRM.
+
+    Args:
+        budget: `max_pixels` and `min_pixels`, as `models.load_policy` takes them.
+    Raises:
+        ValueError: the checkpoint has no trained head.
+    """
+    card = Path(models.resolve(path)) / CARD
+    if not card.is_file():
+        raise ValueError(
+            f"{path}: no ViLPRM (no {CARD}); train one with `python -m vlaa_lib process train-prm`"
+        )
+    # an adapter that was trained beside 4-bit weights scores otherwise on whole ones
+    is_4bit = json.loads(card.read_text(encoding="utf-8"))["mode"] == "4bit"
+    mode = "4bit" if is_4bit else "full"
+    policy = models.load_policy(path, mode, kind=StepScorer, merge=not is_4bit, **budget)
+    policy.model.step_head.float()
+    policy.model.eval()
+    return policy
+
+
+def encode(
+    policy: Policy, images: str | Path, made: Sequence[Solution]
+) -> dict[str, Tensor]:
+    """Return a batch: prompt with picture, padded on the left, then steps, padded on the right."""
+    processor, limit = policy.processor, policy.processor.image_processor.size["longest_edge"]
+    pictures = [fit_image(open_image(s.image, images), max_pixels=limit) for s in made]
+    asked = [_prompt(processor, s.question) for s in made]
+    batch = dict(processor(images=pictures, text=asked, padding=True, return_tensors="pt"))
+    pieces = [[step_ids(processor, step) for step in s.steps] for s in made]
+    tails = [torch.tensor([i for ids in row for i in ids]) for row in pieces]
+    begin = batch["input_ids"].shape[1]
+    ends = [torch.tensor([len(ids) for ids in row]).cumsum(0) + begin - 1 for row in pieces]
+    values = [torch.tensor([UNKNOWN if v is None else v for v in s.values]) for s in made]
+    added = {
+        "input_ids": tails,
+        "attention_mask": [torch.ones_like(tail) for tail in tails],
+        "mm_token_type_ids": [torch.zeros_like(tail) for tail in tails],
+    }
+    for name in added.keys() & batch.keys():
+        tail = pad_sequence(added[name], batch_first=True)
+        batch[name] = torch.cat([batch[name], tail.to(batch[name].dtype)], 1)
+    batch["ends"] = pad_sequence(ends, batch_first=True)
+    batch["labels"] = pad_sequence(values, batch_first=True, padding_value=UNKNOWN)
+    return batch
+
+
+def _prompt(processor: Any, question: str) -> str:
+    """Render the question alone: the released rows do not say how it is to be answered."""
+    content = [{"type": "image"}, {"type": "text", "text": _plain(processor, question)}]
+    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
+    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+
+def _plain(processor: Any, text: str) -> str:
+    """Take special tokens out of a text: a spelt image token would ask for another picture."""
+    for token in processor.tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, " ")
+    return text
+
+
+def step_ids(processor: Any, step: str) -> list[int]:
+    """Return a step's tokens with its separator, at which the head reads."""
+    text = _plain(processor, step) + SEPARATOR
+    return processor.tokenizer.encode(text, add_special_tokens=False)
+
+
+@torch.inference_mode()
+def score(
+    policy: Policy, images: str | Path, made: Sequence[Solution], batch: int = 64
+) -> list[list[float]]:
+    """Score the steps of solutions, in [0, 1]; equal ones once, similar lengths in one pass."""
+    scores: dict[Solution, list[float]] = {}
+    order = [solution for solution in dict.fromkeys(made) if solution.steps]
+    order.sort(key=lambda s: len(s.question) + sum(map(len, s.steps)))
+    device = policy.model.device
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        inputs = encode(policy, images, chosen)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "labels"}
+        found = policy.model(**inputs)["scores"].tolist()
+        for solution, row in zip(chosen, found, strict=True):
+            scores[solution] = row[: len(solution.steps)]
+    return [list(scores.get(solution, [])) for solution in made]
+
+
+def scorer(policy: Policy, images: str | Path, batch: int = 64) -> Scorer:
+    """Return a trained ViLPRM as a scorer of pools and solutions."""
+
+    def scored(records: Sequence[Record], given: Sequence[list[str]]) -> list[list[float]]:
+        pairs = zip(records, given, strict=True)
+        made = [Solution(r.image, r.question, tuple(s), (None,) * len(s)) for r, s in pairs]
+        return score(policy, images, made, batch)
+
+    return scored
+
+
+def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
+    """Return the reward part that TRL's GRPOTrainer is given: the mean score of the steps (ours).
+
+    As for the mixed reward the format is implicit (paper §4): without it a completion earns 0,
+    for else a fluent one without an answer would be paid.
+    """
+    def process(prompts: list, completions: list, record: list[str], **columns: Any) -> list[float]:
+        made = [from_json(json.loads(row)) for row in record]
+        texts = [text_of(completion) for completion in completions]
+        parsed = [split_think_answer(text) for text in texts]
+        pairs = zip(texts, parsed, strict=True)
+        found = scorer(made, [[] if p.problem else steps.split(text) for text, p in pairs])
+        return [sum(scores) / len(scores) if scores else 0.0 for scores in found]
+
+    return process
+
+
+def chosen_reward(cfg: Settings, images: str | Path) -> Callable[..., list[float]] | None:
+    """Return the reward part of a profile's ViLPRM; None where its weight is 0."""
+    if not cfg.grpo.process_weight:
+        return None
+    return process_reward(scorer(load(cfg.grpo.process_model), images))
+
+
+def report(
+    policy: Policy, images: str | Path, rows: Sequence[Process], batch: int = 64, bins: int = 5
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure a ViLPRM on held-out rows: (one row of measures, calibration table).
+
+    `mse_constant` is the error of the best constant, `spearman` the rank correlation over all
+    steps, `spearman_within` its mean over the questions whose values differ, which is what
+    choosing among solutions of one question lives on.
+    """
+    made = solutions(rows)
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for solution, scores in zip(made, score(policy, images, made, batch), strict=True):
+        told = [(s, v) for s, v in zip(scores, solution.values, strict=True) if v is not None]
+        pairs.setdefault((solution.image, solution.question), []).extend(told)
+    return measures(list(pairs.values())), calibration([p for g in pairs.values() for p in g], bins)
+
+
+def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Compare (score, value) pairs, one group a question; None where a measure is undefined."""
+    pairs = [pair for group in groups for pair in group]
+    mean = sum(value for _, value in pairs) / max(1, len(pairs))
+    within = [found for group in groups if (found := spearman(group)) is not None]
+    return {
+        "questions": len(groups),
+        "steps": len(pairs),
+        "mse": _mean([(score - value) ** 2 for score, value in pairs]),
+        "mse_constant": _mean([(mean - value) ** 2 for _, value in pairs]),
+        "spearman": spearman(pairs),
+        "spearman_within": _mean(within),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return the rank correlation, ties at their mean rank; None where one side is constant.
+
+    >>> spearman([(0.1, 0.0), (0.2, 0.5), (0.9, 1.0)]), spearman([(0.1, 1.0), (0.2, 1.0)])
+    (1.0, None)
+    """
+    import numpy
+
+    if len(pairs) < 2:
+        return None
+    ranked = [_ranks(side) for side in zip(*pairs, strict=True)]
+    if any(numpy.ptp(side) == 0 for side in ranked):
+        return None
+    return float(round(numpy.corrcoef(*ranked)[0, 1], 12))
+
+
+def _ranks(values: Sequence[float]) -> Any:
+    import numpy
+
+    _, places, counts = numpy.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
+
+
+def calibration(pairs: Sequence[tuple[float, float]], bins: int = 5) -> list[dict[str, Any]]:
+    """Compare mean score and mean value in equal bins of the score; empty bins are left out."""
+    table = []
+    for k in range(bins):
+        inside = [pair for pair in pairs if min(bins - 1, int(pair[0] * bins)) == k]
+        if inside:
+            score, value = (_mean(side) for side in zip(*inside, strict=True))
+            table.append(
+                {"low": k / bins, "high": (k + 1) / bins, "steps": len(inside)}
+                | {"score": score, "value": value}
+            )
+    return table

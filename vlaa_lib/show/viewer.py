@@ -1,0 +1,106 @@
+"""The trace viewer in a notebook: `viewer.js` draws what `prepare` worked out, Python reads back.
+
+The same script draws the page of `html.to_html`. Where no widget runs (GitHub, nbconvert, an
+untrusted notebook) the first examples stand there as an escaped table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from . import html
+from .prepare import picture, prepare
+
+HERE = Path(__file__).parent
+PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom
+FALLBACK = 5  # examples in the table for pages without widgets
+
+
+class TraceViewer(anywidget.AnyWidget):
+    """Show traces of several models beside the picture and question they answer.
+
+    Args:
+        examples: as for `prepare.prepare`; about 200 at a time.
+
+    Traits, to be read and set:
+        selected: id of the example on view.
+        shown: ids that pass the filters, in order; set it to choose examples in Python.
+        columns: names of the models on view.
+        filters: what the controls say, such as `{"wrong": "sft", "right": "grpo"}`; further
+            keys: source, of, steps, low, high, shortest, longest, search.
+
+    Raises:
+        ValueError: an example is malformed or its id is used twice.
+        traitlets.TraitError: an id, model or filter that is not there.
+    """
+
+    _esm = HERE / "viewer.js"
+    _css = HERE / "viewer.css"
+
+    examples = traitlets.List(read_only=True).tag(sync=True)
+    names = traitlets.List(read_only=True).tag(sync=True)
+    unit = traitlets.Unicode(read_only=True).tag(sync=True)
+    pictures = traitlets.Dict().tag(sync=True)  # of the selected example only: {id: data URL}
+    selected = traitlets.Unicode().tag(sync=True)
+    shown = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    filters = traitlets.Dict().tag(sync=True)
+
+    FILTERS = ("source", "of", "wrong", "right", "steps", "low", "high", "shortest", "longest",
+               "search")  # fmt: skip
+
+    def __init__(self, examples: Sequence[dict[str, Any]], **traits: Any):
+        state = prepare(examples)
+        self._given = {
+            made["id"]: given for made, given in zip(state["examples"], examples, strict=True)
+        }
+        self._columns = [entry["name"] for entry in state["names"]]
+        for key, value in state.items():
+            self.set_trait(key, value)
+        ids = list(self._given)
+        super().__init__(
+            **{"selected": ids[0] if ids else "", "shown": ids, "columns": self._columns[:4]}
+            | traits
+        )
+        self._draw_picture()
+
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """Return the selected example as it was given."""
+        return self._given.get(self.selected)
+
+    def to_html(self, path: str | Path, title: str = "Traces") -> Path:
+        """Write all examples as one self-contained page; see `html.to_html`."""
+        return html.to_html(list(self._given.values()), path, title)
+
+    @traitlets.observe("selected")
+    def _draw_picture(self, _change: Any = None) -> None:
+        """Send the selected example's picture: all of them would be megabytes."""
+        if self.selected in self._given:
+            self.pictures = {self.selected: picture(self._given[self.selected], PICTURE_PX)}
+
+    @traitlets.validate("selected", "shown", "columns", "filters")
+    def _known(self, proposal: dict[str, Any]) -> Any:
+        """Refuse names that are not there: a typing error would show an empty viewer."""
+        name, value = proposal["trait"].name, proposal["value"]
+        known = {"columns": self._columns, "filters": self.FILTERS}.get(name, self._given)
+        asked = [value] if isinstance(value, str) else list(value)
+        unknown = [key for key in asked if key not in known and (key or name != "selected")]
+        if unknown:
+            some = ", ".join(list(known)[:8])
+            raise traitlets.TraitError(f"{name}: {unknown[0]!r} is not there; there are {some}")
+        return value
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Add an escaped table for pages where no widget runs."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        given = list(self._given.values())
+        left = len(given) - FALLBACK
+        note = f"<p>{left} more in the notebook's viewer.</p>" if left > 0 else ""
+        bundle[0]["text/html"] = html.render(given[:FALLBACK]) + note
+        return bundle

@@ -1,0 +1,66 @@
+"""Steps: the sentences of a trace, each held against the scene it speaks of."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..microworld import facts, truth
+from ..microworld.facts import Fact
+from ..prompts import TAGS
+
+_ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sentence of a trace: True or False against the scene, None where it cannot be checked."""
+
+    text: str
+    truth: bool | None
+
+
+def split(trace: str) -> list[str]:
+    """Return the sentences of a trace, without tags."""
+    return facts.sentences(_ANY_TAG.sub("\n", trace))
+
+
+@lru_cache(maxsize=4096)  # rollouts of a group repeat each other, and each is read several times
+def facts_of(sentence: str) -> tuple[Fact, ...]:
+    """Return the facts that a sentence states."""
+    return tuple(facts.read_all(sentence))
+
+
+def check_steps(trace: str, scene: dict | None) -> list[Step]:
+    """Split a trace into sentences and hold each against the scene; False if any part is false.
+
+    Without a scene, as for real pictures, no sentence can be checked.
+
+    >>> scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
+    >>> [s.truth for s in check_steps("The red bar reaches 3. It reaches 4. Hmm.", scene)]
+    [True, None, None]
+    """
+    steps = []
+    for part in split(trace):
+        held = [truth.holds(fact, scene) for fact in facts_of(part)] if scene else []
+        told = [value for value in held if value is not None]
+        steps.append(Step(part, all(told) if told else None))
+    return steps
+
+
+def step_counts(trace: str, scene: dict | None) -> dict[str, int | None]:
+    """Count steps, checked ones, false ones, and number the first false one (all ours).
+
+    Steps are sentences, numbered from 1; where no scene is known, only their number is.
+
+    >>> step_counts("One. Two.", None)
+    {'steps': 2, 'checked_steps': None, 'false_steps': None, 'first_false_step': None}
+    """
+    found = [step.truth for step in check_steps(trace, scene)]
+    return {
+        "steps": len(found),
+        "checked_steps": len(found) - found.count(None) if scene else None,
+        "false_steps": found.count(False) if scene else None,
+        "first_false_step": found.index(False) + 1 if False in found else None,
+    }

@@ -1,0 +1,365 @@
+"""Fast paths over TRL's GRPO trainer: what it does G times is done once, at the same numbers.
+
+The dataset carries paths, so no process ever pickles pixels. In a sampling round each picture is
+opened and cut into patches once, TRL's tensors carry its number instead of its pixels, and the
+frozen tower answers a number with features that it computed once. `tests/test_fast.py` holds every
+path to the stock trainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .encoded import Pictures
+
+IMAGES, VISION, PREFILL = "images", "vision", "prefill"
+PADDING, FLAT, FLAT_KL = "padding", "flat", "flat-kl"
+EXACT = (IMAGES, VISION, PREFILL, PADDING, FLAT)  # the same losses; what `FLAT_KL` does is not
+CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
+
+
+@contextlib.contextmanager
+def prefilled_once(model: Any, first: list[int], back: list[int]) -> Iterator[None]:
+    """Let `model.generate` run each distinct prompt through the model once, then copy its cache.
+
+    Args:
+        first: the row of each distinct prompt.
+        back: for each row, which of the distinct prompts it is.
+    """
+    forward = model.forward
+
+    def some(name: str, value: Any) -> Any:
+        if name == "mm_encoder_outputs":
+            for output in value.values():  # one picture a row; generate asks for no more of it
+                output.pooler_output = [output.pooler_output[row] for row in first]
+        elif isinstance(value, Tensor) and value.ndim > 1:
+            return value[:, first] if name == "position_ids" and value.ndim == 3 else value[first]
+        return value
+
+    @functools.wraps(forward)  # generate reads its signature
+    def prefill(**inputs: Any) -> Any:
+        model.forward = forward
+        output = forward(**{name: some(name, value) for name, value in inputs.items()})
+        output.past_key_values.batch_select_indices(torch.tensor(back, device=model.device))
+        output.logits = output.logits[back]
+        return output
+
+    model.forward = prefill
+    try:
+        yield
+    finally:
+        model.forward = forward
+
+
+def distinct(rows: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return the place of each distinct row, and which of them every row is.
+
+    >>> distinct("aabba")
+    ([0, 2], [0, 0, 1, 1, 0])
+    """
+    known: dict[Any, int] = {}
+    first: list[int] = []
+    for place, row in enumerate(rows):
+        if row not in known:
+            known[row] = len(first)
+            first.append(place)
+    return first, [known[row] for row in rows]
+
+
+def narrow(
+    model: Callable[..., Any], backbone: torch.nn.Module, prompt: int, share: bool
+) -> Callable[..., Any]:
+    """Wrap a model with TRL's fused head so that a pass has no more positions than it needs.
+
+    Columns that all rows pad are left out, prompts get no head (on a CPU TRL's scores pictures as
+    well), and shared prompts run once. What comes back is as wide as what was asked for.
+
+    Args:
+        prompt: columns before the completions.
+        share: run each distinct prompt once; needs pictures that are known by their number.
+    """
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **inputs: Any) -> Any:
+        used = attention_mask.any(0).nonzero()
+        start, end = int(used[0]), int(used[-1]) + 1
+        if (kinds := inputs.get("mm_token_type_ids")) is not None:
+            inputs["mm_token_type_ids"] = kinds[:, start:end]
+        own, before = backbone.forward, vars(backbone).get("forward")
+        body = functools.partial(_shared, backbone) if share else _whole
+        backbone.forward = functools.partial(body, own, prompt - start)
+        try:
+            output = model(
+                input_ids=input_ids[:, start:end],
+                attention_mask=attention_mask[:, start:end],
+                labels=labels[:, prompt - 1 : end],
+                **inputs,
+            )
+        finally:
+            vars(backbone).pop("forward")
+            if before is not None:
+                backbone.forward = before
+        for name in ("log_probs", "entropy"):
+            if (found := getattr(output, name)) is not None:
+                wide = functional.pad(found, (prompt - 1, input_ids.shape[1] - end))
+                setattr(output, name, wide)
+        return output
+
+    return forward
+
+
+def _whole(own: Callable[..., Any], prompt: int, **inputs: Any) -> Any:
+    """Run the backbone; return the states that predict completions, [B, 1 + T, width]."""
+    output = own(**inputs)
+    output.last_hidden_state = output.last_hidden_state[:, prompt - 1 :]
+    return output
+
+
+def _shared(backbone: Any, own: Callable[..., Any], prompt: int, **inputs: Any) -> Any:
+    """Do the same with each distinct prompt run once, and completions on copies of its cache."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    first, back = distinct(_prompts(ids[:, :prompt], inputs))
+    if len(first) == len(back):
+        return _whole(own, prompt, **inputs)
+    at = torch.tensor(first, device=ids.device)
+    once = of_rows(at, {name: inputs[name] for name in ("pixel_values", "image_grid_thw")})
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        once[name] = inputs[name][at, :prompt]
+    asked = own(**once, use_cache=True)
+    rows = torch.tensor(back, device=ids.device)
+    asked.past_key_values.batch_select_indices(rows)
+    # text after a picture counts on from the picture's own, shorter way of counting (M-RoPE)
+    places = (mask.cumsum(1) - 1)[:, prompt:] + backbone.rope_deltas[rows]
+    said = own(
+        input_ids=ids[:, prompt:],
+        attention_mask=mask,
+        position_ids=places.expand(3, -1, -1),
+        past_key_values=asked.past_key_values,
+        use_cache=True,
+    )
+    last = asked.last_hidden_state[rows, -1:]  # it predicts a completion's first token
+    said.last_hidden_state = torch.cat([last, said.last_hidden_state], dim=1)
+    return said
+
+
+def _prompts(ids: Tensor, columns: dict[str, Any]) -> list[tuple]:
+    """Return what tells rows' prompts apart: the picture's number and the tokens [B, P]."""
+    ends = columns["image_grid_thw"].prod(-1).cumsum(0) - 1
+    numbers = columns["pixel_values"][ends, 0].tolist()
+    return [(number, *row) for number, row in zip(numbers, ids.tolist(), strict=True)]
+
+
+def chunks(order: Tensor, size: int, still: Tensor | None = None) -> list[tuple[Tensor, bool]]:
+    """Cut rows into chunks, each with whether it needs a gradient.
+
+    Args:
+        order: [B] rows, like beside like.
+        still: [B] rows without one; one row keeps it, since a loss has to hang on something.
+
+    >>> [rows.tolist() for rows, _ in chunks(torch.tensor([1, 3, 2, 0]), 2)]
+    [[1, 3], [0, 2]]
+    """
+    resting = torch.zeros_like(order, dtype=torch.bool) if still is None else still[order]
+    if resting.all():
+        resting[0] = False
+    return [
+        (rows.sort()[0], moves)
+        for part, moves in ((order[~resting], True), (order[resting], False))
+        for rows in part.split(size)
+        if len(rows)
+    ]
+
+
+def of_rows(rows: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
+    """Pick rows from what TRL passes beside ids and mask; one picture a row.
+
+    Args:
+        columns: among others `pixel_values` [patches, D], which `image_grid_thw` [B, 3] measures.
+    """
+    grids = columns.get("image_grid_thw")
+    picked = {}
+    for name, value in columns.items():
+        if name == "pixel_values" and value is not None:
+            parts = value.split(grids.prod(-1).tolist())
+            picked[name] = torch.cat([parts[row] for row in rows.tolist()])
+        elif isinstance(value, Tensor):
+            picked[name] = value[rows]
+        elif isinstance(value, list):  # num_images
+            picked[name] = [value[row] for row in rows.tolist()]
+        else:
+            picked[name] = value
+    return picked
+
+
+class FastPaths:
+    """Mixin in front of TRL's GRPOTrainer; `fast` names the paths that it takes.
+
+    images: a picture is opened and processed once a round. vision: a frozen tower encodes it once
+    (implies images). prefill: a group's prompt runs once, when sampling and, with vision and
+    padding, in every other pass. padding: passes are as wide as their longest row, rows sorted.
+    flat: with beta 0, completions without an advantage get no backward pass. flat-kl: nor with
+    beta above 0, which drops the pull to the reference there.
+    A path that does not apply to the model or the machine is left, and said so once.
+    """
+
+    fast: Sequence[str] = EXACT
+    _pictures: Pictures | None = None
+    _still: Tensor | None = None  # rows of this micro-batch without an advantage
+
+    def _backbone(self, model: Any) -> Any:
+        """Return the part below the head: vision tower and language model."""
+        model = self.accelerator.unwrap_model(model)
+        base = getattr(model, "get_base_model", None)  # PEFT
+        return (base() if base else model).base_model
+
+    def _takes(self, path: str) -> bool:
+        return path in self._paths
+
+    @functools.cached_property
+    def _paths(self) -> set[str]:
+        """Return the paths that apply; print why others do not."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        reasons = {
+            VISION: "the weights are sharded" if sharded else self._tower_moves(),
+            PREFILL: "the weights are sharded" if sharded else "",
+        }  # fmt: skip
+        for path, reason in reasons.items():
+            if path in self.fast and reason and self.accelerator.is_main_process:
+                print(f"grpo.fast: without {path}: {reason}")
+        return {path for path in self.fast if not reasons.get(path)}
+
+    def _tower_moves(self) -> str:
+        """Say why a picture's features may change in a round or differ between models; or not."""
+        tower = self._backbone(self.model).visual
+        if any(p.requires_grad for p in tower.parameters()):
+            return "the vision tower is trained"
+        if self.ref_model is None:
+            return ""
+        other = self._backbone(self.ref_model).visual
+        pairs = zip(tower.parameters(), other.parameters(), strict=True)
+        same = all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+        return "" if same else "the reference has another vision tower"
+
+    def _serve_features(self) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+        """Let policy and reference take a picture's features by its number; return the tower."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        backbones = [self._backbone(m) for m in (self.model, self.ref_model) if m is not None]
+        encode = backbones[0].get_image_features
+
+        def features(pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> Any:
+            if pixel_values.is_floating_point():  # pixels, from elsewhere than a round
+                return encode(pixel_values, image_grid_thw, **kwargs)
+            found = self._pictures.features(pixel_values, image_grid_thw)
+            return BaseModelOutputWithPooling(pooler_output=found)
+
+        def tower(patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad(), self.accelerator.autocast():
+                return encode(patches, grids, return_dict=True).pooler_output
+
+        for backbone in backbones:
+            backbone.get_image_features = features
+        return tower
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # the model is its old self again
+            for model in (self.model, self.ref_model):
+                if model is not None:
+                    vars(self._backbone(model)).pop("get_image_features", None)
+            self._pictures = None
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        if not (self._takes(IMAGES) or self._takes(VISION)):
+            return super()._generate_and_score_completions(inputs)
+        if self._pictures is None:
+            tower = self._serve_features() if self._takes(VISION) else None
+            self._pictures = Pictures(self.processing_class.image_processor, tower)
+        if self.model.training:  # what is evaluated in between joins the round
+            self._pictures.forget()
+        with self._pictures.served():
+            return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(
+        self, prompt_ids: list, images: list | None, *args: Any, **kwargs: Any
+    ) -> tuple:
+        if self.use_vllm and self._pictures:  # it takes pictures, and knows no paths
+            images = self._pictures.fetch(images)
+        with contextlib.ExitStack() as stack:
+            if self._takes(PREFILL) and not self.use_vllm:  # which shares prefixes by itself
+                shown = images or [None] * len(prompt_ids)
+                first, back = distinct(
+                    [(*map(_name, i or ()), *ids) for ids, i in zip(prompt_ids, shown, strict=True)]
+                )
+                if len(first) < len(back) and all(len(i or ()) == 1 for i in shown):
+                    model = self.accelerator.unwrap_model(self.model)
+                    base = getattr(model, "get_base_model", lambda: model)()
+                    stack.enter_context(prefilled_once(base, first, back))
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+    def _shares(self, backbone: Any, columns: dict[str, Any]) -> bool:
+        """Say whether a pass may share prompts: a cache, and pictures known by their number."""
+        recomputed = backbone.is_gradient_checkpointing and backbone.training  # it has no cache
+        numbered = (rows := columns.get("pixel_values")) is not None and rows.shape[1] == 1
+        return self._takes(PREFILL) and self._takes(VISION) and numbered and not recomputed
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        exact = self._takes(FLAT) and self.beta == 0 and not self._entropy_bonus_enabled
+        if (exact or self._takes(FLAT_KL)) and model.training:
+            self._still = inputs["advantages"] == 0
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._still = None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **columns: Any,
+    ) -> tuple:
+        once = functools.partial(super()._get_per_token_logps_and_entropies)
+        flags = {k: columns.pop(k) for k in ("compute_entropy", "compute_aux_loss") if k in columns}
+        single = all(n == 1 for n in columns.get("num_images") or ())
+        if not (self._takes(PADDING) or self._still is not None) or not single:
+            return once(model, input_ids, attention_mask, logits_to_keep, batch_size,
+                        **flags, **columns)  # fmt: skip
+        size, like = batch_size or len(input_ids), attention_mask.sum(1).argsort(stable=True)
+        if self._takes(PADDING):
+            prompt = input_ids.shape[1] - logits_to_keep
+            if share := self._shares(self._backbone(model), columns):
+                _, groups = distinct(_prompts(input_ids[:, :prompt], columns))
+                like = like[torch.tensor(groups, device=like.device)[like].argsort(stable=True)]
+            model = narrow(model, self._backbone(model), prompt, share)
+            # DDP wants one forward pass a backward pass, and a GPU is best kept full
+            alone = self.accelerator.num_processes == 1 or not torch.is_grad_enabled()
+            if alone and self.accelerator.device.type == "cpu":
+                size = min(size, CHUNK)
+        found, order = [], []
+        for rows, moves in chunks(like, size, self._still):
+            with contextlib.nullcontext() if moves else torch.no_grad():
+                found.append(once(model, input_ids[rows], attention_mask[rows], logits_to_keep,
+                                  **flags, **of_rows(rows, columns)))  # fmt: skip
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        logps, entropies, losses = zip(*found, strict=True)
+        return (
+            torch.cat(logps)[back],
+            None if entropies[0] is None else torch.cat(entropies)[back],
+            None if losses[0] is None else torch.stack(losses).mean(),
+        )
+
+
+def _name(image: Any) -> Any:
+    """Return what tells a prompt's picture from another's: its path, or which object it is."""
+    return image if isinstance(image, str) else id(image)
