@@ -102,7 +102,7 @@ def construct(c: argparse.ArgumentParser) -> None:
 def reward_model(c: argparse.ArgumentParser) -> None:
     """Add what scores open answers."""
     names = profiles.REWARD_MODELS
-    c.add_argument("--reward-model", choices=names, default=names[0], help="of open answers")
+    c.add_argument("--reward-model", choices=names, help="of open answers; default: the profile's")
     c.add_argument("--trust-remote-code", action="store_true", help="xcomposer brings its own")
     c.add_argument("--endpoints", help="YAML file with the section `judge`")
 
