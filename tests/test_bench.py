@@ -88,8 +88,9 @@ def test_notebooks_are_measured_beside_nbclient(tmp_path):
     cells = [new_code_cell('profile = run_dir = ""', metadata={"tags": ["parameters"]})]
     cells += [new_code_cell("assert profile == 'smoke' and run_dir")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "00_short.ipynb")
-    found = bench.notebooks("smoke", [str(tmp_path / "00_short.ipynb")])
+    path = tmp_path / "00_short.ipynb"
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    found = bench.notebooks("smoke", [str(path)])
     (row,) = found["speed"]
     assert row["notebook"] == "00_short"
     assert min(row["first s"], row["again s"], row["nbclient s"], row["ratio"]) > 0
