@@ -96,6 +96,17 @@ def test_notebooks_are_measured_beside_nbclient(tmp_path):
     assert min(row["first s"], row["again s"], row["nbclient s"], row["ratio"]) > 0
 
 
+def test_the_estimate_says_what_it_is_and_sharing_grows_with_the_group():
+    found = bench.estimate(model="Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "estimate" in found["note"] and "published shape" in found["shape"]
+    by = {(row["G"], row["phase"]): row["times faster"] for row in found["speed"]}
+    assert by[4, "vision and prompts, sampling"] == 4 and by[8, "vision and prompts, sampling"] == 8
+    assert 1 < by[4, "all"] < by[8, "all"]
+    alone = bench.estimate(longest=250, padding=1.0, generations=[1])["speed"]
+    saved = {row["phase"]: row["times faster"] for row in alone}  # the tower's second look
+    assert saved["vision and prompts, sampling"] == 1 and 1 < saved["policy"] < 1.3
+
+
 def test_arguments_of_a_benchmark_are_checked():
     assert bench.arguments("grpo", ["generations=[4, 8]"]) == {"generations": [4, 8]}
     with pytest.raises(ValueError, match="bench grpo reads generations, sides"):

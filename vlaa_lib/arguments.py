@@ -139,7 +139,7 @@ def plan(c: argparse.ArgumentParser) -> None:
 
 def bench(c: argparse.ArgumentParser) -> None:
     """Add which benchmark is run, and how large."""
-    names = ["construct", "evaluate", "grpo", "notebooks", "rewards", "sft"]
+    names = ["construct", "estimate", "evaluate", "grpo", "notebooks", "rewards", "sft"]
     c.add_argument("name", choices=names)
     c.add_argument("--out", "--json", help="file for all that was found (JSON)")
     c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. repeats=5")

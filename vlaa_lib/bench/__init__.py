@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .construct import construct
+from .estimate import estimate
 from .evaluate import evaluate
 from .grpo import grpo
 from .notebooks import notebooks
@@ -12,6 +13,7 @@ from .sft import sft
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "construct": construct,
+    "estimate": estimate,
     "evaluate": evaluate,
     "grpo": grpo,
     "notebooks": notebooks,
