@@ -1,6 +1,8 @@
 """Benchmarks run, and say what they measured."""
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from vlaa_lib import bench, prompts, rewards
 from vlaa_lib.bench.rewards import mix
@@ -66,6 +68,43 @@ def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model):
     assert all(spent[phase]["TRL s"] > 0 for phase in ("generate", "old and reference", "policy"))
     total = sum(row["TRL s"] for row in found["phases"])
     assert total == pytest.approx(row["samples"] / row["TRL a second"], rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_sft_is_measured_beside_stock_trl_at_equal_losses(tiny_model, mode):
+    found = bench.sft(batch=3, steps=3, repeats=1, mode=mode, model=str(tiny_model))
+    (row,) = found["speed"]
+    assert row["samples"] == 9 and row["difference"] < 1e-5
+    assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
+
+
+def test_evaluation_is_measured_at_equal_answers(tiny_model):
+    found = bench.evaluate(per_source=1, batch=4, tokens=6, repeats=1, model=str(tiny_model))
+    (row,) = found["speed"]
+    assert row["rows"] == 9 and row["same answers"] == 1 and row["times faster"] > 0
+
+
+def test_notebooks_are_measured_beside_nbclient(tmp_path):
+    cells = [new_code_cell('profile = run_dir = ""', metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell("assert profile == 'smoke' and run_dir")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = tmp_path / "00_short.ipynb"
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    found = bench.notebooks("smoke", [str(path)])
+    (row,) = found["speed"]
+    assert row["notebook"] == "00_short"
+    assert min(row["first s"], row["again s"], row["nbclient s"], row["ratio"]) > 0
+
+
+def test_the_estimate_says_what_it_is_and_sharing_grows_with_the_group():
+    found = bench.estimate(model="Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "estimate" in found["note"] and "published shape" in found["shape"]
+    by = {(row["G"], row["phase"]): row["times faster"] for row in found["speed"]}
+    assert by[4, "vision and prompts, sampling"] == 4 and by[8, "vision and prompts, sampling"] == 8
+    assert 1 < by[4, "all"] < by[8, "all"]
+    alone = bench.estimate(longest=250, padding=1.0, generations=[1])["speed"]
+    saved = {row["phase"]: row["times faster"] for row in alone}  # the tower's second look
+    assert saved["vision and prompts, sampling"] == 1 and 1 < saved["policy"] < 1.3
 
 
 def test_arguments_of_a_benchmark_are_checked():

@@ -136,3 +136,8 @@ def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, change, message):
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     with pytest.raises(profiles.ProfileError, match=message):
         profiles.load("smoke")
+
+
+def test_a_judge_of_open_answers_needs_its_endpoints():
+    with pytest.raises(profiles.ProfileError, match=r"grpo\.endpoints: a judge"):
+        profiles.load("smoke", **{"grpo.reward_model": "judge"})

@@ -249,12 +249,14 @@ def _models(args) -> int:
 
 def _train(args) -> int:
     from . import profiles, train
-    from .rewards import chosen
     from .train import launch, worker
 
     overrides = dict(item.split("=", 1) for item in args.set)
     if args.steps:
         overrides["sft.max_steps" if args.method == "sft" else "grpo.max_steps"] = args.steps
+    for key in ("reward_model", "trust_remote_code", "endpoints"):
+        if value := getattr(args, key):
+            overrides[f"grpo.{key}"] = value
     cfg = profiles.load(args.profile, **overrides)
     if args.launch:
         options = argparse.ArgumentParser(add_help=False)
@@ -268,10 +270,7 @@ def _train(args) -> int:
         else:
             from .process import prm
 
-            asked = args.images, args.out, args.trust_remote_code, args.endpoints
-            model = chosen.reward_model(args.reward_model, *asked)
-            steps = prm.chosen_reward(cfg, args.images)
-            log = train.grpo(*given, reward_model=model, process_reward=steps)
+            log = train.grpo(*given, process_reward=prm.chosen_reward(cfg, args.images))
     if worker.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         _table([{k: v for k, v in row.items() if k in shown} for row in log])

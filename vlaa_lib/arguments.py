@@ -102,7 +102,7 @@ def construct(c: argparse.ArgumentParser) -> None:
 def reward_model(c: argparse.ArgumentParser) -> None:
     """Add what scores open answers."""
     names = profiles.REWARD_MODELS
-    c.add_argument("--reward-model", choices=names, default=names[0], help="of open answers")
+    c.add_argument("--reward-model", choices=names, help="of open answers; default: the profile's")
     c.add_argument("--trust-remote-code", action="store_true", help="xcomposer brings its own")
     c.add_argument("--endpoints", help="YAML file with the section `judge`")
 
@@ -139,7 +139,8 @@ def plan(c: argparse.ArgumentParser) -> None:
 
 def bench(c: argparse.ArgumentParser) -> None:
     """Add which benchmark is run, and how large."""
-    c.add_argument("name", choices=["construct", "grpo", "rewards"])
+    names = ["construct", "estimate", "evaluate", "grpo", "notebooks", "rewards", "sft"]
+    c.add_argument("name", choices=names)
     c.add_argument("--out", "--json", help="file for all that was found (JSON)")
     c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. repeats=5")
 

@@ -4,16 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 from .construct import construct
+from .estimate import estimate
+from .evaluate import evaluate
 from .grpo import grpo
+from .notebooks import notebooks
 from .rewards import rewards
+from .sft import sft
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "construct": construct,
+    "estimate": estimate,
+    "evaluate": evaluate,
     "grpo": grpo,
+    "notebooks": notebooks,
     "rewards": rewards,
+    "sft": sft,
 }
 
-__all__ = ["BENCHMARKS", "arguments", "construct", "grpo", "rewards"]
+__all__ = ["BENCHMARKS", "arguments", *BENCHMARKS]
 
 
 def arguments(name: str, pairs: list[str]) -> dict[str, Any]:

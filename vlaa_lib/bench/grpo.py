@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from .. import microworld, models, profiles, rewards
+from .memory import peak
 
 PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
@@ -114,7 +115,7 @@ def _run(
     )
     trainer.fast = paths
     said: list[list[int]] = []
-    with _timed(trainer, said) as seconds, _peak() as memory:
+    with _timed(trainer, said) as seconds, peak() as memory:
         trainer.train()
     log = [row for row in trainer.state.log_history if "loss" in row]
     return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said}
@@ -210,33 +211,6 @@ def _wait() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def _peak() -> Iterator[dict[str, float | None]]:
-    """Measure the most memory above the start (MiB): of the GPU, else resident, on Linux."""
-    import torch
-
-    found: dict[str, float | None] = {"mib": None}
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found["mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        return
-    before = None
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
-        before = _resident_peak()
-    yield found
-    if before is not None:
-        found["mib"] = (_resident_peak() - before) / 1024
-
-
-def _resident_peak() -> int:
-    """Return the process's largest resident size so far (kB)."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:

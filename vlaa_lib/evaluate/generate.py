@@ -117,6 +117,8 @@ def complete(
     """
     import torch
 
+    from ..decoding import decode
+
     policy.model.eval()
     sampling = {"do_sample": False}
     if temperature:
@@ -137,6 +139,7 @@ def complete(
             use_cache=True,
             # a sampled image token would ask for features that are not there
             suppress_tokens=[policy.model.config.image_token_id],
+            custom_generate=decode,
         )
     ids = ids[:, inputs["input_ids"].shape[1] :]  # [B, T]
     texts = policy.processor.batch_decode(ids, skip_special_tokens=True)

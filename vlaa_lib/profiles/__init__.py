@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
-FAST = ("images", "vision", "prefill", "padding", "flat", "flat-kl")  # train/fast.py
+FAST = ("images", "vision", "prefill", "ended", "padding", "flat", "flat-kl")  # train/fast.py
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
 
 
@@ -36,6 +36,7 @@ CHOICES = {
     "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
     "grpo.scale_rewards": ("group", "batch", "none"),
     "grpo.format": prompts.FORMATS,
+    "grpo.reward_model": REWARD_MODELS,
     "grpo.sampler": ("transformers", "vllm-colocate", "vllm-server"),
 }
 
@@ -113,6 +114,9 @@ class Grpo:
     parts: list[str]
     process_weight: float
     process_model: str
+    reward_model: str
+    trust_remote_code: bool
+    endpoints: str
     dead_rounds: int
     sampler: str
     sampler_url: str
@@ -311,6 +315,8 @@ def _check(s: Settings) -> None:
         raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
     if not g.process_weight >= 0 or (g.process_weight and not g.process_model):
         raise ProfileError("grpo.process_weight: 0 or more, and above 0 with grpo.process_model")
+    if g.reward_model == "judge" and not g.endpoints:
+        raise ProfileError("grpo.endpoints: a judge needs a YAML file with the section `judge`")
     if not s.search.exploration >= 0:
         raise ProfileError("search.exploration: 0 or more")
     if not 0 <= g.min_learning_rate <= g.learning_rate:

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..decoding import decode
 from .encoded import Pictures
 
-IMAGES, VISION, PREFILL = "images", "vision", "prefill"
+IMAGES, VISION, PREFILL, ENDED = "images", "vision", "prefill", "ended"
 PADDING, FLAT, FLAT_KL = "padding", "flat", "flat-kl"
-EXACT = (IMAGES, VISION, PREFILL, PADDING, FLAT)  # the same losses; what `FLAT_KL` does is not
+# the same losses; what `FLAT_KL` does is not
+EXACT = (IMAGES, VISION, PREFILL, ENDED, PADDING, FLAT)
 CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
 
 
@@ -56,6 +58,16 @@ def prefilled_once(model: Any, first: list[int], back: list[int]) -> Iterator[No
         yield
     finally:
         model.forward = forward
+
+
+@contextlib.contextmanager
+def rows_leave(model: Any) -> Iterator[None]:
+    """Let `model.generate` drop rows from its batch once they have ended."""
+    model.generate = functools.partial(model.generate, custom_generate=decode)
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 def distinct(rows: Sequence[Any]) -> tuple[list[int], list[int]]:
@@ -202,9 +214,10 @@ class FastPaths:
 
     images: a picture is opened and processed once a round. vision: a frozen tower encodes it once
     (implies images). prefill: a group's prompt runs once, when sampling and, with vision and
-    padding, in every other pass. padding: passes are as wide as their longest row, rows sorted.
-    flat: with beta 0, completions without an advantage get no backward pass. flat-kl: nor with
-    beta above 0, which drops the pull to the reference there.
+    padding, in every other pass. ended: rows that have ended leave the batch when sampling.
+    padding: passes are as wide as their longest row, rows sorted. flat: with beta 0, completions
+    without an advantage get no backward pass. flat-kl: nor with beta above 0, which drops the pull
+    to the reference there.
     A path that does not apply to the model or the machine is left, and said so once.
     """
 
@@ -228,7 +241,8 @@ class FastPaths:
         reasons = {
             VISION: "the weights are sharded" if sharded else self._tower_moves(),
             PREFILL: "the weights are sharded" if sharded else "",
-        }  # fmt: skip
+            ENDED: "the weights are sharded" if sharded else "",
+        }
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
                 print(f"grpo.fast: without {path}: {reason}")
@@ -293,14 +307,16 @@ class FastPaths:
         if self.use_vllm and self._pictures:  # it takes pictures, and knows no paths
             images = self._pictures.fetch(images)
         with contextlib.ExitStack() as stack:
+            model = self.accelerator.unwrap_model(self.model)
+            base = getattr(model, "get_base_model", lambda: model)()
+            if self._takes(ENDED) and not self.use_vllm:
+                stack.enter_context(rows_leave(base))
             if self._takes(PREFILL) and not self.use_vllm:  # which shares prefixes by itself
                 shown = images or [None] * len(prompt_ids)
                 first, back = distinct(
                     [(*map(_name, i or ()), *ids) for ids, i in zip(prompt_ids, shown, strict=True)]
                 )
                 if len(first) < len(back) and all(len(i or ()) == 1 for i in shown):
-                    model = self.accelerator.unwrap_model(self.model)
-                    base = getattr(model, "get_base_model", lambda: model)()
                     stack.enter_context(prefilled_once(base, first, back))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 

@@ -11,6 +11,7 @@ from typing import Any
 from .. import models, rewards, traces
 from ..profiles import Settings
 from ..records import Record
+from ..rewards import chosen
 from ..rewards.open_ended import SCENE_FACTS
 from ..rewards.reward_models import problem_of
 from ..rewards.watch import Watch
@@ -42,7 +43,7 @@ def grpo(
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
-        reward_model: for open answers; default: facts of the micro-world's scenes.
+        reward_model: for open answers; default: the one that `grpo.reward_model` names.
         overlap: check mathematics while the reference model runs (ours; same rewards).
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
         token_logps: keep the log-prob and entropy of every token in the trace store.
@@ -55,6 +56,9 @@ def grpo(
 
     g = cfg.grpo
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start))
+    if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
+        given = g.trust_remote_code, g.endpoints or None
+        reward_model = chosen.reward_model(g.reward_model, images, out, *given)
     wanted = list(_scored(records, g.parts, reward_model))
     policy, rows = policy_and_rows(
         cfg, g.mode, wanted, images, out, start, g.max_prompt_tokens, with_trace=False

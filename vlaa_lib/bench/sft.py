@@ -1,0 +1,96 @@
+"""SFT beside TRL's own trainer on the same records: samples a second and memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import microworld, models, profiles, prompts
+from ..microworld import narrator
+from ..records import Record
+from .memory import peak
+
+OURS, PEER = "ours", "TRL"
+
+
+def sft(
+    batch: int = 16,
+    steps: int = 4,
+    repeats: int = 3,
+    mode: str = "full",
+    model: str = "data/pocket/instruct",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a few optimizer steps with our trainer and with TRL's, in turn, on the same traces.
+
+    Same weights, seed and arithmetic. Ours reads paths, TRL gets pictures, as its examples do.
+    There is no second look at a picture in an epoch of SFT, hence no fast path. Loading is not
+    timed.
+
+    Returns:
+        `speed`: one row; `difference`: the largest between the losses of a step.
+    """
+    values = {"mode": mode, "global_batch": batch, "per_device_batch": batch, "max_steps": steps}
+    values |= {"logging_steps": 1, "save_steps": 0}
+    cfg = profiles.load("laptop", seed=seed, model={"policy": model}, sft=values)
+    with tempfile.TemporaryDirectory() as folder:
+        sources = list(microworld.SOURCES)
+        drawn = microworld.write_split(folder, sources, "train", -(-batch * steps // 9), seed)
+        made = [_with_trace(record) for record in drawn]
+        runs: dict[str, list[dict]] = {OURS: [], PEER: []}
+        for turn in range(repeats):
+            for who in (OURS, PEER) if turn % 2 else (PEER, OURS):
+                runs[who].append(_run(who, cfg, made, Path(folder)))
+    mine, theirs = (statistics.median(run["seconds"] for run in runs[who]) for who in (OURS, PEER))
+    one, two = runs[OURS][0]["losses"], runs[PEER][0]["losses"]
+    peaks = {who: [run["mib"] for run in runs[who]] for who in (OURS, PEER)}
+    known = None not in peaks[OURS] + peaks[PEER]
+    row = {
+        "samples": batch * steps,
+        "ours a second": round(batch * steps / mine, 2),
+        "TRL a second": round(batch * steps / theirs, 2),
+        "times faster": round(theirs / mine, 2),
+        "ours peak MiB": round(statistics.median(peaks[OURS])) if known else None,
+        "TRL peak MiB": round(statistics.median(peaks[PEER])) if known else None,
+        "difference": float(f"{max(abs(a - b) for a, b in zip(one, two, strict=True)):.1e}"),
+    }
+    return {
+        "benchmark": "sft", "peer": "TRL SFTTrainer", "model": model, "mode": mode, "seed": seed,
+        "repeats": repeats, "cores": os.cpu_count(), "speed": [row],
+    }  # fmt: skip
+
+
+def _with_trace(record: Record) -> Record:
+    trace = narrator.plain_trace(record.meta["scene"], record.question)
+    return replace(record, answer=prompts.join_think_answer(*trace))
+
+
+def _run(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> dict[str, Any]:
+    from datasets import Dataset, Image
+    from trl import SFTTrainer
+
+    from ..train import data
+    from ..train.sft import sft_config, trainer_class
+
+    m = cfg.model
+    policy = models.load_policy(m.policy, cfg.sft.mode, m.max_pixels, m.min_pixels, "float32")
+    rows, _ = data.rows(made, folder / "images", folder / "fitted", with_trace=True)
+    table = Dataset.from_list(rows)
+    trainer = (trainer_class() if who == OURS else SFTTrainer)(
+        model=policy.model,
+        args=sft_config(cfg, folder / "out"),
+        train_dataset=table if who == OURS else table.cast_column("image", Image()),
+        processing_class=policy.processor,
+        peft_config=models.adapter(cfg.sft.mode),
+    )
+    with peak() as memory:
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"seconds": seconds, "mib": memory["mib"], "losses": losses}
