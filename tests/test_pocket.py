@@ -158,6 +158,28 @@ def test_documents_hold_right_answers():
     assert forms == {"tags", "phrase", "plain"}
 
 
+def test_each_token_of_a_pool_counts_alike(tiny_model):
+    """Batches are of rows of one length: their own means would favour the short ones."""
+    processor = models.load_processor(tiny_model)
+    model = models.load_policy(tiny_model, dtype="float32").model
+    stream = pocket_data.Stream(
+        lambda index: (None, [("Look.", False), (" yes" * (1 + index % 7) ** 2, True)]),
+        lambda samples: pocket_data.collate_text(samples, processor, 0),
+        batch=2,
+    )
+    pool = [batch for batch, _ in zip(stream, range(pocket_data.POOL), strict=False)]
+    counts = [int((batch["labels"] >= 0).sum()) for batch in pool]
+    assert max(counts) > 3 * min(counts)
+    with torch.no_grad():
+        steps = [float(model(**batch).loss) for batch in pool]
+        for batch in pool:
+            del batch["num_items_in_batch"]
+        means = [float(model(**batch).loss) for batch in pool]
+    whole = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
+    assert sum(steps) / len(steps) == pytest.approx(whole, rel=1e-5)
+    assert steps[0] == pytest.approx(means[0] * counts[0] * len(pool) / sum(counts), rel=1e-5)
+
+
 def test_shares_name_every_source():
     assert pocket_data.SHARES.keys() == microworld.SOURCES.keys()
     assert SMALL.think_share + SMALL.direct_share < 1

@@ -98,9 +98,9 @@ class Recipe:
     batch: int = 32
     tower_steps: int = 4500
     copy_steps: int = 200  # of the drills, the first
-    drill_steps: int = 800
-    describe_steps: int = 600
-    base_steps: int = 2000
+    drill_steps: int = 900
+    describe_steps: int = 1000
+    base_steps: int = 2400
     instruct_steps: int = 500
     tower_lr: float = 1.5e-3
     drill_lr: float = 2e-3
