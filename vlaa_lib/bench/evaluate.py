@@ -15,7 +15,7 @@ from .timing import interleaved
 def evaluate(
     per_source: int = 16,
     batch: int = 64,
-    tokens: int = 160,
+    tokens: int = 176,
     repeats: int = 3,
     model: str = "data/pocket/instruct",
     seed: int = 0,

@@ -70,7 +70,7 @@ def sample(
     seed: int = 0,
     questions: int = 32,
     batch: int = 64,
-    max_new_tokens: int = 160,
+    max_new_tokens: int = 176,
 ) -> Pool:
     """Sample n solutions of each record into a folder, and one greedy answer; resumable.
 
