@@ -71,3 +71,17 @@ def test_ended_rows_leave_with_a_picture_and_several_ends(tiny_model, micro_data
     torch.manual_seed(0)
     stock = complete(policy, [ask(r) for r in made], folder / "images", 40, temperature=1.0)
     assert own == stock
+
+
+def test_what_the_loop_cannot_do_is_left_to_the_stock_loop_or_refused(tiny_model):
+    policy = models.load_policy(tiny_model, dtype="float32")
+    greedy = {"do_sample": False, "use_cache": False}
+    stock, *_ = generated(policy, None, **greedy)
+    ours, rows, _ = generated(policy, decode, **greedy)
+    assert torch.equal(stock, ours) and set(rows) == {len(PROMPTS)}
+    with pytest.raises(ValueError, match="beam search"):
+        generated(policy, decode, do_sample=False, num_beams=2)
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not numbers"):
+        generated(policy, decode, do_sample=True)

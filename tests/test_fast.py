@@ -177,15 +177,40 @@ def test_each_picture_is_opened_and_encoded_once_a_round(
     processor.save_pretrained(tmp_path)
 
 
-def test_shared_prompts_sample_the_same_completions(tiny_model, micro_data, tmp_path):
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("paths", [(fast.ENDED,), fast.EXACT], ids=["ended", "all"])
+def test_sampling_gives_the_completions_of_stock_trl(
+    paths, mode, tiny_model, micro_data, tmp_path
+):
+    """A group's prompt runs once and completions that have ended leave: the draws are the same."""
     found = {}
-    for paths in ((), fast.EXACT):
-        made = trainer("ours", tiny_model, micro_data, tmp_path / str(len(paths)), paths=paths)
+    for chosen in ((), paths):
+        folder = tmp_path / str(len(chosen))
+        made = trainer("ours", tiny_model, micro_data, folder, mode, paths=chosen)
+        # some end early: a model that has learnt nothing hardly ever does
+        made.generation_config.sequence_bias = [[[made.processing_class.tokenizer.eos_token_id], 5]]
         asked = [made.train_dataset[i // 4] for i in range(16)]
+        rows = []
+        base = getattr(made.model, "get_base_model", lambda model=made.model: model)()
+        base.register_forward_hook(
+            lambda module, args, kwargs, output, rows=rows: rows.append(len(output.logits)),
+            with_kwargs=True,
+        )
         torch.manual_seed(1)
-        found[paths] = made._generate_and_score_completions(asked)["completion_ids"]
+        turn, seen = made._generate_single_turn, []
+
+        def counted(*args, turn=turn, seen=seen, rows=rows, **kwargs):
+            rows.clear()
+            given = turn(*args, **kwargs)
+            seen.extend(rows)
+            return given
+
+        made._generate_single_turn = counted
+        found[chosen] = made._generate_and_score_completions(asked)["completion_ids"]
+        # prompts first, then one pass a token
+        assert (seen[-1] < 16) == bool(chosen) and seen[1] == 16
     assert found[()].unique(dim=0).shape[0] > 8, "they are sampled"
-    assert torch.equal(found[()], found[fast.EXACT])
+    assert torch.equal(found[()], found[paths])
 
 
 def test_a_trained_tower_is_left_to_the_stock_trainer_and_said_once(

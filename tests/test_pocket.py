@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaa_lib import microworld, models, pocket, pocket_data, pocket_tower, prompts, rewards
+from vlaa_lib import (
+    microworld,
+    models,
+    pocket,
+    pocket_data,
+    pocket_tower,
+    profiles,
+    prompts,
+    rewards,
+)
 from vlaa_lib.microworld import scenes
 from vlaa_lib.pocket_muon import Muon, orthogonal
 
@@ -105,7 +114,7 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     pocket.build(tmp_path, SMALL, card_records=1)
     printed = capsys.readouterr().out
     assert '"stage": "base", "step": 48' in printed and '"stage": "instruct"' in printed
-    assert '"stage": "tower"' not in printed and '"stage": "base", "step": 25' not in printed
+    assert '"stage": "tower"' not in printed and '"stage": "base", "step": 24' not in printed
     for stage in ("base", "instruct"):
         ours, theirs = weights(tmp_path / stage), weights(built / stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -133,6 +142,17 @@ def test_readings_fit_their_classes_and_names():
             assert all(kind in names[name][1] for name in read)
             assert all(0 <= value < pocket_tower.CLASSES for value in read.values())
             assert int((pocket_tower.reading_labels(scene) > 0).sum()) <= len(read)
+
+
+def test_no_plain_trace_reaches_the_limits():
+    """Neither training, evaluation nor search may cut off what the model was taught to say."""
+    tokenizer = models.load_processor("data/pocket/instruct").tokenizer
+    replies = [pocket_data.chat_text(index, 5, 1.0, 0.0)[1][-1][0] for index in range(600)]
+    longest = max(len(tokenizer(reply)["input_ids"]) for reply in replies)
+    cfg = profiles.load("laptop")
+    limits = (cfg.grpo.max_completion_tokens, cfg.evaluate.max_new_tokens,
+              cfg.search.max_new_tokens)  # fmt: skip
+    assert 100 < longest < min(limits)
 
 
 def test_documents_hold_right_answers():

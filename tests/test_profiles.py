@@ -141,3 +141,11 @@ def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, change, message):
 def test_a_judge_of_open_answers_needs_its_endpoints():
     with pytest.raises(profiles.ProfileError, match=r"grpo\.endpoints: a judge"):
         profiles.load("smoke", **{"grpo.reward_model": "judge"})
+
+
+def test_code_from_elsewhere_needs_a_yes_before_anything_runs():
+    chosen = {"grpo.reward_model": "xcomposer"}
+    with pytest.raises(profiles.ProfileError, match=r"grpo\.trust_remote_code: xcomposer"):
+        profiles.load("paper", **chosen)
+    assert profiles.load("paper", **chosen, **{"grpo.trust_remote_code": True})
+    assert profiles.load("paper", **chosen, **{"grpo.parts": ["digit"]})

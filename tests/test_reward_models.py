@@ -251,7 +251,7 @@ def test_half_precision_scores_under_autocast(checkpoint, pictures):
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({}, "Python code of its own.*grpo.trust_remote_code: true"),
+    ({}, "Python code of its own.*pass trust_remote_code=True"),
     ({"trust_remote_code": "yes"}, "Python code of its own"),
     ({"trust_remote_code": True, "revision": "main"}, "'main' of internlm.*is no commit"),
 ])

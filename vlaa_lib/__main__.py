@@ -296,8 +296,10 @@ def _evaluate(args) -> int:
     if not (args.records and args.images and args.model):
         raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
     made = _load(args)
-    policy, limits = models.load_policy(args.model), (args.batch or 64, args.max_new_tokens or 160)
-    rows = evaluate.evaluate(policy, made, args.images, args.model, *limits)
+    limits = {"batch": args.batch, "max_new_tokens": args.max_new_tokens}
+    limits = {name: limit for name, limit in limits.items() if limit}
+    policy = models.load_policy(args.model)
+    rows = evaluate.evaluate(policy, made, args.images, args.model, **limits)
     records.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
     _table(evaluate.summary(rows))
     return 0

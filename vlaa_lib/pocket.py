@@ -46,6 +46,7 @@ from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
+LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 # seconds a step
 PACE_S = {"tower": 0.4, "drill": 0.5, "describe": 0.6, "base": 0.7, "instruct": 1.0}
 
@@ -239,7 +240,7 @@ def look_back(attention: nn.Module, theta: float) -> None:
 def train(
     stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Train one stage, printing the mean loss of every 25 steps and keeping its state every 200.
+    """Train one stage, printing the mean loss of every 24 steps and keeping its state every 200.
 
     Args:
         compute: batch -> (loss, share seen right or None).
@@ -266,7 +267,7 @@ def train(
         spent = time.monotonic() - start
         losses.append(loss.item())
         right += [] if seen is None else [float(seen)]
-        if number % 25 == 0 or number == steps:
+        if number % LOGGED == 0 or number == steps:
             row = {"stage": stage, "step": number, "loss": round(statistics.mean(losses), 4)}
             row |= {"seen": round(statistics.mean(right), 4) if right else None}
             log.append(row | {"seconds": round(spent)})

@@ -1,4 +1,4 @@
-"""What the pocket VLM learns from: documents, chats, and the facts that its tower reads."""
+"""What the pocket VLM's language model learns from: documents, drills and chats."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Stream(IterableDataset):
             pool.sort(key=self.length)
             batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]
             random.Random(index).shuffle(batches)
-            yield from weigh([self.collate(rows) for rows in batches])
+            yield from normalise_by_tokens([self.collate(rows) for rows in batches])
             index += workers * size
 
     @staticmethod
@@ -68,10 +68,14 @@ class Stream(IterableDataset):
         return sum(len(text) for text, _ in sample[1]) if isinstance(sample, tuple) else 0
 
 
-def weigh(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Let every token of a pool count alike: a mean of its own would favour batches of short rows.
+def normalise_by_tokens(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Let every token of a pool of batches count alike, up to the clipping of gradients.
 
-    With it, an answer without a trace, 15 of 100, was begun with probability 0.6.
+    A batch holds rows of one length, and a mean over its own tokens would favour short rows: an
+    answer without a trace, 15 of 100, was then begun with probability 0.6.
+
+    Returns:
+        the batches, each with `num_items_in_batch`, the pool's mean number of target tokens.
     """
     counts = [(batch["labels"][:, 1:] >= 0).sum() for batch in batches if "labels" in batch]
     for batch, _ in zip(batches, counts, strict=False):

@@ -27,8 +27,9 @@ def estimate(
 
     An estimate: multiplications of the matrices alone, at a stated share of the card's peak, and
     for sampling the bytes of weights and cache at a stated share of its bandwidth. Attention,
-    launches of kernels, rewards and the optimizer are left out. The tower is frozen; old, reference
-    and policy passes run, activations are recomputed, which keeps prompts unshared in the last.
+    launches of kernels, rewards and the optimizer are left out, and rows leave as soon as they end,
+    which flatters ours a little. The tower is frozen; old, reference and policy passes run,
+    activations are recomputed, which keeps prompts unshared in the last.
 
     Args:
         prompts: of a round on the card. image: visual tokens, 315 at 262,144 px. question: tokens.

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import microworld, models
 from ..evaluate.generate import generate, prompt_text
-from .timing import interleaved
+from .timing import device, interleaved
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     return {
         "benchmark": "evaluate", "peer": "transformers generate, in the file's order",
         "model": model, "batch": batch, "seed": seed, "repeats": repeats,
-        "cores": os.cpu_count(), "speed": [row],
+        "cores": os.cpu_count(), "device": device(), "speed": [row],
     }  # fmt: skip
 
 
@@ -76,6 +76,7 @@ def _plain(policy: Any, made: list, images: Path, batch: int, tokens: int) -> li
                 **inputs.to(policy.model.device),
                 do_sample=False,
                 max_new_tokens=tokens,
+                repetition_penalty=1.0,
                 suppress_tokens=[policy.model.config.image_token_id],
             )
         new = ids[:, inputs["input_ids"].shape[1] :]

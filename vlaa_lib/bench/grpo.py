@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 from .. import microworld, models, profiles, rewards
 from .memory import peak
+from .timing import device
 
 PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
@@ -67,7 +68,7 @@ def grpo(
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
-        "cores": os.cpu_count(), "device": _device(), "speed": speed, "phases": phases,
+        "cores": os.cpu_count(), "device": device(), "speed": speed, "phases": phases,
     }  # fmt: skip
 
 
@@ -197,12 +198,6 @@ def _passes(trainer: Any, within: Callable) -> Iterator[None]:
         patch.object(trainer, "_get_per_token_logps_and_entropies", run),
     ):
         yield
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _wait() -> None:

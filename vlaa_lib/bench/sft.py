@@ -14,6 +14,7 @@ from .. import microworld, models, profiles, prompts
 from ..microworld import narrator
 from ..records import Record
 from .memory import peak
+from .timing import device
 
 OURS, PEER = "ours", "TRL"
 
@@ -61,7 +62,7 @@ def sft(
     }
     return {
         "benchmark": "sft", "peer": "TRL SFTTrainer", "model": model, "mode": mode, "seed": seed,
-        "repeats": repeats, "cores": os.cpu_count(), "speed": [row],
+        "repeats": repeats, "cores": os.cpu_count(), "device": device(), "speed": [row],
     }  # fmt: skip
 
 

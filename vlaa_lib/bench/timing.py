@@ -16,3 +16,10 @@ def interleaved(works: Sequence[Callable[[], object]], repeats: int) -> list[flo
             work()
             found.append(time.perf_counter() - start)
     return [statistics.median(found) for found in seconds]
+
+
+def device() -> str:
+    """Return the name of the GPU, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

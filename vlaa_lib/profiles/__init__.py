@@ -317,6 +317,11 @@ def _check(s: Settings) -> None:
         raise ProfileError("grpo.process_weight: 0 or more, and above 0 with grpo.process_model")
     if g.reward_model == "judge" and not g.endpoints:
         raise ProfileError("grpo.endpoints: a judge needs a YAML file with the section `judge`")
+    if g.reward_model == "xcomposer" and "open" in g.parts and not g.trust_remote_code:
+        raise ProfileError(
+            "grpo.trust_remote_code: xcomposer brings Python code of its own, which would run with "
+            "all your rights; read it, then set this to true, or score with a judge"
+        )
     if not s.search.exploration >= 0:
         raise ProfileError("search.exploration: 0 or more")
     if not 0 <= g.min_learning_rate <= g.learning_rate:

@@ -1,4 +1,4 @@
-"""The reward model of a training by its name on the command line."""
+"""The reward model of a training by its name in `grpo.reward_model`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def reward_model(
     trust_remote_code: bool = False,
     endpoints: str | Path | None = None,
 ) -> RewardModel | None:
-    """Return the named reward model, its scores kept in `out`; None for the default.
+    """Return the named reward model, its scores kept in `out`; None for scene-facts.
 
     Args:
         trust_remote_code: `xcomposer` runs code that its repository brings.
@@ -32,7 +32,7 @@ def reward_model(
     if name != "judge":
         raise ValueError(f"unknown reward model {name!r}; use one of {', '.join(REWARD_MODELS)}")
     if endpoints is None:
-        raise ValueError("a judge needs --endpoints, a YAML file with the section `judge`")
+        raise ValueError("a judge needs grpo.endpoints, a YAML file with the section `judge`")
     from ..construct.endpoints import Endpoint, read_endpoints
     from .judge import Judge
 

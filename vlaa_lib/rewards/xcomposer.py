@@ -132,7 +132,7 @@ def _check(path: str, revision: str, is_trusted: bool, is_folder: bool) -> None:
     if not is_trusted:
         raise RewardModelError(
             f"{path} brings Python code of its own, which would run here with all your rights; "
-            "read it, then set grpo.trust_remote_code: true, or score with a judge instead"
+            "read it, then pass trust_remote_code=True, or score with a judge instead"
         )
     if not is_folder and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise RewardModelError(

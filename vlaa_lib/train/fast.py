@@ -62,12 +62,15 @@ def prefilled_once(model: Any, first: list[int], back: list[int]) -> Iterator[No
 
 @contextlib.contextmanager
 def rows_leave(model: Any) -> Iterator[None]:
-    """Let `model.generate` drop rows from its batch once they have ended."""
-    model.generate = functools.partial(model.generate, custom_generate=decode)
+    """Let `model.generate` remove sequences from its batch once they have ended."""
+    own, before = model.generate, vars(model).get("generate")
+    model.generate = functools.partial(own, custom_generate=decode)
     try:
         yield
     finally:
         del model.generate
+        if before is not None:
+            model.generate = before
 
 
 def distinct(rows: Sequence[Any]) -> tuple[list[int], list[int]]:

@@ -55,10 +55,12 @@ def grpo(
     from .callbacks import watchers
 
     g = cfg.grpo
-    resume = checkpoints.begin(out, identity(cfg, "grpo", records, start))
     if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
         given = g.trust_remote_code, g.endpoints or None
         reward_model = chosen.reward_model(g.reward_model, images, out, *given)
+    # the name of a judge stands for its model, settings and prompt
+    judged = {"reward model": reward_model.name if reward_model else ""}
+    resume = checkpoints.begin(out, identity(cfg, "grpo", records, start) | judged)
     wanted = list(_scored(records, g.parts, reward_model))
     policy, rows = policy_and_rows(
         cfg, g.mode, wanted, images, out, start, g.max_prompt_tokens, with_trace=False

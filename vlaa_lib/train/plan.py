@@ -268,10 +268,9 @@ def main(args: Namespace, show: Callable[[list[dict[str, Any]]], None]) -> int:
     cfg = profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
     mode = (cfg.sft if args.method == "sft" else cfg.grpo).mode
     known = number_of_records(cfg, args.method)
-    # paper C.1: on the CPU between scorings; the micro-world's open answers are scored by facts,
-    # and beside an adapter on a small card they are scored elsewhere (ours)
-    is_scored_here = args.method == "grpo" and cfg.data.folder and mode == "full"
-    is_scored_here = is_scored_here and "open" in cfg.grpo.parts
+    # paper C.1: on the CPU between scorings; facts and judges take no room here
+    is_scored_here = cfg.grpo.reward_model == "xcomposer" and "open" in cfg.grpo.parts
+    is_scored_here = is_scored_here and args.method == "grpo"
     s = Setup(
         cfg=cfg,
         method=args.method,
