@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import unicodedata
+from collections import Counter
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from vlaa_lib import (
     prompts,
     rewards,
 )
-from vlaa_lib.microworld import scenes
+from vlaa_lib.microworld import questions, scenes
 from vlaa_lib.pocket_muon import Muon, orthogonal
 
 SMALL = pocket.Recipe(
@@ -198,6 +200,31 @@ def test_each_token_of_a_pool_counts_alike(tiny_model):
     whole = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
     assert sum(steps) / len(steps) == pytest.approx(whole, rel=1e-5)
     assert steps[0] == pytest.approx(means[0] * counts[0] * len(pool) / sum(counts), rel=1e-5)
+
+
+def test_drills_of_extremes_are_right():
+    for seed in range(60):
+        pieces = pocket_data._extreme_drill(random.Random(seed))
+        for (told, _), (said, is_target) in zip(pieces[::2], pieces[1::2], strict=True):
+            assert is_target
+            values = {n or x: int(v or y) for n, v, x, y in re.findall(
+                r"The (\w+) bar reaches (\d)|At x = (\d) the line is at (\d)", told)}  # fmt: skip
+            values |= {n: int(v) for v, n in re.findall(r"(\d) (\w+) point", told)}
+            order = sorted(values, key=values.get)
+            for word, name in re.findall(r"(tallest|shortest|highest|lowest|Most)[^.]* (\w+)\.", said):
+                assert name == order[0 if word in ("shortest", "lowest") else -1], (told, said)
+            assert len(values) > 1 and said
+
+
+@pytest.mark.parametrize("kind", ["height", "angle"])
+def test_the_gold_of_a_choice_may_have_any_rank(kind):
+    ranks = Counter()
+    for seed in range(400):
+        wrong = questions.rivals(kind, "50", {}, random.Random(seed))
+        values = sorted(map(int, ["50", *wrong]))
+        assert len(set(values)) == 4
+        ranks[values.index(50)] += 1
+    assert min(ranks[rank] for rank in range(4)) > 60
 
 
 def test_shares_name_every_source():

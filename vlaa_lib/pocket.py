@@ -102,7 +102,7 @@ class Recipe:
     drill_steps: int = 900
     describe_steps: int = 1000
     base_steps: int = 2400
-    instruct_steps: int = 500
+    instruct_steps: int = 800
     tower_lr: float = 1.5e-3
     drill_lr: float = 2e-3
     describe_lr: float = 2e-3
@@ -114,7 +114,7 @@ class Recipe:
     base_muon_lr: float = 3e-3
     instruct_muon_lr: float = 1.5e-3
     describe_share: float = 0.2  # base documents that describe instead of answering
-    drill_share: float = 0.15  # documents of describe and base that come without a picture
+    drill_share: float = 0.15  # documents of describe, base and instruct without a picture
     think_share: float = 0.2  # chat replies in the think/answer format
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
@@ -332,6 +332,7 @@ def train_language(
             seed=recipe.seed + 2,
             think_share=recipe.think_share,
             direct_share=recipe.direct_share,
+            drill_share=recipe.drill_share,
         )
     collate = partial(collate_text, processor=processor, image_after=int(stage == "instruct"))
     model.train()

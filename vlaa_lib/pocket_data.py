@@ -129,13 +129,14 @@ def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | Non
 
 
 def drill_text(index: int, seed: int, copies: int = 0) -> tuple[None, list[Piece]]:
-    """Write an exercise without a picture: copying, looking up facts, finding a choice, or sums.
+    """Write an exercise without a picture: copying, looking up, finding a choice, extremes, sums.
 
     Args:
         copies: the first documents only copy, since looking up is not learnt before.
     """
     rng = random.Random(f"drill/{seed}/{index}")
-    drill = rng.choices((_copy_drill, _told_drill, _choice_drill, _sum_drill), (1, 4, 3, 1))[0]
+    kinds = (_copy_drill, _told_drill, _choice_drill, _extreme_drill, _sum_drill)
+    drill = rng.choices(kinds, (1, 4, 3, 3, 1))[0]
     if index < copies:
         drill = _copy_drill
     return None, [*drill(rng), ("<|endoftext|>", True)]
@@ -182,6 +183,33 @@ def _choice_drill(rng: random.Random) -> list[Piece]:
     return [(listed + "\n", False), (" ".join([told, *said]), True)]
 
 
+def _extreme_drill(rng: random.Random) -> list[Piece]:
+    """Tell heights, counts or points of a line in some order, then name the most and the least."""
+    pieces: list[Piece] = []
+    for _ in range(4):
+        kind = rng.choice(("bars", "line", "points"))
+        values = rng.sample(range(1, 10), rng.randint(2, 4))
+        names = rng.sample(list(scenes.COLORS), len(values))
+        if kind == "bars":
+            told = [f"The {n} bar reaches {v}." for n, v in zip(names, values, strict=True)]
+            asked = [("The tallest bar is {}.", max), ("The shortest bar is {}.", min)]
+        elif kind == "line":
+            names = [str(x) for x in range(1, len(values) + 1)]
+            told = [f"At x = {x} the line is at {v}." for x, v in zip(names, values, strict=True)]
+            asked = [(f"The line is {word} at x = {{}}.", best)
+                     for word, best in (("highest", max), ("lowest", min))]  # fmt: skip
+        else:
+            told = [
+                f"There are {v} {n} points." if v > 1 else f"There is 1 {n} point."
+                for n, v in zip(names, values, strict=True)
+            ]
+            asked = [("Most points are {}.", max)]
+        rng.shuffle(asked)
+        said = [text.format(names[values.index(best(values))]) for text, best in asked]
+        pieces += [(f" {' '.join(told)}", False), (f" {' '.join(said)}", True)]
+    return pieces
+
+
 def _sum_drill(rng: random.Random) -> list[Piece]:
     """Write the kinds of sums that traces need."""
     sums = []
@@ -217,13 +245,15 @@ def base_text(
 
 
 def chat_text(
-    index: int, seed: int, think_share: float, direct_share: float
-) -> tuple[dict, list[Piece]]:
-    """Write a chat of one turn; the image follows its first piece.
+    index: int, seed: int, think_share: float, direct_share: float, drill_share: float = 0.0
+) -> tuple[dict | None, list[Piece]]:
+    """Write a chat of one turn, whose image follows its first piece, or a drill.
 
     The reply is in the think/answer format, a bare answer, or else a plain trace and the answer.
     """
     source, scene, question, gold, rng = draw(index, seed)
+    if rng.random() < drill_share:
+        return drill_text(index, seed)
     reward = SOURCES[source][0]
     think, _ = narrator.plain_trace(scene, question)
     kind, answer = rng.random(), in_words(question, gold, rng)

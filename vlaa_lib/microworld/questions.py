@@ -309,7 +309,9 @@ def rivals(kind: str, right: str, scene: dict, rng: random.Random) -> list[str]:
         rest = sorted(set(COLORS) - shown)
     else:
         value, step = int(right), 10 if kind == "angle" else 1
-        near = [str(value + d * step) for d in (-2, -1, 1, 2) if value + d * step >= 0]
+        # a gold of any rank: always in the middle, a guess would be right every other time
+        below = rng.randint(0, min(3, value // step))
+        near = [str(value + d * step) for d in range(-below, 4 - below)]
         if kind in ("perimeter", "surface"):  # the other of the two, and a side forgotten
             width, height = scene["width"], scene["height"]
             near = [str(v) for v in {2 * (width + height), width * height, width + height}]
