@@ -98,6 +98,14 @@ def test_a_loss_spike_is_said(losses, said, capsys):
     assert (f"step 7: {said}" in out) if said else not out
 
 
+def test_the_loss_of_grpo_has_no_spikes(capsys):
+    trained = state([1e-4, 1e-4, 9e-4])
+    for row in trained.log_history:
+        row["reward"] = 0.5
+    callbacks.SpikeWatch().on_log(None, trained, TrainerControl())
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_training(loss):
     with pytest.raises(TrainingError, match="step 3: .*lower the learning rate"):

@@ -48,7 +48,7 @@ STAGES = ("tower", "drill", "describe", "base", "instruct")
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 # seconds a step
-PACE_S = {"tower": 0.4, "drill": 0.5, "describe": 0.6, "base": 0.7, "instruct": 1.0}
+PACE_S = {"tower": 0.5, "drill": 1.1, "describe": 1.1, "base": 1.4, "instruct": 1.8}
 
 # Qwen's special tokens, in Qwen's order
 SPECIAL = (

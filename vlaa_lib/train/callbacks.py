@@ -61,6 +61,8 @@ class SpikeWatch(TrainerCallback):
                 f"step {state.global_step}: the loss is {last}; lower the learning rate, or look "
                 "for a broken record among the last batches"
             )
+        if "reward" in state.log_history[-1]:  # GRPO's loss is near zero by construction
+            return
         usual = statistics.median(before) if len(before) >= 2 else math.inf
         if last > SPIKE * usual and state.is_world_process_zero:
             print(f"step {state.global_step}: loss spike, {last:.3f} after a usual {usual:.3f}")
