@@ -222,6 +222,13 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch):
         command.loaded(str(tiny_model), chosen, "", "4bit", "vllm")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="bitsandbytes is installed on Linux")
+def test_a_model_answers_in_4_bit(tiny_model, bench):
+    chosen = prompting.settings(max_new_tokens=3)
+    answer = command.loaded(str(tiny_model), chosen, bench[0].images, mode="4bit")
+    assert [1 <= said.num_tokens <= 3 for said in answer(bench[1][:2])] == [True, True]
+
+
 def test_rows_without_verdict_are_named_by_reason():
     rows = [{"index": str(i), "hit": None if i % 2 else False, "reason": "r"} for i in range(4)]
     assert command._without_verdict(rows) == {"r": ["1", "3"]}
