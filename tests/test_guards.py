@@ -115,7 +115,10 @@ def test_a_loss_that_is_no_number_ends_the_training(loss):
 SWITCHES = [
     ({"grpo.kl": "off"}, {"beta": 0.0}),
     ({"grpo.kl": "fixed", "grpo.beta": 0.04}, {"beta": 0.04}),
-    ({"grpo.min_learning_rate": 8e-7}, {"lr_scheduler_kwargs": {"min_lr": 8e-7}}),
+    (
+        {"grpo.learning_rate": 8e-6, "grpo.min_learning_rate": 2e-6},
+        {"learning_rate": 8e-6, "lr_scheduler_kwargs": {"min_lr_rate": 0.25}},
+    ),
     ({"grpo.num_iterations": 3}, {"num_iterations": 3}),
     ({"grpo.loss_type": "dr_grpo"}, {"loss_type": "dr_grpo"}),
     ({"grpo.scale_rewards": "none"}, {"scale_rewards": "none"}),

@@ -149,7 +149,8 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         learning_rate=g.learning_rate,
         warmup_steps=g.warmup,  # a value below 1 is a share of all steps (transformers 5)
         lr_scheduler_type="cosine_with_min_lr",  # paper table 6
-        lr_scheduler_kwargs={"min_lr": g.min_learning_rate},
+        # as a rate: DeepSpeed's optimizers do not tell their own
+        lr_scheduler_kwargs={"min_lr_rate": g.min_learning_rate / g.learning_rate},
         adam_beta2=0.95,  # OpenRLHF default
         logging_steps=1,  # the KL controller reads each step's divergence
     )
