@@ -283,7 +283,7 @@ def test_transformers_never_samples_an_image_or_a_video(policy):
     tokens = ["<|image_pad|>", "<|video_pad|>"]
     banned = policy.processor.tokenizer.convert_tokens_to_ids(tokens)
     assert made.generation_kwargs == {"suppress_tokens": banned} and not made.use_vllm
-    assert (made.temperature, made.top_k, made.max_completion_length) == (0.8, 0, 128)
+    assert (made.temperature, made.top_k, made.max_completion_length) == (0.8, 0, 176)
 
 
 @pytest.mark.parametrize("kind", ["colocate", "server"])

@@ -264,7 +264,7 @@ def test_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "verdict: fits" in printed and "an estimate" in printed
     made = json.loads(out.read_text())
-    assert made["trained_parameters"] == 3_597_568 - 1_172_800
+    assert made["trained_parameters"] == 3_646_720 - 1_172_800
     assert made["peak_bytes"]["training"] == sum(made["memory_bytes"]["training"].values())
     assert main(["plan", "--profile", "smoke", "--card-gb", "0.5"]) == 1
     assert "does not fit: sampling" in capsys.readouterr().out
