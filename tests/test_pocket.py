@@ -22,7 +22,7 @@ from vlaa_lib import (
     rewards,
 )
 from vlaa_lib.microworld import questions, scenes
-from vlaa_lib.pocket_muon import Muon, orthogonal
+from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
@@ -89,7 +89,7 @@ def test_muon_gives_the_step_of_torchs_own():
 def test_optimizers_share_all_that_is_trained(tiny_model):
     model = models.load_policy(tiny_model).model
     trained = [p for p in model.parameters() if p.requires_grad]
-    adamw, muon = pocket.optimizers("base", model, SMALL)
+    adamw, muon = optimizers(model, SMALL.base_lr, SMALL.base_muon_lr)
     shared = [p for o in (adamw, muon) for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in shared} == {id(p) for p in trained} and len(shared) == len(trained)
     assert all(p.ndim == 2 for group in muon.param_groups for p in group["params"])

@@ -6,6 +6,7 @@ import argparse
 import re
 
 from . import profiles
+from .prompts import MAX_NEW_TOKENS
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -32,7 +33,8 @@ def model(c: argparse.ArgumentParser) -> None:
     c.add_argument("--mode", choices=["full", "4bit"], default="full", help="adapters: either")
     c.add_argument("--backend", choices=["hf", "vllm"], default="hf")
     c.add_argument("--preset", choices=["paper", "vlmevalkit"], default="paper")
-    c.add_argument("--max-new-tokens", type=int, help="default: the preset's; for records 176")
+    limit = f"default: the preset's; for records {MAX_NEW_TOKENS}"
+    c.add_argument("--max-new-tokens", type=int, help=limit)
     c.add_argument("--min-pixels", type=int, help="area of a picture; default: the preset's")
     c.add_argument("--max-pixels", type=int)
     prompt = c.add_mutually_exclusive_group()
@@ -157,7 +159,7 @@ def process(c: argparse.ArgumentParser) -> None:
     c.add_argument("--temperature", type=float, default=0.8)
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--batch", type=int, default=64)
-    c.add_argument("--max-new-tokens", type=int, default=176)
+    c.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
 
     c = actions.add_parser("judge", help="score the steps of pools; finished calls are kept")
     data(c)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import random
-import re
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -41,7 +40,7 @@ from .pocket_data import (
     drill_text,
     loader,
 )
-from .pocket_muon import Muon
+from .pocket_muon import optimizers
 from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
@@ -247,7 +246,8 @@ def train(
         batches: first pool of batches (8 each) -> endless batches.
         work: folder of the kept states.
     """
-    steps, parts = getattr(recipe, f"{stage}_steps"), optimizers(stage, module, recipe)
+    steps, lr, muon_lr = (getattr(recipe, f"{stage}_{key}") for key in ("steps", "lr", "muon_lr"))
+    parts: list[Any] = optimizers(module, lr, muon_lr)
     parts += [get_scheduler("cosine", part, int(steps * 0.05) + 1, steps) for part in parts]
     done, spent, kept = 0, 0.0, work / f"{stage}.part"
     if kept.is_file():
@@ -277,19 +277,6 @@ def train(
         if number % KEEP == 0 and number < steps:
             states = [part.state_dict() for part in (module, *parts)]
             _keep(kept, {"parts": states, "step": number, "seconds": spent, "log": log})
-
-
-def optimizers(stage: str, module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return AdamW for embeddings, heads and vectors, and Muon for the matrices between them."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    inner = {name for name in trained if re.search(r"visual|layers", name)}
-    matrices = {name for name in inner if trained[name].ndim == 2}
-    rest = [p for name, p in trained.items() if name not in matrices]
-    lr, muon_lr = getattr(recipe, f"{stage}_lr"), getattr(recipe, f"{stage}_muon_lr")
-    return [
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
-        Muon([trained[name] for name in sorted(matrices)], lr=muon_lr),
-    ]
 
 
 def _keep(path: Path, state: dict) -> None:

@@ -37,6 +37,12 @@ SHARES = {
 }
 # ours: how often each kind of scene is described; the others once. Objects are many and small
 DESCRIBED = {"objects": 8, "scatter": 2, "function": 2, "triangle": 2}
+# kind of fact -> the facts that name its extremes
+EXTREMES = {
+    "bar": (("tallest", max), ("shortest", min)),
+    "point": (("peak", max), ("dip", min)),
+    "count": (("most", max),),
+}
 Piece = tuple[str, bool]  # text, and whether the loss counts it
 
 
@@ -77,9 +83,9 @@ def normalise_by_tokens(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         the batches, each with `num_items_in_batch`, the pool's mean number of target tokens.
     """
-    counts = [(batch["labels"][:, 1:] >= 0).sum() for batch in batches if "labels" in batch]
-    for batch, _ in zip(batches, counts, strict=False):
-        batch["num_items_in_batch"] = sum(counts) / len(counts)
+    if counts := [(b["labels"][:, 1:] >= 0).sum() for b in batches if "labels" in b]:
+        for batch in batches:
+            batch["num_items_in_batch"] = sum(counts) / len(counts)
     return batches
 
 
@@ -187,25 +193,18 @@ def _extreme_drill(rng: random.Random) -> list[Piece]:
     """Tell heights, counts or points of a line in some order, then name the most and the least."""
     pieces: list[Piece] = []
     for _ in range(4):
-        kind = rng.choice(("bars", "line", "points"))
+        kind = rng.choice(list(EXTREMES))
         values = rng.sample(range(1, 10), rng.randint(2, 4))
-        names = rng.sample(list(scenes.COLORS), len(values))
-        if kind == "bars":
-            told = [f"The {n} bar reaches {v}." for n, v in zip(names, values, strict=True)]
-            asked = [("The tallest bar is {}.", max), ("The shortest bar is {}.", min)]
-        elif kind == "line":
-            names = [str(x) for x in range(1, len(values) + 1)]
-            told = [f"At x = {x} the line is at {v}." for x, v in zip(names, values, strict=True)]
-            asked = [(f"The line is {word} at x = {{}}.", best)
-                     for word, best in (("highest", max), ("lowest", min))]  # fmt: skip
-        else:
-            told = [
-                f"There are {v} {n} points." if v > 1 else f"There is 1 {n} point."
-                for n, v in zip(names, values, strict=True)
-            ]
-            asked = [("Most points are {}.", max)]
+        names: list[Any] = rng.sample(list(scenes.COLORS), len(values))
+        if kind == "point":
+            names = list(range(1, len(values) + 1))
+        pairs = list(zip(names, values, strict=True))
+        args = [(v, n, "point") for n, v in pairs] if kind == "count" else pairs
+        told = [facts.say(facts.Fact(kind, arg)) for arg in args]
+        asked = list(EXTREMES[kind])
         rng.shuffle(asked)
-        said = [text.format(names[values.index(best(values))]) for text, best in asked]
+        said = [facts.say(facts.Fact(most, (names[values.index(best(values))],)))
+                for most, best in asked]  # fmt: skip
         pieces += [(f" {' '.join(told)}", False), (f" {' '.join(said)}", True)]
     return pieces
 

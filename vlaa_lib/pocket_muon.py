@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Jordan et al. 2024: the fifth-order polynomial that drives singular values towards 1 fastest
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -52,3 +53,15 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
         square = wide @ wide.T
         wide = _A * wide + (_B * square + _C * square @ square) @ wide
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
+def optimizers(module: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+    """Return AdamW for embeddings, heads and vectors, and Muon for the matrices between them."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    inner = {name for name in trained if re.search(r"visual|layers", name)}
+    matrices = {name for name in inner if trained[name].ndim == 2}
+    rest = [p for name, p in trained.items() if name not in matrices]
+    return [
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon([trained[name] for name in sorted(matrices)], lr=muon_lr),
+    ]

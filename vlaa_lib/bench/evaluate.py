@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import microworld, models
+from .. import microworld, models, prompts
 from ..evaluate.generate import generate, prompt_text
 from .timing import device, interleaved
 
@@ -15,7 +15,7 @@ from .timing import device, interleaved
 def evaluate(
     per_source: int = 16,
     batch: int = 64,
-    tokens: int = 176,
+    tokens: int = prompts.MAX_NEW_TOKENS,
     repeats: int = 3,
     model: str = "data/pocket/instruct",
     seed: int = 0,

@@ -16,11 +16,10 @@ from unittest.mock import patch
 
 from .. import microworld, models, profiles, rewards
 from .memory import peak
-from .timing import device
+from .timing import OURS, TRL, compared, device, in_turn
 
 PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
-OURS, PEER = "ours", "TRL"
 
 
 def grpo(
@@ -58,11 +57,9 @@ def grpo(
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
         for g, side in itertools.product(generations, sides):
             cfg = _settings(g, side, prompts, rounds, tokens, mode, model, seed)
-            runs: dict[str, list[dict]] = {OURS: [], PEER: []}
-            for turn in range(repeats):
-                for who in (OURS, PEER) if turn % 2 else (PEER, OURS):
-                    paths = cfg.grpo.fast if fast is None else fast
-                    runs[who].append(_run(who, cfg, made, Path(folder), paths))
+            paths = cfg.grpo.fast if fast is None else fast
+            given = cfg, made, Path(folder), paths
+            runs = in_turn(lambda who, given=given: _run(who, *given), repeats)
             speed.append({"G": g, "side px": side} | _compare(runs, cfg.grpo.rollouts * rounds))
             phases += [{"G": g, "side px": side} | row for row in _phases(runs)]
     return {
@@ -210,10 +207,7 @@ def _wait() -> None:
 
 def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
     """Return one row: samples a second and memory of both, and how equal the trainings were."""
-    mine, theirs = (
-        statistics.median(sum(run["seconds"].values()) for run in runs[who]) for who in (OURS, PEER)
-    )
-    one, two = runs[OURS][0], runs[PEER][0]
+    one, two = runs[OURS][0], runs[TRL][0]
     same = [a == b for a, b in zip(one["said"], two["said"], strict=True)]
     difference = max(
         abs(a[key] - b[key])
@@ -221,18 +215,14 @@ def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
         for key in COMPARED
         if key in a and key in b
     )
-    peaks = {who: [run["memory"]["mib"] for run in runs[who]] for who in (OURS, PEER)}
-    known = None not in peaks[OURS] + peaks[PEER]
-    return {
-        "samples": samples,
-        "ours a second": round(samples / mine, 2),
-        "TRL a second": round(samples / theirs, 2),
-        "times faster": round(theirs / mine, 2),
-        "ours peak MiB": round(statistics.median(peaks[OURS])) if known else None,
-        "TRL peak MiB": round(statistics.median(peaks[PEER])) if known else None,
-        "same completions": round(statistics.mean(same), 4),
-        "difference": float(f"{difference:.1e}"),
-    }
+    row = compared(
+        samples,
+        {who: [sum(run["seconds"].values()) for run in found] for who, found in runs.items()},
+        {who: [run["memory"]["mib"] for run in found] for who, found in runs.items()},
+    )
+    row["same completions"] = round(statistics.mean(same), 4)
+    row["difference"] = float(f"{difference:.1e}")
+    return row
 
 
 def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
@@ -240,7 +230,7 @@ def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
     for phase in (*PHASES, "rest"):
         mine, theirs = (
             statistics.median(run["seconds"].get(phase, 0.0) for run in runs[who])
-            for who in (OURS, PEER)
+            for who in (OURS, TRL)
         )
         ratio = round(theirs / mine, 2) if mine else None
         rows.append({"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3),

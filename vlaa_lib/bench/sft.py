@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -14,9 +13,7 @@ from .. import microworld, models, profiles, prompts
 from ..microworld import narrator
 from ..records import Record
 from .memory import peak
-from .timing import device
-
-OURS, PEER = "ours", "TRL"
+from .timing import OURS, TRL, compared, device, in_turn
 
 
 def sft(
@@ -43,23 +40,14 @@ def sft(
         sources = list(microworld.SOURCES)
         drawn = microworld.write_split(folder, sources, "train", -(-batch * steps // 9), seed)
         made = [_with_trace(record) for record in drawn]
-        runs: dict[str, list[dict]] = {OURS: [], PEER: []}
-        for turn in range(repeats):
-            for who in (OURS, PEER) if turn % 2 else (PEER, OURS):
-                runs[who].append(_run(who, cfg, made, Path(folder)))
-    mine, theirs = (statistics.median(run["seconds"] for run in runs[who]) for who in (OURS, PEER))
-    one, two = runs[OURS][0]["losses"], runs[PEER][0]["losses"]
-    peaks = {who: [run["mib"] for run in runs[who]] for who in (OURS, PEER)}
-    known = None not in peaks[OURS] + peaks[PEER]
-    row = {
-        "samples": batch * steps,
-        "ours a second": round(batch * steps / mine, 2),
-        "TRL a second": round(batch * steps / theirs, 2),
-        "times faster": round(theirs / mine, 2),
-        "ours peak MiB": round(statistics.median(peaks[OURS])) if known else None,
-        "TRL peak MiB": round(statistics.median(peaks[PEER])) if known else None,
-        "difference": float(f"{max(abs(a - b) for a, b in zip(one, two, strict=True)):.1e}"),
-    }
+        runs = in_turn(lambda who: _run(who, cfg, made, Path(folder)), repeats)
+    row = compared(
+        batch * steps,
+        {who: [run["seconds"] for run in found] for who, found in runs.items()},
+        {who: [run["mib"] for run in found] for who, found in runs.items()},
+    )
+    pairs = zip(runs[OURS][0]["losses"], runs[TRL][0]["losses"], strict=True)
+    row["difference"] = float(f"{max(abs(a - b) for a, b in pairs):.1e}")
     return {
         "benchmark": "sft", "peer": "TRL SFTTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "cores": os.cpu_count(), "device": device(), "speed": [row],

@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+OURS, TRL = "ours", "TRL"  # the two trainers of a benchmark
 
 
 def interleaved(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -23,3 +26,28 @@ def device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def in_turn(train: Callable[[str], dict], repeats: int) -> dict[str, list[dict]]:
+    """Call `train` with each of the two trainers `repeats` times, the first one changing."""
+    runs: dict[str, list[dict]] = {OURS: [], TRL: []}
+    for turn in range(repeats):
+        for who in (OURS, TRL) if turn % 2 else (TRL, OURS):
+            runs[who].append(train(who))
+    return runs
+
+
+def compared(
+    samples: int, seconds: dict[str, list[float]], mib: dict[str, list[float | None]]
+) -> dict[str, Any]:
+    """Return both trainers' samples a second, their ratio and peak memory: medians of all runs."""
+    mine, theirs = (statistics.median(seconds[who]) for who in (OURS, TRL))
+    known = None not in mib[OURS] + mib[TRL]
+    return {
+        "samples": samples,
+        "ours a second": round(samples / mine, 2),
+        "TRL a second": round(samples / theirs, 2),
+        "times faster": round(theirs / mine, 2),
+        "ours peak MiB": round(statistics.median(mib[OURS])) if known else None,
+        "TRL peak MiB": round(statistics.median(mib[TRL])) if known else None,
+    }

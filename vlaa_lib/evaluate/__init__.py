@@ -86,7 +86,7 @@ def evaluate(
     images: str | Path,
     model: str,
     batch: int = 64,
-    max_new_tokens: int = 176,
+    max_new_tokens: int = prompts.MAX_NEW_TOKENS,
     blank: bool = True,
 ) -> list[dict[str, Any]]:
     """Answer every record greedily, and once more with a blank picture; return scored rows.

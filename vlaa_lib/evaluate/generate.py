@@ -50,7 +50,7 @@ def generate(
     records: list[Record],
     images: str | Path,
     batch: int = 64,
-    max_new_tokens: int = 176,
+    max_new_tokens: int = prompts.MAX_NEW_TOKENS,
     temperature: float = 0.0,
     blank: bool = False,
 ) -> list[str]:

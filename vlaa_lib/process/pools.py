@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import evaluate, traces
+from .. import evaluate, prompts, traces
 from ..records import Record, RecordError, write_text
 from ..rewards.answers import bare
 
@@ -70,7 +70,7 @@ def sample(
     seed: int = 0,
     questions: int = 32,
     batch: int = 64,
-    max_new_tokens: int = 176,
+    max_new_tokens: int = prompts.MAX_NEW_TOKENS,
 ) -> Pool:
     """Sample n solutions of each record into a folder, and one greedy answer; resumable.
 
