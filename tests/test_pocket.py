@@ -21,7 +21,7 @@ from vlaa_lib import (
     prompts,
     rewards,
 )
-from vlaa_lib.microworld import questions, scenes
+from vlaa_lib.microworld import facts, questions, scenes, solve
 from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
 
 SMALL = pocket.Recipe(
@@ -209,12 +209,34 @@ def test_drills_of_extremes_are_right():
             assert is_target
             values = {n or x: int(v or y) for n, v, x, y in re.findall(
                 r"The (\w+) bar reaches (\d)|At x = (\d) the line is at (\d)", told)}  # fmt: skip
-            values |= {n: int(v) for v, n in re.findall(r"(\d) (\w+) point", told)}
+            values |= {n: int(v) for n, v in re.findall(r"of (\w+) points is (\d)", told)}
             order = sorted(values, key=values.get)
             extremes = re.findall(r"(tallest|shortest|highest|lowest|Most)[^.]* (\w+)\.", said)
             for word, name in extremes:
                 assert name == order[0 if word in ("shortest", "lowest") else -1], (told, said)
             assert len(values) > 1 and extremes
+
+
+def test_drills_of_counting_are_right():
+    for seed in range(60):
+        text = "".join(piece for piece, _ in pocket_data._count_drill(random.Random(seed)))
+        for seen, told in re.findall(r"((?: Here is [\w ]+\.)+)((?: The number [\w ]+\.)+)", text):
+            count = Counter()
+            for name, number in re.findall(r"Here is (\w+ \w+) (\d)\.", seen):
+                count[name] += 1
+                assert count[name] == int(number)
+            said = re.findall(r"The number of (\w+ \w+)s is (\d)\.", told)
+            assert len(said) == 2 and all(count[name] == int(n) for name, n in said)
+
+
+def test_the_teachers_drill_reasons_from_its_caption():
+    for seed in range(60):
+        (told, _), (said, is_target) = pocket_data._teacher_drill(random.Random(seed))
+        caption, question = told.split("\n", 1)
+        known = facts.extract(caption)
+        answer = said.rpartition(prompts.ANSWER_PHRASE)[2].strip(" .\n")
+        expected = solve.solve(questions.read(question), known).answer
+        assert is_target and answer == expected.strip(".")
 
 
 @pytest.mark.parametrize("kind", ["height", "angle"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import viewer_cases
-from vlaa_lib import traces
-from vlaa_lib.show import TraceViewer, html, prepare
+from vlaa_lib import microworld, traces
+from vlaa_lib.show import AskAgain, TraceViewer, html, prepare
 
 SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
 TEXT = (
@@ -265,3 +265,31 @@ def test_the_script_reads_no_markup_and_asks_for_nothing():
     assert not re.search(banned, script)
     assert not re.search(r"url\(|@import|expression", style)
     assert len(script.splitlines()) < 500
+
+
+def test_a_model_answers_the_selected_question_again(tmp_path, monkeypatch):
+    records = microworld.write_split(tmp_path, ["closeup", "panel"], "dev", 1, seed=4)
+    images = tmp_path / "images"
+    taught = {"teacher": [{"record_id": r.id, "completion": TEXT} for r in records]}
+    viewer = TraceViewer(traces.examples(records, images, taught))
+    asking = AskAgain(viewer, records, images, {"instruct": "data/pocket/instruct"}, 12)
+    asking.temperature.value = 0.0
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+
+    first = asking.answer()
+    assert first == asking.answer(), "greedy, so the same"
+    sides = shown[-1].example["sides"]
+    assert [side["text"] for side in sides] == [first, first]
+    assert [side["name"] for side in sides] == ["1 · instruct, T 0.0", "2 · instruct, T 0.0"]
+    for _ in range(3):
+        asking.answer()
+    assert [side["name"][0] for side in shown[-1].example["sides"]] == ["2", "3", "4", "5"]
+
+    viewer.selected = records[1].id  # another question, other answers
+    asking.answer()
+    assert shown[-1].example["id"] == records[1].id and len(shown[-1].example["sides"]) == 1
+    assert not asking.button.disabled
+
+    with pytest.raises(ValueError, match="is not among the records given"):
+        AskAgain(viewer, records[:1], images, {"x": tmp_path}).answer()

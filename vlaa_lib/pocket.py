@@ -98,10 +98,10 @@ class Recipe:
     batch: int = 32
     tower_steps: int = 4500
     copy_steps: int = 200  # of the drills, the first
-    drill_steps: int = 900
-    describe_steps: int = 1000
-    base_steps: int = 2400
-    instruct_steps: int = 800
+    drill_steps: int = 1200
+    describe_steps: int = 700
+    base_steps: int = 2100
+    instruct_steps: int = 700
     tower_lr: float = 1.5e-3
     drill_lr: float = 2e-3
     describe_lr: float = 2e-3

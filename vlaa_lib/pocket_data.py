@@ -26,17 +26,17 @@ POOL = 8  # batches that are sorted by length together
 # ours: how often each source is asked; what needs more seeing is seen more
 SHARES = {
     "solids": 4,
-    "figure": 3,
-    "plot": 3,
+    "figure": 4,
+    "plot": 4,
     "panel": 4,
-    "slip": 2,
+    "slip": 1,
     "closeup": 1,
     "describe": 1,
     "locate": 3,
     "relation": 3,
 }
 # ours: how often each kind of scene is described; the others once. Objects are many and small
-DESCRIBED = {"objects": 8, "scatter": 2, "function": 2, "triangle": 2}
+DESCRIBED = {"objects": 8, "scatter": 2, "function": 3, "triangle": 2, "rectangle": 2}
 # kind of fact -> the facts that name its extremes
 EXTREMES = {
     "bar": (("tallest", max), ("shortest", min)),
@@ -135,14 +135,13 @@ def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | Non
 
 
 def drill_text(index: int, seed: int, copies: int = 0) -> tuple[None, list[Piece]]:
-    """Write an exercise without a picture: copying, looking up, finding a choice, extremes, sums.
+    """Write an exercise without a picture: copying, looking up, counting, extremes, sums, ...
 
     Args:
         copies: the first documents only copy, since looking up is not learnt before.
     """
     rng = random.Random(f"drill/{seed}/{index}")
-    kinds = (_copy_drill, _told_drill, _choice_drill, _extreme_drill, _sum_drill)
-    drill = rng.choices(kinds, (1, 4, 3, 3, 1))[0]
+    drill = rng.choices(list(DRILLS), list(DRILLS.values()))[0]
     if index < copies:
         drill = _copy_drill
     return None, [*drill(rng), ("<|endoftext|>", True)]
@@ -200,13 +199,44 @@ def _extreme_drill(rng: random.Random) -> list[Piece]:
             names = list(range(1, len(values) + 1))
         pairs = list(zip(names, values, strict=True))
         args = [(v, n, "point") for n, v in pairs] if kind == "count" else pairs
-        told = [facts.say(facts.Fact(kind, arg)) for arg in args]
+        told = [facts.say_plainly(facts.Fact(kind, arg)) for arg in args]
         asked = list(EXTREMES[kind])
         rng.shuffle(asked)
         said = [facts.say(facts.Fact(most, (names[values.index(best(values))],)))
                 for most, best in asked]  # fmt: skip
         pieces += [(f" {' '.join(told)}", False), (f" {' '.join(said)}", True)]
     return pieces
+
+
+def _count_drill(rng: random.Random) -> list[Piece]:
+    """Number things one after the other, each kind for itself, then say how many there are."""
+    pieces: list[Piece] = []
+    for _ in range(2):
+        shapes = ("point",) if rng.random() < 0.3 else scenes.SHAPES
+        some = [(rng.choice(list(scenes.COLORS)), rng.choice(shapes)) for _ in range(3)]
+        seen = [rng.choice(some) for _ in range(rng.randint(2, 9))]
+        for at, thing in enumerate(seen, 1):
+            said = facts.say(facts.Fact("seen", (*thing, seen[:at].count(thing))))
+            name, number = said.rsplit(" ", 1)
+            pieces += [(f" {name}", False), (f" {number}", True)]
+        for thing in rng.sample(some, 2):
+            count = facts.Fact("count", (seen.count(thing), *thing))
+            pieces.append((f" {facts.say_plainly(count)}", True))
+    return pieces
+
+
+def _teacher_drill(rng: random.Random) -> list[Piece]:
+    """Tell what a caption says and reason from it in the teacher's words, as R1 would."""
+    while True:
+        source = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        scene = scenes.draw(rng.choice(list(questions.KINDS[source])), "pretrain", rng)
+        asked = questions.ask(source, scene, rng)
+        told = narrator.caption(scene, narrator.Rates(), rng)
+        try:
+            think, answer = narrator.reason(told, asked[0] if asked else "", narrator.Rates(), rng)
+        except narrator.CannotAnswer:
+            continue  # no question suits the scene, or the caption leaves out what it needs
+        return [(f"{told}\n{asked[0]}", False), (f" {worked(think, answer, '')}\n", True)]
 
 
 def _sum_drill(rng: random.Random) -> list[Piece]:
@@ -227,6 +257,18 @@ def _sum_drill(rng: random.Random) -> list[Piece]:
             )
         )
     return [(" ".join(sums) + "\n", True)]
+
+
+# drill -> how often
+DRILLS = {
+    _copy_drill: 1,
+    _told_drill: 4,
+    _choice_drill: 2,
+    _extreme_drill: 4,
+    _count_drill: 3,
+    _teacher_drill: 3,
+    _sum_drill: 1,
+}
 
 
 def base_text(

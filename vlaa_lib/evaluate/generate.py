@@ -79,7 +79,7 @@ def answer(
     """Return one completion for each ask, in their order; see `generate`."""
     completions = [""] * len(asks)
     order = by_length([asked.user + asked.reply for asked in asks], batch)
-    for chosen in tqdm(order, desc="generate", unit="batch", leave=False):
+    for chosen in tqdm(order, desc="generate", unit="batch", leave=False, delay=2):
         some = [asks[i] for i in chosen]
         made = complete(policy, some, images, max_new_tokens, temperature, blank)
         for i, completion in zip(chosen, made, strict=True):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from .phrases import HEARD, PHRASES
+from .phrases import HEARD, PHRASES, PLAIN
 from .scenes import COLORS, FIELDS
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -136,10 +136,15 @@ def order(kind: str) -> tuple[str, ...]:
     return _ORDER.get(kind) or tuple(re.findall(r"\{(\w+)\}", PHRASES[kind][0]))
 
 
-def say(fact: Fact, rng: random.Random | None = None) -> str:
-    """Write a fact as a sentence with its full stop; without `rng` in the plain wording."""
+def say_plainly(fact: Fact) -> str:
+    """Write a fact as plain traces do."""
+    return say(fact, phrase=PLAIN.get(fact.kind))
+
+
+def say(fact: Fact, rng: random.Random | None = None, phrase: str | None = None) -> str:
+    """Write a fact as a sentence with its full stop; without `rng` in the usual wording."""
     phrases = PHRASES[fact.kind]
-    phrase = phrases[0]
+    phrase = phrase or phrases[0]
     if rng:  # a bare list item ("2 cubes") is read but never written as a sentence
         phrase = rng.choice([p for p in phrases if p not in ("{n} {things}", "{thing} {v}")])
     text = phrase.format(**_slots(fact, rng))

@@ -214,7 +214,7 @@ def plain_trace(scene: dict, question: str) -> tuple[str, str]:
     It is what the pocket `instruct` model is taught; the teacher's traces are `reason`'s.
     """
     think, answer = plain_steps(scene, question)
-    return " ".join([*map(facts.say, read_aloud(scene, question)), *think]), answer
+    return " ".join([*map(facts.say_plainly, read_aloud(scene, question)), *think]), answer
 
 
 def read_aloud(scene: dict, question: str) -> list[Fact]:
@@ -229,7 +229,7 @@ def plain_steps(scene: dict, question: str) -> tuple[list[str], str]:
     """Return the sentences that lead from what was read to the answer, and the answer."""
     asked = questions.read(question)
     solution = solve(asked, truth.knowledge(scene))
-    said = [facts.say(step) for step in solution.steps]
+    said = [facts.say_plainly(step) for step in solution.steps]
     if asked.choices:
         said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
     return said, solution.answer

@@ -1,6 +1,8 @@
 """The wordings of every kind of fact, with slots in braces; `facts` says what the slots mean."""
 
-# kind -> phrases; the first is the plain one, the rest are variety
+# what plain traces say instead: the name before its number, which a small model finds again
+PLAIN = {"count": "the number of {many} is {v}"}
+# kind -> phrases; the first is the usual one, the rest are variety
 PHRASES = {
     "count": [
         "there {be} {n} {things}",

@@ -228,8 +228,8 @@ def _closeup(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
 def _locate(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
     wanted = facts.split_things(question.slots["thing"])
     places = [f for f in _of_kind(known, "place") if f.args[:2] == wanted]
-    box = _need(places, question.slots["thing"])[0].args[2]
-    return [Fact("area", (*wanted, truth.area(box)))], facts.box_text(box)
+    place = _need(places, question.slots["thing"])[0]
+    return [place], facts.box_text(place.args[2])
 
 
 def _relation(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
@@ -244,9 +244,9 @@ def _relation(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
         and f is not anchor
         and truth.related(f.args[2], relation, anchor.args[2])
     ]
-    color, _, box = _need(fitting, f"{slots['thing']} {relation} the {slots['other']}")[0].args
-    named = Fact("relation", (color, shape, relation, *anchor.args[:2]))
-    return [named, Fact("area", (color, shape, truth.area(box)))], facts.box_text(box)
+    place = _need(fitting, f"{slots['thing']} {relation} the {slots['other']}")[0]
+    named = Fact("relation", (place.args[0], shape, relation, *anchor.args[:2]))
+    return [named, place], facts.box_text(place.args[2])
 
 
 def _describe(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:

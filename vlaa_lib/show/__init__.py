@@ -13,11 +13,15 @@ from . import figures
 from .html import trace_html
 from .style import Rows
 
-__all__ = ["TraceViewer", "figures", "minutes", "source", "table", "trace_html"]
+__all__ = ["AskAgain", "TraceViewer", "figures", "minutes", "source", "table", "trace_html"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the widget where it is used: it brings ipywidgets with it."""
+    """Load the widgets where they are used: they bring ipywidgets with them."""
+    if name == "AskAgain":
+        from .controls import AskAgain
+
+        return AskAgain
     if name == "TraceViewer":
         from .viewer import TraceViewer
 

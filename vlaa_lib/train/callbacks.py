@@ -1,4 +1,4 @@
-"""What watches over a training: the log as a file, the frozen tower, loss spikes."""
+"""What watches over a training: progress, the log as a file, the frozen tower, loss spikes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback, trainer
 
 from .. import records
 from . import events
@@ -15,6 +15,21 @@ from .common import TrainingError
 
 SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
+
+
+class OneBar(ProgressCallback):
+    """One bar with the last loss and reward; the Trainer's own adds a line for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            shown = {key: f"{logs[key]:.3g}" for key in ("loss", "reward") if key in logs}
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+def show_one_bar(training: Trainer) -> None:
+    """Take away the Trainer's progress bar, in a notebook a growing table, for `OneBar`."""
+    training.remove_callback(trainer.DEFAULT_PROGRESS_CALLBACK)
+    training.add_callback(OneBar())
 
 
 class CsvLog(TrainerCallback):

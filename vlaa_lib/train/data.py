@@ -68,7 +68,7 @@ def rows(
         The rows, and a reject for each record without a usable image or (SFT) trace.
     """
     made, rejects = [], []
-    for record in tqdm(records, desc="images", unit="record", leave=False):
+    for record in tqdm(records, desc="images", unit="record", leave=False, delay=2):
         try:
             image = fitted_image(record, images, cache, **budget)
             made.append(row(record, image, with_trace))

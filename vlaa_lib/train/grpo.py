@@ -52,7 +52,7 @@ def grpo(
     Raises:
         DeadReward: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import watchers
+    from .callbacks import show_one_bar, watchers
 
     g = cfg.grpo
     if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
@@ -90,6 +90,7 @@ def grpo(
     trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
     trainer.format, trainer.overlap, trainer.fast = g.format, overlap, g.fast
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
+    show_one_bar(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)
 

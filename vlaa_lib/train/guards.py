@@ -51,7 +51,7 @@ def within(
     a cut trace its answer.
     """
     kept, rejects = [], []
-    for row in tqdm(rows, desc="lengths", unit="record", leave=False):
+    for row in tqdm(rows, desc="lengths", unit="record", leave=False, delay=2):
         tokens = sum(count_tokens(row, processor))
         if tokens <= limit:
             kept.append(row)

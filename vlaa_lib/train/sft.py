@@ -46,7 +46,7 @@ def sft(
     Returns:
         The training log, one dict a logging step.
     """
-    from .callbacks import watchers
+    from .callbacks import show_one_bar, watchers
 
     s = cfg.sft
     resume = checkpoints.begin(out, identity(cfg, "sft", records, start))
@@ -61,6 +61,7 @@ def sft(
         peft_config=models.adapter(s.mode),
         callbacks=watchers(out),
     )
+    show_one_bar(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return finish(trainer, out)
 
