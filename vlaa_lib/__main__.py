@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--notebooks", nargs="*", help="numbers or names, e.g. 00 04; default: all")
     c.add_argument("--fresh", action="store_true", help="start anew instead of resuming")
 
+    c = command("stage", _stage, "Build one artefact of a run, and what it needs.")
+    c.add_argument("name", help="model:grpo, answers:sft, pool:instruct, vilprm:0, ...")
+    c.add_argument("--run-dir", help="folder of the run; by default runs/<profile>")
+    c.add_argument("--profile", default="laptop")
+    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
+
     c = command(
         "construct",
         _construct,
@@ -142,6 +148,16 @@ def _run(args) -> int:
     return run.run(
         args.profile, notebooks=args.notebooks, run_dir=args.run_dir, resume=not args.fresh
     )
+
+
+def _stage(args) -> int:
+    from . import parallel, profiles, stages
+    from .train import worker
+
+    cfg = profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
+    with worker.joined():
+        parallel.named(cfg, stages.folder(cfg, args.run_dir), args.name)
+    return 0
 
 
 def _construct(args) -> int:

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,13 @@ RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts 
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
 
 
+looking: ContextVar[bool] = ContextVar("looking", default=False)  # build nothing, only look
+
+
+class Missing(Exception):
+    """A stage that is not built yet; its arguments are those of `once`."""
+
+
 def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
     """Return the run folder: the one given, or `runs/<profile>` for a notebook run alone."""
     path = ROOT / (run_dir or f"runs/{cfg.profile}")
@@ -39,6 +47,8 @@ def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) ->
     done, begun = path / "done.json", path / "begun.json"
     if done.is_file() and json.loads(done.read_text())["settings"] == settings:
         return path
+    if looking.get():
+        raise Missing(path, settings, build)
     if path.exists() and not (begun.is_file() and json.loads(begun.read_text()) == settings):
         shutil.rmtree(path)  # made from other settings; an unfinished build of ours is continued
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import records, stages
+from .. import parallel, records, stages
 from ..profiles import Settings
 from ..records import Record, write_csv
 from ..stages import built_from, identity, once
@@ -64,6 +64,7 @@ def _folder(run: Path, generator: str) -> Path:
 
 def pools_of(cfg: Settings, run: Path) -> list[Pool]:
     """Return a pool of each generator of the profile."""
+    parallel.build(cfg, run, *(f"pool:{name}" for name in cfg.process.generators))
     return [pool(cfg, run, name) for name in cfg.process.generators]
 
 
@@ -104,6 +105,7 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
 
 def vilprms(cfg: Settings, run: Path) -> list[Path]:
     """Return a ViLPRM of each seed; their held-out measures are `results/vilprm.csv`."""
+    parallel.build(cfg, run, *(f"vilprm:{seed}" for seed in range(cfg.process.seeds)))
     made = [vilprm(cfg, run, seed) for seed in range(cfg.process.seeds)]
     cards = [json.loads((path / "vilprm.json").read_text()) for path in made]
     rows = [{"seed": seed} | card["held_out"] for seed, card in enumerate(cards)]
@@ -195,8 +197,8 @@ def rewarded(cfg: Settings, run: Path) -> list[dict[str, Any]]:
     if not cfg.process.reward_rounds:
         return []
     arms = {BEFORE: stages.grpo(cfg, run)}
-    for name, weight in ((ANSWERS, 0.0), (STEPS, cfg.process.reward_weight)):
-        arms[name] = _continued(cfg, run, name, weight)
+    parallel.build(cfg, run, *(f"rewarded:{name}" for name in (ANSWERS, STEPS)))
+    arms |= {name: arm(cfg, run, name) for name in (ANSWERS, STEPS)}
     held_out = stages.world(cfg, run, "test")
     made = records.load(held_out / "records.jsonl", held_out / "images").records
     told = {name: _answers(cfg, run, name, path, made) for name, path in arms.items()}
@@ -205,7 +207,9 @@ def rewarded(cfg: Settings, run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _continued(cfg: Settings, run: Path, name: str, weight: float) -> Path:
+def arm(cfg: Settings, run: Path, name: str) -> Path:
+    """Go on with GRPO from the `grpo` model; name: `ANSWERS` or, with ViLPRM's reward, `STEPS`."""
+    weight = {ANSWERS: 0.0, STEPS: cfg.process.reward_weight}[name]
     start, data = stages.grpo(cfg, run), stages.dataset(cfg, run)
     scored_by = vilprm(cfg, run) if weight else ""
     steps = cfg.process.reward_rounds * cfg.grpo.steps_per_round

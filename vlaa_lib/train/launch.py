@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,43 @@ def run(
     Raises:
         LaunchError: it failed; with the exit code and the traceback of the process that did first.
     """
+    for _ in _running(command, Path(log), Path(log).parent.name, {}, on_event):
+        pass
+
+
+def run_at_once(
+    commands: Mapping[str, Sequence[str]], logs: Path, at_once: int, env: Mapping[str, str]
+) -> None:
+    """Run commands as `run` does, several at a time; when one fails, the others are ended.
+
+    Args:
+        commands: by name; the log is `logs/NAME.log`.
+        env: variables that each gets besides this process's.
+    Raises:
+        LaunchError: one of them failed.
+    """
+    waiting, active = list(commands.items()), []
+    try:
+        while waiting or active:
+            while waiting and len(active) < at_once:
+                name, words = waiting.pop(0)
+                active.append(_running(words, logs / f"{name}.log", name, env))
+            active = [one for one in active if next(one, False)]  # each waits a tenth of a second
+    finally:
+        for one in active:
+            one.close()
+
+
+def _running(
+    command: Sequence[str],
+    log: Path,
+    name: str,
+    env: Mapping[str, str],
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[bool]:
+    """Run a command; yield True now and then until it has ended. Closed early, it ends it."""
     from tqdm.auto import tqdm
 
-    log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     # a child's own bars would fill the log, and a buffer would hold back the last words
     wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
@@ -109,16 +143,19 @@ def run(
     lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
     # a file, not a pipe: it is whole even if this process dies, and nobody waits for a reader
-    with log.open("ab") as sink, log.open("rb") as source, tqdm(desc=log.parent.name) as bar:
+    with log.open("ab") as sink, log.open("rb") as source, tqdm(desc=name) as bar:
         sink.write(f"$ {shlex.join(command)}\n".encode())
         sink.flush()
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
             leashed, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-            start_new_session=True, env=os.environ | wanted,
+            start_new_session=True, env={**os.environ, **wanted, **env},
         )  # fmt: skip
         try:
             for line in _follow(source, child):
+                if line is None:
+                    yield True
+                    continue
                 lines.append(line)
                 event = events.read(line)
                 if event is None:
@@ -134,8 +171,8 @@ def run(
         raise _failure(child.returncode, lines, errors, log)
 
 
-def _follow(source: Any, child: subprocess.Popen) -> Iterator[str]:
-    """Yield the lines of a growing file until the child has ended."""
+def _follow(source: Any, child: subprocess.Popen) -> Iterator[str | None]:
+    """Yield the lines of a growing file until the child has ended; None after each pause."""
     rest = b""
     while True:
         ended = child.poll() is not None  # asked before reading, so that nothing is missed
@@ -146,6 +183,7 @@ def _follow(source: Any, child: subprocess.Popen) -> Iterator[str]:
                 yield rest.decode(errors="replace")
             return
         time.sleep(0.1)
+        yield None
 
 
 def _show(bar: Any, event: dict[str, Any]) -> None:

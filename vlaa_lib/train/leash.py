@@ -35,9 +35,10 @@ def hold(parent: int, signal_number: int) -> None:
 
 
 def hold_to_launcher() -> None:
-    """Die with the launcher that `launch.run` started; without one, do nothing."""
-    if VARIABLE in os.environ:
-        hold(int(os.environ[VARIABLE]), signal.SIGKILL)
+    """Die with the launcher that `launch.run` started; without one, or being it, do nothing."""
+    launcher = int(os.environ.get(VARIABLE, os.getpid()))
+    if launcher != os.getpid():
+        hold(launcher, signal.SIGKILL)
 
 
 if __name__ == "__main__":
