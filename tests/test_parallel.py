@@ -58,17 +58,25 @@ def started(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(parallel, "named", named)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(launch, "run_at_once", lambda *given: calls.append(given))
+
+    def run_at_once(commands, logs, at_once, env):
+        calls.append((commands, logs, at_once, env))
+        logs.mkdir()
+        for name in commands:
+            (logs / f"{name}.log").write_text(f"hello\nbuilt {name} in 1 s\n")
+
+    monkeypatch.setattr(launch, "run_at_once", run_at_once)
     return calls
 
 
-def test_what_several_build_on_is_built_first_and_here(started, tmp_path):
+def test_what_several_build_on_is_built_first_and_here(started, tmp_path, capsys):
     cfg = profiles.load("smoke", seed=3)
     parallel.build(cfg, tmp_path, "model:a", "model:b")
     assert (tmp_path / "base" / "done.json").is_file() and not (tmp_path / "model-a").exists()
     ((commands, logs, at_once, env),) = started
     assert list(commands) == ["model-a", "model-b"] and logs == tmp_path / "logs"
     assert at_once == 2 and env == {"OMP_NUM_THREADS": "2"}
+    assert capsys.readouterr().out.endswith("built model-a in 1 s\nbuilt model-b in 1 s\n")
     words = commands["model-b"][commands["model-b"].index("stage") :]
     assert words == [
         "stage", "model:b", "--run-dir", str(tmp_path), "--profile", "smoke", "--set", "seed=3",

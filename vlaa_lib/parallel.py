@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -68,8 +69,11 @@ def build(cfg: Settings, run: Path, *names: str) -> None:
     given += ["--set", *changed] if (changed := profiles.changes(cfg)) else []
     together = min(cores, len(missing))
     env = {"OMP_NUM_THREADS": str(cores // together)}
-    commands = {name.replace(":", "-"): [*words, name, *given] for name in missing}
-    launch.run_at_once(commands, run / "logs", together, env)
+    commands = {re.sub(r"\W+", "-", name): [*words, name, *given] for name in missing}
+    logs = run / "logs"
+    launch.run_at_once(commands, logs, together, env)
+    for name in commands:  # what it said last: what was built, and in how many seconds
+        print((logs / f"{name}.log").read_text(encoding="utf-8").rstrip().rsplit("\n", 1)[-1])
 
 
 def _missing(cfg: Settings, run: Path, name: str) -> tuple | None:
