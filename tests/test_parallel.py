@@ -39,7 +39,8 @@ def test_a_failure_ends_the_others(tmp_path):
     waits = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid())); time.sleep(600)\n"
     fails = f"time.sleep(1)\nwhile not os.path.exists({str(tmp_path / 'waits.py.pid')!r}):\n"
     fails += "    time.sleep(0.1)\nraise SystemExit('no more paper')\n"
-    commands = {"waits": script(tmp_path, "waits", waits), "fails": script(tmp_path, "fails", fails)}
+    codes = {"waits": waits, "fails": fails}
+    commands = {name: script(tmp_path, name, code) for name, code in codes.items()}
     with pytest.raises(launch.LaunchError, match="no more paper"):
         launch.run_at_once(commands, tmp_path, 2, {})
     with pytest.raises(ProcessLookupError):
