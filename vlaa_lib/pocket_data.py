@@ -189,7 +189,7 @@ def _choice_drill(rng: random.Random) -> list[Piece]:
 
 
 def _extreme_drill(rng: random.Random) -> list[Piece]:
-    """Tell heights, counts or points of a line in some order, then name the most and the least."""
+    """Tell heights, counts or points of a line in some order, then ask for the most and least."""
     pieces: list[Piece] = []
     for _ in range(4):
         kind = rng.choice(list(EXTREMES))
@@ -199,12 +199,15 @@ def _extreme_drill(rng: random.Random) -> list[Piece]:
             names = list(range(1, len(values) + 1))
         pairs = list(zip(names, values, strict=True))
         args = [(v, n, "point") for n, v in pairs] if kind == "count" else pairs
-        told = [facts.say_plainly(facts.Fact(kind, arg)) for arg in args]
+        told = [facts.say_plainly(facts.Fact(kind, arg), kind != "count") for arg in args]
         asked = list(EXTREMES[kind])
         rng.shuffle(asked)
-        said = [facts.say(facts.Fact(most, (names[values.index(best(values))],)))
-                for most, best in asked]  # fmt: skip
-        pieces += [(f" {' '.join(told)}", False), (f" {' '.join(said)}", True)]
+        pieces.append((f"\n{' '.join(told)}", False))
+        for most, best in asked:
+            pieces.append((f"\n{rng.choice(questions.WORDINGS[most])}", False))
+            at = values.index(best(values))
+            found = facts.say(facts.Fact(most, (names[at],)))
+            pieces.append((f" {found}" if kind == "count" else f" {told[at]} {found}", True))
     return pieces
 
 
@@ -220,8 +223,9 @@ def _count_drill(rng: random.Random) -> list[Piece]:
             name, number = said.rsplit(" ", 1)
             pieces += [(f" {name}", False), (f" {number}", True)]
         for thing in rng.sample(some, 2):
-            count = facts.Fact("count", (seen.count(thing), *thing))
-            pieces.append((f" {facts.say_plainly(count)}", True))
+            said = facts.say_plainly(facts.Fact("count", (seen.count(thing), *thing)))
+            name, number = said.rsplit(" ", 1)
+            pieces += [(f" {name}", False), (f" {number}", True)]
     return pieces
 
 

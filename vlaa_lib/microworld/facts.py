@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from .phrases import HEARD, PHRASES, PLAIN
+from .phrases import COMPARED, HEARD, PHRASES, PLAIN
 from .scenes import COLORS, FIELDS
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -136,9 +136,13 @@ def order(kind: str) -> tuple[str, ...]:
     return _ORDER.get(kind) or tuple(re.findall(r"\{(\w+)\}", PHRASES[kind][0]))
 
 
-def say_plainly(fact: Fact) -> str:
-    """Write a fact as plain traces do."""
-    return say(fact, phrase=PLAIN.get(fact.kind))
+def say_plainly(fact: Fact, compared: bool = False) -> str:
+    """Write a fact as plain traces do, `compared` where it is held against others of its kind.
+
+    >>> say_plainly(Fact("bar", ("red", 3))), say_plainly(Fact("bar", ("red", 3)), compared=True)
+    ('The red bar reaches 3.', '3 is the value of the red bar.')
+    """
+    return say(fact, phrase=(COMPARED if compared else PLAIN).get(fact.kind))
 
 
 def say(fact: Fact, rng: random.Random | None = None, phrase: str | None = None) -> str:

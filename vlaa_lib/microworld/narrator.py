@@ -229,7 +229,8 @@ def plain_steps(scene: dict, question: str) -> tuple[list[str], str]:
     """Return the sentences that lead from what was read to the answer, and the answer."""
     asked = questions.read(question)
     solution = solve(asked, truth.knowledge(scene))
-    said = [facts.say_plainly(step) for step in solution.steps]
+    compared = asked.kind in ("tallest", "shortest", "peak", "dip")
+    said = [facts.say_plainly(step, compared) for step in solution.steps]
     if asked.choices:
         said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
     return said, solution.answer

@@ -1,7 +1,9 @@
 """The wordings of every kind of fact, with slots in braces; `facts` says what the slots mean."""
 
-# what plain traces say instead: the name before its number, which a small model finds again
+# What plain traces say instead, since a small model finds again what follows a word, not what
+# precedes it: a count after its name; and where numbers are compared the number first.
 PLAIN = {"count": "the number of {many} is {v}"}
+COMPARED = {"bar": "{v} is the value of the {color} bar", "point": "{w} is the height at x = {v}"}
 # kind -> phrases; the first is the usual one, the rest are variety
 PHRASES = {
     "count": [
@@ -45,6 +47,7 @@ PHRASES = {
         "the value of the {color} bar is {v}",
         "the {color} bar stands at {v}",
         "the {color} bar goes up to {v}",
+        COMPARED["bar"],
     ],
     "tallest": [
         "the tallest bar is {color}",
@@ -61,6 +64,7 @@ PHRASES = {
         "the line has the value {w} at x = {v}",
         "for x = {v} the height is {w}",
         "the point at x = {v} has height {w}",
+        COMPARED["point"],
     ],
     "peak": [
         "the line is highest at x = {v}",

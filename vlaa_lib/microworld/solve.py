@@ -122,8 +122,8 @@ def _bar(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
         steps = _need([f for f in bars if f.args[0] == color], f"{color} bar")
         return steps[:1], str(steps[0].args[1])
     pick = max if question.kind == "tallest" else min
-    color = pick(bars, key=lambda f: f.args[1]).args[0]
-    return [*bars, Fact(question.kind, (color,))], color
+    best = pick(bars, key=lambda f: f.args[1])
+    return [*bars, best, Fact(question.kind, best.args[:1])], best.args[0]
 
 
 def _line(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
@@ -133,8 +133,8 @@ def _line(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
         steps = _need([f for f in points if f.args[0] == x], f"point at x = {x}")
         return steps[:1], str(steps[0].args[1])
     pick = max if question.kind == "peak" else min
-    x = pick(points, key=lambda f: f.args[1]).args[0]
-    return [*points, Fact(question.kind, (x,))], str(x)
+    best = pick(points, key=lambda f: f.args[1])
+    return [*points, best, Fact(question.kind, best.args[:1])], str(best.args[0])
 
 
 def _scatter(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
