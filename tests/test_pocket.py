@@ -205,7 +205,7 @@ def test_each_token_of_a_pool_counts_alike(tiny_model):
 def test_drills_of_extremes_are_right():
     for seed in range(60):
         pieces = pocket_data._extreme_drill(random.Random(seed))
-        values = {}
+        values, targets = {}, 0
         for text, is_target in pieces:
             if not is_target:
                 read = re.findall(r"(\d) is the value of the (\w+) bar|(\d) is the height at x = "
@@ -213,20 +213,24 @@ def test_drills_of_extremes_are_right():
                 told = {n or x or c: int(v or y or k) for v, n, y, x, c, k in read}
                 values = told or values  # else it is a question
                 continue
+            targets += 1
             best = re.match(r" (\d) is the", text)
             found = re.search(r"(tallest|shortest|highest|lowest|Most)[^.]* (\w+)\.", text)
             kind, name = found.groups()
             order = sorted(values, key=values.get)
             if kind != "Most":
                 assert int(best[1]) == values[name], text
-            assert len(values) > 1
+            assert len(values) > 1 and found
             assert name == order[0 if kind in ("shortest", "lowest") else -1], (values, text)
+        assert targets >= 4, "one at least for each of the four lists"
 
 
 def test_drills_of_counting_are_right():
     for seed in range(60):
         text = "".join(piece for piece, _ in pocket_data._count_drill(random.Random(seed)))
-        for seen, told in re.findall(r"((?: Here is [\w ]+\.)+)((?: The number [\w ]+\.)+)", text):
+        lists = re.findall(r"((?: Here is [\w ]+\.)+)((?: The number [\w ]+\.)+)", text)
+        assert len(lists) == 2
+        for seen, told in lists:
             count = Counter()
             for name, number in re.findall(r"Here is (\w+ \w+) (\d)\.", seen):
                 count[name] += 1

@@ -28,8 +28,7 @@ def parser() -> argparse.ArgumentParser:
     c = command("stage", _stage, "Build one artefact of a run, and what it needs.")
     c.add_argument("name", help="model:grpo, answers:sft, pool:instruct, vilprm:0, ...")
     c.add_argument("--run-dir", help="folder of the run; by default runs/<profile>")
-    c.add_argument("--profile", default="laptop")
-    c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
+    arguments.settings(c)
 
     c = command(
         "construct",
@@ -151,10 +150,10 @@ def _run(args) -> int:
 
 
 def _stage(args) -> int:
-    from . import parallel, profiles, stages
+    from . import parallel, stages
     from .train import worker
 
-    cfg = profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
+    cfg = arguments.loaded(args)
     with worker.joined():
         parallel.named(cfg, stages.folder(cfg, args.run_dir), args.name)
     return 0
@@ -264,16 +263,16 @@ def _models(args) -> int:
 
 
 def _train(args) -> int:
-    from . import profiles, train
+    from . import train
     from .train import launch, worker
 
-    overrides = dict(item.split("=", 1) for item in args.set)
+    overrides = {}
     if args.steps:
         overrides["sft.max_steps" if args.method == "sft" else "grpo.max_steps"] = args.steps
     for key in ("reward_model", "trust_remote_code", "endpoints"):
         if value := getattr(args, key):
             overrides[f"grpo.{key}"] = value
-    cfg = profiles.load(args.profile, **overrides)
+    cfg = arguments.loaded(args, **overrides)
     if args.launch:
         options = argparse.ArgumentParser(add_help=False)
         arguments.launch(options)

@@ -201,6 +201,13 @@ def settings(c: argparse.ArgumentParser) -> None:
     c.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
 
 
+def loaded(args: argparse.Namespace, **overrides: str) -> profiles.Settings:
+    """Load the profile of arguments that have `settings`; overrides win over `--set`."""
+    return profiles.load(
+        args.profile, **dict(item.split("=", 1) for item in args.set) | overrides
+    )
+
+
 def subset(c: argparse.ArgumentParser) -> None:
     """Add which small subsets are drawn."""
     data(c)

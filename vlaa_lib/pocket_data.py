@@ -218,13 +218,10 @@ def _count_drill(rng: random.Random) -> list[Piece]:
         shapes = ("point",) if rng.random() < 0.3 else scenes.SHAPES
         some = [(rng.choice(list(scenes.COLORS)), rng.choice(shapes)) for _ in range(3)]
         seen = [rng.choice(some) for _ in range(rng.randint(2, 9))]
-        for at, thing in enumerate(seen, 1):
-            said = facts.say(facts.Fact("seen", (*thing, seen[:at].count(thing))))
-            name, number = said.rsplit(" ", 1)
-            pieces += [(f" {name}", False), (f" {number}", True)]
-        for thing in rng.sample(some, 2):
-            said = facts.say_plainly(facts.Fact("count", (seen.count(thing), *thing)))
-            name, number = said.rsplit(" ", 1)
+        told = [facts.Fact("seen", (*thing, seen[:at].count(thing)))
+                for at, thing in enumerate(seen, 1)]  # fmt: skip
+        told += [facts.Fact("count", (seen.count(x), *x)) for x in rng.sample(some, 2)]
+        for name, number in (facts.say_plainly(fact).rsplit(" ", 1) for fact in told):
             pieces += [(f" {name}", False), (f" {number}", True)]
     return pieces
 

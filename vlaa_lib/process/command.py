@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import profiles, records, rewards
+from .. import arguments, records, rewards
 from ..construct.client import Limits
 from ..construct.endpoints import Endpoint, read_endpoints
 from . import best_of_n, judge, pools, scorers
@@ -81,15 +81,11 @@ def _best_of_n(args: Namespace, show: Show) -> None:
     print(f"{len(rows)} rows in {args.out}")
 
 
-def _settings(args: Namespace) -> profiles.Settings:
-    return profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
-
-
 def _search(args: Namespace, show: Show) -> None:
     from .. import models
     from . import search
 
-    cfg, out = _settings(args), Path(args.out)
+    cfg, out = arguments.loaded(args), Path(args.out)
     made = list(rewards.usable(args.records, args.images, out))[: args.n]
     m = cfg.model
     policy = models.load_policy(args.model or m.policy, "full", m.max_pixels, m.min_pixels)
@@ -104,7 +100,7 @@ def _train_prm(args: Namespace, show: Show) -> None:
     found = released.read_processes(args.rows, args.images)
     for reject in found.rejects:
         print(f"rejected: {reject}")
-    log = train_prm.train(_settings(args), found.rows, args.images, args.out, args.start)
+    log = train_prm.train(arguments.loaded(args), found.rows, args.images, args.out, args.start)
     show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
     for name in ("held_out", "calibration"):
         with (Path(args.out) / f"{name}.csv").open(encoding="utf-8", newline="") as stream:

@@ -16,8 +16,8 @@ from ..models import Policy
 from ..profiles import Settings
 from ..records import RecordError
 from ..train import checkpoints
-from ..train.callbacks import show_one_bar, watchers
-from ..train.common import finish, identity, starting_policy, supervised_args
+from ..train.callbacks import watchers
+from ..train.common import complete, identity, starting_policy, supervised_args
 from . import prm
 from .released import Process
 
@@ -61,9 +61,7 @@ def train(
         processing_class=policy.processor,
         callbacks=watchers(out),
     )
-    show_one_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume)
-    log = finish(trainer, out)
+    log = complete(trainer, out, resume)
     if trainer.is_world_process_zero():
         _measure(cfg, policy, images, Path(out), held_out, len(trained))
     return log

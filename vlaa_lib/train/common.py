@@ -147,9 +147,15 @@ def policy_and_rows(
     return policy, Dataset.from_list(rows)
 
 
-def finish(trainer: Any, out: str | Path) -> list[dict[str, Any]]:
-    """Save model and processor; return the log without the closing summary."""
-    from .callbacks import steps_of
+def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str, Any]]:
+    """Train to the end and save model and processor; return the log without its summary.
 
+    Args:
+        resume: checkpoint to go on from.
+    """
+    from .callbacks import show_one_bar, steps_of
+
+    show_one_bar(trainer)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(out))
     return steps_of(trainer.state.log_history)

@@ -16,7 +16,7 @@ from ..rewards.open_ended import SCENE_FACTS
 from ..rewards.reward_models import problem_of
 from ..rewards.watch import Watch
 from . import checkpoints
-from .common import accumulation, finish, identity, policy_and_rows, trainer_args
+from .common import accumulation, complete, identity, policy_and_rows, trainer_args
 from .kl import AdaptiveKL
 from .sampler import sampler_args
 from .trainer import DeadReward, trainer_class
@@ -52,7 +52,7 @@ def grpo(
     Raises:
         DeadReward: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import show_one_bar, watchers
+    from .callbacks import watchers
 
     g = cfg.grpo
     if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
@@ -90,9 +90,7 @@ def grpo(
     trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
     trainer.format, trainer.overlap, trainer.fast = g.format, overlap, g.fast
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
-    show_one_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume)
-    return finish(trainer, out)
+    return complete(trainer, out, resume)
 
 
 def _scored(

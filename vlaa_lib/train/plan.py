@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .. import profiles, records
+from .. import arguments, profiles, records
 from ..profiles import Settings
 from .memory import GB, SHARDINGS, Setup, memory, problems, states
 from .shapes import shape_of, visual_tokens
@@ -265,7 +265,7 @@ def number_of_records(cfg: Settings, method: str) -> tuple[int, str]:
 
 def main(args: Namespace, show: Callable[[list[dict[str, Any]]], None]) -> int:
     """Run `python -m vlaa_lib plan`; 1 where something does not fit."""
-    cfg = profiles.load(args.profile, **dict(item.split("=", 1) for item in args.set))
+    cfg = arguments.loaded(args)
     mode = (cfg.sft if args.method == "sft" else cfg.grpo).mode
     known = number_of_records(cfg, args.method)
     # paper C.1: on the CPU between scorings; facts and judges take no room here

@@ -10,7 +10,7 @@ from .. import models
 from ..profiles import Settings
 from ..records import Record
 from . import checkpoints
-from .common import finish, identity, policy_and_rows, supervised_args
+from .common import complete, identity, policy_and_rows, supervised_args
 
 
 @cache
@@ -46,7 +46,7 @@ def sft(
     Returns:
         The training log, one dict a logging step.
     """
-    from .callbacks import show_one_bar, watchers
+    from .callbacks import watchers
 
     s = cfg.sft
     resume = checkpoints.begin(out, identity(cfg, "sft", records, start))
@@ -61,9 +61,7 @@ def sft(
         peft_config=models.adapter(s.mode),
         callbacks=watchers(out),
     )
-    show_one_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume)
-    return finish(trainer, out)
+    return complete(trainer, out, resume)
 
 
 def sft_config(cfg: Settings, out: str | Path) -> Any:
