@@ -7,6 +7,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from vlaa_lib import bench, prompts, rewards
 from vlaa_lib.bench.rewards import mix
 from vlaa_lib.rewards import maths
+from vlaa_lib.train import shapes
 
 
 def test_construction_is_measured_beside_a_bare_client_loop():
@@ -66,6 +67,9 @@ def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model):
     assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
     spent = {row["phase"]: row for row in found["phases"]}
     assert all(spent[phase]["TRL s"] > 0 for phase in ("generate", "old and reference", "policy"))
+    for phase in ("generate", "old and reference", "policy"):
+        assert 0 < spent[phase]["roofline s"] < spent[phase]["TRL s"]
+    assert row["ours tokens a second"] > row["ours a second"] * 30, "a picture alone has 16"
     total = sum(row["TRL s"] for row in found["phases"])
     assert total == pytest.approx(row["samples"] / row["TRL a second"], rel=0.1)
 
@@ -75,7 +79,30 @@ def test_sft_is_measured_beside_stock_trl_at_equal_losses(tiny_model, mode):
     found = bench.sft(batch=3, steps=3, repeats=1, mode=mode, model=str(tiny_model))
     (row,) = found["speed"]
     assert row["samples"] == 9 and row["difference"] < 1e-5
+    assert 0 < row["of roofline"] < 1 and row["ours tokens a second"] > 30 * row["ours a second"]
     assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
+
+
+def test_a_policy_that_nobody_has_is_measured_by_its_shape(tmp_path):
+    place = bench.roofline.checkpoint("random:Qwen2.5-VL-3B/16", tmp_path)
+    shape = shapes.shape_of(place)
+    assert (shape.hidden, shape.mlp, shape.layers, shape.vocabulary) == (128, 688, 3, 9496)
+    assert bench.roofline.checkpoint(place, tmp_path) == place
+    for name in ("random:gpt-2", "random:Qwen2.5-VL-3B/half"):
+        with pytest.raises(ValueError, match="not one of|as in random:"):
+            bench.roofline.checkpoint(name, tmp_path)
+
+
+def test_the_arithmetic_of_a_pass():
+    """By hand: 3B has 2.775 billion weights in its layers, and a head of 2,048 x 151,936."""
+    three = shapes.shape_of("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert bench.roofline.forward_flops(three, 1000, 0, 0) == pytest.approx(6.172e12, rel=1e-3)
+    assert bench.roofline.training_flops(three, 1000, 0, 0) == pytest.approx(1.852e13, rel=1e-3)
+    assert bench.roofline.training_flops(three, 1000, 0, 0, "lora") == pytest.approx(
+        1.234e13, rel=1e-3
+    )
+    # 315 visual tokens are 1,260 patches, each through 0.669 billion weights
+    assert bench.roofline.training_flops(three, 0, 1, 315) == pytest.approx(1.686e12, rel=1e-3)
 
 
 def test_evaluation_is_measured_at_equal_answers(tiny_model):

@@ -21,7 +21,7 @@ from vlaa_lib import (
     prompts,
     rewards,
 )
-from vlaa_lib.microworld import facts, questions, scenes, solve
+from vlaa_lib.microworld import facts, questions, scenes, solve, truth
 from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
 
 SMALL = pocket.Recipe(
@@ -178,6 +178,18 @@ def test_documents_hold_right_answers():
         if reward != "open":
             assert rewards.score(record, prompts.join_think_answer("x", answer)).value == 1.0
     assert forms == {"tags", "phrase", "plain"}
+
+
+def test_descriptions_are_true_and_of_scenes_kept_for_pretraining():
+    told = Counter()
+    for index in range(200):
+        scene, pieces = pocket_data.describe_text(index, 2, 0.0)
+        assert scenes.bucket(scene) in scenes.SPLITS["pretrain"]
+        said = facts.extract(pieces[0][0])
+        if scene["kind"] == "objects" and said[0].kind == "place":
+            assert said == truth.places(scene), "every object that is left, in reading order"
+            told[len(said), pieces[0][0].startswith("[")] += 1
+    assert {(1, True), (1, False), (4, True), (4, False)} <= set(told)
 
 
 def test_each_token_of_a_pool_counts_alike(tiny_model):

@@ -4,11 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from transformers import TrainingArguments
 
-from vlaa_lib import models, pocket, profiles, prompts, records, traces
+from vlaa_lib import models, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
+from vlaa_lib.bench import roofline
 from vlaa_lib.microworld import narrator
 from vlaa_lib.train import common
 from vlaa_lib.train.grpo import grpo_config
@@ -21,21 +21,7 @@ ON_CPU = {"grpo.sampler": "transformers"}  # vLLM needs a GPU
 @pytest.fixture(scope="module")
 def small_3b(tmp_path_factory):
     """A random model with the shape of Qwen2.5-VL-3B divided by 16, in a folder as on the hub."""
-    recipe = pocket.Recipe(vocabulary=512)
-    processor = pocket.build_processor(recipe)
-    config = pocket.build_model(recipe, processor.tokenizer).config
-    text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 128, 688, 3
-    text.num_attention_heads, text.num_key_value_heads, text.layer_types = 16, 2, None
-    text.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
-    vision.hidden_size, vision.intermediate_size, vision.depth = 128, 214, 4
-    vision.num_heads, vision.out_hidden_size, vision.fullatt_block_indexes = 16, 128, [1, 3]
-    torch.manual_seed(0)
-    model = type(pocket.build_model(recipe, processor.tokenizer))(type(config)(**config.to_dict()))
-    folder = tmp_path_factory.mktemp("models") / "small-3b"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return roofline.checkpoint("random:Qwen2.5-VL-3B/16", tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,8 @@ def look_at(browser, folder: Path) -> None:
         page.evaluate(ASK, "viewer.selected = viewer.shown[-1]")  # and the other way
         viewer.locator(".status").get_by_text(ids[-1]).wait_for()
         viewer.locator(".sheet img").wait_for()
+        page.get_by_role("button", name="Answer again").click()  # a model answers, now
+        page.locator(".widget-output .vlaa-traces .column").wait_for()
         shot = folder / "viewer.png"
         viewer.screenshot(path=shot)
         assert shot.stat().st_size > 10_000

@@ -44,9 +44,9 @@ from .pocket_muon import optimizers
 from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
-# Angles of M-RoPE (of 16) that tell time, height and width. Qwen's shares, here 4, 6 and 6, leave
-# the slowest to the width: 0.003 a column, and the x of a box stayed at chance where y was read.
-MROPE = [1, 2, 13]
+# Angles of M-RoPE (of 16) that tell time, height and width. All of a picture is at one time, and of
+# Qwen's shares, here 4, 6 and 6, the width's would turn by 0.003 a column and less.
+MROPE = [0, 1, 15]
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 # seconds a step
@@ -102,7 +102,7 @@ class Recipe:
     tower_steps: int = 4500
     copy_steps: int = 200  # of the drills, the first
     drill_steps: int = 1200
-    describe_steps: int = 700
+    describe_steps: int = 900
     base_steps: int = 2100
     instruct_steps: int = 700
     tower_lr: float = 1.5e-3

@@ -36,7 +36,9 @@ SHARES = {
     "relation": 3,
 }
 # ours: how often each kind of scene is described; the others once. Objects are many and small
-DESCRIBED = {"objects": 8, "scatter": 2, "function": 3, "triangle": 2, "rectangle": 2}
+DESCRIBED = {"objects": 12, "scatter": 2, "function": 3, "triangle": 2, "rectangle": 2}
+# a box that comes first has only to be found, not found again by a name
+BOX_FIRST = "{box} holds the {thing}"
 # kind of fact -> the facts that name its extremes
 EXTREMES = {
     "bar": (("tallest", max), ("shortest", min)),
@@ -103,11 +105,13 @@ def draw(index: int, seed: int) -> tuple[str, dict, str, str, random.Random]:
 def dense(scene: dict, rng: random.Random) -> str:
     """Describe everything in a scene plainly, in reading order."""
     told = truth.of_scene(scene)
-    if scene["kind"] == "objects" and rng.random() < 0.5:
+    phrase = None
+    if scene["kind"] == "objects" and rng.random() < 0.7:
         told = truth.places(scene)
+        phrase = rng.choice((None, BOX_FIRST))
     elif "objects" in scene:
         told = truth.seen(scene) + told
-    lines = [facts.say(fact) for fact in told]
+    lines = [facts.say(fact, phrase=phrase) for fact in told]
     lines += [scenes.expression(curve) for curve in scene.get("curves", [])]
     return " ".join(lines)
 
@@ -131,7 +135,18 @@ def describe_text(index: int, seed: int, drill_share: float) -> tuple[dict | Non
         return drill_text(index, seed)
     kind = rng.choices(list(scenes.KINDS), [DESCRIBED.get(kind, 1) for kind in scenes.KINDS])[0]
     scene = scenes.draw(kind, "pretrain", rng)
+    if kind == "objects":
+        scene = fewer(scene, rng)
     return scene, [(dense(scene, rng) + "\n", True), ("<|endoftext|>", True)]
+
+
+def fewer(scene: dict, rng: random.Random) -> dict:
+    """Leave some objects out: how to read one is learnt before which of many comes next."""
+    while True:
+        some = sorted(rng.sample(range(n := len(scene["objects"])), rng.randint(1, n)))
+        left = scene | {"objects": [scene["objects"][i] for i in some]}
+        if scenes.bucket(left) in scenes.SPLITS["pretrain"]:
+            return left
 
 
 def drill_text(index: int, seed: int, copies: int = 0) -> tuple[None, list[Piece]]:

@@ -15,6 +15,8 @@ from typing import Any
 from unittest.mock import patch
 
 from .. import microworld, models, profiles, rewards
+from ..train.shapes import Shape, shape_of, visual_tokens
+from . import roofline
 from .memory import peak
 from .timing import OURS, TRL, compared, device, in_turn
 
@@ -28,7 +30,7 @@ def grpo(
     prompts: int = 8,
     rounds: int = 2,
     repeats: int = 3,
-    tokens: int = 64,
+    tokens: int = 176,
     mode: str = "full",
     model: str = "data/pocket/instruct",
     fast: list[str] | None = None,
@@ -44,28 +46,38 @@ def grpo(
     Args:
         generations: G, completions a prompt; a run for each of them and each of `sides`.
         sides: pictures are enlarged to this many pixels a side.
-        prompts: of a sampling round. rounds: sampling rounds of a run. tokens: of a completion.
+        prompts: of a sampling round. rounds: sampling rounds of a run.
+        tokens: of a completion at most; by default the laptop profile's limit.
+        mode: full, lora or 4bit. model: checkpoint, or as `roofline.checkpoint` reads it.
         fast: the paths of `train/fast.py` that ours takes; by default the profile's.
     Returns:
+        `machine`: its measured rates.
         `speed`: a row for each G and side; `same completions`: share that both sampled alike;
             `difference`: the largest of `COMPARED` over all steps, where all are the same.
-        `phases`: seconds a run in each phase (medians) and their ratio.
+        `phases`: seconds a run in each phase (medians) and their ratio; `roofline s`: how few the
+            stock arithmetic, or when sampling the reading of the weights, takes at those rates.
     """
-    speed, phases = [], []
+    speed, phases, rates = [], [], roofline.machine()
     with tempfile.TemporaryDirectory() as folder:
+        place = roofline.checkpoint(model, folder)
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
+        short = _settings(2, min(sides), 2, 1, 4, mode, place, seed)
+        for who in (TRL, OURS):  # what a process does once, such as imports, is neither's
+            _run(who, short, made, Path(folder), short.grpo.fast)
         for g, side in itertools.product(generations, sides):
-            cfg = _settings(g, side, prompts, rounds, tokens, mode, model, seed)
+            cfg = _settings(g, side, prompts, rounds, tokens, mode, place, seed)
             paths = cfg.grpo.fast if fast is None else fast
             given = cfg, made, Path(folder), paths
             runs = in_turn(lambda who, given=given: _run(who, *given), repeats)
             speed.append({"G": g, "side px": side} | _compare(runs, cfg.grpo.rollouts * rounds))
-            phases += [{"G": g, "side px": side} | row for row in _phases(runs)]
+            least = _least(runs[TRL][0], cfg, shape_of(place), rates)
+            phases += [{"G": g, "side px": side} | row for row in _phases(runs, least)]
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
-        "cores": os.cpu_count(), "device": device(), "speed": speed, "phases": phases,
+        "cores": os.cpu_count(), "device": device(), "machine": rates, "speed": speed,
+        "phases": phases,
     }  # fmt: skip
 
 
@@ -92,7 +104,7 @@ def _settings(
 def _run(
     who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
 ) -> dict[str, Any]:
-    """Train once; return seconds by phase, peak memory, the log and the completions."""
+    """Train once; return seconds by phase, peak memory, the log, completions and all tokens."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -116,7 +128,8 @@ def _run(
     with _timed(trainer, said) as seconds, peak() as memory:
         trainer.train()
     log = [row for row in trainer.state.log_history if "loss" in row]
-    return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said}
+    tokens = max(row.get("num_tokens", 0) for row in log)  # of prompts and completions
+    return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said, "tokens": tokens}
 
 
 @contextlib.contextmanager
@@ -220,12 +233,33 @@ def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
         {who: [sum(run["seconds"].values()) for run in found] for who, found in runs.items()},
         {who: [run["memory"]["mib"] for run in found] for who, found in runs.items()},
     )
+    row["ours tokens a second"] = round(two["tokens"] / samples * row["ours a second"])
     row["same completions"] = round(statistics.mean(same), 4)
     row["difference"] = float(f"{difference:.1e}")
     return row
 
 
-def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
+def _least(
+    run: dict[str, Any], cfg: profiles.Settings, shape: Shape, rates: dict[str, float]
+) -> dict[str, float]:
+    """Return the seconds that a machine of these rates needs at least for what TRL does."""
+    g, rounds = cfg.grpo, cfg.grpo.max_steps // cfg.grpo.steps_per_round
+    tokens, rows = run["tokens"], g.rollouts * rounds
+    side = round(cfg.model.max_pixels**0.5)
+    seen = rows, visual_tokens([(side, side)], side * side, side * side)["max"]
+    longest = sum(
+        max(map(len, run["said"][at : at + g.rollouts])) for at in range(0, rows, g.rollouts)
+    )
+    rate, reading = rates["TFLOP/s"] * 1e12, rates["GB/s"] * 1e9
+    weights = (shape.total - shape.vision) * (4 if device() == "cpu" else 2)
+    return {
+        "generate": longest * weights / reading,
+        "old and reference": 2 * roofline.forward_flops(shape, tokens, *seen) / rate,
+        "policy": roofline.training_flops(shape, tokens, *seen, g.mode) / rate,
+    }
+
+
+def _phases(runs: dict[str, list[dict]], least: dict[str, float]) -> list[dict[str, Any]]:
     rows = []
     for phase in (*PHASES, "rest"):
         mine, theirs = (
@@ -234,5 +268,7 @@ def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
         )
         ratio = round(theirs / mine, 2) if mine else None
         rows.append({"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3),
-                     "times faster": ratio})  # fmt: skip
+                     "times faster": ratio,
+                     "roofline s": float(f"{least[phase]:.3g}") if phase in least else None,
+                     })  # fmt: skip
     return rows

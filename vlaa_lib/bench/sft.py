@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import microworld, models, profiles, prompts
+from .. import microworld, models, pocket_data, profiles, prompts
 from ..microworld import narrator
 from ..records import Record
+from ..train.shapes import shape_of
+from . import roofline
 from .memory import peak
 from .timing import OURS, TRL, compared, device, in_turn
 
@@ -30,17 +32,24 @@ def sft(
     There is no second look at a picture in an epoch of SFT, hence no fast path. Loading is not
     timed.
 
+    Args:
+        mode: full, lora or 4bit. model: checkpoint, or as `roofline.checkpoint` reads it.
     Returns:
-        `speed`: one row; `difference`: the largest between the losses of a step.
+        `machine`: its measured rates.
+        `speed`: one row; `difference`: the largest between the losses of a step; `of roofline`:
+            share of the machine's matrix products that ours reaches.
     """
+    rates = roofline.machine()
     values = {"mode": mode, "global_batch": batch, "per_device_batch": batch, "max_steps": steps}
     values |= {"logging_steps": 1, "save_steps": 0}
-    cfg = profiles.load("laptop", seed=seed, model={"policy": model}, sft=values)
     with tempfile.TemporaryDirectory() as folder:
+        place = roofline.checkpoint(model, folder)
+        cfg = profiles.load("laptop", seed=seed, model={"policy": place}, sft=values)
         sources = list(microworld.SOURCES)
         drawn = microworld.write_split(folder, sources, "train", -(-batch * steps // 9), seed)
         made = [_with_trace(record) for record in drawn]
         runs = in_turn(lambda who: _run(who, cfg, made, Path(folder)), repeats)
+        shape = shape_of(place)
     row = compared(
         batch * steps,
         {who: [run["seconds"] for run in found] for who, found in runs.items()},
@@ -48,9 +57,14 @@ def sft(
     )
     pairs = zip(runs[OURS][0]["losses"], runs[TRL][0]["losses"], strict=True)
     row["difference"] = float(f"{max(abs(a - b) for a, b in pairs):.1e}")
+    tokens, seconds = runs[TRL][0]["tokens"], batch * steps / row["ours a second"]
+    row["ours tokens a second"] = round(tokens / seconds)
+    least = roofline.training_flops(shape, tokens, batch * steps, pocket_data.CELLS, mode)
+    row["of roofline"] = round(least / seconds / (rates["TFLOP/s"] * 1e12), 3)
     return {
         "benchmark": "sft", "peer": "TRL SFTTrainer", "model": model, "mode": mode, "seed": seed,
-        "repeats": repeats, "cores": os.cpu_count(), "device": device(), "speed": [row],
+        "repeats": repeats, "cores": os.cpu_count(), "device": device(), "machine": rates,
+        "speed": [row],
     }  # fmt: skip
 
 
@@ -81,5 +95,6 @@ def _run(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> 
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"seconds": seconds, "mib": memory["mib"], "losses": losses}
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    losses, tokens = [row["loss"] for row in log], log[-1]["num_tokens"]
+    return {"seconds": seconds, "mib": memory["mib"], "losses": losses, "tokens": tokens}

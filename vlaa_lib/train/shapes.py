@@ -72,15 +72,14 @@ def shape_of(model: str | Path) -> Shape:
         config = AutoConfig.from_pretrained(place, local_files_only=True)
         return _counted(str(model), "its own config", config)
     except OSError as error:
-        for name in _PAPER_POLICIES:
-            # also -Instruct, -AWQ...: the same shape at another precision
-            if re.match(rf"{re.escape(name)}(-|$)", str(model).rsplit("/", 1)[-1]):
-                origin = f"the published shape of {name}: {model} is not downloaded"
-                return _counted(str(model), origin, _published(*_PAPER_POLICIES[name]))
-        raise ValueError(
-            f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
-            f"config.json, or use one of {', '.join(_PAPER_POLICIES)}"
-        ) from None
+        try:
+            config = published(model)
+        except ValueError:
+            raise ValueError(
+                f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
+                f"config.json, or use one of {', '.join(_PAPER_POLICIES)}"
+            ) from None
+        return _counted(str(model), f"its published shape: {model} is not downloaded", config)
 
 
 def _from_file(path: Path) -> Any:
@@ -93,24 +92,43 @@ def _from_file(path: Path) -> Any:
         raise ValueError(f"{path}: not a model's config ({error}); name a config.json") from None
 
 
-def _published(
-    family: str, hidden: int, mlp: int, layers: int, heads: int, kv: int, words: int, tied: bool
-) -> Any:
+def published(model: str | Path, part: int = 1) -> Any:
+    """Return the config of one of the paper's four policies; `part` of it has 1/part the widths.
+
+    Raises:
+        ValueError: another policy.
+    """
     from transformers import AutoConfig
 
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    asked = str(model).rsplit("/", 1)[-1]  # may end in -Instruct, -AWQ...: the same shape
+    known = [name for name in _PAPER_POLICIES if re.match(rf"{re.escape(name)}(-|$)", asked)]
+    if not known:
+        raise ValueError(f"{model}: not one of {', '.join(_PAPER_POLICIES)}")
+    family, hidden, mlp, layers, heads, kv, words, tied = _PAPER_POLICIES[known[0]]
+    half = hidden // part // heads // 2  # the angles of a head
+    time = max(1, half // 4)
+    sections = [time, (half - time) // 2, half - time - (half - time) // 2]
     text = {
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
+        "hidden_size": hidden // part,
+        "intermediate_size": mlp // part,
+        "num_hidden_layers": -(-layers // part),
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
-        "vocab_size": words,
-        "rope_parameters": rope,
+        "vocab_size": words // part,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections},
         "tie_word_embeddings": tied,
     }
-    out = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"
-    vision = _VISION[family] | {out: hidden}
+    vision = _VISION[family] | {
+        "hidden_size" if family == "qwen2_vl" else "out_hidden_size": hidden // part
+    }
+    if part > 1:
+        inner = "embed_dim" if family == "qwen2_vl" else "hidden_size"
+        depth = -(-vision["depth"] // part)
+        # rotary angles come in fours, so a head is never narrower than 8
+        vision |= {"depth": depth, inner: vision["num_heads"] * max(8, vision[inner] // part // 16)}
+        if "intermediate_size" in vision:
+            vision |= {"intermediate_size": vision["intermediate_size"] // part,
+                       "fullatt_block_indexes": [depth - 1]}  # fmt: skip
     return AutoConfig.for_model(
         family, text_config=text, vision_config=vision, tie_word_embeddings=tied
     )
