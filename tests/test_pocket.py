@@ -220,13 +220,12 @@ def test_drills_of_extremes_are_right():
         values, targets = {}, 0
         for text, is_target in pieces:
             if not is_target:
-                read = re.findall(r"(\d) is the value of the (\w+) bar|(\d) is the height at x = "
-                                  r"(\d)|of (\w+) points is (\d)", text)  # fmt: skip
+                read = re.findall(r"(\d) for (\w+)|(\d) at (\d)|of (\w+) points is (\d)", text)
                 told = {n or x or c: int(v or y or k) for v, n, y, x, c, k in read}
                 values = told or values  # else it is a question
                 continue
             targets += 1
-            best = re.match(r" (\d) is the", text)
+            best = re.match(r" Height (\d)", text)
             found = re.search(r"(tallest|shortest|highest|lowest|Most)[^.]* (\w+)\.", text)
             kind, name = found.groups()
             order = sorted(values, key=values.get)

@@ -140,7 +140,7 @@ def say_plainly(fact: Fact, compared: bool = False) -> str:
     """Write a fact as plain traces do, `compared` where it is held against others of its kind.
 
     >>> say_plainly(Fact("bar", ("red", 3))), say_plainly(Fact("bar", ("red", 3)), compared=True)
-    ('The red bar reaches 3.', '3 is the value of the red bar.')
+    ('The red bar reaches 3.', 'Height 3 for red.')
     """
     return say(fact, phrase=(COMPARED if compared else PLAIN).get(fact.kind))
 

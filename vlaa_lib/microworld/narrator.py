@@ -221,7 +221,9 @@ def read_aloud(scene: dict, question: str) -> list[Fact]:
     """Name object after object, as far as a question needs it: what a small model can learn."""
     asked = questions.read(question)
     if asked.kind in ("locate", "relation"):
-        return truth.places(scene)
+        told = truth.places(scene)
+        # the box that is asked for is answered when it is come to, not looked for afterwards
+        return told[: told.index(solve(asked, told).steps[-1])] if asked.kind == "locate" else told
     return truth.seen(scene) if "objects" in scene and asked.kind != "describe" else []
 
 

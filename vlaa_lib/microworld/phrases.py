@@ -1,9 +1,10 @@
 """The wordings of every kind of fact, with slots in braces; `facts` says what the slots mean."""
 
 # What plain traces say instead, since a small model finds again what follows a word, not what
-# precedes it: a count after its name; and where numbers are compared the number first.
+# precedes it, and the nearer the better: a count after its name; and where numbers are compared the
+# number first, with its name two or three tokens behind.
 PLAIN = {"count": "the number of {many} is {v}"}
-COMPARED = {"bar": "{v} is the value of the {color} bar", "point": "{w} is the height at x = {v}"}
+COMPARED = {"bar": "height {v} for {color}", "point": "height {w} at {v}"}
 # kind -> phrases; the first is the usual one, the rest are variety
 PHRASES = {
     "count": [

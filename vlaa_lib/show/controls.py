@@ -45,8 +45,9 @@ class AskAgain(widgets.VBox):
         self.rows: list[dict[str, Any]] = []  # the answers to the last question asked
         self.model = widgets.Dropdown(options=list(self.policies), description="Model")
         self.temperature = widgets.FloatSlider(
-            value=0.8, min=0.0, max=1.2, step=0.1, description="Temperature"
-        )
+            value=0.8, min=0.0, max=1.2, step=0.1, description="Temperature",
+            style={"description_width": "initial"},
+        )  # fmt: skip
         self.button = widgets.Button(
             description="Answer again", tooltip="Ask this model the question selected above"
         )

@@ -238,10 +238,12 @@ export function render({ model, el, signal }) {
   const looks = () => names.filter((look) => model.get("columns").includes(look.name));
   const place = () => model.get("shown").indexOf(model.get("selected"));
 
-  const filters = h("div", { class: "filters", role: "search", "aria-label": "filters" });
+  const alone = examples.length < 2; // then there is nothing to search or to choose from
+  const filters = h("div", { class: "filters", role: "search", "aria-label": "filters",
+    hidden: alone });
   const count = h("span", { class: "count", role: "status" });
   const overview = h("div", { class: "overview", role: "listbox", "aria-orientation": "horizontal",
-    "aria-label": "examples; arrow keys move" });
+    "aria-label": "examples; arrow keys move", hidden: alone });
   const status = h("span", { class: "status", "aria-live": "polite" });
   const choose = h("div", { class: "choose", role: "group", "aria-label": "models on view" });
   const asked = h("section", { class: "asked", "aria-label": "question" });
@@ -372,7 +374,7 @@ export function render({ model, el, signal }) {
     }
     overview.replaceChildren(...tiles.values());
     const all = shown.length === examples.length ? "" : ` of ${examples.length}`;
-    count.textContent = `${shown.length}${all} examples`;
+    count.textContent = `${shown.length}${all} example${alone ? "" : "s"}`;
     const selected = model.get("selected");
     if (shown.length && !tiles.has(selected)) put("selected", shown[0]);
     else drawSelected();
