@@ -238,9 +238,8 @@ export function render({ model, el, signal }) {
   const looks = () => names.filter((look) => model.get("columns").includes(look.name));
   const place = () => model.get("shown").indexOf(model.get("selected"));
 
-  const alone = examples.length < 2; // then there is nothing to search or to choose from
-  const filters = h("div", { class: "filters", role: "search", "aria-label": "filters",
-    hidden: alone });
+  const alone = examples.length < 2; // then there is nothing to search
+  const filters = h("div", { class: "filters", role: "search", hidden: alone, "aria-label": "filters" });
   const count = h("span", { class: "count", role: "status" });
   const overview = h("div", { class: "overview", role: "listbox", "aria-orientation": "horizontal",
     "aria-label": "examples; arrow keys move", hidden: alone });
