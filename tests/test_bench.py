@@ -88,9 +88,14 @@ def test_a_policy_that_nobody_has_is_measured_by_its_shape(tmp_path):
     shape = shapes.shape_of(place)
     assert (shape.hidden, shape.mlp, shape.layers, shape.vocabulary) == (128, 688, 3, 9496)
     assert bench.roofline.checkpoint(place, tmp_path) == place
-    for name in ("random:gpt-2", "random:Qwen2.5-VL-3B/half"):
-        with pytest.raises(ValueError, match="not one of|as in random:"):
-            bench.roofline.checkpoint(name, tmp_path)
+    for name, why in {
+        "gpt-2": "not one of",
+        "Qwen2.5-VL-3B/half": "as in random:",
+        "Qwen2.5-VL-3B/0": "too narrow",
+        "Qwen2.5-VL-3B/99": "too narrow",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            bench.roofline.checkpoint(f"random:{name}", tmp_path)
 
 
 def test_the_arithmetic_of_a_pass():

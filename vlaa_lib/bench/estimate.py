@@ -6,9 +6,9 @@ from typing import Any
 
 from ..train.plan import PEAK_FLOPS
 from ..train.shapes import shape_of
+from .roofline import PATCHES
 
 BYTES_A_SECOND = 3.35e12  # memory of one H100 SXM, whose arithmetic PEAK_FLOPS is
-PATCHES = 4  # that one visual token is merged from
 PASSES = 4  # with recomputed activations: forward twice, backward as two more
 
 

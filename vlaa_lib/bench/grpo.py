@@ -48,7 +48,7 @@ def grpo(
         sides: pictures are enlarged to this many pixels a side.
         prompts: of a sampling round. rounds: sampling rounds of a run.
         tokens: of a completion at most; by default the laptop profile's limit.
-        mode: full, lora or 4bit. model: checkpoint, or as `roofline.checkpoint` reads it.
+        mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
         fast: the paths of `train/fast.py` that ours takes; by default the profile's.
     Returns:
         `machine`: its measured rates.
@@ -60,6 +60,7 @@ def grpo(
     speed, phases, rates = [], [], roofline.machine()
     with tempfile.TemporaryDirectory() as folder:
         place = roofline.checkpoint(model, folder)
+        shape = shape_of(place)
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
         short = _settings(2, min(sides), 2, 1, 4, mode, place, seed)
@@ -71,7 +72,7 @@ def grpo(
             given = cfg, made, Path(folder), paths
             runs = in_turn(lambda who, given=given: _run(who, *given), repeats)
             speed.append({"G": g, "side px": side} | _compare(runs, cfg.grpo.rollouts * rounds))
-            least = _least(runs[TRL][0], cfg, shape_of(place), rates)
+            least = _least(runs[TRL][0], cfg, shape, rates)
             phases += [{"G": g, "side px": side} | row for row in _phases(runs, least)]
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
@@ -251,7 +252,7 @@ def _least(
         max(map(len, run["said"][at : at + g.rollouts])) for at in range(0, rows, g.rollouts)
     )
     rate, reading = rates["TFLOP/s"] * 1e12, rates["GB/s"] * 1e9
-    weights = (shape.total - shape.vision) * (4 if device() == "cpu" else 2)
+    weights = 4 * (shape.total - shape.vision)  # loaded in float32
     return {
         "generate": longest * weights / reading,
         "old and reference": 2 * roofline.forward_flops(shape, tokens, *seen) / rate,

@@ -33,7 +33,7 @@ def sft(
     timed.
 
     Args:
-        mode: full, lora or 4bit. model: checkpoint, or as `roofline.checkpoint` reads it.
+        mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
     Returns:
         `machine`: its measured rates.
         `speed`: one row; `difference`: the largest between the losses of a step; `of roofline`:

@@ -238,11 +238,11 @@ export function render({ model, el, signal }) {
   const looks = () => names.filter((look) => model.get("columns").includes(look.name));
   const place = () => model.get("shown").indexOf(model.get("selected"));
 
-  const alone = examples.length < 2; // then there is nothing to search
-  const filters = h("div", { class: "filters", role: "search", hidden: alone, "aria-label": "filters" });
+  const filters = h("div", { class: "filters", role: "search", "aria-label": "filters" });
   const count = h("span", { class: "count", role: "status" });
   const overview = h("div", { class: "overview", role: "listbox", "aria-orientation": "horizontal",
-    "aria-label": "examples; arrow keys move", hidden: alone });
+    "aria-label": "examples; arrow keys move" });
+  filters.hidden = overview.hidden = examples.length === 1; // nothing to search or to choose from
   const status = h("span", { class: "status", "aria-live": "polite" });
   const choose = h("div", { class: "choose", role: "group", "aria-label": "models on view" });
   const asked = h("section", { class: "asked", "aria-label": "question" });
@@ -373,7 +373,7 @@ export function render({ model, el, signal }) {
     }
     overview.replaceChildren(...tiles.values());
     const all = shown.length === examples.length ? "" : ` of ${examples.length}`;
-    count.textContent = `${shown.length}${all} example${alone ? "" : "s"}`;
+    count.textContent = `${shown.length}${all} example${examples.length === 1 ? "" : "s"}`;
     const selected = model.get("selected");
     if (shown.length && !tiles.has(selected)) put("selected", shown[0]);
     else drawSelected();

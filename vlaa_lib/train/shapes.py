@@ -93,10 +93,12 @@ def _from_file(path: Path) -> Any:
 
 
 def published(model: str | Path, part: int = 1) -> Any:
-    """Return the config of one of the paper's four policies; `part` of it has 1/part the widths.
+    """Return the config of one of the paper's four policies; a `part` of it is so much smaller.
 
+    Args:
+        part: what widths and depths are divided by, heads apart.
     Raises:
-        ValueError: another policy.
+        ValueError: another policy, or a part that leaves its heads no width.
     """
     from transformers import AutoConfig
 
@@ -105,8 +107,10 @@ def published(model: str | Path, part: int = 1) -> Any:
     if not known:
         raise ValueError(f"{model}: not one of {', '.join(_PAPER_POLICIES)}")
     family, hidden, mlp, layers, heads, kv, words, tied = _PAPER_POLICIES[known[0]]
-    half = hidden // part // heads // 2  # the angles of a head
-    time = max(1, half // 4)
+    half = hidden // part // heads // 2 if part else 0  # the angles of a head
+    if half < 4:
+        raise ValueError(f"{model}: heads of 1/{part} are too narrow; use a part from 1 to 16")
+    time = half // 4
     sections = [time, (half - time) // 2, half - time - (half - time) // 2]
     text = {
         "hidden_size": hidden // part,
@@ -118,14 +122,14 @@ def published(model: str | Path, part: int = 1) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections},
         "tie_word_embeddings": tied,
     }
-    vision = _VISION[family] | {
-        "hidden_size" if family == "qwen2_vl" else "out_hidden_size": hidden // part
-    }
+    inner, outer = (
+        ("embed_dim", "hidden_size") if family == "qwen2_vl" else ("hidden_size", "out_hidden_size")
+    )
+    vision = _VISION[family] | {outer: hidden // part}
     if part > 1:
-        inner = "embed_dim" if family == "qwen2_vl" else "hidden_size"
-        depth = -(-vision["depth"] // part)
+        depth, heads = -(-vision["depth"] // part), vision["num_heads"]
         # rotary angles come in fours, so a head is never narrower than 8
-        vision |= {"depth": depth, inner: vision["num_heads"] * max(8, vision[inner] // part // 16)}
+        vision |= {"depth": depth, inner: heads * max(8, vision[inner] // part // heads)}
         if "intermediate_size" in vision:
             vision |= {"intermediate_size": vision["intermediate_size"] // part,
                        "fullatt_block_indexes": [depth - 1]}  # fmt: skip
