@@ -1,5 +1,6 @@
 """The pocket VLM's recipe: what it learns from, that it learns, and that it goes on."""
 
+import dataclasses
 import json
 import random
 import re
@@ -120,6 +121,20 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     for stage in ("base", "instruct"):
         ours, theirs = weights(tmp_path / stage), weights(built / stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_build_goes_on_from_a_checkpoint(built, tmp_path, capsys):
+    recipe = dataclasses.replace(SMALL, base_steps=24)
+    pocket.build(tmp_path / "new", recipe, last="base", card_records=1, start=built / "base")
+    assert '"stage": "drill"' not in capsys.readouterr().out
+    log = [json.loads(r) for r in (tmp_path / "new/base/training_log.jsonl").open()]
+    before = [json.loads(r) for r in (built / "base/training_log.jsonl").open()]
+    first = next(row["loss"] for row in before if row["stage"] == "base")
+    assert [row["stage"] for row in log] == ["base"] and log[0]["loss"] < first
+    card = (tmp_path / "new/base/README.md").read_text()
+    assert "earlier weights" in card and "from nothing" not in card
+    with pytest.raises(ValueError, match="no file SHA256"):
+        pocket.build(tmp_path / "none", SMALL, last="base", start=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--out", default="data/pocket")
     c.add_argument("--threads", type=int, default=2)
+    c.add_argument("--start", help="build on from this checkpoint: stages base and instruct alone")
 
     c = command("train", _train, "Train a policy on records.")
     arguments.train(c)
@@ -258,7 +259,7 @@ def _models(args) -> int:
     if args.what == "card":
         pocket_card.write_card(args.stage, Path(args.out) / args.stage)
     else:
-        pocket.build(args.out, threads=args.threads, last=args.stage)
+        pocket.build(args.out, threads=args.threads, last=args.stage, start=args.start)
     return 0
 
 

@@ -12,23 +12,22 @@ import copy
 import hashlib
 import json
 import math
-import random
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, get_scheduler
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from . import microworld, prompts, records
-from .microworld import SOURCES, narrator, scenes
+from . import records
+from .microworld import scenes
 from .models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 from .pocket_card import write_card
 from .pocket_data import (
@@ -41,35 +40,16 @@ from .pocket_data import (
     loader,
 )
 from .pocket_muon import optimizers
+from .pocket_tokenizer import SPECIAL, build_tokenizer
 from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
-# Angles of M-RoPE (of 16) that tell time, height and width. All of a picture is at one time, and of
-# Qwen's shares, here 4, 6 and 6, the width's would turn by 0.003 a column and less.
-MROPE = [0, 1, 15]
+MROPE = [4, 6, 6]  # angles of M-RoPE (of 16) that tell time, height and width: Qwen's shares
 KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 # seconds a step
 PACE_S = {"tower": 0.5, "drill": 1.1, "describe": 1.1, "base": 1.4, "instruct": 1.8}
 
-# Qwen's special tokens, in Qwen's order
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    VISION_START,
-    VISION_END,
-    "<|vision_pad|>",
-    IMAGE_PAD,
-    "<|video_pad|>",
-)
-NUMBERS = (*map(str, range(10, 200)), *(f"{n / 100:.2f}" for n in range(101)))
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
     "{%- if message.content is string %}{{ '\n' + message.content }}{% else %}{{ '\n' }}"
@@ -86,6 +66,11 @@ BASE_TEMPLATE = (
     "{%- if part.type == 'text' %}{{ part.text.rsplit('\n', 1)[0] }}{% endif %}"
     "{%- endfor %}{%- endfor %}"
 )
+
+
+def _has_bf16() -> bool:
+    """Say whether this processor multiplies bfloat16 by itself; others imitate it, slowly."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 @dataclass(frozen=True)
@@ -120,48 +105,16 @@ class Recipe:
     think_share: float = 0.2  # chat replies in the think/answer format
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
-
-
-def build_tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
-    """Train a byte-level BPE tokenizer with Qwen's splitting rule on micro-world text."""
-    rng = random.Random(recipe.seed)
-    corpus = [prompts.SYSTEM_PROMPT, *prompts.TASK_INSTRUCTIONS.values()]
-    rates = narrator.Rates(omit=0, confuse=0, miscount=0, hesitate=1, waver=0)
-    for index in range(600):
-        for source in SOURCES:
-            record = microworld.record(source, "pretrain", index, recipe.seed)
-            told = narrator.caption(record.meta["scene"], rates, rng)
-            corpus += [record.question, record.gt, told]
-            try:
-                corpus += narrator.reason(told, record.question, rates, rng)
-            except narrator.CannotAnswer:
-                continue
-    backend = Qwen2Tokenizer()._tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        special_tokens=[],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    backend.train_from_iterator(corpus, trainer)
-    model = json.loads(backend.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    # ordinary tokens, not special ones: decoding for the rewards must keep them
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in prompts.TAGS])
-    # a number spelled digit by digit is neither compared nor found again by a model this small
-    tokenizer.add_tokens(
-        [AddedToken(t, special=False, normalized=False, single_word=True) for t in NUMBERS]
-    )
-    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    return tokenizer
+    bf16: bool = field(default_factory=_has_bf16)  # all but the tower, where that is faster
+    start: str = ""  # sha256 of the weights that stand for the stages before `base`
 
 
 def build_processor(recipe: Recipe) -> ImageProcessor:
     """Join the tokenizer and a PIL image processor whose smallest picture is the micro-world's."""
     budget = {"shortest_edge": scenes.SIDE_PX**2, "longest_edge": 256 * 32 * 32}
+    tokenizer = build_tokenizer(recipe.vocabulary, recipe.seed)
     return ImageProcessor(
-        Qwen2VLImageProcessorPil(size=budget), build_tokenizer(recipe), chat_template=CHAT_TEMPLATE
+        Qwen2VLImageProcessorPil(size=budget), tokenizer, chat_template=CHAT_TEMPLATE
     )
 
 
@@ -333,7 +286,8 @@ def train_language(
         return loader(make, collate, recipe.batch, first)
 
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        return model(**batch).loss, None
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            return model(**batch).loss, None
 
     train(stage, model, compute, batches, recipe, work, log)
 
@@ -344,21 +298,34 @@ def build(
     threads: int = 1,
     last: str = "instruct",
     card_records: int = 56,
+    start: str | Path | None = None,
 ) -> None:
     """Train the checkpoints up to `last` (base or instruct) into `out`, with cards and sha256.
 
     Stages are kept in `out/stages`, so a stopped build goes on where it was.
+
+    Args:
+        start: a checkpoint whose tokens and weights stand for the stages before `base`.
     """
+    if start and not Path(start, "SHA256").is_file():
+        raise ValueError(f"{start} is no checkpoint of the pocket VLM: it has no file SHA256")
     torch.set_num_threads(threads)
     out, log = Path(out), []
-    work = out / "stages"
+    work, stages = out / "stages", STAGES[: STAGES.index(last) + 1]
     if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
-        build_processor(recipe).save_pretrained(work / "processor")
+        first = ImageProcessor.from_pretrained(start) if start else build_processor(recipe)
+        first.save_pretrained(work / "processor")
     processor = ImageProcessor.from_pretrained(work / "processor")
     model = build_model(recipe, processor.tokenizer)
-    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in STAGES}
-    print(f"{steps} steps; {expected_minutes(recipe):.0f} minutes on two cores at our pace")
-    for stage in STAGES[: STAGES.index(last) + 1]:
+    if start:
+        model.load_state_dict(
+            Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype="float32").state_dict()
+        )
+        recipe = replace(recipe, start=Path(start, "SHA256").read_text().split()[0])
+        stages = stages[STAGES.index("base") :]
+    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in stages}
+    print(f"{steps} steps; {expected_minutes(recipe, stages):.0f} minutes on two cores at our pace")
+    for stage in stages:
         kept = work / f"{stage}.pt"
         if kept.is_file():
             state = torch.load(kept, weights_only=True)
@@ -377,9 +344,9 @@ def build(
             write_card(stage, out / stage, card_records)
 
 
-def expected_minutes(recipe: Recipe) -> float:
-    """Return the minutes of a whole build at the seconds a step measured on two cores."""
-    return sum(getattr(recipe, f"{stage}_steps") * PACE_S[stage] for stage in STAGES) / 60
+def expected_minutes(recipe: Recipe, stages: Iterable[str] = STAGES) -> float:
+    """Return the minutes of these stages at the seconds a step measured on two cores."""
+    return sum(getattr(recipe, f"{stage}_steps") * PACE_S[stage] for stage in stages) / 60
 
 
 def save(

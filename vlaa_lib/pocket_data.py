@@ -32,8 +32,8 @@ SHARES = {
     "slip": 1,
     "closeup": 1,
     "describe": 1,
-    "locate": 3,
-    "relation": 3,
+    "locate": 5,
+    "relation": 5,
 }
 # ours: how often each kind of scene is described; the others once. Objects are many and small
 DESCRIBED = {"objects": 12, "scatter": 2, "function": 3, "triangle": 2, "rectangle": 2}
@@ -282,7 +282,7 @@ DRILLS = {
     _choice_drill: 2,
     _extreme_drill: 4,
     _count_drill: 3,
-    _teacher_drill: 3,
+    _teacher_drill: 8,
     _sum_drill: 1,
 }
 
