@@ -88,7 +88,7 @@ class Recipe:
     copy_steps: int = 200  # of the drills, the first
     drill_steps: int = 1200
     describe_steps: int = 900
-    base_steps: int = 2100
+    base_steps: int = 3000
     instruct_steps: int = 700
     tower_lr: float = 1.5e-3
     drill_lr: float = 2e-3

@@ -259,12 +259,13 @@ def _sum_drill(rng: random.Random) -> list[Piece]:
     """Write the kinds of sums that traces need."""
     sums = []
     for _ in range(6):
-        a, b = rng.randint(1, 12), rng.randint(1, 12)
+        a, b, e = (rng.randint(0, 12) for _ in range(3))
         c, d = 5 * rng.randint(2, 20), 5 * rng.randint(2, 15)
         sums.append(
             rng.choice(
                 (
                     f"{a} + {b} = {a + b}.",
+                    f"{a} + {b} + {e} = {a + b + e}.",
                     f"{max(a, b)} - {min(a, b)} = {abs(a - b)}.",
                     f"{a} * {b} = {a * b}.",
                     f"2 * {a + b} = {2 * (a + b)}.",
@@ -283,7 +284,7 @@ DRILLS = {
     _extreme_drill: 4,
     _count_drill: 3,
     _teacher_drill: 8,
-    _sum_drill: 1,
+    _sum_drill: 5,
 }
 
 
