@@ -27,7 +27,7 @@ COMPARED = ("loss", "grad_norm", "kl", "reward")
 def grpo(
     generations: list[int] = [4, 8],  # noqa: B006
     sides: list[int] = [112, 224],  # noqa: B006
-    prompts: int = 8,
+    prompts: int = 16,
     rounds: int = 2,
     repeats: int = 3,
     tokens: int = 176,
@@ -47,7 +47,7 @@ def grpo(
         generations: G, completions a prompt; a run for each of them and each of `sides`.
         sides: pictures are enlarged to this many pixels a side.
         prompts: of a sampling round. rounds: sampling rounds of a run.
-        tokens: of a completion at most; by default the laptop profile's limit.
+        tokens: of a completion at most. By default both are the laptop profile's.
         mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
         fast: the paths of `train/fast.py` that ours takes; by default the profile's.
     Returns:
