@@ -45,8 +45,8 @@ from .pocket_tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
 MROPE = [4, 6, 6]  # angles of M-RoPE (of 16) that tell time, height and width: Qwen's shares
-KEEP = 200  # steps between two kept states; a multiple of POOL, so that resuming repeats no batch
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
+KEEP = 8 * LOGGED  # steps between two kept states: resuming repeats no batch, loses no loss
 # seconds a step
 PACE_S = {"tower": 0.5, "drill": 1.5, "describe": 1.2, "base": 1.1, "instruct": 1.7}
 
@@ -195,7 +195,7 @@ def look_back(attention: nn.Module, theta: float) -> None:
 def train(
     stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Train one stage, printing the mean loss of every 24 steps and keeping its state every 200.
+    """Train one stage, printing the mean loss of every 24 steps and keeping its state every 192.
 
     Args:
         compute: batch -> (loss, share seen right or None).

@@ -252,7 +252,8 @@ def _teacher_drill(rng: random.Random) -> list[Piece]:
             think, answer = narrator.reason(told, asked[0] if asked else "", narrator.Rates(), rng)
         except narrator.CannotAnswer:
             continue  # no question suits the scene, or the caption leaves out what it needs
-        return [(f"{told}\n{asked[0]}", False), (f" {worked(think, answer, '')}\n", True)]
+        answer = worked(think, answer.removesuffix("."), "")  # a description ends in a stop
+        return [(f"{told}\n{asked[0]}", False), (f" {answer}\n", True)]
 
 
 def _sum_drill(rng: random.Random) -> list[Piece]:

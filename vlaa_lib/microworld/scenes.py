@@ -40,8 +40,12 @@ SPLITS = {
 
 
 def content(scene: dict) -> str:
-    """Return what a scene shows, as text: two scenes are the same when these are equal."""
-    return json.dumps({k: v for k, v in scene.items() if k != "style"}, sort_keys=True)
+    """Return what a scene shows, as text: two scenes are the same when these are equal.
+
+    Neither its style nor its level: circles of the levels 1 and 2 differ by the question alone.
+    """
+    shown = {key: value for key, value in scene.items() if key not in ("style", "level")}
+    return json.dumps(shown, sort_keys=True)
 
 
 def bucket(scene: dict) -> int:
@@ -114,10 +118,13 @@ def _function(rng: random.Random, level: int) -> dict:
     """Draw one curve (a line at level 1), at level 3 a second one that only distracts."""
     colors = rng.sample(list(COLORS), 2)
     families = ("line",) if level == 1 else ("line", "absolute", "parabola", "sine")
-    curves = [_curve(rng.choice(families[level == 2 :]), rng) | {"color": colors[0]}]
+    curve = _curve(rng.choice(families[level == 2 :]), rng)
+    curves = [curve | {"color": colors[0]}]
     if level == 3:
-        curves.append(_curve("line", rng) | {"color": colors[1]})
-        rng.shuffle(curves)
+        while (other := _curve("line", rng)) == curve:
+            pass  # the one would hide the other
+        curves.append(other | {"color": colors[1]})
+        curves.sort(key=lambda curve: curve["color"])  # one order, or one picture is two scenes
     return {"curves": curves, "style": {}}
 
 
