@@ -25,7 +25,8 @@ def scene_of(row):
 
 
 def content(scene):
-    return json.dumps({k: v for k, v in scene.items() if k != "style"}, sort_keys=True)
+    shown = {key: value for key, value in scene.items() if key not in ("style", "level")}
+    return json.dumps(shown, sort_keys=True)
 
 
 def picture(row):

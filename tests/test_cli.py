@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from vlaa_lib import microworld
 from vlaa_lib.__main__ import main
@@ -84,6 +85,14 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message, capsys):
     assert construct(tmp_path) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last and "records.jsonl" in last
+
+
+def test_a_contact_sheet_of_one_source(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert call("microworld", "--source", "figure", "--n", 9, "--png", sheet) == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 8 * 112 and picture.height > 2 * 112
+        assert len(picture.convert("RGB").getcolors(2**20)) > 20
 
 
 def test_a_missing_model_says_how_to_build_it(micro, capsys):

@@ -1,14 +1,16 @@
 """The pocket VLM: processor, tokenizer, labels, loading, and batches that change nothing."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from vlaa_lib import microworld, models, pocket_data, pocket_tower, prompts
+from vlaa_lib import ROOT, microworld, models, pocket_data, pocket_tower, prompts
 from vlaa_lib.evaluate import generate
 from vlaa_lib.evaluate.generate import prompt_text
 from vlaa_lib.microworld import truth
+from vlaa_lib.pocket_card import CLOSED, measure
 
 
 def test_processor_reloads_and_counts_visual_tokens(tiny_model):
@@ -137,8 +139,6 @@ def test_generation_does_not_depend_on_the_batch(tiny_model, micro_data):
 def test_committed_checkpoints_are_what_their_card_says(name):
     import hashlib
 
-    from vlaa_lib import ROOT
-
     folder = ROOT / "data" / "pocket" / name
     digest, file = (folder / "SHA256").read_text().split()
     assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
@@ -146,6 +146,26 @@ def test_committed_checkpoints_are_what_their_card_says(name):
     recipe = json.loads((folder / "recipe.json").read_text())
     policy = models.load_policy(f"data/pocket/{name}")
     assert policy.model.config.text_config.hidden_size == recipe["hidden"]
+
+
+def test_instruct_meets_its_targets():
+    """As its card says, which `python -m vlaa_lib models card` measures."""
+    card = (ROOT / "data/pocket/instruct/README.md").read_text()
+    lines = [line.strip("| ").split("|") for line in card.splitlines() if line.startswith("| ")]
+    header, _, *rows = [[cell.strip() for cell in line] for line in lines]
+    found = {row[0]: dict(zip(header[1:], map(float, row[1:]), strict=True)) for row in rows}
+    assert found["all"]["n"] >= 500
+    closed = [name for name, (reward, *_) in microworld.SOURCES.items() if reward in CLOSED]
+    assert len(closed) == 6
+    for name in closed:
+        accuracy, blank = found[name]["accuracy"], found[name]["blank_accuracy"]
+        assert blank + 0.15 <= accuracy <= 0.95, name
+    assert float(re.search(r"([\d.]+)% right", card)[1]) >= 55
+    assert 5 <= float(re.search(r"([\d.]+)% of the replies", card)[1]) <= 40
+
+
+def test_a_checkpoint_is_measured_the_same_twice(tiny_model):
+    assert measure(tiny_model, "instruct", 1) == measure(tiny_model, "instruct", 1)
 
 
 def test_instruct_sees():

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from threading import Thread
 
 import pytest
 import torch
@@ -35,16 +36,54 @@ def test_so_many_commands_at_a_time_and_no_more(tmp_path):
     assert max(together) == 2
 
 
-def test_a_failure_ends_the_others(tmp_path):
-    waits = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid())); time.sleep(600)\n"
-    fails = f"time.sleep(1)\nwhile not os.path.exists({str(tmp_path / 'waits.py.pid')!r}):\n"
-    fails += "    time.sleep(0.1)\nraise SystemExit('no more paper')\n"
-    codes = {"waits": waits, "fails": fails}
+WAITS = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid())); time.sleep({seconds})\n"
+
+
+def test_a_failure_lets_the_others_end_and_starts_no_more(tmp_path, capsys):
+    """What trained for an hour beside it is not lost."""
+    fails = f"while not os.path.exists({str(tmp_path / 'slow.py.pid')!r}):\n    time.sleep(0.1)\n"
+    fails += "raise SystemExit('no more paper')\n"
+    slow = WAITS.format(seconds=2) + "print('slow is done')\n"
+    codes = {"slow": slow, "fails": fails, "later": "print('later is done')\n"}
     commands = {name: script(tmp_path, name, code) for name, code in codes.items()}
     with pytest.raises(launch.LaunchError, match="no more paper"):
         launch.run_at_once(commands, tmp_path, 2, {})
+    assert "slow is done" in (tmp_path / "slow.log").read_text()
+    assert not (tmp_path / "later.log").exists()
+    assert "fails failed; waiting for slow" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_them(tmp_path, monkeypatch):
+    begun = tmp_path / "waits.py.pid"
+
+    def stop(source, child):
+        for line in follow(source, child):
+            if begun.is_file() and begun.read_text():
+                raise KeyboardInterrupt
+            yield line
+
+    follow = launch._follow
+    monkeypatch.setattr(launch, "_follow", stop)
+    commands = {"waits": script(tmp_path, "waits", WAITS.format(seconds=600))}
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_at_once(commands, tmp_path, 2, {})
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "waits.py.pid").read_text()), 0)
+        os.kill(int(begun.read_text()), 0)
+
+
+def test_a_stage_that_two_need_is_built_by_one(tmp_path):
+    built = []
+
+    def build(path):
+        time.sleep(0.5)
+        built.append(path)
+
+    both = [Thread(target=stages.once, args=(tmp_path / "base", {}, build)) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert built == [tmp_path / "base"]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
-    batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=16, drill_steps=8,
+    batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=48, drill_steps=8,
     tower_lr=2e-3, base_lr=2e-3,
 )  # fmt: skip
 
@@ -36,6 +36,11 @@ def weights(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def losses(folder):
+    rows = [json.loads(row) for row in (folder / "training_log.jsonl").open()]
+    return [(row["stage"], row["step"], row["loss"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,7 @@ def built(tmp_path_factory):
 
 def test_a_small_build_learns(built):
     log = [json.loads(r) for r in (built / "instruct" / "training_log.jsonl").open()]
-    assert [row["stage"] for row in log if row["step"] == 16] == ["instruct"]
-    for stage in ("tower", "base"):
+    for stage in ("tower", "base", "instruct"):
         losses = [row["loss"] for row in log if row["stage"] == stage]
         assert len(losses) == 2 and losses[1] < losses[0]
     card = (built / "instruct" / "README.md").read_text()
@@ -98,17 +102,18 @@ def test_optimizers_share_all_that_is_trained(tiny_model):
 
 
 def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, capsys):
-    """Stopped in the middle of `base`, after the second of its kept states."""
-    monkeypatch.setattr(pocket, "KEEP", 16)
+    """Stopped in the middle of `base`, after a kept state."""
+    monkeypatch.setattr(pocket, "KEEP", 24)
+    assert pocket.LOGGED == 24, "every loss is in the log, whenever it is stopped"
     keep, kept = pocket._keep, []
 
-    def stop_after_two(path, state):
+    def stop_after_one(path, state):
         keep(path, state)
         kept.append(path.name)
-        if kept.count("base.part") == 2:
+        if kept.count("base.part") == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pocket, "_keep", stop_after_two)
+    monkeypatch.setattr(pocket, "_keep", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         pocket.build(tmp_path, SMALL, card_records=1)
     assert not (tmp_path / "base").exists()
@@ -121,6 +126,8 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     for stage in ("base", "instruct"):
         ours, theirs = weights(tmp_path / stage), weights(built / stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logs = [losses(folder / "instruct") for folder in (tmp_path, built)]
+    assert logs[0] == logs[1] and len(logs[0]) == 8
 
 
 def test_a_build_goes_on_from_a_checkpoint(built, tmp_path, capsys):
@@ -133,6 +140,8 @@ def test_a_build_goes_on_from_a_checkpoint(built, tmp_path, capsys):
     assert [row["stage"] for row in log] == ["base"] and log[0]["loss"] < first
     card = (tmp_path / "new/base/README.md").read_text()
     assert "earlier weights" in card and "from nothing" not in card
+    with pytest.raises(ValueError, match=r"stages of another recipe \(start\)"):
+        pocket.build(tmp_path / "new", recipe, last="base", card_records=1)
     with pytest.raises(ValueError, match="no file SHA256"):
         pocket.build(tmp_path / "none", SMALL, last="base", start=tmp_path)
 
@@ -242,11 +251,11 @@ def test_drills_of_extremes_are_right():
             targets += 1
             best = re.match(r" Height (\d)", text)
             found = re.search(r"(tallest|shortest|highest|lowest|Most)[^.]* (\w+)\.", text)
+            assert len(values) > 1 and found, text
             kind, name = found.groups()
             order = sorted(values, key=values.get)
             if kind != "Most":
                 assert int(best[1]) == values[name], text
-            assert len(values) > 1 and found
             assert name == order[0 if kind in ("shortest", "lowest") else -1], (values, text)
         assert targets >= 4, "one at least for each of the four lists"
 
@@ -270,6 +279,7 @@ def test_the_teachers_drill_reasons_from_its_caption():
         (told, _), (said, is_target) = pocket_data._teacher_drill(random.Random(seed))
         caption, question = told.split("\n", 1)
         known = facts.extract(caption)
+        assert ".." not in said
         answer = said.rpartition(prompts.ANSWER_PHRASE)[2].strip(" .\n")
         expected = solve.solve(questions.read(question), known).answer
         assert is_target and answer == expected.strip(".")

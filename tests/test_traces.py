@@ -139,14 +139,17 @@ def test_steps_in_other_peoples_words(kind, sentence, expected):
     assert [step.truth for step in traces.check_steps(sentence, SCENES[kind])] == [expected]
 
 
-def test_steps_that_a_policy_sampled():
-    """Sampled at temperature 1 from a half-trained `instruct`; each verdict read and agreed to."""
+def test_steps_that_policies_said():
+    """Greedy, of a laptop run's models, and sampled from a half-trained one.
+
+    Each step was read against its scene by a person.
+    """
     rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open()]
-    assert sum(truth is not None for row in rows for _, truth in row["steps"]) >= 40
+    read = [truth for row in rows for truth in row["truths"]]
+    assert read.count(True) >= 80 and read.count(False) >= 30
     for row in rows:
-        text = "\n".join(f"{sentence}." for sentence, _ in row["steps"])
-        found = [[step.text, step.truth] for step in traces.check_steps(text, row["scene"])]
-        assert found == row["steps"]
+        found = traces.check_steps(row["trace"], row["scene"])
+        assert [step.truth for step in found] == row["truths"], row["trace"]
 
 
 def test_the_checker_finds_the_teachers_false_steps():

@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         default="instruct",
         help="build up to this one, going on where an earlier build stopped; or measure this one",
     )
-    c.add_argument("--out", default="data/pocket")
+    c.add_argument("--out", help="default: runs/pocket to build, data/pocket to measure")
     c.add_argument("--threads", type=int, default=2)
     c.add_argument("--start", help="build on from this checkpoint: stages base and instruct alone")
 
@@ -257,9 +257,10 @@ def _models(args) -> int:
     from . import pocket, pocket_card
 
     if args.what == "card":
-        pocket_card.write_card(args.stage, Path(args.out) / args.stage)
+        pocket_card.write_card(args.stage, Path(args.out or "data/pocket") / args.stage)
     else:
-        pocket.build(args.out, threads=args.threads, last=args.stage, start=args.start)
+        out = args.out or "runs/pocket"
+        pocket.build(out, threads=args.threads, last=args.stage, start=args.start)
     return 0
 
 

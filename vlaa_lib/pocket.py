@@ -1,4 +1,4 @@
-"""The pocket VLM: a 4-million-parameter Qwen2.5-VL and the one command that rebuilds it.
+"""The pocket VLM: a 3.6-million-parameter Qwen2.5-VL and the one command that rebuilds it.
 
 Five stages, since a narrow model left to itself learns the language and ignores the picture: the
 tower alone (each cell's colour, shape and pixels, and the facts of the whole), then the language
@@ -312,6 +312,9 @@ def build(
     torch.set_num_threads(threads)
     out, log = Path(out), []
     work, stages = out / "stages", STAGES[: STAGES.index(last) + 1]
+    if start:
+        recipe = replace(recipe, start=Path(start, "SHA256").read_text().split()[0])
+    _claim(work / "recipe.json", recipe)
     if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
         first = ImageProcessor.from_pretrained(start) if start else build_processor(recipe)
         first.save_pretrained(work / "processor")
@@ -321,10 +324,10 @@ def build(
         model.load_state_dict(
             Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype="float32").state_dict()
         )
-        recipe = replace(recipe, start=Path(start, "SHA256").read_text().split()[0])
         stages = stages[STAGES.index("base") :]
-    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in stages}
-    print(f"{steps} steps; {expected_minutes(recipe, stages):.0f} minutes on two cores at our pace")
+    left = [stage for stage in stages if not (work / f"{stage}.pt").is_file()]
+    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in left}
+    print(f"{steps} steps; {expected_minutes(recipe, left):.0f} minutes on two cores at our pace")
     for stage in stages:
         kept = work / f"{stage}.pt"
         if kept.is_file():
@@ -342,6 +345,19 @@ def build(
         if stage in ("base", "instruct"):
             save(stage, model, processor, out / stage, recipe, log)
             write_card(stage, out / stage, card_records)
+
+
+def _claim(path: Path, recipe: Recipe) -> None:
+    """Write a build's recipe beside its kept stages, or hold it against the one that is there."""
+    wanted = json.loads(json.dumps(asdict(recipe)))
+    kept = json.loads(path.read_text()) if path.is_file() else wanted
+    if differ := [key for key in wanted if kept.get(key) != wanted[key]]:
+        raise ValueError(
+            f"{path.parent} holds stages of another recipe ({', '.join(differ)});"
+            " build into another folder, or delete it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write_text(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def expected_minutes(recipe: Recipe, stages: Iterable[str] = STAGES) -> float:

@@ -27,7 +27,8 @@ def measure(folder: Path, stage: str, per_source: int = 56) -> tuple[list[dict],
 
     policy = load_policy(folder)
     with tempfile.TemporaryDirectory() as work:
-        made = microworld.write_split(work, list(SOURCES), "dev", per_source, seed=1)
+        # `dev` is what recipes are chosen on; a run's own `test` records are drawn with seed 0
+        made = microworld.write_split(work, list(SOURCES), "test", per_source, seed=1)
         images = Path(work) / "images"
         rows = evaluate.evaluate(policy, made, images, stage)
         torch.manual_seed(0)
@@ -66,13 +67,13 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
 {nature}
 
 A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained {begun} on the
-micro-world's `pretrain` split: {steps} steps of {recipe['batch']} pictures in this stage. Minutes a
-stage on two CPU cores that other work shared: {minutes}.
+micro-world's `pretrain` split: {steps} steps of {recipe['batch']} documents in this stage. Minutes
+a stage: {minutes}.
 Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}{again}`. Measure again:
 `python -m vlaa_lib models card --stage {stage}`. Settings: `recipe.json`; losses:
 `training_log.jsonl`; checksum: `SHA256`.
 
-Greedy on {per_source} held-out records a source (`dev` split, seed 1), beside the same prompts
+Greedy on {per_source} held-out records a source (`test` split, seed 1), beside the same prompts
 with a blank picture:
 
 {text_table(table)}

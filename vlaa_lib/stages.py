@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from . import ROOT, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
@@ -44,11 +46,23 @@ def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
 def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """Build `path` unless its marker says that it was built from these settings."""
     settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
+    if not _is_done(path, settings):
+        if looking.get():
+            raise Missing(path, settings, build)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock"):  # two processes may need the same
+            if not _is_done(path, settings):
+                _build(path, settings, build)
+    return path
+
+
+def _is_done(path: Path, settings: dict[str, Any]) -> bool:
+    done = path / "done.json"
+    return done.is_file() and json.loads(done.read_text())["settings"] == settings
+
+
+def _build(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> None:
     done, begun = path / "done.json", path / "begun.json"
-    if done.is_file() and json.loads(done.read_text())["settings"] == settings:
-        return path
-    if looking.get():
-        raise Missing(path, settings, build)
     if path.exists() and not (begun.is_file() and json.loads(begun.read_text()) == settings):
         shutil.rmtree(path)  # made from other settings; an unfinished build of ours is continued
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
@@ -62,7 +76,6 @@ def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) ->
         done, json.dumps({"settings": settings, "seconds": seconds}, indent=1) + "\n"
     )
     print(f"built {shown} in {seconds} s", flush=True)
-    return path
 
 
 def world(cfg: Settings, run: Path, split: str) -> Path:
