@@ -310,7 +310,9 @@ def _dynamath(index: int, rng: random.Random) -> list[Row]:
     scene, problem = _training(source, rng)
     is_choice = problem.kind != "equation" and rng.random() < 0.4
     made: dict[str, Row] = {}
+    golds = set()
     while len(made) < VARIANTS:
+        golds.add(problem.right)
         options, answer = _options(problem, scene, rng, is_choice)
         free = "text" if problem.reward == "math" else "float"
         row = _row(
@@ -329,6 +331,8 @@ def _dynamath(index: int, rng: random.Random) -> list[Row]:
             with suppress(solve.CannotAnswer):
                 posed = _pose(problem.text, scene, rng)
         problem = posed
+    if len(golds) == 1:  # as of "How many more red cubes than cubes are there?"
+        return _dynamath(index, rng)
     return list(made.values())
 
 
