@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from vlaa_lib import ROOT
+from vlaa_lib import ROOT, hub, profiles
 from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
@@ -69,6 +69,14 @@ def test_commands_parse(command):
     else:
         assert words[:3] == ["python", "-m", "vlaa_lib"]
         parser().parse_args(words[3:])  # exits, and so fails, on anything unknown
+
+
+def test_the_released_dataset_is_where_all_look_for_it():
+    folders = {profiles.load(name).data.folder for name in ("single", "paper")}
+    files = {f"{folder}/{name}" for folder in folders for name in hub.SPLITS.values()}
+    slurm = (ROOT / "data/slurm/grpo.sbatch").read_text()
+    found = re.findall(r"data/vlaa[\w./-]*", "\n".join((README, *GUIDES, slurm)))
+    assert files <= set(found) <= {*files, *folders, *(f"{folder}/images" for folder in folders)}
 
 
 def test_every_subcommand_has_help(capsys):
