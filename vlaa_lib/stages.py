@@ -246,7 +246,7 @@ def policy(cfg: Settings, path: Path | str) -> Policy:
 
 
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
-    """Answer the held-out records with a model, and with its blank twin; return scored rows."""
+    """Answer the held-out records with a model, and with blank pictures; return scored rows."""
     from . import evaluate
 
     held_out = world(cfg, run, "test")
@@ -293,7 +293,7 @@ def benchmark_files(cfg: Settings, run: Path) -> Path:
 
 
 def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
-    """Answer the six micro benchmarks with a model, and with its blank twin; return scored rows.
+    """Answer the six micro benchmarks with a model, and with blank pictures; return scored rows.
 
     The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
     `evaluate.benchmarks` for tables of them.
