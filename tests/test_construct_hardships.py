@@ -64,7 +64,7 @@ def key_in(body):
 
 FORKS = """
 import os, sys
-import httpx, openai, tqdm.auto
+import httpx, openai
 from PIL import Image
 from vlaa_lib import construct, images, records
 path, url, out = sys.argv[1:]

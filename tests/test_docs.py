@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from vlaa_lib import ROOT
+from vlaa_lib import ROOT, hub, microworld, profiles
 from vlaa_lib.__main__ import parser
 
 README = (ROOT / "README.md").read_text()
@@ -69,6 +69,27 @@ def test_commands_parse(command):
     else:
         assert words[:3] == ["python", "-m", "vlaa_lib"]
         parser().parse_args(words[3:])  # exits, and so fails, on anything unknown
+
+
+def test_the_readme_asks_of_pictures_that_it_drew_and_did_not_train_on():
+    given = [parser().parse_args(shlex.split(c)[3:]) for c in COMMANDS if "vlaa_lib " in c]
+    drawn = {args.out: args for args in given if getattr(args, "split", "") and args.out}
+    trained = {args.images for args in given if args.command == "train"}
+    asked = next(args for args in given if getattr(args, "model", "") == "runs/grpo")
+    folder = asked.images.removesuffix("/images")
+    assert drawn[folder].split == "test" and asked.images not in trained
+    assert asked.records == f"{folder}/records.jsonl"
+    image = next(args.image for args in given if getattr(args, "image", ""))
+    folder, _, name = image.partition("/images/")
+    assert name == microworld.record("solids", drawn[folder].split, 0, drawn[folder].seed).image
+
+
+def test_the_released_dataset_is_where_all_look_for_it():
+    folders = {profiles.load(name).data.folder for name in ("single", "paper")}
+    files = {f"{folder}/{name}" for folder in folders for name in hub.SPLITS.values()}
+    slurm = (ROOT / "data/slurm/grpo.sbatch").read_text()
+    found = re.findall(r"data/vlaa[\w./-]*", "\n".join((README, *GUIDES, slurm)))
+    assert files <= set(found) <= {*files, *folders, *(f"{folder}/images" for folder in folders)}
 
 
 def test_every_subcommand_has_help(capsys):

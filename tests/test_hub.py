@@ -12,9 +12,11 @@ from huggingface_hub.utils import WeakFileLock
 
 from loopback_hub import COMMIT, OTHER, serve
 from vlaa_lib import hub as fetching
+from vlaa_lib import profiles, records, stages
 from vlaa_lib.__main__ import main
+from vlaa_lib.train import plan
 
-JSON, TAR = "VLAA-Thinking-GRPO-25K.json", "images/clevr_math.tar.gz"
+JSON, TAR = fetching.SPLITS["rl"], "images/clevr_math.tar.gz"
 PICTURES = {"clevr_math/a.png": b"picture a" * 5000, "clevr_math/b.png": b"picture b"}
 
 
@@ -64,6 +66,21 @@ def test_fetch_verifies_unpacks_and_pins(hub, tmp_path, capsys):
     assert not list((root / fetching.STATE).glob("*.part"))
     assert COMMIT in capsys.readouterr().out
     assert main(["data", "check", "--root", str(root), "--records", str(root / JSON)]) == 0
+
+
+def test_what_was_fetched_is_what_a_profile_trains_on(hub, tmp_path, capsys):
+    cfg = profiles.load("single", **{"data.folder": str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match="VLAA-Thinking-SFT-126K.json: not there; fetch"):
+        stages.dataset(cfg, tmp_path / "run")
+    hub.files[fetching.SPLITS["sft"]] = b"[" + RECORDS.strip().replace(b"\n", b",") + b"]"
+    assert fetch(tmp_path) == 0
+    data, images = stages.dataset(cfg, tmp_path / "run"), stages.pictures(cfg, tmp_path / "run")
+    for name, method, lines in (("sft", "sft", 2), ("rl", "grpo", 200)):
+        found = records.load(stages.split(data, name), images)
+        assert [record.id for record in found.records] == ["0", "1"]
+        assert plan.number_of_records(cfg, method)[0] == lines
+    (tmp_path / "rl.jsonl").write_text("")  # ours come first
+    assert stages.split(data, "rl").name == "rl.jsonl"
 
 
 def test_a_second_fetch_downloads_and_unpacks_nothing(hub, tmp_path, capsys):

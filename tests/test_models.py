@@ -1,6 +1,7 @@
 """The pocket VLM: processor, tokenizer, labels, loading, and batches that change nothing."""
 
 import json
+import logging
 import re
 
 import pytest
@@ -180,3 +181,10 @@ def test_instruct_sees():
         rows = evaluate.evaluate(policy, made, f"{folder}/images", "instruct")
     total = evaluate.summary(rows, resamples=10)[-1]
     assert total["accuracy"] > total["blank_accuracy"] + 0.25
+
+
+def test_bitsandbytes_is_silent_of_a_faster_package_alone(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from %s", "elsewhere")
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]

@@ -116,12 +116,20 @@ def test_the_narrators_answers_follow_from_its_words(source):
         assert traces.follows(join_think_answer(think, answer), record.question) is True, think
 
 
+def test_the_share_of_false_steps_is_a_mean_over_traces_and_not_pooled():
+    long = "The red bar reaches 3. " * 3
+    rows = [("The red bar reaches 4.", BARS), (long, BARS), ("Hmm.", BARS)]
+    table = traces.summarise(rows)
+    assert (table["false_share"], table["false_step_rate"]) == (0.5, 0.25)
+    assert traces.summarise(rows[2:])["false_share"] is None
+
+
 def test_summary_pools_steps_and_averages_the_rest():
     good = join_think_answer("There are 2 red cubes.", "2")
     rows = [(good, None, COUNT), ("Wait. The red bar reaches 4. The red bar reaches 3.", BARS)]
     table = traces.summarise(rows)
     assert (table["follows_rate"], table["false_step_rate"]) == (1.0, 0.5)
-    assert table["hesitation"] == pytest.approx(100 / 16)
+    assert table["hesitation"] == pytest.approx(100 / 11 / 2)
     assert table["mean_steps"] == 2.5 and table["unchanged"] == 0
 
 

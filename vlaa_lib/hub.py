@@ -15,6 +15,7 @@ from pathlib import Path
 from . import archives, records
 
 DATASET = "UCSC-VLAA/VLAA-Thinking"  # the authors' README
+SPLITS = {"sft": "VLAA-Thinking-SFT-126K.json", "rl": "VLAA-Thinking-GRPO-25K.json"}  # its files
 STATE = ".fetch"  # folder below the root: partial downloads, marks of unpacked archives, the lock
 API_TIMEOUT_S = 30  # ours: the library's default is to wait for ever
 

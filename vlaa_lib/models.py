@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl import Qwen2VLConfig
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging as transformers_logging
 
 from . import ROOT
+from .progress import progress_bar
 
 # paper B.2 (evaluation); in training the paper does not say, so we use the same
 MAX_PIXELS = 256 * 32 * 32
@@ -27,6 +30,19 @@ IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vi
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
+# 4-bit on a CPU: said in every process that imports it, and the package named makes it only faster
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda message: "gemm_4bit_forward" not in message.msg
+)
+
+
+def _bar(_: Any, args: tuple, options: dict[str, Any]) -> Any:
+    """Show a bar of transformers, for loading or saving, as ours; a small model shows none."""
+    disable = not transformers_logging.is_progress_bar_enabled()
+    return progress_bar(*args, **{"leave": False, "delay": 2, "disable": disable} | options)
+
+
+transformers_logging.set_tqdm_hook(_bar)
 
 
 class ImageProcessor(Qwen2_5_VLProcessor):

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from . import prompts
 from .images import ImageError, fit_image, open_image
 from .models import Policy
+from .progress import progress_bar
 from .records import Record, RecordError, write_text
 from .train import data
 
@@ -64,7 +64,7 @@ def score(
     _make_ready(path, header)
     todo = [record for record in records[index - 1 :: count] if record.id not in done]
     policy.model.eval()
-    with path.open("a", encoding="utf-8") as file, tqdm(
+    with path.open("a", encoding="utf-8") as file, progress_bar(
         total=len(todo), desc=f"perplexity {index}/{count}", unit="record"
     ) as bar:
         start, tokens = time.monotonic(), 0

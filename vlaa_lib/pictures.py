@@ -9,11 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from . import records
 from .hub import STATE
 from .images import ImageError, open_image
+from .progress import progress_bar
 
 SHOWN = 5  # ours: bad records that are quoted for each file
 
@@ -88,7 +87,8 @@ def check(root: str | Path, files: list[str] | None = None, deep: bool = False) 
     look = lru_cache(2**16)(lambda name: _look(name, images, deep))  # records share pictures
     for path in paths:
         bad = 0
-        for line, name in tqdm(_image_names(path), path.name, unit=" records", disable=None):
+        named = progress_bar(_image_names(path), path.name, unit=" records", disable=None)
+        for line, name in named:
             if isinstance(name, records.RecordError):
                 bad += 1
                 if bad <= SHOWN:

@@ -262,7 +262,7 @@ def _figures(pattern: str, rows: Rows) -> list[str]:
         _drawn(svg.bars, rows, "model", key, title=title)
         for key, title in (
             ("aha_rate", "Share of traces with an aha word"),
-            ("false_step_rate", "Share of checked steps that the scene contradicts"),
+            ("false_share", "Share of a trace's checked steps that the scene contradicts, mean"),
         )
     ]
 

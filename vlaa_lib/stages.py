@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from . import ROOT, microworld, records
+from . import ROOT, hub, microworld, records
 from .microworld.narrator import Rates
 from .profiles import Settings
 from .records import write_csv
@@ -103,20 +103,20 @@ def pictures(cfg: Settings, run: Path) -> Path:
 def dataset(cfg: Settings, run: Path) -> Path:
     """Construct the dataset with the local teacher: `sft.jsonl`, `rl.jsonl`, drops and counts.
 
-    With `data.folder` it is that folder, as it is.
+    With `data.folder` it is that folder, as it is: of a construction, or of the released dataset.
 
     Raises:
-        FileNotFoundError: `data.folder` lacks one of the two files.
+        FileNotFoundError: `data.folder` lacks one of the two splits.
     """
     from . import construct
 
     if cfg.data.folder:
         given = ROOT / cfg.data.folder
-        for name in ("sft.jsonl", "rl.jsonl"):
-            if not (given / name).is_file():
+        for name in hub.SPLITS:
+            if not (file := split(given, name)).is_file():
                 raise FileNotFoundError(
-                    f"{given / name}: not there; fetch and construct the data first "
-                    "(data/SOURCES.md, data/CONSTRUCT.md), or set data.folder"
+                    f"{file}: not there; fetch the released dataset or construct one first "
+                    "(data/CONSTRUCT.md), or set data.folder"
                 )
         return given
     raw = world(cfg, run, "train")
@@ -132,6 +132,12 @@ def dataset(cfg: Settings, run: Path) -> Path:
     settings = {"world": json.loads((raw / "done.json").read_text())["settings"]}
     settings |= {"rates": asdict(rates(cfg))}
     return once(run / "dataset", settings, build)
+
+
+def split(data: Path, name: str) -> Path:
+    """Return the file of a split, `sft` or `rl`: ours, else by its name in the release."""
+    ours = data / f"{name}.jsonl"
+    return ours if ours.is_file() else data / hub.SPLITS[name]
 
 
 def _take(path: Path, images: Path, per_source: int) -> list[records.Record]:
@@ -157,7 +163,7 @@ def perplexity(cfg: Settings, run: Path) -> Path:
     table = run / "results" / "perplexity.csv"
 
     def build(path: Path) -> None:
-        made = _take(data / "sft.jsonl", images, cfg.data.scored_per_source)
+        made = _take(split(data, "sft"), images, cfg.data.scored_per_source)
         scores = {"instruct": scorer.score(policy(cfg, cfg.model.policy), made, images, path)}
         write_csv(table, subsets.average(made, scores)[0])
 
@@ -171,7 +177,7 @@ def sft(cfg: Settings, run: Path) -> Path:
     data, images = dataset(cfg, run), pictures(cfg, run)
 
     def build(path: Path) -> None:
-        _train(cfg, "sft", data / "sft.jsonl", images, path)
+        _train(cfg, "sft", split(data, "sft"), images, path)
         publish(run, "sft_log", path / "training_log.csv")
 
     settings = {"sft": asdict(cfg.sft), "model": asdict(cfg.model), "seed": cfg.seed}
@@ -195,7 +201,8 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
 def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
     """Train with GRPO on the profile's share of the RL split into `out`, and publish its log."""
     images, rl = pictures(cfg, run), out / "records.jsonl"
-    records.write(_take(dataset(cfg, run) / "rl.jsonl", images, cfg.data.rl_per_source), rl)
+    given = split(dataset(cfg, run), "rl")
+    records.write(_take(given, images, cfg.data.rl_per_source), rl)
     _train(cfg, "grpo", rl, images, out, start)
     publish(run, f"grpo_{out.name}", out / "training_log.csv")
 
@@ -252,7 +259,7 @@ def policy(cfg: Settings, path: Path | str) -> Policy:
 
 
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
-    """Answer the held-out records with a model, and with its blank twin; return scored rows."""
+    """Answer the held-out records with a model, and with blank pictures; return scored rows."""
     from . import evaluate
 
     held_out = world(cfg, run, "test")
@@ -299,7 +306,7 @@ def benchmark_files(cfg: Settings, run: Path) -> Path:
 
 
 def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
-    """Answer the six micro benchmarks with a model, and with its blank twin; return scored rows.
+    """Answer the six micro benchmarks with a model, and with blank pictures; return scored rows.
 
     The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
     `evaluate.benchmarks` for tables of them.

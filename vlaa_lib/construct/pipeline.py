@@ -21,6 +21,7 @@ from vlaa_lib.construct.split import has_aha
 from vlaa_lib.construct.templates import OURS, Templates
 from vlaa_lib.construct.walk import Dropped, Tallies, Way, walk
 from vlaa_lib.construct.wire import CallFailed
+from vlaa_lib.progress import progress_bar
 from vlaa_lib.records import Record
 
 T = TypeVar("T")
@@ -95,11 +96,9 @@ def run(
         BlockingIOError: another run is at work in `out`.
         LedgerError: `out/ledger.sqlite` is not a ledger of this version, or cannot be written.
     """
-    from tqdm.auto import tqdm
-
     out, limits = Path(out), limits or Limits()
     total = len(records) if isinstance(records, list) else None
-    bar = tqdm(total=total, desc="construct", unit="record", disable=not progress)
+    bar = progress_bar(total=total, desc="construct", unit="record", disable=not progress)
     with bar, contextlib.ExitStack() as stack:
         stack.enter_context(_alone(out))
 

@@ -19,8 +19,9 @@ __all__ = ["bootstrap", "evaluate", "extract_answer", "generate", "score_rows", 
 def extract_answer(completion: str) -> tuple[str, str]:
     """Return (answer, path): from the tags, from a reply without any tag, or nothing.
 
-    A reply without tags counts in accuracy, not in the strict reward: the starting model was never
-    told that the format matters. Of such a reply, what follows the last "the answer is" counts
+    A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format,
+    and of the chats that `instruct` learnt from all ask for it, but only some of the replies keep
+    it (`pocket_data.chat_text`). Of such a reply, what follows the last "the answer is" counts
     (path `phrase`), or all of it (path `plain`).
 
     >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
@@ -91,7 +92,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Answer every record greedily, and once more with a blank picture; return scored rows.
 
-    The blank twin tells seeing from guessing: same prompts, a grey picture of the same size.
+    The blank picture tells seeing from guessing: same prompts, grey, of the same size.
     """
     rows = []
     for is_blank in (False, True) if blank else (False,):
@@ -120,7 +121,7 @@ def bootstrap(
 
 
 def summary(rows: list[dict[str, Any]], resamples: int = 1000) -> list[dict[str, Any]]:
-    """Average rows by model and source, and over all sources (`all`), beside the blank twin."""
+    """Average rows by model and source, and over all sources (`all`), beside the blank picture."""
     table = []
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]

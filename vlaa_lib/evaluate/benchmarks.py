@@ -52,12 +52,12 @@ def answer(
 
 
 def metrics(rows: Rows, resamples: int = 1000) -> Rows:
-    """Return every metric of each benchmark and model, each beside its blank twin.
+    """Return every metric of each benchmark and model, each beside that of blank pictures.
 
     Args:
         rows: scored rows with the columns model and blank.
     Returns:
-        model, then what `metrics.summarise` says, and blank_value (None without a twin).
+        model, then what `metrics.summarise` says, and blank_value (None where none was shown).
     """
     table = []
     for (model, name), mine in _runs(rows).items():

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from .. import prompts
 from ..images import MAX_PIXELS, MIN_PIXELS, fit_image, open_image
+from ..progress import progress_bar
 from ..records import Record
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def answer(
     """Return one completion for each ask, in their order; see `generate`."""
     completions = [""] * len(asks)
     order = by_length([asked.user + asked.reply for asked in asks], batch)
-    for chosen in tqdm(order, desc="generate", unit="batch", leave=False, delay=2):
+    for chosen in progress_bar(order, desc="generate", unit="batch", leave=False, delay=2):
         some = [asks[i] for i in chosen]
         made = complete(policy, some, images, max_new_tokens, temperature, blank)
         for i, completion in zip(chosen, made, strict=True):

@@ -14,10 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from .. import records
 from ..construct.split import AHA_KEYWORDS
+from ..progress import progress_bar
 from ..records import RecordError
 from . import files, prompting
 from .files import Benchmark
@@ -146,7 +145,7 @@ def _answer(batches: list[list[tuple[str, Ask]]], path: Path, load: Callable) ->
         return
     complete = load()
     with path.open("a", encoding="utf-8") as stream:
-        for rows in tqdm(batches, desc="evaluate", unit="batch", disable=None):
+        for rows in progress_bar(batches, desc="evaluate", unit="batch", disable=None):
             made = complete([ask for _, ask in rows])
             lines = [_line(index, said) for (index, _), said in zip(rows, made, strict=True)]
             stream.write("".join(lines))

@@ -79,7 +79,8 @@ def search(cfg: Settings, run: Path) -> Path:
         from .. import rewards
         from . import search as tree_search
 
-        made = spread(rewards.usable(data / "rl.jsonl", images, path), cfg.process.questions)
+        asked = rewards.usable(stages.split(data, "rl"), images, path)
+        made = spread(asked, cfg.process.questions)
         searcher = stages.policy(cfg, cfg.model.policy)
         tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
         stages.publish(run, "search", path / "statistics.csv")

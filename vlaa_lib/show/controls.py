@@ -57,6 +57,9 @@ class AskAgain(widgets.VBox):
             [widgets.HBox([self.model, self.temperature, self.button]), self.said]
         )
 
+    def __repr__(self) -> str:
+        return "Controls: open this notebook in JupyterLab and run it, and a model answers here."
+
     def answer(self) -> str:
         """Ask once, show the answer beside the ones before it, and return it.
 

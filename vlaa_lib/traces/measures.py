@@ -61,10 +61,12 @@ def measure(trace: str, scene: dict | None = None, question: str = "") -> dict[s
     """Measure one trace; each measure is defined where it is made.
 
     aha keywords and figure-7 phrases are counted as the paper tests them, by plain substrings
-    ("check" also in "double-check"). What needs the scene is None without it, and `truth_from`
-    says so; `follows` needs the micro-world question.
+    ("check" also in "double-check"). `false_share` is the share of false steps among the checked
+    ones, None where there is none. What needs the scene is None without it, and `truth_from` says
+    so; `follows` needs the micro-world question.
     """
-    text = trace.lower()
+    text, counts = trace.lower(), step_counts(trace, scene)
+    checked = counts["checked_steps"]
     return {
         "aha": has_aha(trace),
         "words": len(trace.split()),
@@ -75,7 +77,8 @@ def measure(trace: str, scene: dict | None = None, question: str = "") -> dict[s
         "repetition": repetition(trace),
         "format": split_think_answer(trace).problem is None,
         "truth_from": "scene" if scene else None,
-        **step_counts(trace, scene),
+        **counts,
+        "false_share": counts["false_steps"] / checked if checked else None,
         "follows": follows(trace, question) if question else None,
         **corrections(trace, scene),
     }
@@ -83,8 +86,6 @@ def measure(trace: str, scene: dict | None = None, question: str = "") -> dict[s
 
 def measured(rows: Iterable[dict[str, Any]], records: Iterable[Record]) -> list[dict[str, Any]]:
     """Add to rows of a store or an evaluation the measures of their completions.
-
-    `false_share` is the share of false steps among the checked ones of one trace.
 
     Raises:
         KeyError: a row's record is not among the records.
@@ -95,30 +96,30 @@ def measured(rows: Iterable[dict[str, Any]], records: Iterable[Record]) -> list[
         if (record := asked.get(row["record_id"])) is None:
             raise KeyError(f"record {row['record_id']!r} is not among the records given")
         made = measure(row["completion"], record.meta.get("scene"), record.question)
-        checked = made["checked_steps"]
-        share = made["false_steps"] / checked if checked else None
-        table.append({**row, **made, "false_share": share})
+        table.append({**row, **made})
     return table
 
 
 def summarise(traces: Iterable[tuple]) -> dict[str, Any]:
     """Sum phrases and average the rest over traces: (text, scene or None[, question]).
 
-    `false_step_rate` is of all checked steps together; a mean leaves out traces without a value.
+    A mean leaves out traces without a value. `false_share`, the mean over traces, is the one to
+    quote; `false_step_rate` is pooled over all checked steps, where long traces count more.
     """
     rows = [measure(*trace) for trace in traces]
     if not rows:
         return {"n": 0}
-    checked, words = _total(rows, "checked_steps"), _total(rows, "words")
+    checked = _total(rows, "checked_steps")
     return {
         "n": len(rows),
         "aha_rate": _mean(rows, "aha"),
         "format_rate": _mean(rows, "format"),
-        "mean_words": words / len(rows),
+        "mean_words": _mean(rows, "words"),
         "mean_steps": _mean(rows, "steps"),
         "checked_steps": checked,
+        "false_share": _mean(rows, "false_share"),
         "false_step_rate": _total(rows, "false_steps") / checked if checked else None,
-        "hesitation": 100 * _total(rows, "aha_words") / max(1, words),
+        "hesitation": _mean(rows, "hesitation"),
         "compression": _mean(rows, "compression"),
         "repetition": _mean(rows, "repetition"),
         "follows_rate": _mean(rows, "follows"),

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainerCallback, trainer
 
 from .. import records
+from ..progress import progress_bar
 from . import events
 from .common import TrainingError
 
@@ -19,6 +20,11 @@ WINDOW = 20  # ours: losses that the median is taken of
 
 class OneBar(ProgressCallback):
     """One bar with the last loss and reward; the Trainer's own adds a line for every log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(total=state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None:

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from .. import prompts
 from ..images import ImageError, fit_image, open_image
+from ..progress import progress_bar
 from ..records import Record, RecordError, Reject
 
 
@@ -68,7 +67,7 @@ def rows(
         The rows, and a reject for each record without a usable image or (SFT) trace.
     """
     made, rejects = [], []
-    for record in tqdm(records, desc="images", unit="record", leave=False, delay=2):
+    for record in progress_bar(records, desc="images", unit="record", leave=False, delay=2):
         try:
             image = fitted_image(record, images, cache, **budget)
             made.append(row(record, image, with_trace))

@@ -6,9 +6,8 @@ import json
 import math
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..models import ImageProcessor
+from ..progress import progress_bar
 from ..records import Reject
 
 PROBED = 8  # ours: rows put through the whole processor, from the smallest picture to the largest
@@ -51,7 +50,7 @@ def within(
     a cut trace its answer.
     """
     kept, rejects = [], []
-    for row in tqdm(rows, desc="lengths", unit="record", leave=False, delay=2):
+    for row in progress_bar(rows, desc="lengths", unit="record", leave=False, delay=2):
         tokens = sum(count_tokens(row, processor))
         if tokens <= limit:
             kept.append(row)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from .. import ROOT, profiles
+from ..progress import progress_bar
 from . import events, leash
 
 GRACE_S = 15  # ours: torch's launcher needs a second or two to end its workers
@@ -142,8 +143,6 @@ def _running(
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[bool]:
     """Run a command; yield True now and then until it has ended. Closed early, it ends it."""
-    from tqdm.auto import tqdm
-
     log.parent.mkdir(parents=True, exist_ok=True)
     # a child's own bars would fill the log, and a buffer would hold back the last words
     wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
@@ -152,8 +151,10 @@ def _running(
     leashed = [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
     lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
+    # until the first event, which names the steps, only time passes
+    bar = progress_bar(desc=name, bar_format="{desc}: {elapsed}", mininterval=1)
     # a file, not a pipe: it is whole even if this process dies, and nobody waits for a reader
-    with log.open("ab") as sink, log.open("rb") as source, tqdm(desc=name) as bar:
+    with log.open("ab") as sink, log.open("rb") as source, bar:
         sink.write(f"$ {shlex.join(command)}\n".encode())
         sink.flush()
         source.seek(0, os.SEEK_END)
@@ -164,6 +165,7 @@ def _running(
         try:
             for line in _follow(source, child):
                 if line is None:
+                    bar.update(0)
                     yield True
                     continue
                 lines.append(line)
@@ -200,7 +202,7 @@ def _show(bar: Any, event: dict[str, Any]) -> None:
     """Move the bar to an event's step and name its main numbers."""
     if "of" not in event:
         return
-    bar.total, bar.n = event["of"], event["step"]
+    bar.total, bar.n, bar.bar_format = event["of"], event["step"], None
     shown = {k: event[k] for k in ("loss", "reward", "kl") if isinstance(event.get(k), float)}
     if shown:
         bar.set_postfix(shown, refresh=False)

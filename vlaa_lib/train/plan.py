@@ -9,10 +9,9 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from .. import arguments, profiles, records
+from .. import ROOT, arguments, profiles, records, stages
 from ..profiles import Settings
 from .memory import GB, SHARDINGS, Setup, memory, problems, states
 from .shapes import shape_of, visual_tokens
@@ -256,10 +255,10 @@ def number_of_records(cfg: Settings, method: str) -> tuple[int, str]:
     if not cfg.data.folder:
         each = cfg.data.construct_per_source if method == "sft" else cfg.data.rl_per_source
         return each * len(cfg.data.sources), "of the micro-world, as the profile says"
-    file = Path(cfg.data.folder) / ("sft.jsonl" if method == "sft" else "rl.jsonl")
+    file = stages.split(ROOT / cfg.data.folder, "sft" if method == "sft" else "rl")
     if file.is_file():
-        with file.open("rb") as lines:
-            return sum(1 for line in lines if line.strip()), f"in {file}"
+        with file.open(encoding="utf-8") as stream:
+            return sum(1 for _ in records.iter_json(stream)), f"in {file}"
     return PAPER_RECORDS[method], f"in the paper's table 1: there is no {file} yet"
 
 
