@@ -57,8 +57,10 @@ class AskAgain(widgets.VBox):
             [widgets.HBox([self.model, self.temperature, self.button]), self.said]
         )
 
-    def answer(self) -> str:
+    def answer(self) -> str | None:
         """Ask once, show the answer beside the ones before it, and return it.
+
+        In a kernel what goes wrong is shown below the button as well, and there is no answer.
 
         Raises:
             ValueError: the selected example is none of `records`.
@@ -68,8 +70,9 @@ class AskAgain(widgets.VBox):
             raise ValueError(f"{asked!r} is not among the records given; give those of the viewer")
         record, name = self.records[asked], self.model.value
         self.button.disabled = True
+        text = None
         try:
-            with self.said:  # also what goes wrong is shown there
+            with self.said:  # in a kernel it shows an error and lets none through
                 text = evaluate.generate(
                     self.load(self.policies[name]), [record], self.images,
                     max_new_tokens=self.max_new_tokens, temperature=self.temperature.value,
