@@ -133,13 +133,12 @@ function drawFacts(side, unit) {
 function drawReward(side) {
   const rows = [...side.parts];
   if (!rows.length && side.reason) rows.push(["reward", side.reward ?? null, side.reason]);
-  return rows.map(([name, value, reason]) =>
-    h("div", { class: "part" },
-      h("span", {}, name),
-      h("span", { class: "bar", "--v": share(value ?? 0), "aria-hidden": "true" }),
-      h("b", {}, value === null ? "not scored" : round(value)),
-      h("span", { class: "reason" }, reason)),
-  );
+  return h("div", { class: "parts" }, rows.flatMap(([name, value, reason]) => [
+    h("span", {}, name),
+    h("span", { class: "bar", "--v": share(value ?? 0), "aria-hidden": "true" }),
+    h("b", {}, value === null ? "not scored" : round(value)),
+    h("span", { class: "reason" }, reason),
+  ]));
 }
 
 /** Draw the rollouts of one prompt as small bars; a click shows what one says. */

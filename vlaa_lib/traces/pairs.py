@@ -52,7 +52,8 @@ def examples(
 
     Args:
         images: image root; an example's image is None where the file is not there.
-        runs: by the name to show: rows of a store, an evaluation or `taught`.
+        runs: by the name to show: rows of a store, an evaluation or `taught`; a judge's `verdicts`
+            on the steps of a row go along, see `show.prepare.prepare`.
     """
     groups = {name: _groups(rows) for name, rows in runs.items()}
     made = []
