@@ -40,7 +40,7 @@ function h(tag, attributes = {}, ...children) {
 const hidden = (text) => h("span", { class: "sr" }, text);
 const own = (table, key) => (Object.hasOwn(table, key) ? table[key] : undefined);
 const sideOf = (example, name) => example.sides.find((one) => one.name === name);
-const by = (side) => (side.truthFrom === "judge" ? ", a judge says" : ""); // else the scene does
+const judged = (side) => (side.truthFrom === "judge" ? ", a judge says" : ""); // or the scene
 const swatch = (look) => h("i", { class: "swatch", "--c": look.color });
 const round = (value, digits = 3) => String(Number(value.toFixed(digits)));
 const signed = (value) => (value > 0 ? "+" : "") + round(value, 2);
@@ -102,7 +102,7 @@ function drawBody(side, shade) {
   const parts = side.body.map(([truth, runs]) => {
     const drawn = runs.map((run) => drawRun(run, shade));
     if (!SIGNS[truth]) return drawn;
-    const spoken = truth === 2 ? null : hidden(`${SIGNS[truth]} step${by(side)}: `);
+    const spoken = truth === 2 ? null : hidden(`${SIGNS[truth]} step${judged(side)}: `);
     return h("span", { class: `step ${SIGNS[truth]} ${side.truthFrom}` }, spoken, drawn);
   });
   if (!side.body.length) parts.push(h("em", {}, "(empty trace)"));
@@ -122,8 +122,8 @@ function drawFacts(side, unit) {
   if (side.iou !== undefined) tell(`IoU ${round(side.iou)}`);
   if (side.steps) {
     const first = side.firstFalse ? ` (first: step ${side.firstFalse})` : "";
-    tell(`steps${by(side)}: ${side.steps[0]} true, ${side.steps[1]} false${first}, ` +
-      `${side.steps[2]} open`, by(side) ? "open: the judge does not say" :
+    tell(`steps${judged(side)}: ${side.steps[0]} true, ${side.steps[1]} false${first}, ` +
+      `${side.steps[2]} open`, judged(side) ? "open: the judge does not say" :
       "open: the sentence states no fact that the grammar knows");
   } else tell("steps not checked: no scene is known");
   if (side.shadeProblem) tell(side.shadeProblem);
