@@ -52,10 +52,11 @@ def test_an_example_holds_what_is_known_and_nothing_else(tmp_path):
 def test_rows_of_an_evaluation_bring_their_answer_and_parts():
     record = microworld.record("solids", "dev", 0)
     said = row(record.id, "It is 3.", answer="3", correct=True, part="digit", reward=0.0,
-               reason="format: no think or answer tags")  # fmt: skip
+               reason="format: no think or answer tags", verdicts=[True])  # fmt: skip
     (example,) = traces.examples([record], None, {"sft": [said]})
     (side,) = example["sides"]
     assert side["answer"] == "3" and side["parts"] == {"format": 0.0}
+    assert side["verdicts"] == [True], "a judge's, for pictures without a scene"
     assert prepare.prepare([example])["examples"][0]["sides"][0]["answer"] == "3"
 
 

@@ -5,8 +5,10 @@ import copy
 import hashlib
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import traitlets
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -73,9 +75,36 @@ def test_an_answer_that_evaluation_read_stands_beside_its_missing_tags():
     assert "answer" not in one("The answer is 3.")
 
 
-def test_without_a_scene_no_step_is_judged():
+def test_without_a_scene_no_step_is_checked():
     side = one(scene=None)
     assert "steps" not in side and {truth for truth, _ in side["body"]} == {-1}
+    assert "truthFrom" not in side and one()["truthFrom"] == "scene"
+
+
+def test_a_judges_verdicts_count_where_no_scene_is_known():
+    side = one(scene=None, side_verdicts=[True, None, False, None])
+    assert side["truthFrom"] == "judge" and spoken(side) == TEXT
+    assert [truth for truth, _ in side["body"] if truth != -1] == [1, 2, 0, 2]
+    assert side["steps"] == [1, 1, 2] and side["firstFalse"] == 3
+    known = one(side_verdicts=[False, False, False, False])
+    assert known == one(), "the scene knows better"
+    for wrong in ([True], [0.6, None, False, None], ["yes", None, False, None]):
+        with pytest.raises(ValueError, match=r"examples\[0\]: `verdicts` of side 'sft'.* 4 steps"):
+            one(scene=None, side_verdicts=wrong)
+
+
+def test_steps_are_counted_on_the_whole_trace_however_little_is_sent(monkeypatch):
+    text = "The red bar reaches 3. " * 1200 + "The blue bar reaches 4."
+    counted = traces.step_counts(text, SCENE)
+    assert (counted["checked_steps"], counted["first_false_step"]) == (1201, 1201)
+    side = one(text)
+    assert side["steps"] == [1200, 1, 0] and side["firstFalse"] == 1201
+    assert spoken(side) == text[: prepare.MAX_CHARS] and side["more"] > 7000
+    assert side["body"][-1][0] == 1, "the step that the cut goes through"
+    monkeypatch.setattr(prepare, "MAX_BYTES", 50_000)  # as among many examples
+    short = prepare.prepare([example(text, id=str(n)) for n in range(9)])["examples"][8]["sides"][0]
+    assert short["steps"] == [1200, 1, 0] and short["firstFalse"] == 1201
+    assert short["more"] > side["more"] and spoken(short) + text[-short["more"] :] == text
 
 
 def test_numbers_that_are_none_are_left_out():
@@ -180,6 +209,34 @@ def test_traces_that_never_end_do_not_break_the_limit():
     assert len(spoken(alone)) == prepare.MAX_CHARS
 
 
+LONG = "wait <b> " * 12_000
+OTHERS = ("id", "source", "question", "gold", "side_name", "side_answer", "side_reason")
+
+
+def test_every_text_is_cut_not_the_traces_alone():
+    more = {key: LONG for key in OTHERS if key != "id"}
+    more |= {"side_parts": {LONG: 1}, "side_reasons": {LONG: LONG}, "scene": None}
+    more |= {"side_group": [{"text": LONG}]}
+    state = prepare.prepare([example(id=f"{n} {LONG}", **more) for n in range(100)])
+    assert len(sent(state).encode()) <= prepare.MAX_BYTES
+    (made,) = {sent(found | {"id": ""}) for found in state["examples"]}
+    assert made.count("more characters") == len(OTHERS) - 1 + 2  # the id; a part: name and reason
+    assert all("more characters" in found["id"] for found in state["examples"])
+    page = html.render([example(**more)])
+    assert len(page) < 60_000 and page.count("more characters") == 4
+
+
+def test_too_many_examples_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepare, "MAX_BYTES", 5000)
+    few = prepare.prepare([example(LONG, id=str(n), scene=None) for n in range(5)])
+    assert len(sent(few).encode()) <= 5000
+    many = [example(LONG, id=str(n), scene=None) for n in range(50)]
+    for show in (TraceViewer, lambda given: html.to_html(given, tmp_path / "a.html")):
+        with pytest.raises(ValueError, match=r"50 examples are .* show fewer of them at a time"):
+            show(many)
+    assert not list(tmp_path.iterdir())
+
+
 # --- the widget
 
 
@@ -199,11 +256,35 @@ def test_the_selection_is_read_and_set_from_python():
     [("selected", "c"), ("shown", ["a", "c"]), ("columns", ["grpo"]), ("filters", {"sorce": "x"})],
 )
 def test_names_that_are_not_there_are_refused(trait, value):
-    import traitlets
-
     viewer = TraceViewer([example()])
     with pytest.raises(traitlets.TraitError, match=rf"{trait}: '\w+' is not there; there are"):
         setattr(viewer, trait, value)
+
+
+def test_a_viewer_keeps_a_column():
+    viewer = TraceViewer([example()])
+    with pytest.raises(traitlets.TraitError, match="columns: no model would be on view"):
+        viewer.columns = []
+    assert viewer.columns == ["sft"] and TraceViewer([]).columns == []
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("wrong", "stf", "sft"), ("right", "SFT", "sft"), ("of", ["sft"], "sft"),
+        ("source", "plot", "panel"), ("steps", "wrong", "false"), ("steps", False, "lucky"),
+        ("low", "0.5", 0.5), ("high", True, 1), ("shortest", float("nan"), 0),
+        ("longest", float("inf"), 300), ("search", 17, "17"),
+    ],
+)  # fmt: skip
+def test_a_filter_that_no_example_could_pass_is_refused(key, wrong, right):
+    viewer = TraceViewer([example()], filters={key: right})
+    said = rf"filters\['{key}'\]: .* is not (there; there are \w|text|a finite number)"
+    for change in (lambda: setattr(viewer, "filters", {key: wrong}),
+                   lambda: TraceViewer([example()], filters={key: wrong})):  # fmt: skip
+        with pytest.raises(traitlets.TraitError, match=said):
+            change()
+    assert viewer.filters == {key: right}
 
 
 def test_a_missing_picture_is_said_not_raised(tmp_path):
@@ -222,6 +303,20 @@ def test_a_notebook_without_widgets_shows_an_escaped_table():
     page = data["text/html"]
     assert page.count("<table>") == 5 and "2 more in the notebook" in page
     assert "&lt;b&gt;" in page and "<b>" not in page and "<script" not in page
+
+
+def test_hostile_text_is_inert_in_the_table_as_well():
+    """Also where it is the name of a model: nothing unseen, no tag, and UTF-8 can write it."""
+    tags = {"table", "thead", "tbody", "tr", "th", "td", "br", "small", "code", "mark", "strong",
+            "em", "p"}  # fmt: skip
+    for found in viewer_cases.hostile():
+        bundle = TraceViewer([found])._repr_mimebundle_()[0]
+        assert "\u202d" not in json.dumps(bundle, ensure_ascii=False).encode().decode()
+        page = bundle["text/html"]
+        assert set(re.findall(r"<[!/]?(\w*)", page)) <= tags
+        for text in (found["question"], found["gold"], found["sides"][0]["name"]):
+            told = html.escape(prepare.visible(text)).replace("\n", "<br>")
+            assert f">{told}<" in page or f": {told}<" in page
 
 
 # --- the page
@@ -253,8 +348,8 @@ def test_hostile_text_is_inert_in_the_page(tmp_path):
     assert not re.search(r"[<>&\u2028\u2029]", data)
     said = [found["question"] for found in json.loads(data)["examples"]]
     assert said == [prepare.visible(text) for text in viewer_cases.HOSTILE]
-    titled = html.to_html([], tmp_path / "t.html", "</title><script>").read_text()
-    assert "<script>" not in titled
+    titled = html.to_html([], tmp_path / "t.html", "</title><script>\u202e\ud800").read_text()
+    assert "<script>" not in titled and "\u202e" not in titled
 
 
 def test_the_script_reads_no_markup_and_asks_for_nothing():
@@ -293,3 +388,17 @@ def test_a_model_answers_the_selected_question_again(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="is not among the records given"):
         AskAgain(viewer, records[:1], images, {"x": tmp_path}).answer()
+
+
+def test_what_goes_wrong_in_a_kernel_is_shown_once(tmp_path, monkeypatch):
+    """There the output widget shows an error and swallows it; no second one may follow."""
+    told = []
+    kernel = SimpleNamespace(showtraceback=lambda error, **_options: told.append(error[1]))
+    monkeypatch.setattr("ipywidgets.widgets.widget_output.get_ipython", lambda: kernel)
+    (record,) = microworld.write_split(tmp_path, ["closeup"], "dev", 1, seed=4)
+    taught = {"teacher": [{"record_id": record.id, "completion": TEXT}]}
+    viewer = TraceViewer(traces.examples([record], tmp_path / "images", taught))
+    asking = AskAgain(viewer, [record], tmp_path / "images", {"gone": tmp_path / "gone"})
+    assert asking.answer() is None and not asking.button.disabled
+    (error,) = told
+    assert "gone" in str(error)

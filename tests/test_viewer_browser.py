@@ -1,6 +1,7 @@
 """The viewer's script alone in a real browser: safe, quick, and doing what its controls say.
 
-`python -m pytest tests/test_viewer_browser.py -k quick -s` prints the times of 200 examples.
+`python -m pytest tests/test_viewer_browser.py -k quick -s` prints the times of 200 examples, and
+`--junitxml` keeps them.
 """
 
 import re
@@ -10,7 +11,7 @@ import pytest
 
 import chromium
 import viewer_cases
-from vlaa_lib.show import html, prepare
+from vlaa_lib.show import TraceViewer, html, prepare
 
 FOLDER = Path(prepare.__file__).parent
 MOUNT = """async (state) => {
@@ -58,9 +59,12 @@ def viewer(browser, examples):
     def mount(given=None, **options):
         found = chromium.alone(browser, FOLDER / "viewer.js", FOLDER / "viewer.css", **options)
         opened.append(found)
-        state = prepare.prepare(given or examples)
-        first = (given or examples)[0]  # as in a notebook: the selected example's alone
-        state["pictures"] = {state["examples"][0]["id"]: prepare.picture(first, 384)}
+        given = examples if given is None else given
+        state = prepare.prepare(given)
+        state["pictures"] = {  # as in a notebook: the selected example's alone
+            made["id"]: prepare.picture(first, 384)
+            for made, first in zip(state["examples"][:1], given[:1], strict=True)
+        }
         found.took_ms = found.page.evaluate(MOUNT, state)
         return found
 
@@ -216,6 +220,15 @@ def test_keys_step_search_and_zoom(viewer, examples):
     assert value(page, "filters") == {"search": "blue+0"} and value(page, "shown") == []
 
 
+def test_without_examples_there_is_nothing_to_act_on(viewer):
+    page = viewer([]).page
+    assert page.get_by_text("No examples to show.").is_visible()
+    page.locator(".vlaa-traces").focus()
+    for key in ("+", "-", "0", "ArrowRight", "ArrowLeft", "Home", "End", "/", "Escape"):
+        page.keyboard.press(key)
+    assert value(page, "selected") == "" and value(page, "shown") == []
+
+
 def test_python_and_a_second_view_take_the_same_road(viewer, examples):
     page = viewer().page
     ids = [example["id"] for example in examples]
@@ -270,14 +283,55 @@ def test_group_shading_steps_and_boxes_are_drawn(viewer, examples):
     assert column.locator(".step.false").count() == side["steps"][1]
 
 
+def test_who_checked_the_steps_is_said(viewer):
+    """A trace that nobody checked is not one in which nothing can be checked."""
+    scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
+    text = "The red bar reaches 3. Hmm."
+    traces = {
+        "scene": {"scene": scene, "text": text}, "hmm": {"scene": scene, "text": "Hmm."},
+        "real": {"scene": None, "text": text},
+        "judged": {"scene": None, "text": text, "verdicts": [False, None]},
+        "doubted": {"scene": None, "text": text, "verdicts": [None, None]},
+    }  # fmt: skip
+    given = [{"id": name, "scene": made.pop("scene"), "sides": [{"name": "sft", **made}]}
+             for name, made in traces.items()]  # fmt: skip
+    page = viewer(given).page
+    choice = control(page, "with")
+    keys = choice.locator("option").evaluate_all("(all) => all.map((one) => one.value)")
+    assert keys == ["", *TraceViewer.STEPS]
+    for key, wanted in (("unchecked", ["hmm", "doubted"]), ("false", ["judged"]),
+                        ("true", ["scene"]), ("", list(traces))):  # fmt: skip
+        choice.select_option(key)
+        assert value(page, "shown") == wanted
+    told = {}
+    for name in traces:
+        page.evaluate(SET, ["selected", name])
+        told[name] = page.locator(".facts").inner_text().splitlines()[-1]
+    assert told == {
+        "scene": "steps: 1 true, 0 false, 1 open", "hmm": "steps: 0 true, 0 false, 1 open",
+        "real": "steps not checked: no scene is known",
+        "judged": "steps, a judge says: 0 true, 1 false (first: step 1), 1 open",
+        "doubted": "steps, a judge says: 0 true, 0 false, 2 open",
+    }  # fmt: skip
+    page.evaluate(SET, ["selected", "judged"])
+    step = page.locator(".step.false")
+    assert step.locator(".sr").text_content() == "false step, a judge says: "
+    style = "(node) => getComputedStyle(node).textDecorationStyle"
+    assert step.evaluate(style) == "dotted", "other than the scene's"
+    page.evaluate(SET, ["selected", "real"])
+    assert page.locator(".step").count() == 0
+
+
 # --- looks
 
 
 @pytest.mark.parametrize("width", [1280, 800, 420])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overlaps_and_long_traces_scroll(viewer, examples, width, scheme, tmp_path):
-    long = [dict(examples[0], sides=[side | {"text": side["text"] + " More to read." * 900}
-                                     for side in examples[0]["sides"]])]  # fmt: skip
+    more = " More to read." * 900
+    long = [dict(examples[0], sides=[
+        side | {"text": side["text"] + more, "parts": {"format": 1.0, "iou": 0.25}}
+        for side in examples[0]["sides"]])]  # fmt: skip
     page = viewer(long, color_scheme=scheme).page
     page.set_viewport_size({"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -288,6 +342,8 @@ def test_nothing_overlaps_and_long_traces_scroll(viewer, examples, width, scheme
                 across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
                 down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
                 assert min(across, down) < 1, (part, a, b)
+    bars = [bar.bounding_box() for bar in page.locator(".column").first.locator(".bar").all()]
+    assert len(bars) == 3 and len({(bar["x"], bar["width"]) for bar in bars}) == 1, "one scale"
     body = page.locator(".body").first
     assert body.evaluate("(node) => node.scrollHeight > 2 * node.clientHeight")
     assert body.bounding_box()["height"] < 450
@@ -322,7 +378,7 @@ def test_screen_readers_hear_names_of_everything(viewer):
 # --- speed
 
 
-def test_two_hundred_examples_are_quick(viewer):
+def test_two_hundred_examples_are_quick(viewer, record_testsuite_property):
     found = viewer(viewer_cases.many(200))
     redraw = """(work) => { const start = performance.now(); eval(work);
         document.body.getBoundingClientRect(); return performance.now() - start }"""
@@ -330,8 +386,12 @@ def test_two_hundred_examples_are_quick(viewer):
               for n in (7, 50, 199)]  # fmt: skip
     search = [found.page.evaluate(redraw, f"model.set('filters', {{search: '{word}'}})")
               for word in ("blue", "17", "")]  # fmt: skip
-    print(f"\nmount {found.took_ms:.0f} ms; select {max(select):.0f} ms; "
-          f"search {search[0]:.0f} ms first, {max(search[1:]):.0f} ms later")  # fmt: skip
-    # wanted: 2 s and 100 ms; ten times that here, since CI machines are busy
-    assert found.took_ms < 20_000
-    assert max(select + search[1:]) < 1_000
+    times = {"mount": found.took_ms, "select": max(select), "first search": search[0],
+             "later search": max(search[1:])}  # fmt: skip
+    for name, took in times.items():
+        record_testsuite_property(f"viewer, 200 examples: {name}, ms", round(took))
+    print("\n" + "; ".join(f"{name} {took:.0f} ms" for name, took in times.items()))
+    # wanted: 2 s to mount, 100 ms to update; ten times that here, since CI machines are busy,
+    # and more for the first search, which puts together what all searches read
+    limits = {"mount": 20_000, "select": 1_000, "first search": 3_000, "later search": 1_000}
+    assert not [name for name, took in times.items() if took > limits[name]]

@@ -60,8 +60,10 @@ class AskAgain(widgets.VBox):
     def __repr__(self) -> str:
         return "Controls: open this notebook in JupyterLab and run it, and a model answers here."
 
-    def answer(self) -> str:
+    def answer(self) -> str | None:
         """Ask once, show the answer beside the ones before it, and return it.
+
+        In a kernel what goes wrong is shown below the button as well, and there is no answer.
 
         Raises:
             ValueError: the selected example is none of `records`.
@@ -71,8 +73,9 @@ class AskAgain(widgets.VBox):
             raise ValueError(f"{asked!r} is not among the records given; give those of the viewer")
         record, name = self.records[asked], self.model.value
         self.button.disabled = True
+        text = None
         try:
-            with self.said:  # also what goes wrong is shown there
+            with self.said:  # in a kernel it shows an error and lets none through
                 text = evaluate.generate(
                     self.load(self.policies[name]), [record], self.images,
                     max_new_tokens=self.max_new_tokens, temperature=self.temperature.value,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import records
-from .prepare import picture, prepare, segments, thumbnail, visible
+from .prepare import beginning, picture, prepare, segments, thumbnail, visible
 from .style import number
 
 __all__ = ["render", "segments", "thumbnail", "to_html", "trace_html"]
 
-MAX_CHARS = 4000  # ours: a trace that never ends must not fill the page
+MAX_CHARS = 4000  # ours, of any text: a trace that never ends must not fill the page
 THUMB_PX = 192  # longest side of a picture in a table: about 18 kB as JPEG
 PAGE_PX = 384  # in a page of its own: 30 kB, to be zoomed
 
@@ -30,8 +30,8 @@ _WRAP = {
 _CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid #bbb;min-width:8em"'
 
 
-def _lines(text: str) -> str:
-    return escape(visible(text)).replace("\n", "<br>")
+def _lines(text: Any) -> str:
+    return escape(beginning(text, MAX_CHARS)).replace("\n", "<br>")
 
 
 def _trace(text: str) -> str:
@@ -69,10 +69,10 @@ def render(traces: Sequence[dict[str, Any]]) -> str:
     for item in traces:
         sides = item["sides"]
         asked = (
-            f"{_picture(item)}{_lines(str(item.get('question', '')))}"
-            f"<br><small>gold: {_lines(str(item.get('gold', '')))}</small>"
+            f"{_picture(item)}{_lines(item.get('question'))}"
+            f"<br><small>gold: {_lines(item.get('gold'))}</small>"
         )
-        heads = "".join(f"<th {_CELL}>{escape(str(side.get('name', '')))}</th>" for side in sides)
+        heads = "".join(f"<th {_CELL}>{_lines(side.get('name'))}</th>" for side in sides)
         tables.append(
             f"<table><thead><tr><th {_CELL}>question</th>{heads}</tr></thead><tbody><tr>"
             f"<td {_CELL}>{asked}</td>{''.join(map(_side, sides))}</tr></tbody></table>"
@@ -107,7 +107,7 @@ def to_html(
         examples: as for `show.TraceViewer`.
         side_px: longest side of a picture in the page.
     Raises:
-        ValueError: an example is malformed or its id is used twice.
+        ValueError: as for `prepare.prepare`.
     """
     here = Path(__file__).parent
     state = prepare(examples)
@@ -118,7 +118,7 @@ def to_html(
     style = (here / "viewer.css").read_text(encoding="utf-8")
     script = (here / "viewer.js").read_text(encoding="utf-8") + _BOOT
     page = _PAGE.format(
-        title=escape(title), style=style, script=script, data=_inert(state),
+        title=escape(visible(title)), style=style, script=script, data=_inert(state),
         style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
     records.write_text(path, page)

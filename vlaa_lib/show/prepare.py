@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its start
 
 MAX_CHARS = 20_000  # ours, of one trace: five times the longest completion of the paper's settings
-MAX_GROUP_CHARS = 2000  # ours, of one rollout of a group
-MIN_CHARS = 50  # ours: a shorter beginning of a trace shows nothing
+MAX_OTHER_CHARS = 2000  # ours, of any other text: a question, a reason, one rollout of a group
+MAX_NAME_CHARS = 200  # ours, of an id, a source or a name
+MIN_CHARS = 50  # ours: a shorter beginning of a text shows nothing
 MAX_BYTES = 5_000_000  # ours: more is slow to open, and a notebook that keeps it is no longer shown
 RIGHT_FROM = 0.5  # ours: a reward from here on counts as right where `correct` is not given
 
@@ -71,6 +73,17 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text.replace("\r\n", "\n"))
 
 
+def beginning(text: Any, chars: int) -> str:
+    """Return the first characters of what is not None as `visible` text, and how many are left out.
+
+    >>> beginning("a question", 3), beginning(None, 3)
+    ('a q… (7 more characters)', '')
+    """
+    text = "" if text is None else str(text)
+    left = len(text) - chars
+    return visible(text[:chars]) + (f"… ({left:,} more characters)" if left > 0 else "")
+
+
 def thumbnail(image: Image.Image | str | Path, side_px: int = 192) -> str:
     """Return an image as a small JPEG data URL.
 
@@ -93,7 +106,7 @@ def picture(example: dict[str, Any], side_px: int) -> str:
     try:
         return thumbnail(example["image"], side_px)
     except ValueError as error:  # ImageError is one; a path may also hold a NUL
-        return visible(f"no picture: {error}")
+        return beginning(f"no picture: {error}", MAX_NAME_CHARS)
 
 
 def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -105,12 +118,16 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             (px, for `pixel_resized`) and `sides`. A side is a dict with `name`, `text` and, where
             known, `answer` (else what the tags hold), `reward`, `reason` or `reasons` and `parts`
             by name, `correct`, `advantage`, `tokens`, `clipped`, `mean_logp`, `entropy`, `group`
-            (rollouts of the same prompt) and `pieces`, `logps`, `entropies` (of each token).
+            (rollouts of the same prompt), `pieces`, `logps`, `entropies` (of each token) and
+            `verdicts` (where no scene is known a judge's, True, False or None, of each step of
+            `traces.check_steps(text, None)`).
     Returns:
         `examples`, `names` (of the sides, with label and colour) and the `unit` of lengths. All of
-        it has at most `MAX_BYTES` as JSON: where models wrote more, each trace is cut, and says so.
+        it has at most `MAX_BYTES` as JSON: every text is cut as far as that needs, and says so.
+        Steps are counted on the whole trace; `truthFrom` is absent where nobody checked them.
     Raises:
-        ValueError: an example is malformed or its id is used twice; says which and why.
+        ValueError: an example is malformed or its id is used twice, says which and why; or there
+            are too many for `MAX_BYTES`.
     """
     examples = [_checked(example, number) for number, example in enumerate(examples)]
     _refuse_twice([example["id"] for example in examples], "examples", "id")
@@ -122,18 +139,24 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "names": [{"name": name, "label": look.label, "color": look.color} for name, look in looks],
         "unit": unit,
     }
-    longest = max((len(_text(side)) for side in sides), default=0)
-    chars = min(MAX_CHARS, max(longest, MAX_GROUP_CHARS))
+    longest = max((len(side["text"]) for side in sides), default=0)
+    chars = min(MAX_CHARS, max(longest, MAX_OTHER_CHARS))
     while True:
         state["examples"] = [_example(example, chars, unit) for example in examples]
         size = len(json.dumps(state, ensure_ascii=False).encode())
-        if size <= MAX_BYTES or chars < MIN_CHARS:
+        if size <= MAX_BYTES:
             return state
-        chars = int(chars * min(0.7, MAX_BYTES / size))  # marks differ, so this may take a few
+        if chars == MIN_CHARS:
+            raise ValueError(
+                f"{len(examples)} examples are {size:,} bytes with each text cut to {chars} "
+                f"characters, more than {MAX_BYTES:,}; show fewer of them at a time"
+            )
+        # marks differ, so this may take a few
+        chars = max(MIN_CHARS, int(chars * min(0.7, MAX_BYTES / size)))
 
 
 def _checked(example: Any, place: int) -> dict[str, Any]:
-    """Return an example with its id and names as text, after a look at its shape."""
+    """Return an example with its id, names and traces as text and its steps, after a look at it."""
     here = f"examples[{place}]"
     if not isinstance(example, dict) or not isinstance(example.get("sides"), (list, tuple)):
         raise ValueError(f"{here} is not a dict with a list `sides`; see show.prepare.prepare")
@@ -142,9 +165,37 @@ def _checked(example: Any, place: int) -> dict[str, Any]:
             raise ValueError(
                 f"{here}: sides[{number_}] is not a dict with a `name`; name the model"
             )
-    sides = [side | {"name": visible(str(side["name"]))} for side in example["sides"]]
+    sides = [_whole(side, example.get("scene"), here) for side in example["sides"]]
     _refuse_twice([side["name"] for side in sides], here, "side named")
-    return example | {"id": visible(str(example.get("id", place))), "sides": sides}
+    return example | {"id": beginning(example.get("id", place), MAX_NAME_CHARS), "sides": sides}
+
+
+def _whole(side: dict[str, Any], scene: dict | None, here: str) -> dict[str, Any]:
+    """Return a side with what is worked out once, on all of its text, however much is sent."""
+    made = side | {
+        "name": beginning(side["name"], MAX_NAME_CHARS),
+        "text": str(side["text"]) if side.get("text") is not None else "",
+    }
+    truth_from, steps = _told(made, scene, here)
+    return made | {"truth_from": truth_from, "steps": _places(made["text"], steps)}
+
+
+def _told(
+    side: dict[str, Any], scene: dict | None, here: str
+) -> tuple[str | None, list[traces.Step]]:
+    """Return who says what is true, as `traces.measure` does, and the steps of a trace."""
+    if scene:
+        return "scene", traces.check_steps(side["text"], scene)
+    if (verdicts := side.get("verdicts")) is None:
+        return None, []
+    steps = traces.check_steps(side["text"], None)
+    if len(verdicts) != len(steps) or any(one not in (True, False, None) for one in verdicts):
+        raise ValueError(
+            f"{here}: `verdicts` of side {side['name']!r}: give True, False or None for each of "
+            f"its {len(steps)} steps (see traces.check_steps); there are {len(verdicts)} values"
+        )
+    told = (None if one is None else bool(one) for one in verdicts)
+    return "judge", [replace(step, truth=one) for step, one in zip(steps, told, strict=True)]
 
 
 def _refuse_twice(keys: list[str], where: str, what: str) -> None:
@@ -158,34 +209,29 @@ def _refuse_twice(keys: list[str], where: str, what: str) -> None:
 
 
 def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
-    made = {key: visible(str(example.get(key) or "")) for key in ("source", "question", "gold")}
+    short = min(chars, MAX_OTHER_CHARS)
+    made = {key: beginning(example.get(key), short) for key in ("question", "gold")}
+    made["source"] = beginning(example.get("source"), MAX_NAME_CHARS)
     read, problem = _box_reader(example)
     gold = read(str(example.get("gold", "")))
     sides = []
     for side in example["sides"]:
-        text = _text(side)
-        parsed = split_think_answer(text)
+        parsed = split_think_answer(side["text"])
         answer = str(side.get("answer") or parsed.answer)  # evaluation also reads untagged replies
-        made_side = _side(side, text, example.get("scene"), chars, unit)
-        made_side["answer"] = visible(answer[:chars])
-        made_side["problem"] = visible((parsed.problem or "")[:200])
+        made_side = _side(side, chars, unit)
+        made_side["answer"] = beginning(answer, short)
+        made_side["problem"] = beginning(parsed.problem, MAX_NAME_CHARS)
         made_side["box"] = box = read(answer)
         made_side["iou"] = _overlap(gold, box)
-        made_side["group"] = [_member(member, chars) for member in side.get("group") or ()]
+        made_side["group"] = [_member(member, short) for member in side.get("group") or ()]
         sides.append({key: value for key, value in made_side.items() if value not in (None, "")})
     return made | {"id": example["id"], "box": gold, "boxProblem": problem, "sides": sides}
 
 
-def _text(side: dict[str, Any]) -> str:
-    return str(side.get("text") if side.get("text") is not None else "")
-
-
-def _side(
-    side: dict[str, Any], text: str, scene: dict | None, chars: int, unit: str
-) -> dict[str, Any]:
+def _side(side: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     """Return one trace's runs and numbers; None stands for what is not known."""
-    shown = text[:chars]
-    steps = _steps(shown, scene)
+    text, steps, by = side["text"], side["steps"], side["truth_from"]
+    shown, short = text[:chars], min(chars, MAX_OTHER_CHARS)
     truths = [truth for _start, _end, truth in steps]
     shades, problem = _shades(side, text)
     reward = number(side.get("reward"))
@@ -200,28 +246,30 @@ def _side(
         "length": facts["tokens"] if unit == "tokens" else len(text.split()),
         "reward": reward,
         "correct": None if correct is None else bool(correct),
-        "parts": _parts(side),
-        "reason": visible(str(side.get("reason") or "")),
+        "parts": _parts(side, short),
+        "reason": beginning(side.get("reason"), short),
         "clipped": None if side.get("clipped") is None else bool(side["clipped"]),
-        "steps": [truths.count(True), truths.count(False), truths.count(None)] if scene else None,
+        "truthFrom": by,
+        "steps": [truths.count(True), truths.count(False), truths.count(None)] if by else None,
         "firstFalse": truths.index(False) + 1 if False in truths else None,
         "shaded": bool(shades),
         "shadeProblem": problem,
     }
 
 
-def _parts(side: dict[str, Any]) -> list[list[Any]]:
+def _parts(side: dict[str, Any], chars: int) -> list[list[Any]]:
     """Return [name, value or None, reason] for each part of the reward."""
     parts, reasons = side.get("parts") or {}, side.get("reasons") or {}
     return [
-        [visible(str(name)), number(parts.get(name)), visible(str(reasons.get(name) or ""))]
+        [beginning(name, MAX_NAME_CHARS), number(parts.get(name)),
+         beginning(reasons.get(name), chars)]
         for name in dict.fromkeys([*parts, *reasons])
-    ]
+    ]  # fmt: skip
 
 
 def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
     """Return a rollout of a group: its numbers and the beginning of its text."""
-    text, chars = _text(member), min(chars, MAX_GROUP_CHARS)
+    text = str(member["text"]) if member.get("text") is not None else ""
     facts = {key: number(member.get(key)) for key in ("reward", "advantage", "tokens")}
     return facts | {"text": visible(text[:chars]), "more": max(0, len(text) - chars)}
 
@@ -229,10 +277,10 @@ def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
 # --- the body of a trace: three layers laid over each other --------------------------------------
 
 
-def _steps(text: str, scene: dict | None) -> list[tuple[int, int, bool | None]]:
+def _places(text: str, steps: list[traces.Step]) -> list[tuple[int, int, bool | None]]:
     """Find each step of `traces.check_steps` in its text: (start, end, truth)."""
     found, cursor = [], 0
-    for step in traces.check_steps(text, scene) if scene else ():
+    for step in steps:
         start = text.index(step.text, cursor)  # a step is a piece of the text, in order
         cursor = start + len(step.text)
         while cursor < len(text) and text[cursor] in ".!?;":
@@ -291,6 +339,7 @@ def _body(
     for kind, part in segments(text):
         end += len(part)
         kinds.append((end, kind))
+    steps = [step for step in steps if step[0] < len(text)]  # the text may be a beginning
     held = []
     for place, (start, stop, truth) in enumerate(steps):
         held += [(start, (place, -1)), (stop, (place, 2 if truth is None else int(truth)))]
@@ -322,7 +371,7 @@ def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
     try:
         parse_box("", frame, size)
     except GoldError as error:
-        return (lambda text: None), str(error)
+        return (lambda text: None), beginning(error, MAX_OTHER_CHARS)
     return (lambda text: parse_box(text, frame, size)), ""
 
 

@@ -18,7 +18,7 @@ const STEPS = {
   false: ["a false step", (side) => side.steps?.[1] > 0],
   true: ["checked, all true", (side) => side.steps?.[0] > 0 && side.steps[1] === 0],
   lucky: ["right answer, false step", (side) => side.correct && side.steps?.[1] > 0],
-  unchecked: ["nothing checkable", (side) => !(side.steps?.[0] + side.steps?.[1] > 0)],
+  unchecked: ["nothing checkable", (side) => side.steps?.[0] === 0 && side.steps[1] === 0],
 };
 
 // --- small helpers
@@ -39,6 +39,8 @@ function h(tag, attributes = {}, ...children) {
 
 const hidden = (text) => h("span", { class: "sr" }, text);
 const own = (table, key) => (Object.hasOwn(table, key) ? table[key] : undefined);
+const sideOf = (example, name) => example.sides.find((one) => one.name === name);
+const judged = (side) => (side.truthFrom === "judge" ? ", a judge says" : ""); // or the scene
 const swatch = (look) => h("i", { class: "swatch", "--c": look.color });
 const round = (value, digits = 3) => String(Number(value.toFixed(digits)));
 const signed = (value) => (value > 0 ? "+" : "") + round(value, 2);
@@ -54,10 +56,9 @@ function select(options, change) {
 // --- filters
 
 function passes(example, wanted, haystack) {
-  const side = (name) => example.sides.find((one) => one.name === name);
   if (wanted.source && example.source !== wanted.source) return false;
-  if (wanted.wrong && side(wanted.wrong)?.correct !== false) return false;
-  if (wanted.right && side(wanted.right)?.correct !== true) return false;
+  if (wanted.wrong && sideOf(example, wanted.wrong)?.correct !== false) return false;
+  if (wanted.right && sideOf(example, wanted.right)?.correct !== true) return false;
   const known = (...keys) => keys.some((key) => typeof wanted[key] === "number");
   const steps = own(STEPS, wanted.steps) ?? STEPS[""];
   const fits = (one) =>
@@ -101,8 +102,8 @@ function drawBody(side, shade) {
   const parts = side.body.map(([truth, runs]) => {
     const drawn = runs.map((run) => drawRun(run, shade));
     if (!SIGNS[truth]) return drawn;
-    const spoken = truth === 2 ? null : hidden(`${SIGNS[truth]} step: `);
-    return h("span", { class: `step ${SIGNS[truth]}` }, spoken, drawn);
+    const spoken = truth === 2 ? null : hidden(`${SIGNS[truth]} step${judged(side)}: `);
+    return h("span", { class: `step ${SIGNS[truth]} ${side.truthFrom}` }, spoken, drawn);
   });
   if (!side.body.length) parts.push(h("em", {}, "(empty trace)"));
   if (side.more > 0) parts.push(h("em", {}, ` (${side.more.toLocaleString()} more characters)`));
@@ -121,9 +122,10 @@ function drawFacts(side, unit) {
   if (side.iou !== undefined) tell(`IoU ${round(side.iou)}`);
   if (side.steps) {
     const first = side.firstFalse ? ` (first: step ${side.firstFalse})` : "";
-    tell(`steps: ${side.steps[0]} true, ${side.steps[1]} false${first}, ${side.steps[2]} open`,
+    tell(`steps${judged(side)}: ${side.steps[0]} true, ${side.steps[1]} false${first}, ` +
+      `${side.steps[2]} open`, judged(side) ? "open: the judge does not say" :
       "open: the sentence states no fact that the grammar knows");
-  }
+  } else tell("steps not checked: no scene is known");
   if (side.shadeProblem) tell(side.shadeProblem);
   return h("ul", { class: "facts" }, facts);
 }
@@ -131,13 +133,12 @@ function drawFacts(side, unit) {
 function drawReward(side) {
   const rows = [...side.parts];
   if (!rows.length && side.reason) rows.push(["reward", side.reward ?? null, side.reason]);
-  return rows.map(([name, value, reason]) =>
-    h("div", { class: "part" },
-      h("span", {}, name),
-      h("span", { class: "bar", "--v": share(value ?? 0), "aria-hidden": "true" }),
-      h("b", {}, value === null ? "not scored" : round(value)),
-      h("span", { class: "reason" }, reason)),
-  );
+  return h("div", { class: "parts" }, rows.flatMap(([name, value, reason]) => [
+    h("span", {}, name),
+    h("span", { class: "bar", "--v": share(value ?? 0), "aria-hidden": "true" }),
+    h("b", {}, value === null ? "not scored" : round(value)),
+    h("span", { class: "reason" }, reason),
+  ]));
 }
 
 /** Draw the rollouts of one prompt as small bars; a click shows what one says. */
@@ -190,7 +191,7 @@ function drawColumn(look, side, shade, unit) {
 /** Draw boxes of fractions over the picture, the later ones thinner: where they agree, all show. */
 function drawBoxes(example, looks) {
   const found = looks.map((look, number) => {
-    const side = example.sides.find((one) => one.name === look.name);
+    const side = sideOf(example, look.name);
     return { box: side?.box, label: `${look.label} IoU ${round(side?.iou ?? 0)}`, color: look.color,
       dash: DASHES[number] };
   });
@@ -286,8 +287,9 @@ export function render({ model, el, signal }) {
   }
 
   function enlarge(by) {
-    zoom = by ? Math.min(MAX_ZOOM, Math.max(1, zoom * by)) : 1;
     const frame = asked.querySelector(".frame");
+    if (!frame) return; // there is no example
+    zoom = by ? Math.min(MAX_ZOOM, Math.max(1, zoom * by)) : 1;
     const middle = (scroll, size, whole) => (scroll + size / 2) / whole; // stays where it is
     const x = middle(frame.scrollLeft, frame.clientWidth, frame.scrollWidth);
     const y = middle(frame.scrollTop, frame.clientHeight, frame.scrollHeight);
@@ -350,15 +352,11 @@ export function render({ model, el, signal }) {
   }
 
   function tile(example) {
-    const cells = looks().map((look) => {
-      const reward = example.sides.find((one) => one.name === look.name)?.reward;
-      return h("i", { class: reward === undefined ? "none" : "", "--v": share(reward ?? 0),
-        "--c": look.color });
-    });
-    const told = looks().map((look) => {
-      const side = example.sides.find((one) => one.name === look.name);
-      return `${look.label} ${side?.reward === undefined ? "not scored" : round(side.reward)}`;
-    });
+    const rewards = looks().map((look) => [look, sideOf(example, look.name)?.reward]);
+    const cells = rewards.map(([look, reward]) => h("i", { "--c": look.color,
+      class: reward === undefined ? "none" : "", "--v": share(reward ?? 0) }));
+    const told = rewards.map(([look, reward]) =>
+      `${look.label} ${reward === undefined ? "not scored" : round(reward)}`);
     const label = `${example.id}: ${told.join(", ")}`;
     return h("button", { type: "button", role: "option", title: label, "aria-label": label,
       onclick: () => put("selected", example.id) }, cells);
@@ -422,7 +420,7 @@ export function render({ model, el, signal }) {
     const example = byId.get(model.get("selected"));
     columns.dataset.n = looks().length;
     columns.replaceChildren(...(example ? looks() : []).map((look) =>
-      drawColumn(look, example.sides.find((one) => one.name === look.name), shade, unit)));
+      drawColumn(look, sideOf(example, look.name), shade, unit)));
   }
 
   function drawAsked() {

@@ -6,7 +6,7 @@ untrusted notebook) the first examples stand there as an escaped table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import traitlets
 
 from . import html
 from .prepare import picture, prepare
+from .style import number
 
 HERE = Path(__file__).parent
 PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom
@@ -32,11 +33,11 @@ class TraceViewer(anywidget.AnyWidget):
         shown: ids that pass the filters, in order; set it to choose examples in Python.
         columns: names of the models on view.
         filters: what the controls say, such as `{"wrong": "sft", "right": "grpo"}`; further
-            keys: source, of, steps, low, high, shortest, longest, search.
+            keys: source, of, steps (of `STEPS`), low, high, shortest, longest, search.
 
     Raises:
-        ValueError: an example is malformed or its id is used twice.
-        traitlets.TraitError: an id, model or filter that is not there.
+        ValueError: an example is malformed or its id is used twice, or they are too many.
+        traitlets.TraitError: an id, model or filter that is not there, or no model.
     """
 
     _esm = HERE / "viewer.js"
@@ -51,6 +52,7 @@ class TraceViewer(anywidget.AnyWidget):
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
     filters = traitlets.Dict().tag(sync=True)
 
+    STEPS = ("false", "true", "lucky", "unchecked")  # what a trace's steps may be asked to be
     FILTERS = ("source", "of", "wrong", "right", "steps", "low", "high", "shortest", "longest",
                "search")  # fmt: skip
 
@@ -60,6 +62,9 @@ class TraceViewer(anywidget.AnyWidget):
             made["id"]: given for made, given in zip(state["examples"], examples, strict=True)
         }
         self._columns = [entry["name"] for entry in state["names"]]
+        self._choices = dict.fromkeys(("of", "wrong", "right"), self._columns)
+        self._choices["source"] = list({made["source"]: None for made in state["examples"]})
+        self._choices["steps"] = self.STEPS
         for key, value in state.items():
             self.set_trait(key, value)
         ids = list(self._given)
@@ -84,17 +89,30 @@ class TraceViewer(anywidget.AnyWidget):
         if self.selected in self._given:
             self.pictures = {self.selected: picture(self._given[self.selected], PICTURE_PX)}
 
-    @traitlets.validate("selected", "shown", "columns", "filters")
+    @traitlets.validate("selected", "shown", "columns")
     def _known(self, proposal: dict[str, Any]) -> Any:
         """Refuse names that are not there: a typing error would show an empty viewer."""
         name, value = proposal["trait"].name, proposal["value"]
-        known = {"columns": self._columns, "filters": self.FILTERS}.get(name, self._given)
-        asked = [value] if isinstance(value, str) else list(value)
-        unknown = [key for key in asked if key not in known and (key or name != "selected")]
-        if unknown:
-            some = ", ".join(list(known)[:8])
-            raise traitlets.TraitError(f"{name}: {unknown[0]!r} is not there; there are {some}")
+        known = self._columns if name == "columns" else self._given
+        if name == "columns" and known and not value:
+            raise traitlets.TraitError("columns: no model would be on view; name at least one")
+        for key in [value] if isinstance(value, str) else value:
+            if key or name != "selected":
+                _one_of(name, key, known)
         return value
+
+    @traitlets.validate("filters")
+    def _fits(self, proposal: dict[str, Any]) -> Any:
+        """Refuse filters that are not there, and values that no example could have."""
+        for key, value in proposal["value"].items():
+            _one_of("filters", key, self.FILTERS)
+            if key in self._choices:
+                _one_of(f"filters[{key!r}]", value, self._choices[key])
+            elif key == "search" and not isinstance(value, str):
+                raise traitlets.TraitError(f"filters['search']: {value!r} is not text")
+            elif key != "search" and (isinstance(value, bool) or number(value) != value):
+                raise traitlets.TraitError(f"filters[{key!r}]: {value!r} is not a finite number")
+        return proposal["value"]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add an escaped table for pages where no widget runs."""
@@ -104,3 +122,9 @@ class TraceViewer(anywidget.AnyWidget):
         note = f"<p>{left} more in the notebook's viewer.</p>" if left > 0 else ""
         bundle[0]["text/html"] = html.render(given[:FALLBACK]) + note
         return bundle
+
+
+def _one_of(where: str, key: Any, known: Collection[str]) -> None:
+    if key not in known:
+        some = ", ".join(list(known)[:8])
+        raise traitlets.TraitError(f"{where}: {key!r} is not there; there are {some}")

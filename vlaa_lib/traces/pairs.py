@@ -52,7 +52,8 @@ def examples(
 
     Args:
         images: image root; an example's image is None where the file is not there.
-        runs: by the name to show: rows of a store, an evaluation or `taught`.
+        runs: by the name to show: rows of a store, an evaluation or `taught`; a judge's `verdicts`
+            on the steps of a row go along, see `show.prepare.prepare`.
     """
     groups = {name: _groups(rows) for name, rows in runs.items()}
     made = []
@@ -105,7 +106,7 @@ def _side(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any]:
     side = {"name": name, "text": row["completion"], "reason": row.get("reason")}
     side |= {key: _number(row.get(key)) for key in ("reward", "advantage", "mean_logp", "entropy")}
     # answer: what evaluation read, also where the tags are missing
-    known = ("answer", "clipped", "correct", "pieces", "logps", "entropies")
+    known = ("answer", "clipped", "correct", "pieces", "logps", "entropies", "verdicts")
     side |= {key: row.get(key) for key in known} | {"tokens": row.get("completion_tokens")}
     if parts := row.get("parts") or parts_of(row):  # rows of an evaluation lie in no store
         side["parts"] = {part["name"]: _number(part["value"]) for part in parts}
