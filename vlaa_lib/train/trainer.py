@@ -179,7 +179,7 @@ def trainer_class() -> type:
                 "record_id": record["id"],
                 "source": record["source"],
                 "part": record["reward"],
-                "image": example["image"],
+                "image": record["image"],  # the dataset holds a path of this machine
                 "completion": completion,
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
