@@ -241,10 +241,14 @@ class FastPaths:
     def _paths(self) -> set[str]:
         """Return the paths that apply; print why others do not."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        # they wait for each other in every pass, and advantages differ
+        several = "several processes" if self.accelerator.num_processes > 1 else ""
         reasons = {
             VISION: "the weights are sharded" if sharded else self._tower_moves(),
             PREFILL: "the weights are sharded" if sharded else "",
             ENDED: "the weights are sharded" if sharded else "",
+            FLAT: several,
+            FLAT_KL: several,
         }
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
