@@ -1,11 +1,13 @@
-"""What test_distributed.py runs alone and in each of two processes: SFT, then GRPO.
+"""What test_distributed.py runs alone and in each of two processes: SFT, GRPO, GRPO without KL.
 
 GRPO's sampling is replaced: TRL seeds each process differently, so that sampled completions never
 agree between one process and two. Fixed ones must give the same loss, gradient, KL and reward.
 """
 
+import functools
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,25 +17,31 @@ from vlaa_lib.__main__ import main
 from vlaa_lib.train import events
 
 STEPS = 3
+PATIENCE = timedelta(minutes=3)  # then a process that waits for another fails; torch waits 30
 
 
 def completions_of(folder: Path):
-    """Return a method for GRPOTrainer whose completions depend on prompt and group place only."""
+    """Return a method for GRPOTrainer whose completions depend on prompt and group place only.
+
+    The groups of some questions all say the same: one process has them, the other has not.
+    """
     made = records.load(folder / "records.jsonl").records
+    flat = {record.id for record in made[::4]}
 
     def fixed(self, prompt_ids, images, multimodal_fields, num_generations, *rest):
         tokenizer = self.processing_class.tokenizer
         found = []
         for place, ids in enumerate(prompt_ids):
             asked = tokenizer.decode(ids)
-            gold = next(record.solution for record in made if record.question in asked)
+            record = next(record for record in made if record.question in asked)
+            gold = record.solution
             texts = [  # one of four right, with a length of its own each
                 prompts.join_think_answer("I look at the picture.", gold),
                 prompts.join_think_answer("I guess.", "none of these"),
                 gold,
                 "I do not know, and I say so at some length.",
             ]
-            text = texts[place % num_generations]
+            text = texts[0 if record.id in flat else place % num_generations]
             found.append([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
         return found, None
 
@@ -41,7 +49,8 @@ def completions_of(folder: Path):
 
 
 def both(model: str, folder: Path, out: Path) -> None:
-    """Train the two methods by the command line, for a few optimizer steps each."""
+    """Train by the command line, for a few optimizer steps each."""
+    import torch.distributed as dist
     import trl
 
     source = ["--records", folder / "records.jsonl", "--images", folder / "images"]
@@ -51,12 +60,19 @@ def both(model: str, folder: Path, out: Path) -> None:
     share = 16 // int(os.environ.get("WORLD_SIZE", "1"))
     batches = [f"{method}.per_device_batch={share}" for method in ("sft", "grpo")]
     batches.append(f"model.policy={model}")
+    # without KL's log, in two: each process sorts its own rows, some of which have no advantage
+    off = ["grpo", "grpo.kl=off", f"grpo.per_device_batch={share // 2}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl.GRPOTrainer, "_generate_single_turn", completions_of(folder))
-        for method in ("sft", "grpo"):
-            words = ["train", method, *source, "--out", out / method, "--set", *batches]
+        patch.setattr(dist, "init_process_group", _impatient(dist.init_process_group))
+        for name, (method, *changed) in {"sft": ["sft"], "grpo": ["grpo"], "off": off}.items():
+            words = ["train", method, *source, "--out", out / name, "--set", *batches, *changed]
             if main([str(word) for word in words]):
-                raise SystemExit(f"{method} failed")
+                raise SystemExit(f"{name} failed")
+
+
+def _impatient(own):
+    return functools.wraps(own)(lambda *args, **given: own(*args, **given | {"timeout": PATIENCE}))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,60 @@
 """Benchmarks run, and say what they measured."""
 
+import os
+import sys
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from vlaa_lib import bench, prompts, rewards
+from vlaa_lib.bench import timing
 from vlaa_lib.bench.rewards import mix
 from vlaa_lib.rewards import maths
 from vlaa_lib.train import shapes
 
 
-def test_construction_is_measured_beside_a_bare_client_loop():
+def module(name):
+    """Return a benchmark's module, whose name in the package is that of its function."""
+    return sys.modules[f"vlaa_lib.bench.{name}"]
+
+
+def test_construction_is_measured_beside_a_bare_client_loop(monkeypatch):
+    done = []
+
+    def given(works, repeats):
+        done.append([work() for work in works])
+        return [3.0, 1.5]
+
+    monkeypatch.setattr(module("construct"), "interleaved", given)
     row = bench.construct(n=6, concurrency=3, repeats=1, latency_s=0.0)
-    assert row["records"] == 6 and row["peer"] == "openai client, bare loop"
-    assert row["ratio"] == round(row["seconds"] / row["peer seconds"], 3) or row["seconds"] < 1
-    beyond = 1000 * (row["seconds"] - row["peer seconds"]) / 6
-    assert abs(row["ms a record beyond the peer"] - beyond) < 1
+    assert row["records"] == 6 and row["peer"] == "openai client, bare loop" and done
+    assert (row["seconds"], row["peer seconds"], row["ratio"]) == (3.0, 1.5, 2.0)
+    assert row["ms a record beyond the peer"] == 250
+
+
+def test_what_is_compared_are_medians():
+    seconds = {timing.OURS: [1.0, 2.0, 9.0], timing.TRL: [6.0, 5.0, 4.0]}
+    row = timing.compared(20, seconds, {timing.OURS: [10, 90, 20], timing.TRL: [30, 40, 50]})
+    assert row == {
+        "samples": 20, "ours a second": 10.0, "TRL a second": 4.0, "times faster": 2.5,
+        "ours peak MiB": 20, "TRL peak MiB": 40,
+    }  # fmt: skip
+    row = timing.compared(20, seconds, {timing.OURS: [10, None, 20], timing.TRL: [30, 40, 50]})
+    assert row["ours peak MiB"] is row["TRL peak MiB"] is None
+
+
+def test_trainings_take_turns_and_each_begins_as_often():
+    order = []
+    runs = timing.in_turn(lambda who: order.append(who) or {"run": len(order)}, 4)
+    assert order == [timing.TRL, timing.OURS, timing.OURS, timing.TRL] * 2
+    assert [run["run"] for run in runs[timing.OURS]] == [2, 3, 6, 7]
+
+
+def test_afresh_is_another_process_each_time():
+    assert len({os.getpid(), timing.afresh(os.getpid), timing.afresh(os.getpid)}) == 3
+    with pytest.raises(ZeroDivisionError):
+        timing.afresh(divmod, 1, 0)
 
 
 def test_rewards_are_measured_beside_two_peers():
@@ -56,31 +95,42 @@ def test_the_measured_verdicts_are_those_of_one_completion_at_a_time():
     assert [rewards.score(r, text) for r, text in rows] == together
 
 
-def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model):
+def rates():
+    """Stand in for what a machine can do, which other work on it would change."""
+    return {"TFLOP/s": 0.1, "GB/s": 20.0}
+
+
+def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model, monkeypatch):
+    monkeypatch.setattr(bench.roofline, "machine", rates)
+    monkeypatch.setattr(module("grpo"), "_run", None)  # runs have processes of their own
     found = bench.grpo(
         generations=[2], sides=[112], prompts=2, rounds=1, repeats=1, tokens=8,
         model=str(tiny_model),
     )  # fmt: skip
-    (row,) = found["speed"]
-    assert (row["G"], row["side px"], row["samples"]) == (2, 112, 4)
-    assert row["same completions"] == 1 and row["difference"] < 1e-5
-    assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
-    spent = {row["phase"]: row for row in found["phases"]}
-    assert all(spent[phase]["TRL s"] > 0 for phase in ("generate", "old and reference", "policy"))
-    for phase in ("generate", "old and reference", "policy"):
-        assert 0 < spent[phase]["roofline s"] < spent[phase]["TRL s"]
-    assert row["ours tokens a second"] > row["ours a second"] * 30, "a picture alone has 16"
-    total = sum(row["TRL s"] for row in found["phases"])
-    assert total == pytest.approx(row["samples"] / row["TRL a second"], rel=0.1)
+    assert [row["steps a round"] for row in found["speed"]] == [1, 2]
+    for row in found["speed"]:
+        assert (row["G"], row["side px"], row["samples"]) == (2, 112, 4)
+        assert row["same completions"] == 1 and row["difference"] < 1e-5
+        assert row["ours tokens a second"] > row["ours a second"] * 30, "a picture alone has 16"
+    least = {}
+    for row in found["phases"]:
+        if row["phase"] in ("generate", "old and reference", "policy"):
+            assert row["TRL s"] > 0 and row["ours s"] > 0
+            least[row["steps a round"], row["phase"]] = row["roofline s"]
+    assert 0 < least[1, "old and reference"] < least[1, "policy"] and least[1, "generate"] > 0
+    # the same completions, whose old log-probs are asked for only where the policy has moved
+    assert least[1, "policy"] == least[2, "policy"]
+    assert least[2, "old and reference"] == pytest.approx(2 * least[1, "old and reference"], 0.01)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_sft_is_measured_beside_stock_trl_at_equal_losses(tiny_model, mode):
+def test_sft_is_measured_beside_stock_trl_at_equal_losses(tiny_model, mode, monkeypatch):
+    monkeypatch.setattr(bench.roofline, "machine", rates)
+    monkeypatch.setattr(module("sft"), "_run", None)  # runs have processes of their own
     found = bench.sft(batch=3, steps=3, repeats=1, mode=mode, model=str(tiny_model))
     (row,) = found["speed"]
     assert row["samples"] == 9 and row["difference"] < 1e-5
-    assert 0 < row["of roofline"] < 1 and row["ours tokens a second"] > 30 * row["ours a second"]
-    assert row["times faster"] == pytest.approx(row["ours a second"] / row["TRL a second"], rel=0.1)
+    assert row["of roofline"] > 0 and row["ours tokens a second"] > 30 * row["ours a second"]
 
 
 def test_a_policy_that_nobody_has_is_measured_by_its_shape(tmp_path):
@@ -131,12 +181,24 @@ def test_notebooks_are_measured_beside_nbclient(tmp_path):
 def test_the_estimate_says_what_it_is_and_sharing_grows_with_the_group():
     found = bench.estimate(model="Qwen/Qwen2.5-VL-3B-Instruct")
     assert "estimate" in found["note"] and "published shape" in found["shape"]
-    by = {(row["G"], row["phase"]): row["times faster"] for row in found["speed"]}
-    assert by[4, "vision and prompts, sampling"] == 4 and by[8, "vision and prompts, sampling"] == 8
-    assert 1 < by[4, "all"] < by[8, "all"]
-    alone = bench.estimate(longest=250, padding=1.0, generations=[1])["speed"]
-    saved = {row["phase"]: row["times faster"] for row in alone}  # the tower's second look
+    by = {(row["G"], row["mode"], row["phase"]): row for row in found["speed"]}
+    for g in (4, 8):
+        assert by[g, "full", "vision and prompts, sampling"]["times faster"] == g
+        policy = [by[g, mode, "policy"]["ours s"] for mode in ("lora", "full")]
+        assert policy[0] == pytest.approx(policy[1] * 3 / 4, rel=0.01), "no gradients of the base"
+    for mode in ("full", "lora"):
+        assert 1 < by[4, mode, "all"]["times faster"] < by[8, mode, "all"]["times faster"]
+    alone = bench.estimate(longest=250, generations=[1], modes=["full"])
+    assert alone["padding"] == [{"G": 1, "shared prompts": 1, "sorted step": 1}]
+    saved = {row["phase"]: row["times faster"] for row in alone["speed"]}  # the second look
     assert saved["vision and prompts, sampling"] == 1 and 1 < saved["policy"] < 1.3
+
+
+def test_the_estimates_lengths():
+    lengths = module("estimate").lengths(256, 250, 800)
+    assert sum(lengths) / 256 == pytest.approx(250, rel=0.01) and max(lengths) == 800
+    with pytest.raises(ValueError, match="2 log-normal lengths of mean 10 with a longest of 800"):
+        module("estimate").lengths(2, 10, 800)
 
 
 def test_arguments_of_a_benchmark_are_checked():

@@ -20,7 +20,11 @@ from vlaa_lib.train import launch
 # deepspeed is an extra that requirements.txt leaves out: data/TRAINING.md says what was run
 ZERO = ["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
 KINDS = {"cpu2": "MULTI_CPU", "cpu2_fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
-COMPARED = {"sft": ("loss", "grad_norm"), "grpo": ("loss", "grad_norm", "kl", "reward")}
+COMPARED = {
+    "sft": ("loss", "grad_norm"),
+    "grpo": ("loss", "grad_norm", "kl", "reward"),
+    "off": ("grad_norm", "reward"),  # on-policy and without KL the loss is 0, its gradient is not
+}
 # float32 sums in another order, three steps long
 TOLERANCE = {"rel": 1e-3, "abs": 2e-5}
 
@@ -63,6 +67,8 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
     for method, keys in COMPARED.items():
         one, two = log_of(alone / method), log_of(tmp_path / method)
         assert len(one) == len(two) == launched.STEPS
+        if method == "off":  # a group of four without advantages: only one process can have it
+            assert any(float(row["frac_reward_zero_std"]) == 0.25 for row in one)
         for key in keys:
             wanted, seen = ([float(row[key]) for row in log] for log in (one, two))
             assert seen == pytest.approx(wanted, **TOLERANCE), (method, key)
@@ -77,8 +83,8 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
         assert not [k for k in old if not torch.allclose(old[k], new[k], atol=1e-4)]
     # one process alone tells of its progress, from the first step to the last of each method
     steps = [event["step"] for event in heard if event["event"] == "step" and "loss" in event]
-    assert steps == [1, 2, 3, 1, 2, 3]
-    assert [event["event"] for event in heard].count("end") == 2
+    assert steps == [1, 2, 3] * len(COMPARED)
+    assert [event["event"] for event in heard].count("end") == len(COMPARED)
 
 
 def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):

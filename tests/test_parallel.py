@@ -98,6 +98,7 @@ def started(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(parallel, "named", named)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def run_at_once(commands, logs, at_once, env):
         calls.append((commands, logs, at_once, env))
@@ -128,6 +129,10 @@ def test_what_is_there_or_alone_starts_nothing(started, tmp_path, monkeypatch):
     parallel.named(cfg, tmp_path, "model:a")
     parallel.build(cfg, tmp_path, "model:a", "model:b")  # one is left: it is built where asked for
     parallel.build(profiles.load("smoke", launch="ddp"), tmp_path, "model:b", "model:c")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)  # one model fills it
+        parallel.build(cfg, tmp_path, "model:b", "model:c")
+    assert started == [], "with a GPU"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     parallel.build(cfg, tmp_path, "model:b", "model:c")
     assert started == [] and not (tmp_path / "model-b").exists()
@@ -135,6 +140,7 @@ def test_what_is_there_or_alone_starts_nothing(started, tmp_path, monkeypatch):
 
 def test_two_models_answer_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     small = {"data.eval_per_source": 1, "data.bench_rows": 2, "evaluate.max_new_tokens": 8}
     cfg = profiles.load("smoke", **small)
     begin = time.time()

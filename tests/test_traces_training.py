@@ -32,6 +32,10 @@ def test_grpo_fills_every_column(
     assert {(r["model"], r["profile"], r["seed"]) for r in rows} == {("tiny", "smoke", cfg.seed)}
     assert {(r["sampling_round"], r["optimizer_step"]) for r in rows} == {
         (0, 0), (1, steps_per_round)}  # fmt: skip
+    asked = {record.id: record.image for record in made}
+    assert all(row["image"] == asked[row["record_id"]] for row in rows), "below the image root"
+    shown = traces.examples(made, folder / "images", {"tiny": rows})
+    assert shown and all(example["image"] for example in shown)
     for row in rows:
         assert len(row["pieces"]) == len(row["logps"]) == row["completion_tokens"]
         assert row["mean_logp"] == pytest.approx(sum(row["logps"]) / len(row["logps"]), abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -18,7 +19,7 @@ from .. import microworld, models, profiles, rewards
 from ..train.shapes import Shape, shape_of, visual_tokens
 from . import roofline
 from .memory import peak
-from .timing import OURS, TRL, compared, device, in_turn
+from .timing import OURS, TRL, afresh, compared, device, in_turn
 
 PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
@@ -27,6 +28,7 @@ COMPARED = ("loss", "grad_norm", "kl", "reward")
 def grpo(
     generations: list[int] = [4, 8],  # noqa: B006
     sides: list[int] = [112, 224],  # noqa: B006
+    steps: list[int] = [1, 2],  # noqa: B006
     prompts: int = 16,
     rounds: int = 2,
     repeats: int = 3,
@@ -38,42 +40,43 @@ def grpo(
 ) -> dict[str, Any]:
     """Train a few sampling rounds with our trainer and with TRL's, in turn, on the same data.
 
-    Same weights, seed, rewards and arithmetic: two optimizer steps a round, so that old, reference
-    and policy passes all run. TRL gets paths instead of pictures too, which is more than its
-    users give it. Loading a model is not timed. On a machine that has other work, only the ratios
-    say something.
+    Same weights, seed, rewards and arithmetic; micro-batches are the laptop profile's. That makes
+    one optimizer step a round, where TRL needs no pass for old log-probs. The paper's recipe makes
+    eight (512 prompts of 4 completions a round, 256 completions a step), where all passes run, as
+    they do with two. TRL gets paths instead of pictures too, which is more than its users give it.
+    Every training has a process of its own; what that does once, such as imports, and loading a
+    model are not timed. On a machine that has other work, only the ratios say something.
 
     Args:
-        generations: G, completions a prompt; a run for each of them and each of `sides`.
+        generations: G, completions a prompt; a run for each with each of `sides` and `steps`.
         sides: pictures are enlarged to this many pixels a side.
+        steps: optimizer steps a sampling round.
         prompts: of a sampling round. rounds: sampling rounds of a run.
         tokens: of a completion at most. By default both are the laptop profile's.
         mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
         fast: the paths of `train/fast.py` that ours takes; by default the profile's.
     Returns:
         `machine`: its measured rates.
-        `speed`: a row for each G and side; `same completions`: share that both sampled alike;
-            `difference`: the largest of `COMPARED` over all steps, where all are the same.
+        `speed`: a row for each G, side and steps; `same completions`: share that both sampled
+            alike; `difference`: the largest of `COMPARED` over all steps, where all are the same.
         `phases`: seconds a run in each phase (medians) and their ratio; `roofline s`: how few the
             stock arithmetic, or when sampling the reading of the weights, takes at those rates.
     """
-    speed, phases, rates = [], [], roofline.machine()
+    speed, phases, rates = [], [], afresh(roofline.machine)
     with tempfile.TemporaryDirectory() as folder:
         place = roofline.checkpoint(model, folder)
         shape = shape_of(place)
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
-        short = _settings(2, min(sides), 2, 1, 4, mode, place, seed)
-        for who in (TRL, OURS):  # what a process does once, such as imports, is neither's
-            _run(who, short, made, Path(folder), short.grpo.fast)
-        for g, side in itertools.product(generations, sides):
-            cfg = _settings(g, side, prompts, rounds, tokens, mode, place, seed)
+        for g, side, many in itertools.product(generations, sides, steps):
+            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, place, seed)
             paths = cfg.grpo.fast if fast is None else fast
             given = cfg, made, Path(folder), paths
-            runs = in_turn(lambda who, given=given: _run(who, *given), repeats)
-            speed.append({"G": g, "side px": side} | _compare(runs, cfg.grpo.rollouts * rounds))
+            runs = in_turn(lambda who, given=given: afresh(_measured, who, *given), repeats)
+            case = {"G": g, "side px": side, "steps a round": many}
+            speed.append(case | _compare(runs, cfg.grpo.rollouts * rounds))
             least = _least(runs[TRL][0], cfg, shape, rates)
-            phases += [{"G": g, "side px": side} | row for row in _phases(runs, least)]
+            phases += [case | row for row in _phases(runs, least)]
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
@@ -88,18 +91,30 @@ def brevity(completions: list, **columns: Any) -> list[float]:
 
 
 def _settings(
-    g: int, side: int, prompts: int, rounds: int, tokens: int, mode: str, model: str, seed: int
-) -> profiles.Settings:
-    batch = prompts * g // 2
+    g: int, side: int, steps: int, prompts: int, rounds: int, tokens: int, mode: str, model: str,
+    seed: int,
+) -> profiles.Settings:  # fmt: skip
+    batch, laptop = prompts * g // steps, profiles.load("laptop")
     values = {
         "model": {"policy": model, "min_pixels": side * side, "max_pixels": side * side},
         "grpo": {
             "mode": mode, "num_generations": g, "rollout_prompts": prompts, "train_batch": batch,
-            "per_device_batch": batch, "max_steps": 2 * rounds, "max_completion_tokens": tokens,
-            "kl": "fixed", "save_rounds": 0,
+            "per_device_batch": math.gcd(batch, laptop.grpo.per_device_batch),
+            "max_steps": steps * rounds, "max_completion_tokens": tokens,
+            "kl": "fixed", "save_rounds": 0, "warmup": 0.0,  # the first step moves the policy
         },
     }  # fmt: skip
     return profiles.load("laptop", seed=seed, **values)
+
+
+def _measured(
+    who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
+) -> dict[str, Any]:
+    """Train once, after a training so short that what a process does once is all it shows."""
+    m, g = cfg.model, cfg.grpo
+    side = math.isqrt(m.min_pixels)
+    _run(who, _settings(2, side, 1, 2, 1, 4, g.mode, m.policy, cfg.seed), made, folder, paths)
+    return _run(who, cfg, made, folder, paths)
 
 
 def _run(
@@ -253,9 +268,10 @@ def _least(
     )
     rate, reading = rates["TFLOP/s"] * 1e12, rates["GB/s"] * 1e9
     weights = 4 * (shape.total - shape.vision)  # loaded in float32
+    passes = 1 if g.steps_per_round == 1 else 2  # the old policy's only where it has moved since
     return {
         "generate": longest * weights / reading,
-        "old and reference": 2 * roofline.forward_flops(shape, tokens, *seen) / rate,
+        "old and reference": passes * roofline.forward_flops(shape, tokens, *seen) / rate,
         "policy": roofline.training_flops(shape, tokens, *seen, g.mode) / rate,
     }
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def peak() -> Iterator[dict[str, float | None]]:
-    """Measure the most memory above the start (MiB): of the GPU, else resident, on Linux."""
+    """Measure the most memory above the start (MiB): of the GPU, else resident, on Linux.
+
+    Resident memory that an earlier work has freed is used again and not seen: call it `afresh`.
+    """
     import torch
 
+    gc.collect()  # an earlier model would be part of the start
     found: dict[str, float | None] = {"mib": None}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -15,7 +15,7 @@ from ..records import Record
 from ..train.shapes import shape_of
 from . import roofline
 from .memory import peak
-from .timing import OURS, TRL, compared, device, in_turn
+from .timing import OURS, TRL, afresh, compared, device, in_turn
 
 
 def sft(
@@ -29,8 +29,8 @@ def sft(
     """Train a few optimizer steps with our trainer and with TRL's, in turn, on the same traces.
 
     Same weights, seed and arithmetic. Ours reads paths, TRL gets pictures, as its examples do.
-    There is no second look at a picture in an epoch of SFT, hence no fast path. Loading is not
-    timed.
+    There is no second look at a picture in an epoch of SFT, hence no fast path. Every training has
+    a process of its own; what that does once, and loading, are not timed.
 
     Args:
         mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
@@ -39,7 +39,7 @@ def sft(
         `speed`: one row; `difference`: the largest between the losses of a step; `of roofline`:
             share of the machine's matrix products that ours reaches.
     """
-    rates = roofline.machine()
+    rates = afresh(roofline.machine)
     values = {"mode": mode, "global_batch": batch, "per_device_batch": batch, "max_steps": steps}
     values |= {"logging_steps": 1, "save_steps": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def sft(
         sources = list(microworld.SOURCES)
         drawn = microworld.write_split(folder, sources, "train", -(-batch * steps // 9), seed)
         made = [_with_trace(record) for record in drawn]
-        runs = in_turn(lambda who: _run(who, cfg, made, Path(folder)), repeats)
+        runs = in_turn(lambda who: afresh(_measured, who, cfg, made, Path(folder)), repeats)
         shape = shape_of(place)
     row = compared(
         batch * steps,
@@ -71,6 +71,13 @@ def sft(
 def _with_trace(record: Record) -> Record:
     trace = narrator.plain_trace(record.meta["scene"], record.question)
     return replace(record, answer=prompts.join_think_answer(*trace))
+
+
+def _measured(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> dict[str, Any]:
+    """Train once, after a step so small that what a process does once is all it shows."""
+    short = replace(cfg.sft, global_batch=1, per_device_batch=1, max_steps=1)
+    _run(who, replace(cfg, sft=short), made, folder)
+    return _run(who, cfg, made, folder)
 
 
 def _run(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> dict[str, Any]:

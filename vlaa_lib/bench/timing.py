@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 OURS, TRL = "ours", "TRL"  # the two trainers of a benchmark
@@ -19,6 +21,12 @@ def interleaved(works: Sequence[Callable[[], object]], repeats: int) -> list[flo
             work()
             found.append(time.perf_counter() - start)
     return [statistics.median(found) for found in seconds]
+
+
+def afresh(work: Callable[..., Any], *args: Any) -> Any:
+    """Call `work` in a new process: it can reuse no memory that an earlier call has kept."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
 
 
 def device() -> str:

@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent
 ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
-FAST = ("images", "vision", "prefill", "ended", "padding", "flat", "flat-kl")  # train/fast.py
+# of train/fast.py
+FAST = ("images", "vision", "prefill", "ended", "padding", "lengths", "flat", "flat-kl")
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
 
 

@@ -53,7 +53,6 @@ def trainer_class() -> type:
             self._silent = 0  # rounds in which no group had a spread
             self.stamp: dict[str, Any] = {"model": "grpo"}
             self._rollouts = Round()
-            self._pass: tuple = ()  # log-probs and entropies of the last forward pass
             super().__init__(*args, **kwargs)
 
         def own_state(self) -> dict[str, Any]:
@@ -103,11 +102,6 @@ def trainer_class() -> type:
             rows = zip(output["completion_ids"].tolist(), lengths, strict=True)
             decode = self.processing_class.decode
             return [[decode([token]) for token in ids[:length]] for ids, length in rows]
-
-        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-            self._pass = tuple(None if v is None else v.detach() for v in found[:2])
-            return found
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
             loss = super()._compute_loss(model, inputs)
@@ -179,7 +173,7 @@ def trainer_class() -> type:
                 "record_id": record["id"],
                 "source": record["source"],
                 "part": record["reward"],
-                "image": example["image"],
+                "image": record["image"],  # the dataset holds a path of this machine
                 "completion": completion,
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
