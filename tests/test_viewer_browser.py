@@ -56,11 +56,12 @@ def viewer(browser, examples):
     """Return a function that mounts examples in a page without any policy."""
     opened = []
 
-    def mount(given=None, **options):
+    def mount(given=None, filters=None, **options):
         found = chromium.alone(browser, FOLDER / "viewer.js", FOLDER / "viewer.css", **options)
         opened.append(found)
         given = examples if given is None else given
         state = prepare.prepare(given)
+        state["filters"] = filters or {}
         state["pictures"] = {  # as in a notebook: the selected example's alone
             made["id"]: prepare.picture(first, 384)
             for made, first in zip(state["examples"][:1], given[:1], strict=True)
@@ -241,6 +242,13 @@ def test_python_and_a_second_view_take_the_same_road(viewer, examples):
     assert control(page, "source").input_value() == "plot"
     assert control(page, "reward from").input_value() == "0.5"
     assert set(value(page, "shown")) <= {e["id"] for e in examples if e["source"] == "plot"}
+
+
+def test_filters_set_before_it_is_drawn_are_applied(viewer, examples):
+    page = viewer(filters={"source": "plot"}).page
+    assert control(page, "source").input_value() == "plot"
+    assert value(page, "shown") == [e["id"] for e in examples if e["source"] == "plot"]
+    assert page.locator(".overview button").count() == len(value(page, "shown")) > 0
 
 
 def test_columns_are_chosen_and_at_most_four(viewer, examples):

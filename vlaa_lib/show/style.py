@@ -60,12 +60,12 @@ def read(rows: str | Path | Rows) -> list[dict[str, Any]]:
 def number(value: Any) -> float | None:
     """Return a finite float, or None for what is missing, NaN, infinite or text.
 
-    >>> number("0.5"), number(""), number("nan"), number(None)
-    (0.5, None, None, None)
+    >>> number("0.5"), number(""), number("nan"), number(None), number(10**400)
+    (0.5, None, None, None, None)
     """
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
 

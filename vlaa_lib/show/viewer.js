@@ -454,6 +454,8 @@ export function render({ model, el, signal }) {
     Object.entries(changes).forEach(([event, draw]) => model.off(event, draw)));
   drawFilters();
   drawChoose();
+  const set = Object.keys(model.get("filters")).length; // by Python, before anything was drawn
+  if (set && model.get("shown").length === examples.length) applyFilters();
   drawOverview();
   el.replaceChildren(root);
 }
