@@ -171,10 +171,6 @@ def _named(scene: dict, color: str, shape: str) -> list[dict]:
     return [o for o in scene["objects"] if color in ("", o["color"]) and shape in ("", o["shape"])]
 
 
-def _is_thing(s: dict, color: str, shape: str) -> bool:
-    return color in ("", s["color"]) and (not shape or (s["clear"] and shape == s["shape"]))
-
-
 def _is_related(s: dict, color: str, shape: str, relation: str, *other: str) -> bool:
     return any(
         related(o["box"], relation, anchor["box"])
@@ -235,8 +231,9 @@ _CHECK = {
     "rectangle": {"length": lambda s, name, v: length(s, name) == v},
     "slip": {"field": lambda s, key, value: s["fields"].get(key, "").lower() == value.lower()},
     "closeup": {
-        "thing": _is_thing,
-        "count": lambda s, n, color, shape: _is_thing(s, color, shape) == n,
+        "thing": lambda s, color, shape: bool(
+            color in ("", s["color"]) and (not shape or (s["clear"] and shape == s["shape"]))
+        ),
         "unclear": lambda s: not s["clear"],
     },
 }
