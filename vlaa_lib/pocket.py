@@ -349,7 +349,7 @@ def build(
 
 def _claim(path: Path, recipe: Recipe) -> None:
     """Write a build's recipe beside its kept stages, or hold it against the one that is there."""
-    wanted = json.loads(json.dumps(asdict(recipe)))
+    wanted = asdict(recipe)
     kept = json.loads(path.read_text()) if path.is_file() else wanted
     if differ := [key for key in wanted if kept.get(key) != wanted[key]]:
         raise ValueError(

@@ -125,7 +125,8 @@ def columns(lengths: list[float], window: int, micro: int) -> float:
     >>> columns([1, 9, 2, 8], 4, 2), columns([1, 9, 2, 8], 2, 2), columns([1, 9], 2, 1)
     (22, 34, 10)
     """
-    windows = [sorted(lengths[i : i + window])[::-1] for i in range(0, len(lengths), window)]
+    starts = range(0, len(lengths), window)
+    windows = [sorted(lengths[i : i + window], reverse=True) for i in starts]
     return sum(
         rows[i] * len(rows[i : i + micro]) for rows in windows for i in range(0, len(rows), micro)
     )

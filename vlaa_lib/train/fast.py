@@ -303,13 +303,12 @@ class FastPaths:
     def _sorted(self, stock: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return as many micro-batches, of the same rows in another order."""
         whole, groups = joined(stock), None
-        lengths = whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)
-        logged = [{k: v for k, v in batch.items() if k != "pixel_values"} for batch in stock]
         if any(n != 1 for n in whole.get("num_images") or ()):  # `of_rows` knows no such rows
-            window = Window(logged, torch.arange(len(lengths), device=lengths.device))
-            return [batch | {"window": window} for batch in stock]
+            return stock
+        lengths = whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)
         if self._shares(self._backbone(self.model), whole):
             _, groups = distinct(prompts_of(whole["prompt_ids"], whole))
+        logged = [{k: v for k, v in batch.items() if k != "pixel_values"} for batch in stock]
         window = Window(logged, alike(lengths, groups))
         parts = window.order.split(len(lengths) // len(stock))
         return [of_rows(rows, whole) | {"window": window} for rows in parts]
