@@ -142,18 +142,20 @@ def test_steps_in_other_peoples_words(kind, sentence, expected):
 def test_steps_that_policies_said():
     """Greedy, of a laptop run's models, and sampled from a half-trained one.
 
-    Each step was read against its scene by a person.
+    Each step was read against its scene by hand.
     """
     rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open()]
     read = [truth for row in rows for truth in row["truths"]]
     assert read.count(True) >= 80 and read.count(False) >= 30
-    missed = 0  # "The image shows a yellow cylinder" of a close-up
+    missed = []
     for row in rows:
         found = traces.check_steps(row["trace"], row["scene"])
         for step, truth in zip(found, row["truths"], strict=True):
-            missed += step.truth is None and truth is not None
-            assert step.truth in (truth, None), (step, row["trace"])
-    assert missed <= 0.02 * (read.count(True) + read.count(False))
+            if step.truth is None and truth is not None:
+                missed.append(step.text)
+            else:
+                assert step.truth == truth, (step, row["trace"])
+    assert missed == ["It seems that the image shows a yellow cylinder"]  # of a close-up
 
 
 def test_the_checker_finds_the_teachers_false_steps():

@@ -231,7 +231,7 @@ _CHECK = {
     "rectangle": {"length": lambda s, name, v: length(s, name) == v},
     "slip": {"field": lambda s, key, value: s["fields"].get(key, "").lower() == value.lower()},
     "closeup": {
-        "thing": lambda s, color, shape: bool(
+        "thing": lambda s, color, shape: (
             color in ("", s["color"]) and (not shape or (s["clear"] and shape == s["shape"]))
         ),
         "unclear": lambda s: not s["clear"],
