@@ -57,19 +57,16 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
     }[stage]
     recipe = json.loads((folder / "recipe.json").read_text())
     steps = last[stage]["step"] if stage in last else 0
-    start = recipe["start"]
-    begun = f"on from earlier weights (sha256 {start[:12]})" if start else "from nothing"
-    again = " --start THOSE" if start else ""
     records.write_text(
         folder / "README.md",
         f"""# Pocket VLM, {stage}
 
 {nature}
 
-A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained {begun} on the
-micro-world's `pretrain` split: {steps} steps of {recipe['batch']} documents in this stage. Minutes
-a stage: {minutes}.
-Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}{again}`. Measure again:
+A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained from nothing on
+the micro-world's `pretrain` split: {steps} steps of {recipe['batch']} documents in this stage.
+Minutes a stage: {minutes}.
+Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}`. Measure again:
 `python -m vlaa_lib models card --stage {stage}`. Settings: `recipe.json`; losses:
 `training_log.jsonl`; checksum: `SHA256`.
 
