@@ -290,9 +290,16 @@ DRILLS = {
 
 
 def base_text(
-    index: int, seed: int, describe_share: float, drill_share: float
+    index: int, seed: int, describe_share: float, drill_share: float, choices: int = 0
 ) -> tuple[dict | None, list[Piece]]:
-    """Write one question that only the picture answers or, at times, a description or a drill."""
+    """Write one question that only the picture answers or, at times, a description or a drill.
+
+    Args:
+        choices: the first documents are drills of choices, not learnt where they are one of many.
+    """
+    if index < choices:
+        rng = random.Random(f"choices/{seed}/{index}")
+        return None, [*_choice_drill(rng), ("<|endoftext|>", True)]
     source, scene, question, gold, rng = draw(index, seed)
     if rng.random() < describe_share + drill_share:
         return describe_text(index, seed, drill_share / (describe_share + drill_share))
