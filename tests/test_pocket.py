@@ -28,7 +28,7 @@ from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
     batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=48, drill_steps=8,
-    review_steps=16, choice_steps=8, tower_lr=2e-3, base_lr=2e-3,
+    tower_lr=2e-3, base_lr=2e-3,
 )  # fmt: skip
 
 

@@ -43,13 +43,12 @@ from .pocket_muon import optimizers
 from .pocket_tokenizer import SPECIAL, build_tokenizer
 from .pocket_tower import TowerTask, collate_tower, tower_scene
 
-STAGES = ("tower", "drill", "describe", "base", "review", "instruct")
-ENDS = {"base": "review", "instruct": "instruct"}  # checkpoint -> the stage that ends it
+STAGES = ("tower", "drill", "describe", "base", "instruct")
 MROPE = [4, 6, 6]  # angles of M-RoPE (of 16) that tell time, height and width: Qwen's shares
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 KEEP = 8 * LOGGED  # steps between two kept states: resuming repeats no batch, loses no loss
 # seconds a step
-PACE_S = {"tower": 0.5, "drill": 1.5, "describe": 1.2, "base": 1.1, "review": 1.0, "instruct": 1.7}
+PACE_S = {"tower": 0.5, "drill": 1.5, "describe": 1.2, "base": 1.1, "instruct": 1.7}
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
@@ -86,24 +85,21 @@ class Recipe:
     tower_batch: int = 32
     batch: int = 32
     tower_steps: int = 4500
-    copy_steps: int = 200  # of the drills, the first
-    drill_steps: int = 1200
+    copy_steps: int = 200  # of the drills, the first: copying alone
+    choice_steps: int = 300  # the next: copying and choices
+    drill_steps: int = 1400
     describe_steps: int = 900
     base_steps: int = 3000
-    choice_steps: int = 250  # of the review, the first
-    review_steps: int = 1000
     instruct_steps: int = 700
     tower_lr: float = 1.5e-3
     drill_lr: float = 2e-3
     describe_lr: float = 2e-3
     base_lr: float = 1.5e-3
-    review_lr: float = 1.5e-3
     instruct_lr: float = 1e-3
     tower_muon_lr: float = 1.2e-2
     drill_muon_lr: float = 6e-3
     describe_muon_lr: float = 4e-3
     base_muon_lr: float = 3e-3
-    review_muon_lr: float = 6e-3
     instruct_muon_lr: float = 1.5e-3
     describe_share: float = 0.2  # base documents that describe instead of answering
     drill_share: float = 0.15  # documents of describe, base and instruct without a picture
@@ -261,18 +257,22 @@ def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, work: Pat
 def train_language(
     stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list
 ) -> None:
-    """Stages 2 to 6: the language model and the tower's merger; the rest of the tower rests."""
+    """Stages 2 to 5: the language model and the tower's merger; the rest of the tower rests."""
     if stage == "drill":
-        make = partial(drill_text, seed=recipe.seed + 4, copies=recipe.copy_steps * recipe.batch)
+        make = partial(
+            drill_text,
+            seed=recipe.seed + 4,
+            copies=recipe.copy_steps * recipe.batch,
+            choices=recipe.choice_steps * recipe.batch,
+        )
     elif stage == "describe":
         make = partial(describe_text, seed=recipe.seed + 3, drill_share=recipe.drill_share)
-    elif stage in ("base", "review"):
+    elif stage == "base":
         make = partial(
             base_text,
-            seed=recipe.seed + (1 if stage == "base" else 5),
+            seed=recipe.seed + 1,
             describe_share=recipe.describe_share,
             drill_share=recipe.drill_share,
-            choices=recipe.choice_steps * recipe.batch if stage == "review" else 0,
         )
     else:
         make = partial(
@@ -310,7 +310,7 @@ def build(
     """
     torch.set_num_threads(threads)
     out, log = Path(out), []
-    work, stages = out / "stages", STAGES[: STAGES.index(ENDS[last]) + 1]
+    work, stages = out / "stages", STAGES[: STAGES.index(last) + 1]
     _claim(work / "recipe.json", recipe)
     if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
         build_processor(recipe).save_pretrained(work / "processor")
@@ -333,9 +333,9 @@ def build(
                 train_language(stage, model, processor, recipe, work, log)
             _keep(kept, {"model": model.state_dict(), "log": log})
             (work / f"{stage}.part").unlink(missing_ok=True)
-        for checkpoint in (name for name, end in ENDS.items() if end == stage):
-            save(checkpoint, model, processor, out / checkpoint, recipe, log)
-            write_card(checkpoint, out / checkpoint, card_records)
+        if stage in ("base", "instruct"):
+            save(stage, model, processor, out / stage, recipe, log)
+            write_card(stage, out / stage, card_records)
 
 
 def _claim(path: Path, recipe: Recipe) -> None:
