@@ -130,20 +130,10 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     assert logs[0] == logs[1] and len(logs[0]) == 8
 
 
-def test_a_build_goes_on_from_a_checkpoint(built, tmp_path, capsys):
+def test_stages_of_another_recipe_are_refused(built):
     recipe = dataclasses.replace(SMALL, base_steps=24)
-    pocket.build(tmp_path / "new", recipe, last="base", card_records=1, start=built / "base")
-    assert '"stage": "drill"' not in capsys.readouterr().out
-    log = [json.loads(r) for r in (tmp_path / "new/base/training_log.jsonl").open()]
-    before = [json.loads(r) for r in (built / "base/training_log.jsonl").open()]
-    first = next(row["loss"] for row in before if row["stage"] == "base")
-    assert [row["stage"] for row in log] == ["base"] and log[0]["loss"] < first
-    card = (tmp_path / "new/base/README.md").read_text()
-    assert "earlier weights" in card and "from nothing" not in card
-    with pytest.raises(ValueError, match=r"stages of another recipe \(start\)"):
-        pocket.build(tmp_path / "new", recipe, last="base", card_records=1)
-    with pytest.raises(ValueError, match="no file SHA256"):
-        pocket.build(tmp_path / "none", SMALL, last="base", start=tmp_path)
+    with pytest.raises(ValueError, match=r"stages of another recipe \(base_steps\)"):
+        pocket.build(built, recipe, last="base", card_records=1)
 
 
 @pytest.fixture(scope="module")

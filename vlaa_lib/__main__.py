@@ -80,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--out", help="default: runs/pocket to build, data/pocket to measure")
     c.add_argument("--threads", type=int, default=2)
-    c.add_argument("--start", help="build on from this checkpoint: stages base and instruct alone")
 
     c = command("train", _train, "Train a policy on records.")
     arguments.train(c)
@@ -259,8 +258,7 @@ def _models(args) -> int:
     if args.what == "card":
         pocket_card.write_card(args.stage, Path(args.out or "data/pocket") / args.stage)
     else:
-        out = args.out or "runs/pocket"
-        pocket.build(out, threads=args.threads, last=args.stage, start=args.start)
+        pocket.build(args.out or "runs/pocket", threads=args.threads, last=args.stage)
     return 0
 
 

@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ class Recipe:
     tower_batch: int = 32
     batch: int = 32
     tower_steps: int = 4500
-    copy_steps: int = 200  # of the drills, the first
-    drill_steps: int = 1200
+    copy_steps: int = 200  # of the drills, the first: copying alone
+    choice_steps: int = 300  # the next: copying and choices
+    drill_steps: int = 1400
     describe_steps: int = 900
     base_steps: int = 3000
     instruct_steps: int = 700
@@ -106,7 +107,6 @@ class Recipe:
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
     bf16: bool = field(default_factory=_has_bf16)  # all but the tower, where that is faster
-    start: str = ""  # sha256 of the weights that stand for the stages before `base`
 
 
 def build_processor(recipe: Recipe) -> ImageProcessor:
@@ -259,7 +259,12 @@ def train_language(
 ) -> None:
     """Stages 2 to 5: the language model and the tower's merger; the rest of the tower rests."""
     if stage == "drill":
-        make = partial(drill_text, seed=recipe.seed + 4, copies=recipe.copy_steps * recipe.batch)
+        make = partial(
+            drill_text,
+            seed=recipe.seed + 4,
+            copies=recipe.copy_steps * recipe.batch,
+            choices=recipe.choice_steps * recipe.batch,
+        )
     elif stage == "describe":
         make = partial(describe_text, seed=recipe.seed + 3, drill_share=recipe.drill_share)
     elif stage == "base":
@@ -298,33 +303,19 @@ def build(
     threads: int = 1,
     last: str = "instruct",
     card_records: int = 56,
-    start: str | Path | None = None,
 ) -> None:
     """Train the checkpoints up to `last` (base or instruct) into `out`, with cards and sha256.
 
     Stages are kept in `out/stages`, so a stopped build goes on where it was.
-
-    Args:
-        start: a checkpoint whose tokens and weights stand for the stages before `base`.
     """
-    if start and not Path(start, "SHA256").is_file():
-        raise ValueError(f"{start} is no checkpoint of the pocket VLM: it has no file SHA256")
     torch.set_num_threads(threads)
     out, log = Path(out), []
     work, stages = out / "stages", STAGES[: STAGES.index(last) + 1]
-    if start:
-        recipe = replace(recipe, start=Path(start, "SHA256").read_text().split()[0])
     _claim(work / "recipe.json", recipe)
     if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
-        first = ImageProcessor.from_pretrained(start) if start else build_processor(recipe)
-        first.save_pretrained(work / "processor")
+        build_processor(recipe).save_pretrained(work / "processor")
     processor = ImageProcessor.from_pretrained(work / "processor")
     model = build_model(recipe, processor.tokenizer)
-    if start:
-        model.load_state_dict(
-            Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype="float32").state_dict()
-        )
-        stages = stages[STAGES.index("base") :]
     left = [stage for stage in stages if not (work / f"{stage}.pt").is_file()]
     steps = {stage: getattr(recipe, f"{stage}_steps") for stage in left}
     print(f"{steps} steps; {expected_minutes(recipe, left):.0f} minutes on two cores at our pace")

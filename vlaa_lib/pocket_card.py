@@ -50,26 +50,24 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
     ]
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     last = {row["stage"]: row for row in log}
-    minutes = ", ".join(f"{name} {row['seconds'] / 60:.0f}" for name, row in last.items())
+    stages = ", ".join(
+        f"{name} {row['step']} in {row['seconds'] / 60:.0f}" for name, row in last.items()
+    )
     nature = {
         "base": "Describes pictures and answers bare questions; knows no chat.",
         "instruct": "Chats; replies in plain words or, less often, in the think/answer format.",
     }[stage]
     recipe = json.loads((folder / "recipe.json").read_text())
-    steps = last[stage]["step"] if stage in last else 0
-    start = recipe["start"]
-    begun = f"on from earlier weights (sha256 {start[:12]})" if start else "from nothing"
-    again = " --start THOSE" if start else ""
     records.write_text(
         folder / "README.md",
         f"""# Pocket VLM, {stage}
 
 {nature}
 
-A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained {begun} on the
-micro-world's `pretrain` split: {steps} steps of {recipe['batch']} documents in this stage. Minutes
-a stage: {minutes}.
-Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}{again}`. Measure again:
+A Qwen2.5-VL by architecture (`Qwen2_5_VLForConditionalGeneration`), trained from nothing on
+the micro-world's `pretrain` split. Stages, with their steps of {recipe['batch']} documents and
+minutes: {stages}.
+Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}`. Measure again:
 `python -m vlaa_lib models card --stage {stage}`. Settings: `recipe.json`; losses:
 `training_log.jsonl`; checksum: `SHA256`.
 

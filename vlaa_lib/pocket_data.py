@@ -149,16 +149,21 @@ def fewer(scene: dict, rng: random.Random) -> dict:
             return left
 
 
-def drill_text(index: int, seed: int, copies: int = 0) -> tuple[None, list[Piece]]:
+def drill_text(
+    index: int, seed: int, copies: int = 0, choices: int = 0
+) -> tuple[None, list[Piece]]:
     """Write an exercise without a picture: copying, looking up, counting, extremes, sums, ...
 
     Args:
         copies: the first documents only copy, since looking up is not learnt before.
+        choices: the next ones copy or choose: among all drills letters stay at chance.
     """
     rng = random.Random(f"drill/{seed}/{index}")
     drill = rng.choices(list(DRILLS), list(DRILLS.values()))[0]
     if index < copies:
         drill = _copy_drill
+    elif index < copies + choices:
+        drill = rng.choice((_copy_drill, _choice_drill))
     return None, [*drill(rng), ("<|endoftext|>", True)]
 
 
@@ -281,7 +286,7 @@ def _sum_drill(rng: random.Random) -> list[Piece]:
 DRILLS = {
     _copy_drill: 1,
     _told_drill: 4,
-    _choice_drill: 2,
+    _choice_drill: 4,
     _extreme_drill: 4,
     _count_drill: 3,
     _teacher_drill: 8,
