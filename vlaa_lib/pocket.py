@@ -48,7 +48,7 @@ MROPE = [4, 6, 6]  # angles of M-RoPE (of 16) that tell time, height and width: 
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 KEEP = 8 * LOGGED  # steps between two kept states: resuming repeats no batch, loses no loss
 # seconds a step
-PACE_S = {"tower": 0.5, "drill": 1.5, "describe": 1.2, "base": 1.1, "instruct": 1.7}
+PACE_S = {"tower": 0.4, "drill": 1.1, "describe": 1.1, "base": 1.0, "instruct": 1.5}
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
