@@ -202,6 +202,8 @@ def test_the_estimates_lengths():
 
 
 def test_arguments_of_a_benchmark_are_checked():
-    assert bench.arguments("grpo", ["generations=[4, 8]"]) == {"generations": [4, 8]}
+    for given in ("generations=[8]", "generations=8"):
+        assert bench.arguments("grpo", [given]) == {"generations": [8]}
+    assert bench.arguments("grpo", ["fast=null"]) == {"fast": None}
     with pytest.raises(ValueError, match="bench grpo reads generations, sides"):
         bench.arguments("grpo", ["speed=2"])

@@ -30,8 +30,8 @@ def arguments(name: str, pairs: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: it has no such argument, or the text is no KEY=VALUE.
 
-    >>> arguments("grpo", ["prompts=4", "generations=[4]"])
-    {'prompts': 4, 'generations': [4]}
+    >>> arguments("grpo", ["prompts=4", "generations=8", "sides=[112, 224]"])
+    {'prompts': 4, 'generations': [8], 'sides': [112, 224]}
     """
     import inspect
 
@@ -43,5 +43,7 @@ def arguments(name: str, pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or key not in known:
             raise ValueError(f"{pair!r}: bench {name} reads {', '.join(known)}, as KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        read = yaml.safe_load(value)
+        many = str(known[key].annotation).startswith("list")
+        found[key] = [read] if many and not isinstance(read, list | None) else read
     return found
