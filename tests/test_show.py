@@ -140,7 +140,8 @@ def test_a_table_is_html_on_a_page_and_text_elsewhere():
     table = show.table([{"said": "<b>|", "n": "0.123456"}, {"said": "3.0"}])
     page = table._repr_html_()
     assert "<b>" not in page and "&lt;b&gt;|<" in page and ">3.0<" in page  # text stays as it is
-    assert '<td style="text-align:right">0.1235</td>' in page and page.count("<tr>") == 3
+    assert '<td style="text-align:right;white-space:nowrap">0.1235</td>' in page
+    assert page.count("<tr>") == 3
     assert repr(table) == figures.text_table(table.rows) and "0.1235" in repr(table)
     assert show.table([])._repr_html_() == "<p>(no rows)</p>"
     assert ">said</th>" in page and ">said<" not in show.table(table.rows, ["n"])._repr_html_()
@@ -226,6 +227,23 @@ def test_svg_lines_keep_order_and_skip_gaps():
     for draw in (svg.lines, svg.bars):
         with pytest.raises(ValueError, match="no row"):
             draw([{"s": 1, "v": ""}], "s", "v")
+
+
+def test_svg_many_lines_are_told_apart_and_all_named():
+    names = [f"scorer number {i}" for i in range(9)]
+    rows = [{"n": n, "v": 0.5, "low": 0.4, "high": 0.6, "s": s} for s in names for n in (1, 2)]
+    page = svg.lines(rows, "n", "v", "s")
+    height = float(ElementTree.fromstring(page).get("height"))
+    words = {found.text: found for found in elements(page, "text")}
+    for name in names:
+        x, y = (float(words[name].get(axis)) for axis in ("x", "y"))
+        assert x + 7 * len(name) <= style.WIDTH_PX and y < height
+    looks = [(e.get("stroke"), e.get("stroke-dasharray")) for e in elements(page, "polyline")]
+    assert len(set(looks)) == len(names)
+    starts = {e.get("points").split(",")[0] for e in elements(page, "polyline")}
+    assert len(starts) == len(names) and "fill-opacity" not in page  # whiskers side by side
+    assert page.count("V") == len(rows)
+    assert "fill-opacity" in svg.lines(rows[:8], "n", "v", "s")
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

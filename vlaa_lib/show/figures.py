@@ -53,14 +53,19 @@ def html_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
     columns, lines, numeric = _cells(rows, columns)
     if not columns:
         return "<p>(no rows)</p>"
-    aligned = [f' style="text-align:{"right" if is_numeric else "left"}"' for is_numeric in numeric]
-    head, *body = [
-        [f"{place}>{escape(text)}" for place, text in zip(aligned, line, strict=True)]
-        for line in lines
-    ]
-    heading = "".join(f"<th{cell}</th>" for cell in head)
-    rest = "".join(f"<tr>{''.join(f'<td{cell}</td>' for cell in line)}</tr>" for line in body)
-    return f"<table><thead><tr>{heading}</tr></thead><tbody>{rest}</tbody></table>"
+    head, *body = lines
+    heading = _tr("th", head, ["right" if is_numeric else "left" for is_numeric in numeric])
+    # 1e-09 stays on one line
+    places = ["right;white-space:nowrap" if is_numeric else "left" for is_numeric in numeric]
+    rest = "".join(_tr("td", line, places) for line in body)
+    return f"<table><thead>{heading}</thead><tbody>{rest}</tbody></table>"
+
+
+def _tr(tag: str, texts: list[str], places: list[str]) -> str:
+    """Return a row of a table, escaped."""
+    cells = zip(texts, places, strict=True)
+    made = (f'<{tag} style="text-align:{place}">{escape(text)}</{tag}>' for text, place in cells)
+    return f"<tr>{''.join(made)}</tr>"
 
 
 class Table:

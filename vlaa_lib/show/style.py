@@ -36,17 +36,22 @@ _STYLES = {
 _OTHERS = (
     Style("", "#56B4E9", "hexagon", "solid", "\\"),
     Style("", "#8C510A", "triangle-down", "dash", "+"),
-    Style("", "#542788", "pentagon", "dot", "|"),
+    Style("", "#542788", "x", "dot", "|"),
 )
 
 
 def style_of(name: str, index: int = 0) -> Style:
     """Return a model's style, or the `index`-th of the others for any other name.
 
+    Others are three colours with three shapes: nine in all, before they come again.
+
     >>> style_of("sft_grpo").label, style_of("reward").label
     ('SFT+GRPO', 'reward')
     """
-    return _STYLES.get(name) or _OTHERS[index % len(_OTHERS)]._replace(label=name)
+    turn, place = divmod(index, len(_OTHERS))
+    shape = _OTHERS[(place + turn) % len(_OTHERS)]
+    other = shape._replace(label=name, color=_OTHERS[place].color)
+    return _STYLES.get(name) or other
 
 
 def read(rows: str | Path | Rows) -> list[dict[str, Any]]:

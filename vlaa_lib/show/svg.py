@@ -14,6 +14,8 @@ from .style import HEIGHT_PX, PAPER_COLOR, WIDTH_PX, Rows, chosen, distinct, num
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 15, 34, 78  # margins in px; the legend stands in the bottom one
 _PLOT_W, _PLOT_H = WIDTH_PX - _LEFT - _RIGHT, HEIGHT_PX - _TOP - _BOTTOM
+_BANDS = 4  # lines with a band each; more are a muddle
+_APART_PX = 3  # then their markers stand side by side
 _DASHES = {"solid": "", "dot": "2 3", "dash": "7 4", "dashdot": "7 3 2 3", "longdash": "11 4",
            "longdashdot": "11 3 2 3"}  # plotly's names, in px
 
@@ -47,7 +49,8 @@ def lines(
 ) -> str:
     """Draw a line for each group, with markers; rows without a number are left out.
 
-    Where rows hold them, intervals are drawn as a band behind the line.
+    Where rows hold them, intervals are drawn: as a band behind the line, or at its markers where
+    so many lines would have bands that they lie on each other.
 
     Raises:
         ValueError: no row holds both numbers.
@@ -73,14 +76,21 @@ def lines(
     for index, (name, pairs) in enumerate(series.items()):
         style = style_of(name or y, index)
         places = [(_x(a, x_ticks), _y(b, y_ticks)) for a, b in pairs]
-        body.append(_band(bands[name], style.color, x_ticks, y_ticks))
+        if len(series) <= _BANDS:
+            body.append(_band(bands[name], style.color, x_ticks, y_ticks))
+        else:
+            aside = _APART_PX * (index - (len(series) - 1) / 2)
+            places = [(a + aside, b) for a, b in places]
+            for a, lo, hi in bands[name]:
+                path = _whisker(_x(a, x_ticks) + aside, lo, hi, y_ticks, 2)
+                body.append(f'<path d="{path}" stroke="{style.color}" fill="none"/>')
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         body.append(
             f'<polyline points="{path}" fill="none" stroke="{style.color}" stroke-width="2" '
             f'stroke-dasharray="{_DASHES[style.dash]}"/>'
         )
         body += [_marker(style.symbol, a, b, style.color) for a, b in places]
-    return svg(title, body + (_legend(list(series)) if group else []))
+    return _with_legend(title, body, list(series) if group else [])
 
 
 def bars(
@@ -126,7 +136,7 @@ def bars(
                 body += _bar(left, width, color, values, y_ticks)
     below = _TOP + _PLOT_H + (50 if note else 34)
     body.append(text(_LEFT + _PLOT_W / 2, below, x_title or x, "middle"))
-    return svg(title, body + (_legend(names) if group else []))
+    return _with_legend(title, body, names if group else [])
 
 
 def _band(band: list, color: str, x_ticks: list[float], y_ticks: list[float]) -> str:
@@ -182,6 +192,13 @@ def stack(*drawings: str) -> str:
     )
 
 
+def _whisker(x: float, low: float, high: float, y_ticks: list[float], half: int) -> str:
+    """Return the path of an interval with ends of twice `half` px."""
+    below, above = _y(low, y_ticks), _y(high, y_ticks)
+    ends = "".join(f"M{x - half:.1f} {end:.1f}h{2 * half}" for end in (below, above))
+    return f"M{x:.1f} {below:.1f}V{above:.1f}{ends}"
+
+
 def _bar(left: float, width: float, color: str, values: list, y_ticks: list[float]) -> list[str]:
     """Draw one bar and its interval (value, low, high); nothing where there is no value."""
     value, low, high = values
@@ -192,9 +209,7 @@ def _bar(left: float, width: float, color: str, values: list, y_ticks: list[floa
     size = f'width="{width * 0.92:.1f}" height="{abs(zero - top):.1f}"'
     drawn = [f'<rect {place} {size} fill="{color}" stroke="#000" stroke-width=".5"/>']
     if low is not None and high is not None:
-        middle, below, above = left + width * 0.46, _y(low, y_ticks), _y(high, y_ticks)
-        path = f"M{middle:.1f} {below:.1f}V{above:.1f}"
-        path += "".join(f"M{middle - 4:.1f} {end:.1f}h8" for end in (below, above))
+        path = _whisker(left + width * 0.46, low, high, y_ticks, 4)
         for stroke in ('stroke="#fff" stroke-width="3"', 'stroke="#333" stroke-width="1.2"'):
             drawn.append(f'<path d="{path}" {stroke} fill="none"/>')  # white rim, on dark bars
     return drawn
@@ -227,6 +242,7 @@ def _marker(symbol: str, x: float, y: float, color: str) -> str:
         "triangle-up": "0,-4 4,3 -4,3",
         "triangle-down": "0,4 4,-3 -4,-3",
         "star": "0,-5 1.5,-1.5 5,-1.5 2,1 3,5 0,2.5 -3,5 -2,1 -5,-1.5 -1.5,-1.5",
+        "x": "-4,-2.5 -2.5,-4 0,-1.5 2.5,-4 4,-2.5 1.5,0 4,2.5 2.5,4 0,1.5 -2.5,4 -4,2.5 -1.5,0",
         "cross": "-1,-4 1,-4 1,-1 4,-1 4,1 1,1 1,4 -1,4 -1,1 -4,1 -4,-1 -1,-1",
     }
     if symbol not in shapes:
@@ -235,14 +251,18 @@ def _marker(symbol: str, x: float, y: float, color: str) -> str:
     return f'<polygon points="{shapes[symbol]}" fill="{color}" {move}/>'
 
 
-def _legend(names: list[str]) -> list[str]:
-    drawn, left = [], float(_LEFT)
+def _with_legend(title: str, body: list[str], names: list[str]) -> str:
+    """Return a picture with a legend below it, in as many rows as the names take."""
+    drawn, left, y = [], float(_LEFT), HEIGHT_PX - 14
     for index, name in enumerate(names):
         style = style_of(name, index)
-        drawn.append(_marker(style.symbol, left + 4, HEIGHT_PX - 14, style.color))
-        drawn.append(text(left + 14, HEIGHT_PX - 10, style.label, "start"))
-        left += 34 + 7 * len(style.label)
-    return drawn
+        width = 34 + 7 * len(style.label)
+        if left > _LEFT and left + width > WIDTH_PX:
+            left, y = float(_LEFT), y + 18
+        drawn.append(_marker(style.symbol, left + 4, y, style.color))
+        drawn.append(text(left + 14, y + 4, style.label, "start"))
+        left += width
+    return svg(title, body + drawn, y + 14)
 
 
 def text(x: float, y: float, words: Any, anchor: str, more: str = "") -> str:
