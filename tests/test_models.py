@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,3 +190,6 @@ def test_bitsandbytes_is_silent_of_a_faster_package_alone(caplog):
     logger.warning("Failed to load CPU gemm_4bit_forward from %s", "elsewhere")
     logger.warning("something else")
     assert caplog.messages == ["something else"]
+    command = [sys.executable, "-c", "import vlaa_lib.pocket"]  # imports transformers before models
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "gemm_4bit" not in done.stderr

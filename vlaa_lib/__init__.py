@@ -3,12 +3,19 @@
 Importing this package is cheap: torch and transformers load with the modules that need them.
 """
 
+import logging
 from pathlib import Path
 
 __version__ = "0.1.0"
 
 # notebooks run with their own folder as the current one: data/ and runs/ are found from here
 ROOT = Path(__file__).resolve().parents[1]
+
+# 4-bit on a CPU: said in every process that imports bitsandbytes, and the package that it names
+# makes it only faster. Here, since transformers may import it before any other module of ours.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda message: "gemm_4bit_forward" not in message.msg
+)
 
 
 class Halted(RuntimeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -30,10 +29,6 @@ IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vi
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
-# 4-bit on a CPU: said in every process that imports it, and the package named makes it only faster
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda message: "gemm_4bit_forward" not in message.msg
-)
 
 
 def _bar(_: Any, args: tuple, options: dict[str, Any]) -> Any:
