@@ -111,6 +111,8 @@ def _scatter(rng: random.Random, level: int) -> dict:
         {"color": c, "shape": "point", "x": cell % 7, "y": cell // 7}
         for c, cell in zip(named, cells, strict=True)
     ]
+    # one order, or one picture is many scenes, with a split each
+    points.sort(key=lambda point: (point["color"], point["y"], point["x"]))
     return {"objects": points, "style": {"ground": rng.randint(240, 255)}}
 
 
@@ -124,7 +126,7 @@ def _function(rng: random.Random, level: int) -> dict:
         while (other := _curve("line", rng)) == curve:
             pass  # the one would hide the other
         curves.append(other | {"color": colors[1]})
-        curves.sort(key=lambda curve: curve["color"])  # one order, or one picture is two scenes
+        curves.sort(key=lambda curve: curve["color"])  # one order, as of points
     return {"curves": curves, "style": {}}
 
 
