@@ -165,6 +165,15 @@ def test_unseen_characters_are_spelt_out():
         ([example(sides=None)], r"examples\[0\] is not a dict with a list `sides`"),
         ([example(), "text"], r"examples\[1\] is not a dict"),
         ([example(sides=[{"text": "x"}])], r"sides\[0\] is not a dict with a `name`"),
+        ([example(sides=[{"name": float("nan")}])], r"sides\[0\] is not a dict with a `name`"),
+        ([example(image=5)], r"examples\[0\]: `image` is of type int; give a path"),
+        ([example(scene="x")], r"examples\[0\]: `scene` is of type str; give a dict or None"),
+        ([example(scene={"kind": "x"})], r"examples\[0\]: `scene` is none of the micro-world's"),
+        ([example(frame=5)], r"examples\[0\]: `frame` is of type int; give a text or None"),
+        ([example(side_parts=[1])], r"`parts` of side 'sft' is of type list; give a dict by part"),
+        ([example(side_group="abc")], r"`group` of side 'sft' is of type str; give a list"),
+        ([example(side_group=[None])], r"`group` of side 'sft' has more than dicts"),
+        ([example(side_logps=3)], r"`logps` of side 'sft' is of type int; give a list"),
     ],
 )
 def test_malformed_examples_are_named(wrong, said, tmp_path):
@@ -174,6 +183,28 @@ def test_malformed_examples_are_named(wrong, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         html.to_html(wrong, tmp_path / "a.html")
     assert (tmp_path / "a.html").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_table_leaves_out_is_not_known():
+    nan = float("nan")
+    side = one(image=nan, frame=nan, side_correct=nan, side_reward=nan, side_clipped=nan,
+               side_parts=nan, side_group=nan, side_tokens=nan)  # fmt: skip
+    assert side == one(side_reward=None) and not side.keys() & {"correct", "clipped", "reward"}
+    assert prepare.picture({"image": None}, 9) == "no picture"
+    assert one(side_answer=0)["answer"] == "0"  # known, and not what the tags hold
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("<think>think. So.</think>", ["think.", "So."]), ("<answer>a</answer>", ["a"])],
+)
+def test_a_step_is_not_found_in_the_tag_that_spells_it(text, steps):
+    side = one(text)
+    assert [spoken({"body": [step]}) for step in side["body"] if step[0] != -1] == steps
+    assert [run for _, runs in side["body"] for run in runs if run[0] == "tag"][0] == [
+        "tag", text[: text.index(">") + 1]
+    ]  # fmt: skip
+    assert spoken(side) == text
 
 
 def test_what_is_given_is_not_changed():

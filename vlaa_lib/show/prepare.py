@@ -6,16 +6,15 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import traces
 from ..construct.split import AHA_KEYWORDS
 from ..images import open_image
 from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
+from .given import MAX_NAME_CHARS, beginning, checked, visible
 from .style import number, style_of
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its 
 
 MAX_CHARS = 20_000  # ours, of one trace: five times the longest completion of the paper's settings
 MAX_OTHER_CHARS = 2000  # ours, of any other text: a question, a reason, one rollout of a group
-MAX_NAME_CHARS = 200  # ours, of an id, a source or a name
 MIN_CHARS = 50  # ours: a shorter beginning of a text shows nothing
 MAX_BYTES = 5_000_000  # ours: more is slow to open, and a notebook that keeps it is no longer shown
 RIGHT_FROM = 0.5  # ours: a reward from here on counts as right where `correct` is not given
@@ -35,12 +33,6 @@ _PARTS = re.compile(
     # longest first: "double-check" is one word, not its parts
     f"|(?P<aha>{'|'.join(map(re.escape, sorted(AHA_KEYWORDS, key=len, reverse=True)))})",
     re.IGNORECASE,
-)
-# what cannot be seen but turns, hides or breaks what is seen: controls, marks of direction,
-# zero-width characters, halves of surrogate pairs
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ud800-\udfff]"
 )
 
 
@@ -62,26 +54,6 @@ def segments(text: str) -> Iterator[tuple[str, str]]:
         end = match.end()
     if end < len(text):
         yield kind, text[end:]
-
-
-def visible(text: str) -> str:
-    r"""Spell out characters that nobody sees, such as those that turn the direction of reading.
-
-    >>> visible("3 \u202eabc")
-    '3 ‹U+202E›abc'
-    """
-    return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text.replace("\r\n", "\n"))
-
-
-def beginning(text: Any, chars: int) -> str:
-    """Return the first characters of what is not None as `visible` text, and how many are left out.
-
-    >>> beginning("a question", 3), beginning(None, 3)
-    ('a q… (7 more characters)', '')
-    """
-    text = "" if text is None else str(text)
-    left = len(text) - chars
-    return visible(text[:chars]) + (f"… ({left:,} more characters)" if left > 0 else "")
 
 
 def thumbnail(image: Image.Image | str | Path, side_px: int = 192) -> str:
@@ -129,8 +101,7 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: an example is malformed or its id is used twice, says which and why; or there
             are too many for `MAX_BYTES`.
     """
-    examples = [_checked(example, number) for number, example in enumerate(examples)]
-    _refuse_twice([example["id"] for example in examples], "examples", "id")
+    examples = checked(examples)
     sides = [side for example in examples for side in example["sides"]]
     unit = "tokens" if all(number(side.get("tokens")) is not None for side in sides) else "words"
     names = dict.fromkeys(side["name"] for side in sides)
@@ -155,59 +126,6 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         chars = max(MIN_CHARS, int(chars * min(0.7, MAX_BYTES / size)))
 
 
-def _checked(example: Any, place: int) -> dict[str, Any]:
-    """Return an example with its id, names and traces as text and its steps, after a look at it."""
-    here = f"examples[{place}]"
-    if not isinstance(example, dict) or not isinstance(example.get("sides"), (list, tuple)):
-        raise ValueError(f"{here} is not a dict with a list `sides`; see show.prepare.prepare")
-    for number_, side in enumerate(example["sides"]):
-        if not isinstance(side, dict) or not side.get("name"):
-            raise ValueError(
-                f"{here}: sides[{number_}] is not a dict with a `name`; name the model"
-            )
-    sides = [_whole(side, example.get("scene"), here) for side in example["sides"]]
-    _refuse_twice([side["name"] for side in sides], here, "side named")
-    return example | {"id": beginning(example.get("id", place), MAX_NAME_CHARS), "sides": sides}
-
-
-def _whole(side: dict[str, Any], scene: dict | None, here: str) -> dict[str, Any]:
-    """Return a side with what is worked out once, on all of its text, however much is sent."""
-    made = side | {
-        "name": beginning(side["name"], MAX_NAME_CHARS),
-        "text": str(side["text"]) if side.get("text") is not None else "",
-    }
-    truth_from, steps = _told(made, scene, here)
-    return made | {"truth_from": truth_from, "steps": _places(made["text"], steps)}
-
-
-def _told(
-    side: dict[str, Any], scene: dict | None, here: str
-) -> tuple[str | None, list[traces.Step]]:
-    """Return who says what is true, as `traces.measure` does, and the steps of a trace."""
-    if scene:
-        return "scene", traces.check_steps(side["text"], scene)
-    if (verdicts := side.get("verdicts")) is None:
-        return None, []
-    steps = traces.check_steps(side["text"], None)
-    if len(verdicts) != len(steps) or any(one not in (True, False, None) for one in verdicts):
-        raise ValueError(
-            f"{here}: `verdicts` of side {side['name']!r}: give True, False or None for each of "
-            f"its {len(steps)} steps (see traces.check_steps); there are {len(verdicts)} values"
-        )
-    told = (None if one is None else bool(one) for one in verdicts)
-    return "judge", [replace(step, truth=one) for step, one in zip(steps, told, strict=True)]
-
-
-def _refuse_twice(keys: list[str], where: str, what: str) -> None:
-    seen: dict[str, int] = {}
-    for place, key in enumerate(keys):
-        if key in seen:
-            raise ValueError(
-                f"{where}: {what} {key!r} twice, at {seen[key]} and {place}; each must be unique"
-            )
-        seen[key] = place
-
-
 def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     short = min(chars, MAX_OTHER_CHARS)
     made = {key: beginning(example.get(key), short) for key in ("question", "gold")}
@@ -217,7 +135,8 @@ def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     sides = []
     for side in example["sides"]:
         parsed = split_think_answer(side["text"])
-        answer = str(side.get("answer") or parsed.answer)  # evaluation also reads untagged replies
+        answer = side.get("answer")  # evaluation also reads untagged replies
+        answer = parsed.answer if answer is None else str(answer)
         made_side = _side(side, chars, unit)
         made_side["answer"] = beginning(answer, short)
         made_side["problem"] = beginning(parsed.problem, MAX_NAME_CHARS)
@@ -275,18 +194,6 @@ def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
 
 
 # --- the body of a trace: three layers laid over each other --------------------------------------
-
-
-def _places(text: str, steps: list[traces.Step]) -> list[tuple[int, int, bool | None]]:
-    """Find each step of `traces.check_steps` in its text: (start, end, truth)."""
-    found, cursor = [], 0
-    for step in steps:
-        start = text.index(step.text, cursor)  # a step is a piece of the text, in order
-        cursor = start + len(step.text)
-        while cursor < len(text) and text[cursor] in ".!?;":
-            cursor += 1
-        found.append((start, cursor, step.truth))
-    return found
 
 
 def _shades(side: dict[str, Any], text: str) -> tuple[list[Span], str]:

@@ -24,9 +24,22 @@ def pair(*runs: Rows) -> list[tuple[Mapping[str, Any], ...]]:
 
 def is_right(row: Mapping[str, Any]) -> bool:
     """Say whether a row counts as right: as evaluation judged, else by a reward of 0.5 or more."""
-    if row.get("correct") is not None:
-        return bool(row["correct"])
-    return (row.get("reward") or 0.0) >= 0.5
+    correct = known(row.get("correct"))
+    return bool(correct) if correct is not None else (known(row.get("reward")) or 0.0) >= 0.5
+
+
+def known(value: Any) -> Any:
+    """Return a value, or None for what stands for none in tables: NaN, pandas' NA and NaT.
+
+    >>> known(float("nan")), known(0)
+    (None, 0)
+    """
+    try:
+        return None if value is None or bool(value != value) else value
+    except TypeError:  # NA is neither equal to itself nor not
+        return None
+    except ValueError:  # an array
+        return value
 
 
 def flipped(wrong: Rows, right: Rows) -> list[str]:

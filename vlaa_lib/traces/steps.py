@@ -21,9 +21,14 @@ class Step:
     truth: bool | None
 
 
+def untagged(trace: str) -> str:
+    """Return a trace with its tags blank, each character where it was."""
+    return _ANY_TAG.sub(lambda tag: "\n" * len(tag[0]), trace)
+
+
 def split(trace: str) -> list[str]:
     """Return the sentences of a trace, without tags."""
-    return facts.sentences(_ANY_TAG.sub("\n", trace))
+    return facts.sentences(untagged(trace))
 
 
 @lru_cache(maxsize=4096)  # rollouts of a group repeat each other, and each is read several times
