@@ -1,6 +1,7 @@
 """Benchmarks run, and say what they measured."""
 
 import os
+import re
 import sys
 
 import nbformat
@@ -172,7 +173,7 @@ def test_notebooks_are_measured_beside_nbclient(tmp_path):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = tmp_path / "00_short.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    found = bench.notebooks("smoke", [str(path)])
+    found = bench.notebooks("smoke", [str(path)], repeats=1)
     (row,) = found["speed"]
     assert row["notebook"] == "00_short"
     assert min(row["first s"], row["again s"], row["nbclient s"], row["ratio"]) > 0
@@ -205,5 +206,16 @@ def test_arguments_of_a_benchmark_are_checked():
     for given in ("generations=[8]", "generations=8"):
         assert bench.arguments("grpo", [given]) == {"generations": [8]}
     assert bench.arguments("grpo", ["fast=null"]) == {"fast": None}
+    assert bench.arguments("grpo", ["fast=[]", "seed=0"]) == {"fast": [], "seed": 0}
+    assert bench.arguments("notebooks", ["names=01"]) == {"names": ["01"]}
+    for name, wrong in (
+        ("grpo", "generations="), ("grpo", "generations=null"), ("grpo", "generations=[]"),
+        ("rewards", "n=abc"), ("rewards", "n=0"), ("sft", "steps=-1"), ("estimate", "mfu=0"),
+        ("sft", "batch=[1, 2]"), ("grpo", "sides=[[1]]"), ("grpo", "sides=[1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"bench {name}: {re.escape(repr(wrong))}: "):
+            bench.arguments(name, [wrong])
+    with pytest.raises(ValueError, match="grpo.fast: 'warp'"):
+        module("grpo")._settings(4, 112, 1, 16, 1, 8, "full", "data/pocket/instruct", 0, ["warp"])
     with pytest.raises(ValueError, match="bench grpo reads generations, sides"):
         bench.arguments("grpo", ["speed=2"])

@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")
-    c.add_argument("--split", default="train")
-    c.add_argument("--n", type=int, default=16, help="records a source")
+    c.add_argument("--split", help="default: train")
+    c.add_argument("--n", type=arguments.positive, default=16, help="records a source")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--out", help="folder for records.jsonl and images/")
     c.add_argument("--benchmark", help="write a micro benchmark instead, as TSV to --out")
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("what", choices=["curate"])
     c.add_argument("--run", dest="run_dir", required=True, help="folder of the run")
     c.add_argument("--out", default="data/traces")
-    c.add_argument("--per-source", type=int, default=4)
+    c.add_argument("--per-source", type=arguments.positive, default=4)
     c.add_argument("--seed", type=int, default=0)
 
     c = command("bench", _bench, "Measure speed beside a named peer; one table, and JSON to --out.")
@@ -174,12 +174,13 @@ def _microworld(args) -> int:
         return _benchmark(args)
     if not (args.out or args.png):
         raise ValueError("name a folder with --out, or a picture with --png")
-    sources = args.source or list(microworld.SOURCES)
+    sources = list(dict.fromkeys(args.source or microworld.SOURCES))
+    split = args.split or "train"
     if args.out:
-        made = microworld.write_split(args.out, sources, args.split, args.n, args.seed)
+        made = microworld.write_split(args.out, sources, split, args.n, args.seed)
         print(f"{len(made)} records in {args.out}/records.jsonl")
     if args.png:
-        streams = [microworld.stream(s, args.split, args.seed) for s in sources]
+        streams = [microworld.stream(s, split, args.seed) for s in sources]
         images = [sample.image for found in streams for sample in islice(found, args.n)]
         microworld.sheet(images, 8 if len(sources) == 1 else args.n).save(args.png)
         print(f"{len(images)} pictures in {args.png}")
@@ -199,6 +200,8 @@ def _benchmark(args) -> int:
 
     if not args.out:
         raise ValueError("--benchmark needs --out FILE.tsv")
+    if args.source or args.split or args.png:
+        raise ValueError("--benchmark has its own sources and split, and no --png")
     rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
     print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
     return 0

@@ -22,6 +22,13 @@ def shard(text: str) -> tuple[int, int]:
     return found
 
 
+def positive(text: str) -> int:
+    """Read a whole number above zero."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above zero")
+    return int(text)
+
+
 def data(c: argparse.ArgumentParser, is_required: bool = True) -> None:
     """Add where records and their pictures are."""
     c.add_argument("--records", required=is_required, help="JSON array or JSON Lines")
@@ -184,7 +191,7 @@ def process(c: argparse.ArgumentParser) -> None:
     data(c)
     c.add_argument("--model", help="checkpoint that answers; default: the profile's policy")
     c.add_argument("--out", required=True, help="folder for trees/ and processes.json")
-    c.add_argument("--n", type=int, help="take the first N records")
+    c.add_argument("--n", type=positive, help="take the first N records")
     settings(c)
 
     c = actions.add_parser("train-prm", help="train a ViLPRM on scored processes; resumes")
@@ -246,5 +253,5 @@ def doctor(c: argparse.ArgumentParser) -> None:
     given = c.add_mutually_exclusive_group(required=True)
     given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
     given.add_argument("--model", help="checkpoint to sample them from")
-    c.add_argument("--n", type=int, default=32, help="records to sample, four completions each")
+    c.add_argument("--n", type=positive, default=32, help="records to sample, four completions each")
     c.add_argument("--json", metavar="OUT", help="file for all that was found")

@@ -1,7 +1,10 @@
 """Benchmarks: ours beside a named peer, in one run, as medians and ratios."""
 
 from collections.abc import Callable
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
 
 from .construct import construct
 from .estimate import estimate
@@ -21,29 +24,45 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "sft": sft,
 }
 
+_FROM_ZERO = ("seed", "latency_s")
+
 __all__ = ["BENCHMARKS", "arguments", *BENCHMARKS]
 
 
 def arguments(name: str, pairs: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE (YAML) as arguments of a benchmark.
+    """Read KEY=VALUE as arguments of a benchmark, lists as in YAML, numbers above zero.
 
     Raises:
-        ValueError: it has no such argument, or the text is no KEY=VALUE.
+        ValueError: it has no such argument, or the argument no such value.
 
     >>> arguments("grpo", ["prompts=4", "generations=8", "sides=[112, 224]"])
     {'prompts': 4, 'generations': [8], 'sides': [112, 224]}
     """
-    import inspect
-
-    import yaml
-
-    known = inspect.signature(BENCHMARKS[name]).parameters
+    known = get_type_hints(BENCHMARKS[name])
+    known.pop("return", None)
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in known:
             raise ValueError(f"{pair!r}: bench {name} reads {', '.join(known)}, as KEY=VALUE")
-        read = yaml.safe_load(value)
-        many = str(known[key].annotation).startswith("list")
-        found[key] = [read] if many and not isinstance(read, list | None) else read
+        try:
+            found[key] = _read(known[key], value)
+        except (TypeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"bench {name}: {pair!r}: {error}") from error
+        numbers = found[key] if isinstance(found[key], list) else [found[key]]
+        least = 0 if key in _FROM_ZERO else 1e-9
+        if any(isinstance(one, (int, float)) and one < least for one in numbers):
+            raise ValueError(f"bench {name}: {pair!r}: give a number above zero")
     return found
+
+
+def _read(hint: Any, text: str) -> Any:
+    kind, *rest = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if rest and text == "null":
+        return None
+    given = yaml.load(text, yaml.BaseLoader)  # keeps all as text: 01 is a notebook's name
+    if get_origin(kind) is not list:
+        return kind(given)
+    if given in ("", []) and not rest:
+        raise ValueError("give at least one")
+    return [get_args(kind)[0](one) for one in (given if isinstance(given, list) else [given])]

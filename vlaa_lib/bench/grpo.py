@@ -69,9 +69,8 @@ def grpo(
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
         for g, side, many in itertools.product(generations, sides, steps):
-            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, place, seed)
-            paths = cfg.grpo.fast if fast is None else fast
-            given = cfg, made, Path(folder), paths
+            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, place, seed, fast)
+            given = cfg, made, Path(folder), cfg.grpo.fast
             runs = in_turn(lambda who, given=given: afresh(_measured, who, *given), repeats)
             case = {"G": g, "side px": side, "steps a round": many}
             speed.append(case | _compare(runs, cfg.grpo.rollouts * rounds))
@@ -92,7 +91,7 @@ def brevity(completions: list, **columns: Any) -> list[float]:
 
 def _settings(
     g: int, side: int, steps: int, prompts: int, rounds: int, tokens: int, mode: str, model: str,
-    seed: int,
+    seed: int, fast: list[str] | None = None,
 ) -> profiles.Settings:  # fmt: skip
     batch, laptop = prompts * g // steps, profiles.load("laptop")
     values = {
@@ -102,6 +101,7 @@ def _settings(
             "per_device_batch": math.gcd(batch, laptop.grpo.per_device_batch),
             "max_steps": steps * rounds, "max_completion_tokens": tokens,
             "kl": "fixed", "save_rounds": 0, "warmup": 0.0,  # the first step moves the policy
+            "fast": laptop.grpo.fast if fast is None else fast,
         },
     }  # fmt: skip
     return profiles.load("laptop", seed=seed, **values)
