@@ -56,6 +56,8 @@ def test_a_filtered_read_holds_a_fraction_of_the_store(large):
         ({"record_id": ["r7", "r9"]}, 2),
         ({"reward": (None, None)}, BOUND),
         ({"model": "sft"}, 0),
+        ({"kl": None, "source": "solids"}, 300),
+        ({"source": set()}, 0),
     ],
 )
 def test_filters(large, where, count):
@@ -110,6 +112,9 @@ def test_reading_names_what_is_wrong(tmp_path):
     traces.TraceStore(tmp_path).append([{"record_id": "a"}])
     with pytest.raises(ValueError, match="no such column: lenght; known are record_id"):
         traces.load(tmp_path, where={"lenght": 3})
+    for wrong in ("long", [1, "a"], {"b"}, (1, 2, 3)):
+        with pytest.raises(ValueError, match="where .words. is "):
+            traces.load(tmp_path, where={"words": wrong})
     (tmp_path / "part-000001-0.parquet").write_bytes(b"not parquet")
     with pytest.raises(ValueError, match="part-000001-0.parquet.*delete that part"):
         traces.load(tmp_path)

@@ -253,5 +253,5 @@ def doctor(c: argparse.ArgumentParser) -> None:
     given = c.add_mutually_exclusive_group(required=True)
     given.add_argument("--completions", help="JSON Lines: id, completion, group; or traces folder")
     given.add_argument("--model", help="checkpoint to sample them from")
-    c.add_argument("--n", type=positive, default=32, help="records to sample, four completions each")
+    c.add_argument("--n", type=positive, default=32, help="records, four completions each")
     c.add_argument("--json", metavar="OUT", help="file for all that was found")

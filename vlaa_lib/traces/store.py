@@ -165,8 +165,9 @@ def table(
 
     Args:
         columns: by default all.
-        where: by column: a value; a set or list of values; or a pair (low, high) as a tuple, both
-            ends included, None for open. `{"source": {"solids"}, "false_steps": (1, None)}`.
+        where: by column: a value, or None where there is none; a set or list of values; or a pair
+            (low, high) as a tuple, both ends included, None for open.
+            `{"source": {"solids"}, "false_steps": (1, None)}`
         sample: so many of the rows, drawn at random with `seed`, in their order.
     """
     import pyarrow as pa
@@ -193,19 +194,23 @@ def table(
 
 def _expression(where: Mapping[str, Any]) -> Any:
     """Turn `where` into an expression that parquet's reader applies while it reads."""
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
     made = None
     for column, wanted in where.items():
-        field = ds.field(column)
-        if isinstance(wanted, tuple):
-            low, high = wanted
-            terms = [field >= low] if low is not None else []
-            terms += [field <= high] if high is not None else []
-        elif isinstance(wanted, (set, frozenset, list)):
-            terms = [field.isin(sorted(wanted))]
-        else:
-            terms = [field == wanted]
+        field, kind = ds.field(column), schema().field(column).type
+        try:
+            if isinstance(wanted, tuple):
+                low, high = wanted
+                terms = [field >= low] if low is not None else []
+                terms += [field <= high] if high is not None else []
+            elif isinstance(wanted, (set, frozenset, list)):
+                terms = [field.isin(pa.array(list(wanted), kind))]
+            else:
+                terms = [field.is_null() if wanted is None else field == pa.scalar(wanted, kind)]
+        except (pa.ArrowException, ValueError) as error:
+            raise ValueError(f"where {column!r} is {wanted!r}: {error}") from None
         for term in terms:
             made = term if made is None else made & term
     return made
