@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("microworld", _microworld, "Write micro-world records and pictures.")
     c.add_argument("--source", nargs="*", help="default: all nine")
-    c.add_argument("--split", help="default: train")
+    c.add_argument("--split", default="train")
     c.add_argument("--n", type=arguments.positive, default=16, help="records a source")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--out", help="folder for records.jsonl and images/")
@@ -175,12 +175,11 @@ def _microworld(args) -> int:
     if not (args.out or args.png):
         raise ValueError("name a folder with --out, or a picture with --png")
     sources = list(dict.fromkeys(args.source or microworld.SOURCES))
-    split = args.split or "train"
     if args.out:
-        made = microworld.write_split(args.out, sources, split, args.n, args.seed)
+        made = microworld.write_split(args.out, sources, args.split, args.n, args.seed)
         print(f"{len(made)} records in {args.out}/records.jsonl")
     if args.png:
-        streams = [microworld.stream(s, split, args.seed) for s in sources]
+        streams = [microworld.stream(s, args.split, args.seed) for s in sources]
         images = [sample.image for found in streams for sample in islice(found, args.n)]
         microworld.sheet(images, 8 if len(sources) == 1 else args.n).save(args.png)
         print(f"{len(images)} pictures in {args.png}")
@@ -200,7 +199,7 @@ def _benchmark(args) -> int:
 
     if not args.out:
         raise ValueError("--benchmark needs --out FILE.tsv")
-    if args.source or args.split or args.png:
+    if args.source or args.png or args.split != "train":
         raise ValueError("--benchmark has its own sources and split, and no --png")
     rows = benchmarks.write_tsv(args.benchmark, args.out, args.n, args.seed)
     print(f"{len(rows)} rows of {args.benchmark} in {args.out}")
