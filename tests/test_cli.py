@@ -33,6 +33,26 @@ def test_microworld_then_construct(tmp_path, capsys):
     assert (tmp_path / "out" / "rejects.jsonl").read_text() == ""
 
 
+def test_microworld_draws_each_source_once(tmp_path):
+    assert call("microworld", "--out", tmp_path, "--n", 2, "--source", "solids", "solids") == 0
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("more", [("--source", "solids"), ("--png", "a.png"), ("--split", "test")])
+def test_a_benchmark_refuses_what_it_would_ignore(tmp_path, capsys, more):
+    asked = "microworld", "--benchmark", "micro-WeMath", "--out", tmp_path / "a.tsv", *more
+    assert call(*asked) == 2
+    assert "--benchmark has its own sources and split" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "²", ""])
+def test_numbers_of_records_are_above_zero(capsys, number):
+    with pytest.raises(SystemExit):
+        call("microworld", "--png", "a.png", "--n", number)
+    assert f"argument --n: {number!r}: give a whole number above zero" in capsys.readouterr().err
+
+
 BAD = {
     "half a line": ('{"id": "bad", "image": "solids/dev', "not valid JSON"),
     "missing image": ({"image": "solids/none.png"}, "is not below"),
