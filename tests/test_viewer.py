@@ -185,12 +185,17 @@ def test_malformed_examples_are_named(wrong, said, tmp_path):
     assert (tmp_path / "a.html").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_a_table_leaves_out_is_not_known():
+def test_what_a_table_leaves_out_is_not_known(tmp_path):
     nan = float("nan")
     side = one(image=nan, frame=nan, side_correct=nan, side_reward=nan, side_clipped=nan,
                side_parts=nan, side_group=nan, side_tokens=nan)  # fmt: skip
     assert side == one(side_reward=None) and not side.keys() & {"correct", "clipped", "reward"}
-    assert prepare.picture({"image": None}, 9) == "no picture"
+    given = [example(image=nan)]
+    assert prepare.picture(given[0], 9) == "no picture"
+    assert html.render(given) == html.render([example()])
+    pages = [html.to_html(of, tmp_path / "a.html").read_text() for of in (given, [example()])]
+    assert pages[0] == pages[1]
+    assert "int is neither a path nor a PIL image" in html.render([example(image=5)])
     assert one(side_answer=0)["answer"] == "0"  # known, and not what the tags hold
 
 

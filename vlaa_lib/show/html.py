@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import records
+from ..traces.pairs import known
 from .prepare import beginning, picture, prepare, segments, thumbnail, visible
 from .style import number
 
@@ -41,7 +42,7 @@ def _trace(text: str) -> str:
 
 
 def _picture(item: dict[str, Any]) -> str:
-    if item.get("image") is None:
+    if known(item.get("image")) is None:
         return ""
     found = picture(item, THUMB_PX)
     if not found.startswith("data:"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..construct.split import AHA_KEYWORDS
 from ..images import open_image
 from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
+from ..traces.pairs import known
 from .given import MAX_NAME_CHARS, beginning, checked, visible
 from .style import number, style_of
 
@@ -60,10 +61,12 @@ def thumbnail(image: Image.Image | str | Path, side_px: int = 192) -> str:
     """Return an image as a small JPEG data URL.
 
     Raises:
-        ImageError: no such file, or not a picture.
+        ValueError: no such file, or not a picture.
     """
     if isinstance(image, (str, Path)):
         image = open_image(Path(image).name, Path(image).parent)
+    if not hasattr(image, "convert"):
+        raise ValueError(f"{type(image).__name__} is neither a path nor a PIL image")
     small = image.convert("RGB")
     small.thumbnail((side_px, side_px))
     stream = BytesIO()
@@ -73,10 +76,10 @@ def thumbnail(image: Image.Image | str | Path, side_px: int = 192) -> str:
 
 def picture(example: dict[str, Any], side_px: int) -> str:
     """Return an example's picture as a data URL, or in its place the words why there is none."""
-    if example.get("image") is None:
+    if (image := known(example.get("image"))) is None:
         return "no picture"
     try:
-        return thumbnail(example["image"], side_px)
+        return thumbnail(image, side_px)
     except ValueError as error:  # ImageError is one; a path may also hold a NUL
         return beginning(f"no picture: {error}", MAX_NAME_CHARS)
 
