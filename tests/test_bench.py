@@ -203,6 +203,7 @@ def test_the_estimates_lengths():
 
 
 def test_arguments_of_a_benchmark_are_checked():
+    assert bench.arguments("grpo", ["generations=[4, 8]"]) == {"generations": [4, 8]}
     for given in ("generations=[8]", "generations=8"):
         assert bench.arguments("grpo", [given]) == {"generations": [8]}
     assert bench.arguments("grpo", ["fast=null"]) == {"fast": None}
@@ -211,6 +212,7 @@ def test_arguments_of_a_benchmark_are_checked():
     for name, wrong in (
         ("grpo", "generations="), ("grpo", "generations=null"), ("grpo", "generations=[]"),
         ("rewards", "n=abc"), ("rewards", "n=0"), ("sft", "steps=-1"), ("estimate", "mfu=0"),
+        ("estimate", "mfu=nan"), ("sft", "seed=-1"),
         ("sft", "batch=[1, 2]"), ("grpo", "sides=[[1]]"), ("grpo", "sides=[1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"bench {name}: {re.escape(repr(wrong))}: "):

@@ -49,9 +49,9 @@ def arguments(name: str, pairs: list[str]) -> dict[str, Any]:
             found[key] = _read(known[key], value)
         except (TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"bench {name}: {pair!r}: {error}") from error
-        numbers = found[key] if isinstance(found[key], list) else [found[key]]
-        least = 0 if key in _FROM_ZERO else 1e-9
-        if any(isinstance(one, (int, float)) and one < least for one in numbers):
+        values = found[key] if isinstance(found[key], list) else [found[key]]
+        numbers = [one for one in values if isinstance(one, (int, float))]
+        if not all(one > 0 or (one == 0 and key in _FROM_ZERO) for one in numbers):
             raise ValueError(f"bench {name}: {pair!r}: give a number above zero")
     return found
 
