@@ -41,7 +41,7 @@ for _method in ("connect", "connect_ex"):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """An untrained pocket VLM, small enough that two training steps take a second."""
-    from vlaa_lib import pocket
+    from vlaa_lib.pocket import recipe as pocket
 
     recipe = pocket.Recipe(
         hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512
@@ -56,7 +56,7 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def micro_data(tmp_path_factory):
     """A folder with two records of each micro source (below `images`), and the records."""
-    from vlaa_lib import microworld
+    from vlaa_lib.pocket import microworld
 
     folder = tmp_path_factory.mktemp("micro")
     return folder, microworld.write_split(folder, list(microworld.SOURCES), "dev", 2)
@@ -65,7 +65,7 @@ def micro_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """Run all notebooks at the smoke profile, once for all tests; return the run's folder."""
-    from vlaa_lib import run
+    from vlaa_lib.study import run
 
     home = tmp_path_factory.mktemp("smoke") / "run"
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from vlaa_lib import archives
+from vlaa_lib.sources import archives
 
 GOOD = {"vg/a.png": b"a" * 3000, "./vg/deep/b.png": b"b", "c.txt": b""}
 

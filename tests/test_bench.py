@@ -8,16 +8,17 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from vlaa_lib import bench, prompts, rewards
-from vlaa_lib.bench import timing
-from vlaa_lib.bench.rewards import mix
+import bench
+from bench import timing
+from bench.rewards import mix
+from vlaa_lib import prompts, rewards
 from vlaa_lib.rewards import maths
 from vlaa_lib.train import shapes
 
 
 def module(name):
     """Return a benchmark's module, whose name in the package is that of its function."""
-    return sys.modules[f"vlaa_lib.bench.{name}"]
+    return sys.modules[f"bench.{name}"]
 
 
 def test_construction_is_measured_beside_a_bare_client_loop(monkeypatch):

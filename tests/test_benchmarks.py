@@ -9,12 +9,14 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from vlaa_lib import images, microworld, profiles, rewards, stages
+from vlaa_lib import images, profiles, rewards
 from vlaa_lib.evaluate import benchmarks as tables
 from vlaa_lib.evaluate import files
 from vlaa_lib.evaluate.tasks import letters
-from vlaa_lib.microworld import benchmarks, facts, questions, scenes, solve, truth
-from vlaa_lib.microworld.benchmarks import BENCHMARKS, COLUMNS, NONE_RIGHT
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import benchmarks, facts, questions, scenes, solve, truth
+from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, COLUMNS, NONE_RIGHT
+from vlaa_lib.study import stages
 
 MADE = {name: benchmarks.rows(name, 120) for name in BENCHMARKS}
 NAMES = list(BENCHMARKS)

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from vlaa_lib import microworld
 from vlaa_lib.__main__ import main
+from vlaa_lib.pocket import microworld
 
 
 @pytest.fixture

@@ -24,10 +24,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlaa_lib import construct, microworld, prompts, records
-from vlaa_lib.construct import rules, server, steps, templates
-from vlaa_lib.construct.ledger import Ledger, LedgerError, Reply, call_key
-from vlaa_lib.microworld.narrator import Rates
+from vlaa_lib import construct, pocket, prompts, records
+from vlaa_lib.construct import steps, templates
+from vlaa_lib.llm import messages
+from vlaa_lib.llm.ledger import Ledger, LedgerError, Reply, call_key
+from vlaa_lib.pocket import microworld, rules, server
+from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +158,7 @@ def refused(result):
 
 def test_twenty_records_go_through_every_step(world, tmp_path):
     items, images = world
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         result = run(items, images, base_url, tmp_path)
 
     ids = [record.id for record in items]
@@ -179,7 +181,7 @@ def test_twenty_records_go_through_every_step(world, tmp_path):
 
 def test_counts_add_up_and_are_written(world, tmp_path):
     items, images = world
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         result = run(items, images, base_url, tmp_path)
     table = {(row["step"], row["source"]): row for row in result.counts}
     chain = ("caption", "distil", "rewrite", "verify")
@@ -203,8 +205,8 @@ def test_counts_add_up_and_are_written(world, tmp_path):
 
 def test_a_teacher_that_never_errs_loses_nothing(world, tmp_path):
     items, images = world
-    scenes = construct.scenes_of(items, images)
-    with construct.serve_teacher(scenes, Rates(0.0, 0.0, 0.0, 0.0)) as base_url:
+    scenes = pocket.scenes_of(items, images)
+    with pocket.serve_teacher(scenes, Rates(0.0, 0.0, 0.0, 0.0)) as base_url:
         result = run(items, images, base_url, tmp_path)
     assert result.drops == [] and result.rl == []
     assert [record.id for record in result.sft] == [record.id for record in items]
@@ -212,7 +214,7 @@ def test_a_teacher_that_never_errs_loses_nothing(world, tmp_path):
 
 def test_resume_asks_nothing_twice(world, tmp_path, count_replies):
     items, images = world
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         first = run(items, images, base_url, tmp_path)
         asked, before = len(count_replies), outputs(tmp_path)
         second = run(items, images, base_url, tmp_path)
@@ -232,7 +234,7 @@ def test_resume_asks_nothing_twice(world, tmp_path, count_replies):
 
 def test_order_and_result_do_not_depend_on_concurrency(world, tmp_path):
     items, images = world
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         run(items, images, base_url, tmp_path / "one", concurrency=1)
         run(items, images, base_url, tmp_path / "many", concurrency=16)
     assert outputs(tmp_path / "one") == outputs(tmp_path / "many")
@@ -261,7 +263,7 @@ def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how
             "construct.run(items, path + '/images', url, out, limits=limits, progress=False)\n"
         ),
     )
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(images.parent), base_url, str(out)],
             cwd=ROOT,
@@ -368,7 +370,7 @@ def test_a_bad_image_is_never_sent(world, tmp_path, name):
 
 def test_an_image_unknown_to_the_local_teacher_is_dropped(world, tmp_path):
     items, images = world
-    with construct.serve_teacher(construct.scenes_of(items[1:], images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items[1:], images)) as base_url:
         result = run(items[:5], images, base_url, tmp_path)
     unknown = [drop for drop in result.drops if drop.step == "caption"]
     assert [drop.id for drop in unknown] == [items[0].id]
@@ -421,7 +423,7 @@ def test_aha_keywords_are_the_papers_eight():
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the two published records are not here")
 def test_the_published_records_reach_the_splits(tmp_path, count_replies):
     items = records.load(SAMPLES / "records.jsonl", SAMPLES / "images").records
-    with construct.serve_teacher({}) as base_url:
+    with pocket.serve_teacher({}) as base_url:
         result = run(items, SAMPLES / "images", base_url, tmp_path)
     assert sorted(set(count_replies)) == ["teacher-rewrite", "teacher-verify"]
     assert result.drops == []
@@ -635,12 +637,12 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path):
     st.text(alphabet="ab {}\n\\capt", max_size=40), st.text(alphabet="ab {}\nquest", max_size=40)
 )
 def test_templates_read_back_what_was_filled_in(caption, question):
-    text = templates.fill(prompts.DISTIL_PROMPT, caption=caption, question=question)
+    text = messages.fill(prompts.DISTIL_PROMPT, caption=caption, question=question)
     assert templates.read(prompts.DISTIL_PROMPT, text) == {"caption": caption, "question": question}
 
 
 def test_values_are_filled_in_once():
-    filled = templates.fill(prompts.VERIFY_PROMPT, question="{gold}", gold="{pred}", pred="3")
+    filled = messages.fill(prompts.VERIFY_PROMPT, question="{gold}", gold="{pred}", pred="3")
     values = templates.read(prompts.VERIFY_PROMPT, filled)
     assert values == {"question": "{gold}", "gold": "{pred}", "pred": "3"}
 
@@ -703,12 +705,12 @@ def test_the_server_answers_the_official_client(world):
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
         {"type": "text", "text": prompts.CAPTION_PROMPT},
     ]
-    think = templates.fill(
+    think = messages.fill(
         prompts.DISTIL_PROMPT,
         caption="There are 2 red cubes. There is 1 blue ball.",
         question="How many objects are there?",
     )
-    with construct.serve_teacher(construct.scenes_of(items, images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         client = openai.OpenAI(base_url=base_url, api_key="any", max_retries=0)
 
         def ask(model, content, **options):
@@ -748,9 +750,9 @@ def test_the_server_answers_the_official_client(world):
 
 
 def test_a_taken_port_is_an_error():
-    with construct.serve_teacher({}) as base_url:
+    with pocket.serve_teacher({}) as base_url:
         port = int(base_url.split(":")[2].split("/")[0])
-        with pytest.raises(OSError, match="in use"), construct.serve_teacher({}, port=port):
+        with pytest.raises(OSError, match="in use"), pocket.serve_teacher({}, port=port):
             pass
 
 
@@ -759,7 +761,7 @@ def test_serve_forever_serves_until_interrupted(world):
     code = (
         "import signal, sys; from vlaa_lib import construct\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "construct.serve_forever(*sys.argv[1:], 0)"
+        "pocket.serve_forever(*sys.argv[1:], 0)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)],
@@ -779,4 +781,4 @@ def test_serve_forever_refuses_records_without_scenes(one, tmp_path):
     record, images = one
     records.write([replace(record, meta={})], tmp_path / "records.jsonl")
     with pytest.raises(records.RecordError, match="no record with 'meta.scene'"):
-        construct.serve_forever(tmp_path / "records.jsonl", images, 0)
+        pocket.serve_forever(tmp_path / "records.jsonl", images, 0)

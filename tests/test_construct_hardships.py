@@ -35,10 +35,13 @@ from test_construct import (
     totals,
     trace,
 )
-from vlaa_lib import construct, microworld, prompts, records
+from vlaa_lib import construct, pocket, prompts, records
 from vlaa_lib.__main__ import main
-from vlaa_lib.construct import card, client, offline, templates, wire
-from vlaa_lib.construct.ledger import Ledger, LedgerError, Reply, call_key
+from vlaa_lib.construct import card, offline, templates
+from vlaa_lib.llm import client
+from vlaa_lib.llm import messages as wire
+from vlaa_lib.llm.ledger import Ledger, LedgerError, Reply, call_key
+from vlaa_lib.pocket import microworld
 
 ROOT = Path(__file__).parents[1]
 
@@ -674,7 +677,7 @@ def test_the_card_and_the_exports_read_back(world, tmp_path, capsys):
 
     items, path = world
     copy = shutil.copytree(path / "images", tmp_path / "images")
-    with construct.serve_teacher(construct.scenes_of(items, copy)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(items, copy)) as base_url:
         result = run(items, copy, base_url, tmp_path)
     arguments = ["construct", "card", "--out", str(tmp_path), "--images", str(copy)]
     assert main(arguments) == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlaa_lib import models
-from vlaa_lib.decoding import decode
+from vlaa_lib.train.decoding import decode
 
 PROMPTS = ["Hello", "How many red cubes are there in the picture?", "No", "Count."] * 4
 

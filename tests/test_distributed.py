@@ -14,7 +14,7 @@ import torch
 
 import launched
 from vlaa_lib import models, prompts, records
-from vlaa_lib.microworld import narrator
+from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import launch
 
 # deepspeed is an extra that requirements.txt leaves out: data/TRAINING.md says what was run

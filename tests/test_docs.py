@@ -5,8 +5,10 @@ import shlex
 
 import pytest
 
-from vlaa_lib import ROOT, hub, microworld, profiles
+from vlaa_lib import ROOT, profiles
 from vlaa_lib.__main__ import parser
+from vlaa_lib.pocket import microworld
+from vlaa_lib.sources import hub
 
 README = (ROOT / "README.md").read_text()
 GUIDES = [

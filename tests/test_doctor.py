@@ -5,8 +5,9 @@ import json
 import pytest
 
 from scoring import record, wrap
-from vlaa_lib import doctor, microworld, prompts, records, rewards, traces
+from vlaa_lib import doctor, prompts, records, rewards, traces
 from vlaa_lib.__main__ import main
+from vlaa_lib.pocket import microworld
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlaa_lib import evaluate, microworld
+from vlaa_lib import evaluate
+from vlaa_lib.pocket import microworld
 from vlaa_lib.prompts import join_think_answer
 
 

@@ -12,7 +12,7 @@ from vlaa_lib import ROOT
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import command, files
 from vlaa_lib.evaluate.generate import Completion
-from vlaa_lib.microworld import benchmarks as micro
+from vlaa_lib.pocket.microworld import benchmarks as micro
 
 
 def call(name, folder, *words):

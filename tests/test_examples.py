@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scoring import COLON, record, wrap
-from vlaa_lib import microworld, prompts, rewards
+from vlaa_lib import prompts, rewards
+from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import examples, maths
 from vlaa_lib.show import boxes
 

@@ -15,7 +15,7 @@ from vlaa_lib.evaluate.files import family, listed
 from vlaa_lib.evaluate.judge import Judge
 from vlaa_lib.evaluate.scoring import score_all, score_row
 from vlaa_lib.evaluate.tasks import letters, real, task
-from vlaa_lib.microworld import benchmarks
+from vlaa_lib.pocket.microworld import benchmarks
 from vlaa_lib.prompts import join_think_answer
 
 CHOICES = {"A": "30", "B": "45", "C": "60", "D": "dark blue", "E": "blue"}

@@ -13,15 +13,16 @@ import httpx2
 import openai
 import pytest
 
-from vlaa_lib import construct, microworld, prompts
+from vlaa_lib import construct, pocket, prompts
 from vlaa_lib.__main__ import main
-from vlaa_lib.construct import faults, templates
-from vlaa_lib.construct.faults import Faults
-from vlaa_lib.microworld.narrator import Rates
+from vlaa_lib.llm import messages
+from vlaa_lib.pocket import faults, microworld
+from vlaa_lib.pocket.faults import Faults
+from vlaa_lib.pocket.microworld.narrator import Rates
 
 STEPS = ("caption", "distil", "rewrite", "verify")
 NEVER_ERRS = Rates(0.0, 0.0, 0.0, 0.0)
-THOUGHT = templates.fill(
+THOUGHT = messages.fill(
     prompts.DISTIL_PROMPT,
     caption="There are 2 red cubes. There is 1 blue ball.",
     question="How many objects are there?",
@@ -30,9 +31,9 @@ THOUGHT = templates.fill(
 
 def request(n=0, **options):
     """Build the body of a rewriting request; another number, another body."""
-    text = templates.fill(prompts.REWRITE_PROMPT, input=f"The caption says {n} things.")
-    messages = [{"role": "user", "content": text}]
-    return {"model": "teacher-rewrite", "messages": messages} | options
+    text = messages.fill(prompts.REWRITE_PROMPT, input=f"The caption says {n} things.")
+    said = [{"role": "user", "content": text}]
+    return {"model": "teacher-rewrite", "messages": said} | options
 
 
 def one_kind(kind, **options):
@@ -77,7 +78,7 @@ def test_every_kind_is_tested():
 @pytest.mark.parametrize(("kind", "status", "shows"), RAW)
 def test_a_fault_on_the_wire(kind, status, shows):
     journal, body = [], request()
-    with construct.serve_teacher({}, faults=one_kind(kind), journal=journal) as base_url:
+    with pocket.serve_teacher({}, faults=one_kind(kind), journal=journal) as base_url:
         came, started = time.time(), time.perf_counter()
         if status is None:
             with pytest.raises(httpx2.RemoteProtocolError, match=shows):
@@ -104,7 +105,7 @@ def test_a_fault_on_the_wire(kind, status, shows):
 def test_garbage_is_never_json_and_wrong_shapes_always_are():
     everything = {}
     for kind in ("garbage", "wrong_shape"):
-        with construct.serve_teacher({}, faults=one_kind(kind)) as base_url:
+        with pocket.serve_teacher({}, faults=one_kind(kind)) as base_url:
             everything[kind] = {post(base_url, request(n)).content for n in range(60)}
     assert len(everything["garbage"]) == 4 and len(everything["wrong_shape"]) == 10
     for body in everything["garbage"]:
@@ -128,7 +129,7 @@ def test_garbage_is_never_json_and_wrong_shapes_always_are():
     ],
 )
 def test_a_fault_the_official_client_raises(kind, error):
-    with construct.serve_teacher({}, faults=one_kind(kind)) as base_url, pytest.raises(error):
+    with pocket.serve_teacher({}, faults=one_kind(kind)) as base_url, pytest.raises(error):
         ask(base_url, request())
 
 
@@ -141,14 +142,14 @@ def test_a_fault_the_official_client_raises(kind, error):
     ],
 )
 def test_a_fault_the_official_client_hands_on(kind, content, finish):
-    with construct.serve_teacher({}, faults=one_kind(kind)) as base_url:
+    with pocket.serve_teacher({}, faults=one_kind(kind)) as base_url:
         (choice,) = ask(base_url, request()).choices
     assert (choice.message.content, choice.finish_reason) == (content, finish)
 
 
 @pytest.mark.parametrize("kind", ["html", "wrong_shape"])
 def test_a_fault_the_official_client_takes_for_a_completion(kind):
-    with construct.serve_teacher({}, faults=one_kind(kind)) as base_url:
+    with pocket.serve_teacher({}, faults=one_kind(kind)) as base_url:
         taken = [ask(base_url, request(n)) for n in range(12)]
     for reply in taken:
         with pytest.raises((TypeError, LookupError, AttributeError)):
@@ -159,7 +160,7 @@ def test_a_fault_the_official_client_takes_for_a_completion(kind):
 def body_sha256():
     """The digest of the body that the official client sends for `request()`."""
     journal = []
-    with construct.serve_teacher({}, journal=journal) as base_url:
+    with pocket.serve_teacher({}, journal=journal) as base_url:
         ask(base_url, request())
     assert journal[0].outcome == "HTTP 200"
     return journal[0].body_sha256
@@ -170,7 +171,7 @@ def test_a_retried_request_can_succeed(kind, body_sha256):
     seeded = (Faults.spread(0.5, (kind,), seed=seed) for seed in range(99))
     rates = next(r for r in seeded if r.kind(body_sha256, 1) and not r.kind(body_sha256, 2))
     journal = []
-    with construct.serve_teacher({}, faults=rates, journal=journal) as base_url:
+    with pocket.serve_teacher({}, faults=rates, journal=journal) as base_url:
         started = time.perf_counter()
         reply = ask(base_url, request(), max_retries=1)
         took_s = time.perf_counter() - started
@@ -182,7 +183,7 @@ def test_a_retried_request_can_succeed(kind, body_sha256):
 def test_three_hundred_requests_at_twenty_percent_are_all_answered():
     journal, rates = [], Faults.spread(0.2, faults.RETRIED)
     with (
-        construct.serve_teacher({}, faults=rates, journal=journal) as base_url,
+        pocket.serve_teacher({}, faults=rates, journal=journal) as base_url,
         ThreadPoolExecutor(24) as pool,
     ):
         replies = list(pool.map(lambda n: ask(base_url, request(n), max_retries=6), range(300)))
@@ -210,7 +211,7 @@ def test_the_same_seed_makes_the_same_faults_in_any_order():
     seen = []
     for seed, order in ((1, range(40)), (1, range(39, -1, -1)), (2, range(40))):
         journal, rates = [], Faults.spread(0.5, kinds, seed=seed)
-        with construct.serve_teacher({}, faults=rates, journal=journal) as base_url:
+        with pocket.serve_teacher({}, faults=rates, journal=journal) as base_url:
             seen.append(fates(base_url, journal, order))
     assert seen[0] == seen[1] != seen[2]
     assert any(first != second for first, second in seen[0].values()), "a retry can fare better"
@@ -249,7 +250,7 @@ def test_latency_comes_with_jitter():
     delays = [rates.delay_s(str(n), 1) for n in range(200)]
     assert 0.1 <= min(delays) < 0.12 and 0.28 < max(delays) <= 0.3
     assert min(Faults(jitter_s=0.1).delay_s(str(n), 1) for n in range(20)) == 0.0
-    with construct.serve_teacher({}, faults=rates) as base_url, ThreadPoolExecutor(16) as pool:
+    with pocket.serve_teacher({}, faults=rates) as base_url, ThreadPoolExecutor(16) as pool:
         started = time.perf_counter()
         replies = list(pool.map(lambda n: post(base_url, request(n)).status_code, range(16)))
         took_s = time.perf_counter() - started
@@ -259,7 +260,7 @@ def test_latency_comes_with_jitter():
 
 def test_a_client_that_goes_away_troubles_nobody(caplog):
     rates = Faults(latency_s=0.3, drip=1.0, drip_s=0.2)
-    with construct.serve_teacher({}, faults=rates) as base_url:
+    with pocket.serve_teacher({}, faults=rates) as base_url:
         url = base_url + "/chat/completions"
         with pytest.raises(httpx2.ReadTimeout):
             HTTP.post(url, json=request(), timeout=0.1)
@@ -284,7 +285,7 @@ def stream(base_url, body):
 def test_a_stream_is_the_reply_in_pieces():
     body = {"model": "teacher-distil", "messages": [{"role": "user", "content": THOUGHT}]}
     with_usage = body | {"stream_options": {"include_usage": True}}
-    with construct.serve_teacher({}, NEVER_ERRS) as base_url:
+    with pocket.serve_teacher({}, NEVER_ERRS) as base_url:
         whole = ask(base_url, body)
         texts, finishes, usage = stream(base_url, with_usage)
         assert stream(base_url, body)[2] is None
@@ -297,18 +298,18 @@ def test_a_stream_is_the_reply_in_pieces():
 
 def test_a_stream_breaks_and_drips_as_well():
     broken, breaks = one_kind("half_reply"), pytest.raises(httpx2.RemoteProtocolError)
-    with construct.serve_teacher({}, faults=broken) as base_url, breaks:
+    with pocket.serve_teacher({}, faults=broken) as base_url, breaks:
         post(base_url, request(stream=True))
-    with construct.serve_teacher({}, faults=one_kind("drip")) as base_url:
+    with pocket.serve_teacher({}, faults=one_kind("drip")) as base_url:
         texts, finishes, _ = stream(base_url, request())
     assert (texts["content"], finishes) == ("The image shows 0 things.", ["stop"])
 
 
 def test_thinking_beside_the_text():
     body = {"model": "teacher-distil", "messages": [{"role": "user", "content": THOUGHT}]}
-    with construct.serve_teacher({}, NEVER_ERRS) as base_url:
+    with pocket.serve_teacher({}, NEVER_ERRS) as base_url:
         whole = ask(base_url, body).choices[0].message.content
-    with construct.serve_teacher({}, NEVER_ERRS, reasoning_field=True) as base_url:
+    with pocket.serve_teacher({}, NEVER_ERRS, reasoning_field=True) as base_url:
         message = ask(base_url, body).choices[0].message
         texts, _, _ = stream(base_url, body)
         cut = ask(base_url, body | {"max_tokens": 8}).choices[0]
@@ -336,7 +337,7 @@ def test_every_way_to_send_a_picture(world):
     text = {"type": "text", "text": prompts.CAPTION_PROMPT}
     system = [{"role": "system", "content": "You look closely."}]
     earlier = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
-    with construct.serve_teacher(construct.scenes_of([record], images)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of([record], images)) as base_url:
 
         def caption(image, before=()):
             said = [*before, {"role": "user", "content": [image, text]}]
@@ -357,7 +358,7 @@ def test_every_way_to_send_a_picture(world):
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_a_token_limit_cuts(name):
-    with construct.serve_teacher({}) as base_url:
+    with pocket.serve_teacher({}) as base_url:
         whole = ask(base_url, request(**{name: 5}))
         cut = ask(base_url, request(**{name: 4}))
         both = ask(base_url, request(max_tokens=9, max_completion_tokens=2))
@@ -384,7 +385,7 @@ def test_a_token_limit_cuts(name):
     ],
 )
 def test_a_request_it_cannot_serve_is_refused_with_the_reason(change, says):
-    with construct.serve_teacher({}) as base_url:
+    with pocket.serve_teacher({}) as base_url:
         reply = HTTP.post(base_url + "/chat/completions", content=json.dumps(request() | change))
     assert reply.status_code in (400, 422)
     assert says in reply.json()["error"]["message"]
@@ -393,14 +394,14 @@ def test_a_request_it_cannot_serve_is_refused_with_the_reason(change, says):
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"model": 1}'])
 def test_a_hostile_body_is_a_bad_request(body, caplog):
     journal = []
-    with construct.serve_teacher({}, journal=journal) as base_url:
+    with pocket.serve_teacher({}, journal=journal) as base_url:
         reply = HTTP.post(base_url + "/chat/completions", content=body)
     assert (reply.status_code, journal[0].outcome) == (400, "HTTP 400")
     assert not caplog.records
 
 
 def test_neutral_options_health_and_models():
-    with construct.serve_teacher({}) as base_url:
+    with pocket.serve_teacher({}) as base_url:
         neutral = {"n": 1, "logprobs": False, "temperature": 0.6, "seed": 3, "stream": False}
         assert post(base_url, request(**neutral)).status_code == 200
         surrogate = json.dumps(request()).replace("caption says", "caption says \\ud800")
@@ -436,7 +437,7 @@ def part(world):
 @pytest.fixture(scope="module")
 def quiet(part, tmp_path_factory):
     """What a run without faults writes."""
-    with construct.serve_teacher(construct.scenes_of(*part)) as base_url:
+    with pocket.serve_teacher(pocket.scenes_of(*part)) as base_url:
         files, rows = build(part, base_url, tmp_path_factory.mktemp("quiet"))
     assert all(len(rows[name]) >= 4 for name in rows), "each file has some"
     return files
@@ -444,8 +445,8 @@ def quiet(part, tmp_path_factory):
 
 def test_faults_that_pass_leave_no_trace(part, quiet, tmp_path):
     journal, rates = [], Faults.spread(0.2, faults.RETRIED)
-    scenes = construct.scenes_of(*part)
-    with construct.serve_teacher(scenes, faults=rates, journal=journal) as base_url:
+    scenes = pocket.scenes_of(*part)
+    with pocket.serve_teacher(scenes, faults=rates, journal=journal) as base_url:
         files, _ = build(part, base_url, tmp_path)
     assert files == quiet
     assert sum(row.outcome in faults.RETRIED for row in journal) > 20
@@ -453,29 +454,29 @@ def test_faults_that_pass_leave_no_trace(part, quiet, tmp_path):
 
 def test_faults_that_stay_are_drops_with_a_reason(part, quiet, tmp_path):
     rates = Faults.spread(0.2, faults.RETRIED, persistent=1.0)
-    scenes = construct.scenes_of(*part)
-    with construct.serve_teacher(scenes, faults=rates) as base_url:
+    scenes = pocket.scenes_of(*part)
+    with pocket.serve_teacher(scenes, faults=rates) as base_url:
         files, rows = build(part, base_url, tmp_path, max_retries=1)
     hit = [row for row in rows["drops"] if row["reason"].startswith("no reply from the endpoint")]
     assert len(hit) > 10 and {row["step"] for row in hit} == set(STEPS)
     said = " ".join(row["reason"] for row in hit)
     assert all(word in said for word in ("HTTP 429", "HTTP 500", "HTTP 503", "APIConnectionError"))
-    with construct.serve_teacher(scenes) as base_url:
+    with pocket.serve_teacher(scenes) as base_url:
         healed, _ = build(part, base_url, tmp_path)
     assert healed == quiet != files, "the next run asks what had no reply, and only that"
 
 
 def test_thinking_beside_the_text_makes_the_same_dataset(part, quiet, tmp_path):
-    scenes = construct.scenes_of(*part)
-    with construct.serve_teacher(scenes, reasoning_field=True) as base_url:
+    scenes = pocket.scenes_of(*part)
+    with pocket.serve_teacher(scenes, reasoning_field=True) as base_url:
         files, _ = build(part, base_url, tmp_path)
     assert files == quiet
 
 
 def test_faults_of_every_kind_lose_no_record(world, tmp_path):
     journal, rates = [], Faults.spread(0.2, drip_s=0.2)
-    scenes = construct.scenes_of(*world)
-    with construct.serve_teacher(scenes, faults=rates, journal=journal) as base_url:
+    scenes = pocket.scenes_of(*world)
+    with pocket.serve_teacher(scenes, faults=rates, journal=journal) as base_url:
         _, rows = build(world, base_url, tmp_path)
     assert {row.outcome for row in journal} >= set(faults.KINDS)
     assert len(rows["sft"]) > 25, "most come through"

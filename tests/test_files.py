@@ -9,7 +9,7 @@ from benchmark_files import picture, rows, write
 from vlaa_lib import prompts
 from vlaa_lib.evaluate import files, prompting
 from vlaa_lib.images import open_image
-from vlaa_lib.microworld import benchmarks
+from vlaa_lib.pocket.microworld import benchmarks
 from vlaa_lib.records import RecordError
 
 NAMES = [name for name in files.LAYOUTS if not name.startswith("micro-")]

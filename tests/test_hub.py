@@ -11,9 +11,10 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
 from loopback_hub import COMMIT, OTHER, serve
-from vlaa_lib import hub as fetching
-from vlaa_lib import profiles, records, stages
+from vlaa_lib import profiles, records
 from vlaa_lib.__main__ import main
+from vlaa_lib.sources import hub as fetching
+from vlaa_lib.study import stages
 from vlaa_lib.train import plan
 
 JSON, TAR = fetching.SPLITS["rl"], "images/clevr_math.tar.gz"

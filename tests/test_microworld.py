@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from vlaa_lib import microworld, records, rewards
-from vlaa_lib.microworld import facts, narrator, questions, scenes, solve, truth
+from vlaa_lib import records, rewards
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import facts, narrator, questions, scenes, solve, truth
 
 SAMPLES = [
     microworld.generate(source, "train", index)
@@ -154,7 +155,7 @@ def test_a_lossy_caption_makes_the_teacher_wrong_about_as_often_as_the_rates_say
 
 
 def test_hesitation_follows_its_rate():
-    from vlaa_lib.construct.split import has_aha
+    from vlaa_lib.prompts import has_aha
 
     def share(hesitate):
         rates, rng = narrator.Rates(0, 0, 0, hesitate, 0), random.Random(3)

@@ -9,11 +9,14 @@ import sys
 import pytest
 import torch
 
-from vlaa_lib import ROOT, microworld, models, pocket_data, pocket_tower, prompts
+from vlaa_lib import ROOT, models, prompts
 from vlaa_lib.evaluate import generate
 from vlaa_lib.evaluate.generate import prompt_text
-from vlaa_lib.microworld import truth
-from vlaa_lib.pocket_card import CLOSED, measure
+from vlaa_lib.pocket import lessons as pocket_data
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket import tower as pocket_tower
+from vlaa_lib.pocket.card import CLOSED, measure
+from vlaa_lib.pocket.microworld import truth
 
 
 def test_processor_reloads_and_counts_visual_tokens(tiny_model):

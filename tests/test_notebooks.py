@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vlaa_lib import ROOT, checks, evaluate, prompts, rewards, traces
+from vlaa_lib import ROOT, checks, evaluate, pocket, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
 from vlaa_lib.evaluate.compare import mcnemar
 from vlaa_lib.evaluate.metrics import wemath_class
@@ -113,7 +113,7 @@ def steps_with(change):
 
 
 def swapped(trace, scene):
-    found = traces.corrections(trace, scene)
+    found = pocket.corrections(trace, scene)
     return found | {"helped": found["hurt"], "hurt": found["helped"]}
 
 
@@ -177,7 +177,7 @@ RIGHT = [
     (checks.wemath_class, wemath_class),
     (checks.mcnemar, mcnemar),
     (checks.check_steps, traces.check_steps),
-    (checks.corrections, traces.corrections),
+    (checks.corrections, pocket.corrections),
     (checks.last_n, aggregate.last_n),
     (checks.best_candidate, aggregate.choose),
     (checks.best_candidate, lambda values, correct: aggregate.choose(values, correct).accuracy),
@@ -272,10 +272,10 @@ WRONG = {
     ],
     checks.corrections: [
         (swapped, "false before the doubt"),
-        (lambda trace, scene: traces.corrections(trace.replace(". ", ". Hmm. "), scene),
+        (lambda trace, scene: pocket.corrections(trace.replace(". ", ". Hmm. "), scene),
          "nobody doubted"),
-        (lambda trace, scene: traces.corrections(trace, scene) | {"unchanged": 0}, "same again"),
-        (lambda trace, scene: traces.corrections(trace, scene or {"kind": "bars", "bars": []}),
+        (lambda trace, scene: pocket.corrections(trace, scene) | {"unchanged": 0}, "same again"),
+        (lambda trace, scene: pocket.corrections(trace, scene or {"kind": "bars", "bars": []}),
          "without a scene"),
     ],
     checks.last_n: [

@@ -9,8 +9,9 @@ from threading import Thread
 import pytest
 import torch
 
-from vlaa_lib import parallel, profiles, stages
+from vlaa_lib import profiles
 from vlaa_lib.__main__ import main
+from vlaa_lib.study import parallel, stages
 from vlaa_lib.train import launch
 
 

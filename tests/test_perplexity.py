@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from vlaa_lib import microworld, models, perplexity, prompts, records, subsets
+from vlaa_lib import models, perplexity, prompts, records, subsets
 from vlaa_lib.__main__ import main
 from vlaa_lib.images import open_image
-from vlaa_lib.microworld import narrator
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.show import figures
 
 INSTRUCT = "data/pocket/instruct"

@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from vlaa_lib import pictures
 from vlaa_lib.__main__ import main
+from vlaa_lib.sources import pictures
 
 
 def png() -> bytes:

@@ -12,18 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaa_lib import (
-    microworld,
-    models,
-    pocket,
-    pocket_data,
-    pocket_tower,
-    profiles,
-    prompts,
-    rewards,
-)
-from vlaa_lib.microworld import facts, questions, scenes, solve, truth
-from vlaa_lib.pocket_muon import Muon, optimizers, orthogonal
+from vlaa_lib import models, profiles, prompts, rewards
+from vlaa_lib.pocket import lessons as pocket_data
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket import recipe as pocket
+from vlaa_lib.pocket import tower as pocket_tower
+from vlaa_lib.pocket.microworld import facts, questions, scenes, solve, truth
+from vlaa_lib.pocket.muon import Muon, optimizers, orthogonal
 
 SMALL = pocket.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,

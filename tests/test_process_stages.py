@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 import scoring
 from test_prm import rows_of, settings
 from test_process import candidate
-from vlaa_lib import prompts, records, report, stages
+from vlaa_lib import prompts, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.process import best_of_n, pools, prm, search, train_prm
-from vlaa_lib.process import stages as road
 from vlaa_lib.show import process_figures
+from vlaa_lib.study import process_stages as road
+from vlaa_lib.study import report, stages
 
 TINY = {"evaluate.max_new_tokens": 8, "search.max_new_tokens": 8, "process.pool_questions": 3}
 TINY |= {"process.candidates": 3, "process.questions": 6, "process.generators": ["instruct"]}

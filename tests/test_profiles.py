@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
-from vlaa_lib import microworld, profiles
+from vlaa_lib import profiles
+from vlaa_lib.pocket import microworld
 
 
 @pytest.mark.parametrize("name", profiles.names())

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from vlaa_lib import ROOT, progress, run
+from vlaa_lib import ROOT, progress
 from vlaa_lib.progress import progress_bar
+from vlaa_lib.study import run
 from vlaa_lib.train import callbacks
 
 WAITS = "import time\nfrom vlaa_lib.progress import progress_bar\n"

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from transformers import TrainingArguments
 
+from bench import roofline
 from vlaa_lib import models, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
-from vlaa_lib.bench import roofline
-from vlaa_lib.microworld import narrator
+from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import common
 from vlaa_lib.train.grpo import grpo_config
 from vlaa_lib.train.sft import sft_config

@@ -3,7 +3,8 @@
 import csv
 import json
 
-from vlaa_lib import run, stages, traces
+from vlaa_lib import traces
+from vlaa_lib.study import run, stages
 
 RESULTS = ("construct_counts", "sft_log", "grpo_grpo", "grpo_sft_grpo", "accuracy", "aha",
            "search", "vilprm", "best_of_n", "process_reward")

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from test_train import settings, with_traces
-from vlaa_lib import ROOT, microworld, traces, train
+from vlaa_lib import ROOT, traces, train
+from vlaa_lib.pocket import microworld
 from vlaa_lib.train import checkpoints
 from vlaa_lib.train.kl import AdaptiveKL
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from scoring import record, wrap
 from test_construct import endpoint
-from vlaa_lib import construct, microworld, prompts, rewards
+from vlaa_lib import construct, pocket, prompts, rewards
+from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import Candidate, GoldError, Score, calibration, reward_models, xcomposer
 from vlaa_lib.rewards.judge import Judge, read_score
 from vlaa_lib.rewards.xcomposer import RewardModelError, XComposerReward
@@ -365,7 +366,7 @@ def opens(tmp_path_factory):
 
 
 def test_micro_candidates_are_what_their_kind_says(opens):
-    made = rewards.scene_candidates(opens)
+    made = pocket.scene_candidates(opens)
     kinds = {c.kind for mine in made for c in mine}
     assert kinds == {
         "right", "right, a sentence", "right, verbose", "near miss", "near miss, verbose",
@@ -377,7 +378,7 @@ def test_micro_candidates_are_what_their_kind_says(opens):
 
 
 def test_scene_facts_rank_right_above_wrong_whatever_the_length(opens, tmp_path):
-    found = calibration(rewards.SceneFacts(), opens, rewards.scene_candidates(opens))
+    found = calibration(pocket.SceneFacts(), opens, pocket.scene_candidates(opens))
     assert found.agreement["auc_within"] == 1.0 and found.agreement["auc"] == 1.0
     by_kind = {row["kind"]: row for row in found.kinds}
     near = by_kind["near miss"]["mean"]
@@ -390,7 +391,7 @@ def test_scene_facts_rank_right_above_wrong_whatever_the_length(opens, tmp_path)
 
 
 def test_a_model_that_likes_length_is_found_out(opens):
-    found = calibration(ByLength(), opens, rewards.scene_candidates(opens)).agreement
+    found = calibration(ByLength(), opens, pocket.scene_candidates(opens)).agreement
     assert [found["length_rho"], found["length_rho_right"]] == pytest.approx([1.0, 1.0])
     assert 0.3 < found["auc"] < 0.8
 
@@ -430,7 +431,7 @@ def test_equal_values_share_their_rank():
 def test_the_figure_draws_right_and_wrong_apart(opens, tmp_path):
     from vlaa_lib.show import figures
 
-    found = calibration(rewards.SceneFacts(), opens, rewards.scene_candidates(opens))
+    found = calibration(pocket.SceneFacts(), opens, pocket.scene_candidates(opens))
     found.write(tmp_path)
     for rows in (found.rows, tmp_path / "scores.csv"):
         right, wrong = figures.calibration(rows, "Right above wrong").data

@@ -11,8 +11,9 @@ from functools import partial, update_wrapper
 import pytest
 
 from scoring import COLON, record, score, wrap
-from vlaa_lib import microworld, records, rewards
-from vlaa_lib.microworld import facts, truth
+from vlaa_lib import records, rewards
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import facts, truth
 from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 

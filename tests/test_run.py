@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vlaa_lib import ROOT, report, run
+from vlaa_lib import ROOT
+from vlaa_lib.study import report, run
 
 PARAMETERS = """profile: str = "laptop"
 run_dir: str = None  # folder of the run

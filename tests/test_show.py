@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlaa_lib import images, prompts, report, show
+from vlaa_lib import folders, images, prompts, show, tables
 from vlaa_lib.construct import AHA_KEYWORDS
 from vlaa_lib.show import figures, html, style, svg
+from vlaa_lib.study import report
 
 PAYLOADS = (
     "<img src=x onerror=alert(1)>",
@@ -120,20 +121,20 @@ def test_source_is_the_live_function_and_escaped():
     assert "def segments(" in shown.data
     page = shown._repr_html_()
     assert "<answer>" not in page and "&lt;answer&gt;" in page
-    assert "def machine" in show.source(report.machine).data  # looks through decorators
+    assert "def machine" in show.source(folders.machine).data  # looks through decorators
 
 
 # --- tables
 
 
 def test_text_table_aligns_and_keeps_one_row_a_line():
-    table = figures.text_table([{"a": "x\ny|z", "n": 1}, {"a": ["p", "q"], "n": 0.123456}])
+    table = tables.text_table([{"a": "x\ny|z", "n": 1}, {"a": ["p", "q"], "n": 0.123456}])
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines) == 4
     assert "x y\\|z" in lines[2] and "p, q" in lines[3] and "0.1235" in lines[3]
     assert lines[1].endswith("-: |")  # numbers to the right
-    assert figures.text_table([{"a": 1, "b": 2}], ["b"]).splitlines()[0] == "|   b |"
-    assert figures.text_table([]) == "(no rows)"
+    assert tables.text_table([{"a": 1, "b": 2}], ["b"]).splitlines()[0] == "|   b |"
+    assert tables.text_table([]) == "(no rows)"
 
 
 def test_a_table_is_html_on_a_page_and_text_elsewhere():
@@ -142,7 +143,7 @@ def test_a_table_is_html_on_a_page_and_text_elsewhere():
     assert "<b>" not in page and "&lt;b&gt;|<" in page and ">3.0<" in page  # text stays as it is
     assert '<td style="text-align:right;white-space:nowrap">0.1235</td>' in page
     assert page.count("<tr>") == 3
-    assert repr(table) == figures.text_table(table.rows) and "0.1235" in repr(table)
+    assert repr(table) == tables.text_table(table.rows) and "0.1235" in repr(table)
     assert show.table([])._repr_html_() == "<p>(no rows)</p>"
     assert ">said</th>" in page and ">said<" not in show.table(table.rows, ["n"])._repr_html_()
 
@@ -150,7 +151,7 @@ def test_a_table_is_html_on_a_page_and_text_elsewhere():
 def test_rows_may_come_from_a_csv(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("step,loss\n1,2.5\n2,\n")
-    assert "2.5" in figures.text_table(path)
+    assert "2.5" in tables.text_table(path)
     figure = figures.learning_curve(path, "step", "loss")
     assert list(figure.data[0].y) == [2.5] and figure.layout.yaxis.rangemode == "nonnegative"
 

@@ -9,9 +9,10 @@ import pytest
 from pyarrow import parquet
 
 from scoring import wrap
-from vlaa_lib import microworld, records, rewards, sources
+from vlaa_lib import records, rewards, sources
 from vlaa_lib.__main__ import main, parser
 from vlaa_lib.images import open_image
+from vlaa_lib.pocket import microworld
 from vlaa_lib.records import Record, RecordError, Reject
 from vlaa_lib.sources import files, rows
 

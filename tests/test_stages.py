@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from test_train import with_traces
-from vlaa_lib import profiles, records, stages
+from vlaa_lib import profiles, records
+from vlaa_lib.study import stages
 from vlaa_lib.train import launch
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vlaa_lib import traces
-from vlaa_lib.microworld import SOURCES
-from vlaa_lib.microworld.narrator import Rates
+from vlaa_lib import pocket, traces
+from vlaa_lib.pocket.microworld import SOURCES
+from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.prompts import join_think_answer
 
 SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
@@ -161,13 +161,13 @@ def test_steps_that_policies_said():
 def test_the_checker_finds_the_teachers_false_steps():
     """Known errors at the usual rates and far above them."""
     for rates in (Rates(), Rates(0.2, 0.3, 0.3, hesitate=1, waver=0.8)):
-        found = traces.checker_quality(SOURCES, rates, n=20)
+        found = pocket.checker_quality(SOURCES, rates, n=20)
         assert found["false"] > 30
         assert found["precision"] >= 0.98 and found["recall"] >= 0.98
 
 
 def test_verification_keeps_answers_and_not_steps():
-    rows = traces.false_steps_by_noise(["solids"], Rates(), factors=(0.0, 2.0), n=60)
+    rows = pocket.false_steps_by_noise(["solids"], Rates(), factors=(0.0, 2.0), n=60)
     clean, noisy = rows
     assert clean["verified"] == 1.0 and clean["false_all"] == clean["false_verified"]
     assert noisy["verified"] < 0.9

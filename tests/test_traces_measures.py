@@ -2,8 +2,9 @@
 
 import pytest
 
-from vlaa_lib import microworld, traces
-from vlaa_lib.microworld import SOURCES, narrator
+from vlaa_lib import pocket, traces
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import SOURCES, narrator
 from vlaa_lib.prompts import join_think_answer
 from vlaa_lib.traces import measures
 
@@ -65,7 +66,7 @@ def test_without_a_scene_truth_is_unknown_and_says_so():
     ],
 )  # fmt: skip
 def test_corrections(text, helped, hurt, unchanged):
-    found = traces.corrections(text, BARS)
+    found = pocket.corrections(text, BARS)
     assert found == {"helped": helped, "hurt": hurt, "unchanged": unchanged}
 
 
@@ -101,11 +102,11 @@ COUNT, CHOICES = "How many red cubes are there?", "\nChoices:\nA: red\nB: blue\n
     ],
 )  # fmt: skip
 def test_answers_that_follow(question, think, answer, expected):
-    assert traces.follows(join_think_answer(think, answer), question) is expected
+    assert pocket.follows(join_think_answer(think, answer), question) is expected
 
 
 def test_without_the_format_nothing_follows():
-    assert traces.follows("There are 3 red cubes. The answer is 3.", COUNT) is None
+    assert pocket.follows("There are 3 red cubes. The answer is 3.", COUNT) is None
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -113,7 +114,7 @@ def test_the_narrators_answers_follow_from_its_words(source):
     for index in range(12):
         record = microworld.record(source, "dev", index)
         think, answer = narrator.plain_trace(record.meta["scene"], record.question)
-        assert traces.follows(join_think_answer(think, answer), record.question) is True, think
+        assert pocket.follows(join_think_answer(think, answer), record.question) is True, think
 
 
 def test_the_share_of_false_steps_is_a_mean_over_traces_and_not_pooled():

@@ -5,11 +5,12 @@ import json
 import pytest
 from PIL import Image
 
-from vlaa_lib import ROOT, microworld, records, traces
+from vlaa_lib import ROOT, records, traces
 from vlaa_lib.__main__ import main
+from vlaa_lib.pocket import microworld
 from vlaa_lib.prompts import join_think_answer
-from vlaa_lib.show import prepare
-from vlaa_lib.traces import curation
+from vlaa_lib.show import html, prepare
+from vlaa_lib.study import curation
 
 SOURCES = ["solids", "slip", "locate"]
 
@@ -122,7 +123,7 @@ def test_curation_shows_gain_and_damage_alike(run, tmp_path):
     for row in rows:
         row["correct"] = row["record_id"] in lost and not row["blank"]
     records.write_lines(path, (json.dumps(row) + "\n" for row in rows))
-    card = traces.curate(run, tmp_path / "set", 2)
+    card = curation.curate(run, tmp_path / "set", 2)
     assert (card["records"], card["flips"], card["losses"]) == (6, 3, 3)
     assert lost < {example["id"] for example in traces.curated(tmp_path / "set")}
     assert "--per-source 2 --seed 0" in card["command"]
@@ -145,18 +146,18 @@ def test_the_set_in_the_repository_opens_and_is_small():
 def test_to_html_writes_the_viewers_page(tmp_path):
     record = microworld.record("solids", "dev", 0)
     shown = traces.examples([record], tmp_path, {"sft": [row(record.id, "one <b>trace</b>")]})
-    page = traces.to_html(shown, tmp_path / "page.html", "A & B").read_text()
+    page = html.to_html(shown, tmp_path / "page.html", "A & B").read_text()
     assert "<title>A &amp; B</title>" in page and record.id in page
     assert "<b>trace" not in page
 
 
 def test_a_set_that_is_too_large_leaves_the_old_one(run, tmp_path, monkeypatch):
     out = tmp_path / "set"
-    traces.curate(run, out, 1)
+    curation.curate(run, out, 1)
     kept = sorted(path.name for path in out.rglob("*"))
     monkeypatch.setattr(curation, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="more than 100; take fewer records"):
-        traces.curate(run, out, 2)
+        curation.curate(run, out, 2)
     assert kept == sorted(path.name for path in out.rglob("*"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -165,9 +166,9 @@ def test_curation_refuses_a_foreign_folder_and_an_unfinished_run(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds other files"):
-        traces.curate(run, tmp_path / "mine")
+        curation.curate(run, tmp_path / "mine")
     (run / "evaluation" / "grpo" / "rows.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="grpo/rows.jsonl: not there; finish the run"):
-        traces.curate(run, tmp_path / "set")
+        curation.curate(run, tmp_path / "set")
     with pytest.raises(FileNotFoundError, match="no curated traces; make them with"):
         traces.curated(tmp_path / "set")

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from vlaa_lib import ROOT, microworld, traces
+from vlaa_lib import ROOT, traces
+from vlaa_lib.pocket import microworld
 
 BOUND = 30_000
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlaa_lib import profiles, prompts, records, rewards, traces, train
-from vlaa_lib.microworld import narrator
+from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import data
 from vlaa_lib.train.common import accumulation
 from vlaa_lib.train.grpo import _scored

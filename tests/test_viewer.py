@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import viewer_cases
-from vlaa_lib import microworld, traces
+from vlaa_lib import traces
+from vlaa_lib.pocket import microworld
 from vlaa_lib.show import AskAgain, TraceViewer, html, prepare
 
 SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}

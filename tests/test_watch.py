@@ -7,8 +7,9 @@ import time
 import pytest
 
 from scoring import COLON, record, wrap
-from vlaa_lib import profiles, prompts, report, rewards, traces, train
+from vlaa_lib import profiles, prompts, rewards, traces, train
 from vlaa_lib.rewards import watch
+from vlaa_lib.study import report
 
 LETTERS = "Which is it? (A) red (B) blue (C) line A and B"
 FIGURE = "How many objects are left in the figure?"
@@ -61,7 +62,7 @@ def test_signs(completion, question, part, expected):
 
 
 def test_the_narrators_honest_traces_show_no_sign(micro_data):
-    from vlaa_lib.microworld import narrator
+    from vlaa_lib.pocket.microworld import narrator
 
     for made in micro_data[1]:
         told = narrator.plain_trace(made.meta["scene"], made.question)
@@ -93,7 +94,7 @@ def test_a_megabyte_costs_well_below_a_second(name, part):
 
 
 def test_the_watch_is_cheap(micro_data):
-    from vlaa_lib.microworld import narrator
+    from vlaa_lib.pocket.microworld import narrator
 
     made = micro_data[1]
     told = [narrator.plain_trace(r.meta["scene"], r.question) for r in made]

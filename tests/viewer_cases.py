@@ -6,8 +6,8 @@ from itertools import islice
 
 from PIL import Image
 
-from vlaa_lib import microworld
-from vlaa_lib.microworld import narrator
+from vlaa_lib.pocket import microworld
+from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.prompts import join_think_answer
 
 MODELS = ("teacher", "sft", "grpo", "sft_grpo")

@@ -136,13 +136,13 @@ def _load(args: argparse.Namespace, out: str | Path | None = None, any_open: boo
 
 
 def _table(rows: list[dict]) -> None:
-    from .show.figures import text_table
+    from vlaa_lib.tables import text_table
 
     print(text_table(rows))
 
 
 def _run(args) -> int:
-    from . import run
+    from .study import run
 
     return run.run(
         args.profile, notebooks=args.notebooks, run_dir=args.run_dir, resume=not args.fresh
@@ -150,7 +150,7 @@ def _run(args) -> int:
 
 
 def _stage(args) -> int:
-    from . import parallel, stages
+    from .study import parallel, stages
     from .train import worker
 
     cfg = arguments.loaded(args)
@@ -160,7 +160,7 @@ def _stage(args) -> int:
 
 
 def _construct(args) -> int:
-    from .construct import command
+    from .study import construct_command as command
 
     return command.main(args, _table)
 
@@ -168,7 +168,7 @@ def _construct(args) -> int:
 def _microworld(args) -> int:
     from itertools import islice
 
-    from . import microworld
+    from .pocket import microworld
 
     if args.benchmark:
         return _benchmark(args)
@@ -195,7 +195,7 @@ def _subset(args) -> int:
 
 
 def _benchmark(args) -> int:
-    from .microworld import benchmarks
+    from .pocket.microworld import benchmarks
 
     if not args.out:
         raise ValueError("--benchmark needs --out FILE.tsv")
@@ -207,7 +207,7 @@ def _benchmark(args) -> int:
 
 
 def _data_fetch(args) -> int:
-    from . import hub
+    from .sources import hub
 
     plan = hub.plan(args.root, args.revision, args.only)
     _table(plan.rows)
@@ -220,7 +220,7 @@ def _data_fetch(args) -> int:
 
 
 def _data_check(args) -> int:
-    from . import pictures
+    from .sources import pictures
 
     found = pictures.check(args.root, args.records, args.deep)
     _table(found.rows())
@@ -236,7 +236,8 @@ def _data_sources(args) -> int:
 
 
 def _data_prepare(args) -> int:
-    from . import microworld, sources
+    from . import sources
+    from .pocket import microworld
 
     roots = {name: Path(args.root) / reader.folder for name, reader in sources.READERS.items()}
     there = [name for name, root in roots.items() if root.is_dir()]
@@ -255,7 +256,8 @@ def _data_prepare(args) -> int:
 
 
 def _models(args) -> int:
-    from . import pocket, pocket_card
+    from .pocket import card as pocket_card
+    from .pocket import recipe as pocket
 
     if args.what == "card":
         pocket_card.write_card(args.stage, Path(args.out or "data/pocket") / args.stage)
@@ -335,7 +337,7 @@ def _generate(args) -> int:
 
 
 def _matrix(args) -> int:
-    from . import stages
+    from .study import stages
 
     _table(stages.matrix(args.profile, args.seeds, args.models, args.run_dir))
     return 0
@@ -348,9 +350,9 @@ def _doctor(args) -> int:
 
 
 def _traces(args) -> int:
-    from . import traces
+    from .study import curation
 
-    card = traces.curate(args.run_dir, args.out, args.per_source, args.seed)
+    card = curation.curate(args.run_dir, args.out, args.per_source, args.seed)
     print(f"{args.out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
     return 0
 
@@ -358,7 +360,9 @@ def _traces(args) -> int:
 def _bench(args) -> int:
     import json
 
-    from . import bench, records
+    from tests import bench
+
+    from . import records
 
     found = bench.BENCHMARKS[args.name](**bench.arguments(args.name, args.set))
     for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
@@ -369,9 +373,9 @@ def _bench(args) -> int:
 
 
 def _serve(args) -> int:
-    from . import construct
+    from . import pocket
 
-    construct.serve_forever(
+    pocket.serve_forever(
         args.records, args.images, args.port, args.fault_rate, args.reasoning_field
     )
     return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import stat
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .records import RecordError, clean_image_path
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 MIN_PIXELS = 56 * 56  # Qwen2-VL image processor default
 MAX_PIXELS = 256 * 32 * 32  # paper appendix B.2 (262,144); training pixels are not stated
@@ -157,3 +158,24 @@ def fit_image(
     from PIL import Image
 
     return image.resize(size, Image.Resampling.BICUBIC)  # Qwen2-VL image processor default
+
+
+def sheet(images: list[Image.Image], columns: int = 4, gap_px: int = 6) -> Image.Image:
+    """Lay pictures out as a contact sheet."""
+    from PIL import Image
+
+    rows = math.ceil(len(images) / columns)
+    step = max(max(image.size) for image in images) + gap_px
+    made = Image.new("RGB", (columns * step + gap_px, rows * step + gap_px), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        made.paste(image, (gap_px + column * step, gap_px + row * step))
+    return made
+
+
+@cache
+def font(size_px: float) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font at a size in painted pixels."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size_px)

@@ -205,3 +205,45 @@ STEP_IN_CONTEXT = """\
 
 (the step to grade)
 {input}"""
+
+
+def lettered(options: list[str]) -> str:
+    """Write options as the lines that follow a question; nothing where there are none."""
+    lines = "".join(f"\n{letter}: {o}" for letter, o in zip("ABCDE", options, strict=False))
+    return f"\nChoices:{lines}" if options else ""
+
+
+def sentences(text: str) -> list[str]:
+    """Split text at full stops, question marks and line breaks, not inside decimals.
+
+    >>> sentences("One. Two at [0.25, 0.5]!\\nThree")
+    ['One', 'Two at [0.25, 0.5]', 'Three']
+    """
+    return [s.strip() for s in re.split(r"[.!?;]+(?=\s|$)|\n", text) if s.strip()]
+
+
+# paper §2, step 6: a plain substring test, so that "checkered" counts as "check"
+AHA_KEYWORDS = (
+    "wait",
+    "again",
+    "double-check",
+    "hmm",
+    "mistake",
+    "alternatively",
+    "check",
+    "i should confirm",
+)
+
+
+def has_aha(text: str) -> bool:
+    """Tell whether a trace has an aha moment: any keyword in its lower-cased text (paper §2).
+
+    Without one a record goes to the SFT split, with one to the RL split. The paper also keeps all
+    of GeoQA170K in the RL split, since captions of geometry hallucinate; we let the keywords
+    decide for every source.
+
+    >>> has_aha("Wait, there are two."), has_aha("There are two.")
+    (True, False)
+    """
+    lowered = text.lower()
+    return any(keyword in lowered for keyword in AHA_KEYWORDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import records
-from .construct.split import has_aha
+from .prompts import has_aha
 from .records import Loaded, Record, RecordError, Reject
 
 PolicyScores = Mapping[str, Mapping[str, Mapping[str, Any]]]  # policy -> `perplexity.load`

@@ -1,12 +1,12 @@
 """Dataset construction: caption, distil, rewrite, verify, split (paper §2), over a ledger."""
 
-from vlaa_lib.construct.client import Limits, TeacherUnreachable
-from vlaa_lib.construct.endpoints import ENDPOINTS, Endpoint, EndpointError, read_endpoints
-from vlaa_lib.construct.pipeline import BudgetSpent, Result, run
-from vlaa_lib.construct.server import scenes_of, serve_forever, serve_teacher
-from vlaa_lib.construct.split import AHA_KEYWORDS, has_aha
-from vlaa_lib.construct.templates import read_templates
-from vlaa_lib.construct.walk import Dropped
+from vlaa_lib.llm.client import BudgetSpent, Limits, TeacherUnreachable
+from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint, EndpointError, read_endpoints
+from vlaa_lib.prompts import AHA_KEYWORDS, has_aha
+
+from .pipeline import Result, run
+from .templates import read_templates
+from .walk import Dropped
 
 __all__ = [
     "AHA_KEYWORDS",
@@ -22,7 +22,4 @@ __all__ = [
     "read_endpoints",
     "read_templates",
     "run",
-    "scenes_of",
-    "serve_forever",
-    "serve_teacher",
 ]

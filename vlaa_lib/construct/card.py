@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, microworld
+from vlaa_lib import ROOT, worlds
 from vlaa_lib import records as files
-from vlaa_lib.construct.ledger import Ledger
-from vlaa_lib.construct.pipeline import LEDGER
-from vlaa_lib.construct.walk import SPLITS
+from vlaa_lib.llm.ledger import Ledger
 from vlaa_lib.records import Record, RecordError
+
+from .pipeline import LEDGER
+from .walk import SPLITS
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
 # keys of the released files; others are written only where reading the record back needs them
@@ -33,7 +34,7 @@ def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     ours: dict[str, dict[str, int]] = {}
     for row in counts:
-        name = microworld.SOURCES.get(row["source"], ("", row["source"]))[1]
+        name = worlds.known().sources.get(row["source"], ("", row["source"]))[1]
         found = ours.setdefault(name, {})
         for column, step, key in (
             ("original", "caption", "in"),
@@ -137,7 +138,7 @@ def _parquet(
 
 def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
     """Return the dataset card: what it holds, where it was lost, what it cost, what to beware."""
-    from vlaa_lib.show.figures import text_table
+    from vlaa_lib.tables import text_table
 
     splits = "".join(
         f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in sizes if sizes[split]
@@ -151,7 +152,7 @@ def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
     ]
     spent = {key: sum(float(row[key]) for row in counts) for key in ("seconds", "cost")}
     tokens = sum(int(row["prompt_tokens"]) + int(row["completion_tokens"]) for row in counts)
-    is_micro = any(row["source"] in microworld.SOURCES for row in counts)
+    is_micro = any(row["source"] in worlds.known().sources for row in counts)
     nature = (
         "The pictures are drawn (a micro-world), the teacher is a program with stated error "
         "rates; `meta.scene` is the truth behind each picture."

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import records as files
-from vlaa_lib.construct.client import Answered
-from vlaa_lib.construct.endpoints import Endpoint
-from vlaa_lib.construct.ledger import Ledger
-from vlaa_lib.construct.steps import STEPS, Request
-from vlaa_lib.construct.templates import Templates
-from vlaa_lib.construct.walk import Tallies, walk
-from vlaa_lib.construct.wire import (
+from vlaa_lib.llm.client import Answered
+from vlaa_lib.llm.endpoints import Endpoint
+from vlaa_lib.llm.ledger import Ledger
+from vlaa_lib.llm.messages import (
     CHARS_A_TOKEN,
     EMPTY,
     IMAGE_TOKENS,
@@ -29,6 +26,10 @@ from vlaa_lib.construct.wire import (
     read_image,
 )
 from vlaa_lib.records import Record, Reject
+
+from .steps import STEPS, Request
+from .templates import Templates
+from .walk import Tallies, walk
 
 # ours: completion tokens of a call before the ledger has seen any; a rewrite repeats its input
 ASSUMED_TOKENS = {"caption": 400, "distil": 1000, "rewrite": 1000, "verify": 2}

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import queue
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlaa_lib import Halted
 from vlaa_lib import records as files
-from vlaa_lib.construct.client import Limits, Stopped, Teacher
-from vlaa_lib.construct.endpoints import ENDPOINTS, Endpoint
-from vlaa_lib.construct.ledger import Ledger
-from vlaa_lib.construct.split import has_aha
-from vlaa_lib.construct.templates import OURS, Templates
-from vlaa_lib.construct.walk import Dropped, Tallies, Way, walk
-from vlaa_lib.construct.wire import CallFailed
+from vlaa_lib.llm.client import BudgetSpent, Limits, Stopped, Teacher
+from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint
+from vlaa_lib.llm.ledger import Ledger
+from vlaa_lib.llm.loop import run_all, run_apart
+from vlaa_lib.llm.messages import CallFailed
 from vlaa_lib.progress import progress_bar
+from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
+
+from .templates import OURS, Templates
+from .walk import Dropped, Tallies, Way, walk
 
 T = TypeVar("T")
 
@@ -30,10 +29,6 @@ LEDGER = "ledger.sqlite"
 SPLIT_FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
 # ours: records that may be finished and wait for a slow one before them, so that order is kept
 WINDOW = 1024
-
-
-class BudgetSpent(Halted):
-    """A run that stopped cleanly before its end; the message says how far it came."""
 
 
 @dataclass(frozen=True)
@@ -209,42 +204,3 @@ class _Work:
                 f"{self._stopped}. {done} records are finished; every reply is in the ledger: "
                 "start again with more to go on from there"
             )
-
-
-async def run_all(works: list[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines together; when one fails, end the others before passing the error on."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on its own loop in its own thread: Jupyter's thread has a loop already.
-
-    An interrupt of the waiting thread cancels the coroutine and lets it clean up.
-    """
-    started: queue.Queue[tuple[asyncio.AbstractEventLoop, Any]] = queue.Queue()
-
-    async def wrapped() -> T:
-        started.put((asyncio.get_running_loop(), asyncio.current_task()))
-        return await main()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="construct") as pool:
-        future = pool.submit(lambda: asyncio.run(wrapped()))
-        loop, task = started.get()
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            try:
-                with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
-                    loop.call_soon_threadsafe(task.cancel)
-                print("calls in flight are paid: waiting for them; interrupt again to give up")
-                wait([future])
-            except KeyboardInterrupt:
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(task.cancel)
-            raise

@@ -15,8 +15,9 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from vlaa_lib import prompts
-from vlaa_lib.construct.ledger import Reply
-from vlaa_lib.construct.templates import OURS, Templates, fill
+from vlaa_lib.construct.templates import OURS, Templates
+from vlaa_lib.llm.ledger import Reply
+from vlaa_lib.llm.messages import Request, fill
 from vlaa_lib.records import Record
 
 MAX_WORDS_CHANGED = 15  # paper §2, step 4
@@ -27,15 +28,6 @@ UNCAPTIONED = ("Math PUMA",)  # paper §2, step 2: its textual version stands in
 
 
 _EMPTY_THINK = re.compile(rf"^\s*{prompts.THINK_OPEN}\s*{prompts.THINK_CLOSE}")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to a teacher; `image` is the record's image path, empty for text only."""
-
-    step: str
-    text: str
-    image: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlaa_lib import prompts
-
-_SLOT = re.compile(r"\{(caption|question|input|gold|pred)\}")
-
-
-def fill(template: str, **values: str) -> str:
-    """Put values into a template's slots, in one pass: braces inside a value stay text.
-
-    `str.format` would trip over LaTeX braces, in templates and values alike.
-
-    >>> fill("Q: {question} in {braces}", question="what is {gold}?", gold="3")
-    'Q: what is {gold}? in {braces}'
-    """
-    return _SLOT.sub(lambda slot: values[slot[1]], template)
-
+from vlaa_lib.llm.messages import SLOT
 
 # step -> file of a user's own template, slots it must have, slots it may have besides
 _FILES = {
@@ -63,7 +50,7 @@ def read_templates(folder: str | Path) -> Templates:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(f"{path}: cannot be read ({error})") from None
-        slots = set(_SLOT.findall(text))
+        slots = set(SLOT.findall(text))
         if missing := set(needed) - slots:
             raise TemplateError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")
         if foreign := slots - {*needed, *allowed}:
@@ -82,7 +69,7 @@ def read(template: str, text: str) -> dict[str, str] | None:
     >>> read("Q: {question} A: {gold}", "Q: how many? A: 3")
     {'question': 'how many?', 'gold': '3'}
     """
-    pieces = _SLOT.split(template)  # text, slot, text, slot, ..., text
+    pieces = SLOT.split(template)  # text, slot, text, slot, ..., text
     pattern = "".join(
         f"(?P<{piece}>.*?)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
     )

@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from vlaa_lib.construct.client import Answered
-from vlaa_lib.construct.split import has_aha
-from vlaa_lib.construct.steps import STEPS, Drop, Request
-from vlaa_lib.construct.templates import Templates
-from vlaa_lib.construct.wire import CallFailed
+from vlaa_lib.llm.client import Answered
+from vlaa_lib.llm.messages import CallFailed
+from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
+
+from .steps import STEPS, Drop, Request
+from .templates import Templates
 
 SPLITS = ("split: sft", "split: rl")
 COUNTED = (*(step.name for step in STEPS), *SPLITS)  # what the table of counts has rows of

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import prompts, rewards
-from ..records import Record
+from vlaa_lib import prompts, rewards
+from vlaa_lib.records import Record
+
 from .generate import generate
 
 if TYPE_CHECKING:
-    from ..models import Policy
+    from vlaa_lib.models import Policy
 
 __all__ = ["bootstrap", "evaluate", "extract_answer", "generate", "score_rows", "summary"]
 

@@ -16,7 +16,7 @@ from .prompting import Settings, asks
 from .scoring import score_all
 
 if TYPE_CHECKING:
-    from ..models import Policy
+    from vlaa_lib.models import Policy
 
 AVERAGE = "average"  # table 4's last column: the plain mean of its benchmarks
 RULES = ("ours", "strict", "kit-2025-04", "kit-2026-08")

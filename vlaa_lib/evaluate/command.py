@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import records
+from vlaa_lib import records
+
 from . import files, interchange, prompting, runner
 from .extract import check_mode
 from .generate import Ask, Complete, complete, complete_vllm
@@ -68,7 +69,8 @@ def _judge(args: Namespace) -> Judge | None:
         return None
     if args.extraction != "ours":
         raise ValueError(f"--judge reads what our rules cannot; --extraction is {args.extraction}")
-    from ..construct.endpoints import Endpoint, read_endpoints
+    from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+
     from .judge import Judge
 
     endpoint = read_endpoints(args.judge, {"judge": Endpoint("judge")})["judge"]
@@ -124,7 +126,7 @@ def _imported(args: Namespace, asked_of: files.Benchmark) -> runner.Answers:
 def _answered(
     args: Namespace, asked_of: files.Benchmark, chosen: prompting.Settings
 ) -> runner.Answers:
-    from .. import models
+    from vlaa_lib import models
 
     model = models.resolve(args.model)
     if args.kit_config:
@@ -154,7 +156,7 @@ def loaded(
         if mode != "full":
             raise ValueError(f"--mode {mode} is for --backend hf")
         return complete_vllm(model, images, **limits)
-    from .. import models
+    from vlaa_lib import models
 
     pixels = chosen.max_pixels, chosen.min_pixels
     policy = models.load_policy(model, mode, *pixels, merge=False)

@@ -22,12 +22,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from .. import prompts
-from ..rewards.answers import MAX_ANSWER_CHARS, bare
-from ..rewards.maths import MAX_MATH_CHARS
-from ..rewards.mixed import MAX_COMPLETION_CHARS
-from ..rewards.notation import clean, is_one
-from ..rewards.verifiers import choose
+from vlaa_lib import prompts
+from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
+from vlaa_lib.rewards.maths import MAX_MATH_CHARS
+from vlaa_lib.rewards.mixed import MAX_COMPLETION_CHARS
+from vlaa_lib.rewards.notation import clean, is_one
+from vlaa_lib.rewards.verifiers import choose
+
 from . import extract_answer, kit
 from .files import Row, family
 from .tasks import LETTERS, Task, letters, numbers, real, task, text_of

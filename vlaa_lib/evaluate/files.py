@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import images as pictures
-from .. import prompts
-from ..records import RecordError, Reject, clean_image_path
-from ..sources.files import image_extension
+from vlaa_lib import images as pictures
+from vlaa_lib import prompts
+from vlaa_lib.records import RecordError, Reject, clean_image_path
+from vlaa_lib.sources.files import image_extension
 
 MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
 MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices

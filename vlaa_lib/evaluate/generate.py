@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import prompts
-from ..images import MAX_PIXELS, MIN_PIXELS, fit_image, open_image
-from ..progress import progress_bar
-from ..records import Record
+from vlaa_lib import prompts
+from vlaa_lib.images import MAX_PIXELS, MIN_PIXELS, fit_image, open_image
+from vlaa_lib.progress import progress_bar
+from vlaa_lib.records import Record
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..models import Policy
+    from vlaa_lib.models import Policy
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def complete(
     """
     import torch
 
-    from ..decoding import decode
+    from vlaa_lib.train.decoding import decode
 
     policy.model.eval()
     sampling = {"do_sample": False}
@@ -175,7 +175,7 @@ def complete_vllm(
     Raises:
         ValueError: vLLM is not installed, or the folder is an adapter.
     """
-    from .. import models
+    from vlaa_lib import models
 
     path = models.resolve(path)
     if (Path(path) / "adapter_config.json").is_file():

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import records
-from ..records import RecordError, Reject
+from vlaa_lib import records
+from vlaa_lib.records import RecordError, Reject
+
 from .files import Benchmark, tsv_rows
 from .prompting import Settings
 from .runner import Answers

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..construct.client import Limits
-from ..construct.endpoints import Endpoint
-from ..construct.ledger import Reply, call_key
-from ..construct.pipeline import run_apart
-from ..construct.steps import Request
-from ..construct.templates import fill
-from ..construct.wire import CallFailed
-from ..rewards.answers import MAX_ANSWER_CHARS
-from ..rewards.judge import Judge as Grader
+from vlaa_lib.llm.client import Limits
+from vlaa_lib.llm.endpoints import Endpoint
+from vlaa_lib.llm.ledger import Reply, call_key
+from vlaa_lib.llm.loop import run_apart
+from vlaa_lib.llm.messages import CallFailed, Request, fill
+from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS
+from vlaa_lib.rewards.judge import Judge as Grader
+
 from .tasks import Task
 
 NO_ANSWER = "NONE"

@@ -13,7 +13,8 @@ import math
 import re
 from typing import NamedTuple
 
-from ..prompts import ANSWER_CLOSE, ANSWER_OPEN
+from vlaa_lib.prompts import ANSWER_CLOSE, ANSWER_OPEN
+
 from .files import Row, listed
 from .tasks import Task, text_of
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
 
-from .. import images, prompts
+from vlaa_lib import images, prompts
+
 from .files import Benchmark, Row, family, is_missing
 from .generate import Ask
 
@@ -144,10 +145,8 @@ def user_text(name: str, row: Row, chosen: Settings) -> str:
     hint, needs = row.get("hint"), row.get("requirement")
     options = [c for c in ascii_uppercase if not is_missing(row.get(c))]
     if "micro_reward" in row and not chosen.template:
-        from ..microworld.benchmarks import lettered
-
         return prompts.user_text(
-            row["question"] + lettered([row[c] for c in options]), row["micro_reward"]
+            row["question"] + prompts.lettered([row[c] for c in options]), row["micro_reward"]
         )
     values = {
         "question": row["query_cot" if name.endswith("_cot") else "question"],

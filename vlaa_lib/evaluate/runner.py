@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import records
-from ..construct.split import AHA_KEYWORDS
-from ..progress import progress_bar
-from ..records import RecordError
+from vlaa_lib import records
+from vlaa_lib.folders import provenance
+from vlaa_lib.progress import progress_bar
+from vlaa_lib.prompts import AHA_KEYWORDS
+from vlaa_lib.records import RecordError
+
 from . import files, prompting
 from .files import Benchmark
 from .generate import Ask, Complete, Completion, by_length
@@ -44,8 +46,6 @@ def card(
     blank: bool = False,
 ) -> dict[str, Any]:
     """Return what a run is made with and what it is made of."""
-    from .. import report
-
     return {
         "benchmark": benchmark.name,
         "model": model,
@@ -60,7 +60,7 @@ def card(
         "num_rows_of_the_split": files.LAYOUTS[benchmark.name].num_rows,
         "num_rejects": len(benchmark.rejects),
         "num_other_split": benchmark.num_other_split,
-        **report.provenance(),
+        **provenance(),
     }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ..records import Record
-from ..rewards import maths
-from ..rewards.answers import GoldError, bare, excerpt
+from vlaa_lib.records import Record
+from vlaa_lib.rewards import maths
+from vlaa_lib.rewards.answers import GoldError, bare, excerpt
+
 from . import kit
 from .extract import Extracted, extract_task, read_whole
 from .files import Row, family

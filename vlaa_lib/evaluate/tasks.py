@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from .. import rewards
-from ..rewards.answers import bare, excerpt
-from ..rewards.verifiers import choose, read_number
+from vlaa_lib import rewards
+from vlaa_lib.rewards.answers import bare, excerpt
+from vlaa_lib.rewards.verifiers import choose, read_number
+
 from .files import Row, family, listed
 
 LETTERS = "ABCDEFGHI"  # the most that We-Math and LogicVista offer

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..evaluate import bootstrap
+from vlaa_lib.evaluate import bootstrap
+
 from .aggregate import AGGREGATORS, Aggregator, choose
 from .pools import LINES, SIZES, Pool
 from .scorers import Scores

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import arguments, records, rewards
-from ..construct.client import Limits
-from ..construct.endpoints import Endpoint, read_endpoints
+from vlaa_lib import arguments, records, rewards
+from vlaa_lib.llm.client import Limits
+from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+
 from . import best_of_n, judge, pools, scorers
 
 Show = Callable[[list[dict[str, Any]]], None]
@@ -26,7 +27,7 @@ def main(args: Namespace, show: Show) -> int:
 
 
 def _pool(args: Namespace, show: Show) -> None:
-    from .. import models
+    from vlaa_lib import models
 
     made = list(rewards.usable(args.records, args.images))
     generator = args.generator or Path(args.model).name
@@ -61,7 +62,7 @@ def _scorer(args: Namespace) -> tuple[str, scorers.Scorer]:
 
         return f"ViLPRM {Path(args.prm).name}", prm.scorer(prm.load(args.prm), args.images)
     if args.model:
-        from .. import models
+        from vlaa_lib import models
 
         made = judge.policy_judge(models.load_policy(args.model), *given)
     else:
@@ -82,7 +83,8 @@ def _best_of_n(args: Namespace, show: Show) -> None:
 
 
 def _search(args: Namespace, show: Show) -> None:
-    from .. import models
+    from vlaa_lib import models
+
     from . import search
 
     cfg, out = arguments.loaded(args), Path(args.out)

@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..evaluate import bootstrap
+from vlaa_lib.evaluate import bootstrap
+
 from . import aggregate
 from .best_of_n import select
 from .pools import Pool

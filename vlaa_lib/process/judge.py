@@ -12,20 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..construct.client import Limits
-from ..construct.endpoints import Endpoint
-from ..construct.ledger import Ledger, Reply, call_key
-from ..construct.steps import Request
-from ..construct.templates import fill
-from ..construct.wire import EMPTY, CallFailed, read_image
-from ..evaluate.generate import Ask, answer
-from ..images import ImageError, open_image
-from ..prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
-from ..records import Record
-from ..rewards.judge import Judge
+from vlaa_lib.evaluate.generate import Ask, answer
+from vlaa_lib.images import ImageError, open_image
+from vlaa_lib.llm.client import Limits
+from vlaa_lib.llm.endpoints import Endpoint
+from vlaa_lib.llm.ledger import Ledger, Reply, call_key
+from vlaa_lib.llm.messages import EMPTY, CallFailed, Request, fill, read_image
+from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
+from vlaa_lib.records import Record
+from vlaa_lib.rewards.judge import Judge
 
 if TYPE_CHECKING:
-    from ..models import Policy
+    from vlaa_lib.models import Policy
 
 # greedy: the paper's judges are deterministic; ours: room for a line of reason and the score
 SETTINGS = {"temperature": 0.0, "max_tokens": 256}
@@ -161,7 +159,7 @@ def policy_judge(
 
     The policy's weights are part of the key: a policy trained further is another judge.
     """
-    from .. import perplexity
+    from vlaa_lib import perplexity
 
     settings = {k: v for k, v in perplexity.fingerprint(policy).items() if k != "policy"}
     asked = _Local(policy, settings, Path(ledger), Path(images), batch, max_new_tokens)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import evaluate, prompts, traces
-from ..records import Record, RecordError, write_text
-from ..rewards.answers import bare
+from vlaa_lib import evaluate, prompts, traces
+from vlaa_lib.records import Record, RecordError, write_text
+from vlaa_lib.rewards.answers import bare
 
 if TYPE_CHECKING:
-    from ..models import Policy
+    from vlaa_lib.models import Policy
 
 SIZES = (2, 4, 8, 16)  # page, figure 1
 CANDIDATES = 16  # page: 2^4 candidates a question
@@ -85,7 +85,7 @@ def sample(
     """
     import torch
 
-    from .. import perplexity
+    from vlaa_lib import perplexity
 
     settings = {"generator": generator, "n": n, "temperature": temperature, "seed": seed}
     settings |= {"questions": questions, "batch": batch, "max_new_tokens": max_new_tokens}

@@ -19,13 +19,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from .. import models
-from ..images import fit_image, open_image
-from ..models import Policy
-from ..profiles import Settings
-from ..prompts import SYSTEM_PROMPT, split_think_answer
-from ..records import Record, from_json
-from ..rewards.mixed import text_of
+from vlaa_lib import models
+from vlaa_lib.images import fit_image, open_image
+from vlaa_lib.models import Policy
+from vlaa_lib.profiles import Settings
+from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
+from vlaa_lib.records import Record, from_json
+from vlaa_lib.rewards.mixed import text_of
+
 from . import steps
 from .released import Process
 from .scorers import Scorer

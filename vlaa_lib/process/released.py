@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from .. import records, rewards
-from ..records import Loaded, Record, RecordError, Reject
+from vlaa_lib import records, rewards
+from vlaa_lib.records import Loaded, Record, RecordError, Reject
 
 T = TypeVar("T")
 COLUMNS = ("index", "image_path", "question", "process", "value")

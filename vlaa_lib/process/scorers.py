@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import evaluate, traces
-from ..records import Record, RecordError, iter_json, write_lines
+from vlaa_lib import evaluate, traces
+from vlaa_lib.records import Record, RecordError, iter_json, write_lines
+
 from . import steps
 from .pools import Pool
 

@@ -16,13 +16,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import records
-from ..records import Record, RecordError
+from vlaa_lib import records
+from vlaa_lib.records import Record, RecordError
+
 from . import steps
 
 if TYPE_CHECKING:
-    from ..models import Policy
-    from ..profiles import Search
+    from vlaa_lib.models import Policy
+    from vlaa_lib.profiles import Search
 
 # records, the text that each answer begins with, a seed -> how each goes on to its end
 Sampler = Callable[[list[Record], list[str], int], list[str]]
@@ -260,7 +261,7 @@ def _file(out: str | Path, record: Record) -> Path:
 
 def is_right(made: list[Record], completions: list[str]) -> list[bool]:
     """Judge answers by each record's own verifier, as evaluation counts them."""
-    from .. import evaluate
+    from vlaa_lib import evaluate
 
     return [row["correct"] for row in evaluate.score_rows(made, completions)]
 
@@ -269,7 +270,7 @@ def policy_sampler(policy: Policy, images: str | Path, s: Search) -> Sampler:
     """Return the sampler of a policy: batches of prompts that each begin an answer."""
     import torch
 
-    from ..evaluate.generate import answer, ask
+    from vlaa_lib.evaluate.generate import answer, ask
 
     def sample(made: list[Record], prefixes: list[str], seed: int) -> list[str]:
         torch.manual_seed(seed)
@@ -288,7 +289,7 @@ def run(
     seed: int,
 ) -> list[Tree]:
     """Search with a policy; also write `processes.json` and `statistics.csv` into `out`."""
-    from .. import perplexity
+    from vlaa_lib import perplexity
 
     who = perplexity.fingerprint(policy)["weights"]
     trees = search(made, policy_sampler(policy, images, s), out, s, seed, who)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..prompts import TAGS, THINK_CLOSE
+from vlaa_lib.prompts import TAGS, THINK_CLOSE
 
 # ours, as the paper's delimiter is not known; its printed solutions have lines "Step 1: ..."
 _MARKER = re.compile(r"^[ \t#*>_-]{0,8}step[ \t]{1,3}\d{1,3}\b", re.IGNORECASE | re.MULTILINE)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .. import models, records
-from ..models import Policy
-from ..profiles import Settings
-from ..records import RecordError
-from ..train import checkpoints
-from ..train.callbacks import watchers
-from ..train.common import complete, identity, starting_policy, supervised_args
+from vlaa_lib import models, records
+from vlaa_lib.models import Policy
+from vlaa_lib.profiles import Settings
+from vlaa_lib.records import RecordError
+from vlaa_lib.train import checkpoints
+from vlaa_lib.train.callbacks import complete, watchers
+from vlaa_lib.train.common import identity, starting_policy, supervised_args
+
 from . import prm
 from .released import Process
 

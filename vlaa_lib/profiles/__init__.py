@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from .. import prompts
-from ..records import REWARDS
+from vlaa_lib import prompts
+from vlaa_lib.records import REWARDS
 
 FOLDER = Path(__file__).parent
 ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
@@ -20,6 +20,10 @@ MODES = ("full", "lora", "4bit")
 # of train/fast.py
 FAST = ("images", "vision", "prefill", "ended", "padding", "lengths", "flat", "flat-kl")
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
+
+
+RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
+MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
 
 
 def launchers() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..records import Record, RecordError, normalise_gold
+from vlaa_lib.records import Record, RecordError, normalise_gold
 
 MAX_ANSWER_CHARS = 4_000  # ours: five times the paper's 800 new tokens holds any honest answer
 

@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..microworld import facts, questions, truth
-from ..records import Record, write_csv
+from vlaa_lib.records import Record, write_csv
+
 from .answers import gold_text
 from .open_ended import relative
 from .reward_models import RewardModel, problem_of, scores_of
-
-# says nothing about any scene; about a hundred characters each
-_BEFORE = "I look at the whole picture first, slowly and with care, before I say anything of it. "
-_AFTER = " I went over it once more and I stay with what I said, since nothing speaks against it."
 
 
 class Candidate(NamedTuple):
@@ -153,37 +149,3 @@ def _rho(rows: list[dict[str, Any]]) -> float | None:
     if any(len(set(values)) < 2 for values in pair):
         return None
     return float(np.corrcoef(ranks(pair[0]), ranks(pair[1]))[0, 1])
-
-
-def scene_candidates(records: Sequence[Record]) -> list[list[Candidate]]:
-    """Make answers of known truth to open micro-world records, from the golds of all of them.
-
-    Right: the gold, in a sentence where it is bare, and in many empty words. Near miss: the same
-    sentence with the gold of another record that is false here, short and long. Off topic: a
-    sentence that the scene says nothing of. Kinds that a record has no material for are left out.
-    """
-    asked = [questions.read(record.question) for record in records]
-    golds = [gold_text(record) for record in records]
-    made = []
-    for record, question, gold in zip(records, asked, golds, strict=True):
-        scene, told = record.meta["scene"], questions.as_sentence(question, gold)
-        mine = [Candidate(gold, "right", True)]
-        if told != gold:
-            mine.append(Candidate(told, "right, a sentence", True))
-        mine.append(Candidate(_BEFORE + told + _AFTER, "right, verbose", True))
-        others = [
-            questions.as_sentence(question, other)
-            for other, theirs in zip(golds, asked, strict=True)
-            if (theirs.kind, theirs.slots) == (question.kind, question.slots)
-        ]
-        if near := next((text for text in others if _truths(text, scene) == {False}), None):
-            mine.append(Candidate(near, "near miss", False))
-            mine.append(Candidate(_BEFORE + near + _AFTER, "near miss, verbose", False))
-        if off := next((g for g in golds if _truths(g, scene) == {None}), None):
-            mine.append(Candidate(off, "off topic", False))
-        made.append(mine)
-    return made
-
-
-def _truths(text: str, scene: dict) -> set[bool | None]:
-    return {truth.holds(fact, scene) for fact in facts.extract(text)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..profiles import REWARD_MODELS
+from vlaa_lib.profiles import REWARD_MODELS
+
 from .reward_models import Kept, RewardModel
 
 
@@ -33,7 +34,8 @@ def reward_model(
         raise ValueError(f"unknown reward model {name!r}; use one of {', '.join(REWARD_MODELS)}")
     if endpoints is None:
         raise ValueError("a judge needs grpo.endpoints, a YAML file with the section `judge`")
-    from ..construct.endpoints import Endpoint, read_endpoints
+    from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+
     from .judge import Judge
 
     found = read_endpoints(endpoints, {"judge": Endpoint("judge")})["judge"]

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, join_think_answer
-from ..records import Record
+from vlaa_lib.prompts import ANSWER_CLOSE, ANSWER_OPEN, join_think_answer
+from vlaa_lib.records import Record
+
 from .answers import GoldError
 from .mixed import audit, score, score_all
 from .reward_models import RewardModel

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from ..prompts import TAGS
-from ..records import Record, Reject
+from vlaa_lib.prompts import TAGS
+from vlaa_lib.records import Record, Reject
+
 from .answers import Score, excerpt
 from .mixed import audit, read_answer, score_all
 from .reward_models import RewardModel

@@ -9,15 +9,14 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from ..construct.client import Limits, Stopped, Teacher
-from ..construct.endpoints import Endpoint
-from ..construct.ledger import Ledger, Reply, call_key
-from ..construct.pipeline import BudgetSpent, run_all, run_apart
-from ..construct.steps import Request
-from ..construct.templates import fill
-from ..construct.wire import CallFailed
-from ..prompts import JUDGE_PROMPT
-from ..records import Record
+from vlaa_lib.llm.client import BudgetSpent, Limits, Stopped, Teacher
+from vlaa_lib.llm.endpoints import Endpoint
+from vlaa_lib.llm.ledger import Ledger, Reply, call_key
+from vlaa_lib.llm.loop import run_all, run_apart
+from vlaa_lib.llm.messages import CallFailed, Request, fill
+from vlaa_lib.prompts import JUDGE_PROMPT
+from vlaa_lib.records import Record
+
 from .reward_models import BETA, picture_problem
 
 # ours: greedy, so that a question asked twice has one answer; a number needs no more tokens

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from ..records import Record
+from vlaa_lib.records import Record
+
 from .answers import GoldError, Score, bare, excerpt, gold_text
 from .notation import clean, comparable, is_one, too_large
 

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .. import prompts
-from ..records import REWARDS, Record, RecordError, Reject, atomic, from_json, line_of, read
+from vlaa_lib import prompts
+from vlaa_lib.records import REWARDS, Record, RecordError, Reject, atomic, from_json, line_of, read
+
 from . import maths, open_ended, verifiers
 from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
 from .reward_models import RewardModel

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from ..images import ImageError, open_image
-from ..records import Record
+from vlaa_lib.images import ImageError, open_image
+from vlaa_lib.records import Record
 
 BETA = 1.0  # ours: the paper does not state it (appendix C.1); one point more earns 0.63
 REMEMBERED = 1 << 16  # ours: all of the paper's 5,000 open RL records with 12 answers each; 15 MB
@@ -128,7 +128,7 @@ class Kept:
         Raises:
             LedgerError: the file cannot be used.
         """
-        from ..construct.ledger import Ledger, Reply, call_key
+        from vlaa_lib.llm.ledger import Ledger, Reply, call_key
 
         keys = [call_key("score", self.name, {}, text) for text in _texts(records, answers)]
         with closing(Ledger(self.path)) as ledger:

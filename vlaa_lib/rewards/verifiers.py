@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from ..microworld.truth import iou
-from ..records import Record
+from vlaa_lib.records import Record
+
 from .answers import GoldError, Score, bare, excerpt, gold_text
 from .notation import symbols
 
@@ -254,3 +254,15 @@ def box(record: Record, answer: str) -> Score:
         return Score(0.0, f"iou: {excerpt(answer)} is not one box with an area in frame {frame}")
     overlap = min(1.0, iou(gold, found))  # areas in floats may overshoot by a rounding
     return Score(overlap, f"iou: {overlap:.3f}")
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes, areas continuous (no +1).
+
+    >>> iou((0, 0, 0.5, 1), (0, 0, 1, 1))
+    0.5
+    """
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    inner = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
+    return inner / union if union > 0 else 0.0

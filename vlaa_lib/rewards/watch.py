@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .. import prompts
-from ..records import Record, write_csv
+from vlaa_lib import prompts
+from vlaa_lib.records import Record, write_csv
+
 from .answers import MAX_ANSWER_CHARS, Score
 from .mixed import MAX_COMPLETION_CHARS
 from .verifiers import choose, options, read_number

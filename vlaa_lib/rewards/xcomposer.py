@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import Halted
-from ..records import Record, clean_image_path
+from vlaa_lib import Halted
+from vlaa_lib.records import Record, clean_image_path
+
 from .reward_models import BETA, picture_problem
 
 REPOSITORY = "internlm/internlm-xcomposer2d5-7b-reward"  # paper §4 names the model

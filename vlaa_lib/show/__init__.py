@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import ROOT
+from vlaa_lib import ROOT
+from vlaa_lib.tables import Rows, Table
+
 from . import figures
 from .html import trace_html
-from .style import Rows
 
 __all__ = ["AskAgain", "TraceViewer", "figures", "minutes", "source", "table", "trace_html"]
 
@@ -45,12 +46,12 @@ def source(fn: Callable | type) -> Any:
     return Code(f"# {place}, line {max(1, number)}\n{''.join(lines)}", language="python")
 
 
-def table(rows: str | Path | Rows, columns: list[str] | None = None) -> figures.Table:
-    """Show rows, or a CSV file, as a table; its text twin is `figures.text_table`."""
-    return figures.Table(rows, columns)
+def table(rows: str | Path | Rows, columns: list[str] | None = None) -> Table:
+    """Show rows, or a CSV file, as a table; its text twin is `tables.text_table`."""
+    return Table(rows, columns)
 
 
-def minutes(notebook: str) -> figures.Table:
+def minutes(notebook: str) -> Table:
     """Say how long a notebook took in the measured runs of `data/results`, as a table."""
     rows = []
     for path in sorted((ROOT / "data" / "results").glob("**/run_card.json")):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..microworld.render import font, sheet
-from ..microworld.truth import iou
+from vlaa_lib.images import font, sheet
+from vlaa_lib.rewards.verifiers import iou
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..rewards.verifiers import Box
+    from vlaa_lib.rewards.verifiers import Box
 
 SIDE_PX, CAPTION_PX = 180, 20  # of one panel: three to a row stay under 640 px
 GOLD, ANSWER = (0, 0, 0), (213, 94, 0)  # black and Okabe-Ito's vermilion

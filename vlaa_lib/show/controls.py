@@ -9,8 +9,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from .. import evaluate, models, prompts, traces
-from ..records import Record
+from vlaa_lib import evaluate, models, prompts, traces
+from vlaa_lib.records import Record
+
 from .viewer import TraceViewer
 
 KEPT = 4  # answers on view, as many columns as the viewer shows

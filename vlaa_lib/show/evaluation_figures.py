@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .figures import Table, bar, error_bars, finish, html_table
+from vlaa_lib.tables import Table, html_table
+
+from .figures import bar, error_bars, finish
 from .style import PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import traces
-from ..traces.pairs import known
-from ..traces.steps import untagged
+from vlaa_lib import traces
+from vlaa_lib.traces.pairs import known
+from vlaa_lib.traces.steps import untagged
 
 MAX_NAME_CHARS = 200  # ours, of an id, a source or a name
 # what a key holds where it holds anything; every other key is read as text or as a number

@@ -10,8 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import records
-from ..traces.pairs import known
+from vlaa_lib import records
+from vlaa_lib.traces.pairs import known
+
 from .prepare import beginning, picture, prepare, segments, thumbnail, visible
 from .style import number
 

@@ -11,10 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..construct.split import AHA_KEYWORDS
-from ..images import open_image
-from ..prompts import ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
-from ..traces.pairs import known
+from vlaa_lib.images import open_image
+from vlaa_lib.prompts import AHA_KEYWORDS, ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
+from vlaa_lib.traces.pairs import known
+
 from .given import MAX_NAME_CHARS, beginning, checked, visible
 from .style import number, style_of
 
@@ -270,7 +270,10 @@ def _run(text: str, kind: str, shade: list[float | None] | None) -> str | list[A
 
 def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
     """Return the function that reads a box of this example, and why no box can be read."""
-    from ..rewards import GoldError, parse_box  # here: the page is also drawn where no box is
+    from vlaa_lib.rewards import (  # here: the page is also drawn where no box is
+        GoldError,
+        parse_box,
+    )
 
     frame = example.get("frame")
     if not frame:
@@ -293,6 +296,6 @@ def _size(image: Any) -> tuple[int, int] | None:
 
 
 def _overlap(gold: Any, box: Any) -> float | None:
-    from ..rewards import iou
+    from vlaa_lib.rewards import iou
 
     return iou(gold, box) if gold and box else None

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import ROOT
+from vlaa_lib import ROOT
+
 from .figures import error_bars, finish
 from .style import HEIGHT_PX, PAPER_COLOR, Rows, chosen, distinct, number, read, style_of
 

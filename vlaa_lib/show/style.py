@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from vlaa_lib.tables import Rows, number, read
 
 PAPER_COLOR = "#999999"  # the paper's values: grey, always, and nothing else is grey
 WIDTH_PX, HEIGHT_PX = 620, 360  # under 640 px: fits a notebook, GitHub and the report
-
-Rows = Iterable[dict[str, Any]]
 
 
 class Style(NamedTuple):
@@ -54,27 +50,6 @@ def style_of(name: str, index: int = 0) -> Style:
     return _STYLES.get(name) or other
 
 
-def read(rows: str | Path | Rows) -> list[dict[str, Any]]:
-    """Return rows as a list; a path is read as CSV."""
-    if isinstance(rows, (str, Path)):
-        with open(rows, encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    return list(rows)
-
-
-def number(value: Any) -> float | None:
-    """Return a finite float, or None for what is missing, NaN, infinite or text.
-
-    >>> number("0.5"), number(""), number("nan"), number(None), number(10**400)
-    (0.5, None, None, None, None)
-    """
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
-
-
 def distinct(rows: Rows, column: str | None) -> list[str]:
     """Return a column's values as text, each once, in order of appearance."""
     return list(dict.fromkeys(str(row.get(column, "")) for row in rows)) if column else [""]
@@ -83,3 +58,9 @@ def distinct(rows: Rows, column: str | None) -> list[str]:
 def chosen(rows: Rows, column: str | None, value: str) -> list[dict[str, Any]]:
     """Return the rows that hold a value of `distinct` in the column."""
     return [row for row in rows if not column or str(row.get(column, "")) == value]
+
+
+__all__ = [
+    "HEIGHT_PX", "PAPER_COLOR", "WIDTH_PX", "Rows", "Style", "chosen", "distinct", "number", "read",
+    "style_of",
+]

@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..evaluate import bootstrap
-from ..records import write_csv, write_text
-from ..traces import FIGURE7_PHRASES, is_right
+from vlaa_lib.evaluate import bootstrap
+from vlaa_lib.records import write_csv, write_text
+from vlaa_lib.tables import text_table
+from vlaa_lib.traces import FIGURE7_PHRASES, is_right
+
 from . import svg
-from .figures import text_table
 from .style import PAPER_COLOR, Rows, number
 
 OUTCOMES = ("helped", "hurt", "unchanged")  # of `traces.corrections`

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import ROOT, microworld, records, rewards
-from ..records import FOLDERS, Record, RecordError, Reject
+from vlaa_lib import ROOT, records, rewards, worlds
+from vlaa_lib.records import FOLDERS, Record, RecordError, Reject
+
 from . import files, rows
 from .readers import GEOQA_COUNT, READERS, Join, Reader
 
@@ -49,7 +50,7 @@ def paper_counts(scale: float = 1.0) -> dict[str, int]:
 
 def _reader(source: str) -> Reader:
     if source not in READERS:
-        known = ", ".join([*READERS, *microworld.SOURCES])
+        known = ", ".join([*READERS, *worlds.known().sources])
         raise ValueError(f"unknown source {source!r}; use one of {known}")
     return READERS[source]
 
@@ -65,8 +66,8 @@ def read(source: str, root: str | Path) -> Iterator[Item]:
         RecordError: the file is not there.
         ValueError: unknown source.
     """
-    if source in microworld.SOURCES:
-        yield from (sample.record for sample in microworld.stream(source, "train"))
+    if source in worlds.known().sources:
+        yield from (sample.record for sample in worlds.known().stream(source, "train"))
         return
     reader = _reader(source)
     for line in files.lines(files.find(root, reader.patterns, reader.home), reader.key):
@@ -206,8 +207,8 @@ def _prepare(
     source: str, n: int, roots: dict[str, str | Path], images: Path, seed: int, rejects: _Rejects
 ) -> Iterator[Item]:
     """Sample one source and finish the records chosen: joined, audited, their pictures placed."""
-    if source in microworld.SOURCES:
-        for made in islice(microworld.stream(source, "train", seed), n):
+    if source in worlds.known().sources:
+        for made in islice(worlds.known().stream(source, "train", seed), n):
             made.save(images)
             yield made.record
         return

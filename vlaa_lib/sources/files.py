@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..records import RecordError, clean_image_path, iter_array, iter_json
+from vlaa_lib.records import RecordError, clean_image_path, iter_array, iter_json
 
 CHUNK_CHARS = 1 << 16
 BATCH_ROWS = 64  # ours: rows of a parquet file, with their pictures, held at a time

@@ -12,9 +12,10 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-from .. import prompts, rewards
-from ..records import RecordError, clean_image_path, normalise_gold
-from ..rewards.notation import latex
+from vlaa_lib import prompts, rewards
+from vlaa_lib.records import RecordError, clean_image_path, normalise_gold
+from vlaa_lib.rewards.notation import latex
+
 from .files import image_extension
 
 Row = dict[str, Any]

@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from ..construct.split import AHA_KEYWORDS, has_aha
-from ..prompts import split_think_answer
-from ..records import Record
-from .logic import corrections, follows
+from vlaa_lib import worlds
+from vlaa_lib.prompts import AHA_KEYWORDS, has_aha, split_think_answer
+from vlaa_lib.records import Record
+
 from .steps import step_counts
 
 FIGURE7_PHRASES = ("alternatively", "double-check", "i should check", "wait")  # paper figure 7
@@ -79,8 +79,8 @@ def measure(trace: str, scene: dict | None = None, question: str = "") -> dict[s
         "truth_from": "scene" if scene else None,
         **counts,
         "false_share": counts["false_steps"] / checked if checked else None,
-        "follows": follows(trace, question) if question else None,
-        **corrections(trace, scene),
+        "follows": worlds.known().follows(trace, question) if question else None,
+        **worlds.known().corrections(trace, scene),
     }
 
 

@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records import Record
-from .store import parts_of
+from vlaa_lib import ROOT
+from vlaa_lib import records as files
+from vlaa_lib.records import Record
+
+from .store import load, parts_of
+
+FOLDER, CARD = ROOT / "data" / "traces", "card.json"  # a small set of a measured run
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -91,13 +96,6 @@ def examples(
     return made
 
 
-def to_html(examples: Sequence[dict[str, Any]], path: str | Path, title: str = "Traces") -> Path:
-    """Write examples as one self-contained page to look through; see `show.html.to_html`."""
-    from ..show import html  # what shows traces imports this package, not the other way
-
-    return html.to_html(examples, path, title)
-
-
 def _groups(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Return by record the rows of its last sampling round."""
     found: dict[str, list[Mapping[str, Any]]] = {}
@@ -137,3 +135,22 @@ def _rollout(row: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """Return None for what was not scored, which a trainer writes as NaN."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def curated(folder: str | Path = FOLDER) -> list[dict[str, Any]]:
+    """Return the curated traces as the viewer's examples.
+
+    Raises:
+        FileNotFoundError: there are none, with the command that makes them.
+    """
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        raise FileNotFoundError(
+            f"{folder}: no curated traces; make them with: python -m vlaa_lib traces curate "
+            "--run runs/laptop"
+        )
+    runs: dict[str, list] = {}
+    for row in load(folder):
+        runs.setdefault(row["model"], []).append(row)
+    kept = files.load(folder / "records.jsonl").records
+    return examples(kept, folder / "images", runs)

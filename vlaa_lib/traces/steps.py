@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
-from ..microworld import facts, truth
-from ..microworld.facts import Fact
-from ..prompts import TAGS
+from vlaa_lib import worlds
+from vlaa_lib.prompts import TAGS, sentences
 
 _ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
 
@@ -28,13 +26,7 @@ def untagged(trace: str) -> str:
 
 def split(trace: str) -> list[str]:
     """Return the sentences of a trace, without tags."""
-    return facts.sentences(untagged(trace))
-
-
-@lru_cache(maxsize=4096)  # rollouts of a group repeat each other, and each is read several times
-def facts_of(sentence: str) -> tuple[Fact, ...]:
-    """Return the facts that a sentence states."""
-    return tuple(facts.read_all(sentence))
+    return sentences(untagged(trace))
 
 
 def check_steps(trace: str, scene: dict | None) -> list[Step]:
@@ -46,12 +38,8 @@ def check_steps(trace: str, scene: dict | None) -> list[Step]:
     >>> [s.truth for s in check_steps("The red bar reaches 3. It reaches 4. Hmm.", scene)]
     [True, None, None]
     """
-    steps = []
-    for part in split(trace):
-        held = [truth.holds(fact, scene) for fact in facts_of(part)] if scene else []
-        told = [value for value in held if value is not None]
-        steps.append(Step(part, all(told) if told else None))
-    return steps
+    check = worlds.known().check
+    return [Step(part, check(part, scene) if scene else None) for part in split(trace)]
 
 
 def step_counts(trace: str, scene: dict | None) -> dict[str, int | None]:

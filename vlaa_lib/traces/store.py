@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..records import Record
+from vlaa_lib.records import Record
+
 from .steps import step_counts
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Training: SFT and GRPO with the mixed reward, thin layers over TRL's trainers."""
 
+from vlaa_lib import TrainingError
+
 from .checkpoints import CheckpointError
-from .common import TrainingError
 from .grpo import grpo
 from .sft import sft
 from .trainer import DeadReward

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainerCallback, trainer
 
-from .. import records
-from ..progress import progress_bar
+from vlaa_lib import TrainingError, records
+from vlaa_lib.progress import progress_bar
+
 from . import events
-from .common import TrainingError
 
 SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
@@ -92,3 +92,15 @@ class SpikeWatch(TrainerCallback):
 def watchers(out: str | Path) -> list[TrainerCallback]:
     """Return the callbacks of every training, with the launcher's events where it listens."""
     return [CsvLog(out), FrozenVision(), SpikeWatch(), *events.callbacks()]
+
+
+def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str, Any]]:
+    """Train to the end and save model and processor; return the log without its summary.
+
+    Args:
+        resume: checkpoint to go on from.
+    """
+    show_one_bar(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(out))
+    return steps_of(trainer.state.log_history)

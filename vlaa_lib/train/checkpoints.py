@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .. import Halted, records
+from vlaa_lib import Halted, records
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
 STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own state

@@ -7,14 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import Halted, models
-from ..profiles import Settings, Sft
-from ..records import Record, RecordError
+from vlaa_lib import models
+from vlaa_lib.profiles import Settings, Sft
+from vlaa_lib.records import Record, RecordError
+
 from . import data, guards
-
-
-class TrainingError(Halted):
-    """A training that goes on for nothing; the message says why it was stopped and what to do."""
 
 
 def trainer_args(cfg: Settings, out: str | Path, save_steps: int) -> dict[str, Any]:
@@ -147,15 +144,3 @@ def policy_and_rows(
     return policy, Dataset.from_list(rows)
 
 
-def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str, Any]]:
-    """Train to the end and save model and processor; return the log without its summary.
-
-    Args:
-        resume: checkpoint to go on from.
-    """
-    from .callbacks import show_one_bar, steps_of
-
-    show_one_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(str(out))
-    return steps_of(trainer.state.log_history)

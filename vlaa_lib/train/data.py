@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import prompts
-from ..images import ImageError, fit_image, open_image
-from ..progress import progress_bar
-from ..records import Record, RecordError, Reject
+from vlaa_lib import prompts
+from vlaa_lib.images import ImageError, fit_image, open_image
+from vlaa_lib.progress import progress_bar
+from vlaa_lib.records import Record, RecordError, Reject
 
 
 def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget: int) -> str:

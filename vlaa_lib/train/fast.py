@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..decoding import decode
+from .decoding import decode
 from .encoded import Pictures
 from .window import ORDERLESS, Window, alike, chunks, distinct, joined, of_rows, prompts_of
 

@@ -8,15 +8,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .. import models, rewards, traces
-from ..profiles import Settings
-from ..records import Record
-from ..rewards import chosen
-from ..rewards.open_ended import SCENE_FACTS
-from ..rewards.reward_models import problem_of
-from ..rewards.watch import Watch
+from vlaa_lib import models, rewards, traces
+from vlaa_lib.profiles import Settings
+from vlaa_lib.records import Record
+from vlaa_lib.rewards import chosen
+from vlaa_lib.rewards.open_ended import default_model
+from vlaa_lib.rewards.reward_models import problem_of
+from vlaa_lib.rewards.watch import Watch
+
 from . import checkpoints
-from .common import accumulation, complete, identity, policy_and_rows, trainer_args
+from .callbacks import complete
+from .common import accumulation, identity, policy_and_rows, trainer_args
 from .kl import AdaptiveKL
 from .sampler import sampler_args
 from .trainer import DeadReward, trainer_class
@@ -100,7 +102,7 @@ def _scored(
     for record in records:
         if record.reward not in parts:
             continue
-        problem = problem_of(model or SCENE_FACTS, record) if record.reward == "open" else ""
+        problem = problem_of(model or default_model(), record) if record.reward == "open" else ""
         if problem:
             print(f"left out: {record.id}: {problem}")
         else:

@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
-from ..models import ImageProcessor
-from ..progress import progress_bar
-from ..records import Reject
+from vlaa_lib.models import ImageProcessor
+from vlaa_lib.progress import progress_bar
+from vlaa_lib.records import Reject
 
 PROBED = 8  # ours: rows put through the whole processor, from the smallest picture to the largest
 

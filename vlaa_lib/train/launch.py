@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from .. import ROOT, profiles
-from ..progress import progress_bar
+from vlaa_lib import ROOT, profiles
+from vlaa_lib.progress import progress_bar
+
 from . import events, leash
 
 GRACE_S = 15  # ours: torch's launcher needs a second or two to end its workers

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .. import models
-from ..profiles import Settings
+from vlaa_lib import models
+from vlaa_lib.profiles import Settings
+
 from .checkpoints import KEPT
 from .shapes import Shape
 

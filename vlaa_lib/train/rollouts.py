@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..traces import TraceStore
+from vlaa_lib.traces import TraceStore
 
 
 class Round:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from ..models import Policy
-from ..profiles import ProfileError, Settings
+from vlaa_lib.models import Policy
+from vlaa_lib.profiles import ProfileError, Settings
 
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
 

@@ -6,11 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .. import models
-from ..profiles import Settings
-from ..records import Record
+from vlaa_lib import models
+from vlaa_lib.profiles import Settings
+from vlaa_lib.records import Record
+
 from . import checkpoints
-from .common import complete, identity, policy_and_rows, supervised_args
+from .callbacks import complete
+from .common import identity, policy_and_rows, supervised_args
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from .. import images, models
+from vlaa_lib import images, models
 
 # The paper's four policies, for machines that have not downloaded them: their published configs.
 # Qwen2.5-VL's vision tower has gated MLPs of 3,420; Qwen2-VL's has plain ones of 4 x 1,280.

@@ -7,10 +7,11 @@ import statistics
 from functools import cache
 from typing import Any
 
-from .. import Halted, rewards
-from ..records import from_json
-from ..rewards.watch import Watch, kinds
-from ..traces import TraceStore, has_aha, step_counts
+from vlaa_lib import Halted, rewards
+from vlaa_lib.records import from_json
+from vlaa_lib.rewards.watch import Watch, kinds
+from vlaa_lib.traces import TraceStore, has_aha, step_counts
+
 from .checkpoints import Resumable
 from .kl import AdaptiveKL
 from .rollouts import Round

@@ -1,0 +1,293 @@
+"""GRPO with the fast paths beside TRL's own trainer: samples a second, memory, time by phase."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from tests.bench import roofline
+from vlaa_lib import models, profiles, rewards
+from vlaa_lib.pocket import microworld
+from vlaa_lib.train.shapes import Shape, shape_of, visual_tokens
+
+from .memory import peak
+from .timing import OURS, TRL, afresh, compared, device, in_turn
+
+PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
+COMPARED = ("loss", "grad_norm", "kl", "reward")
+
+
+def grpo(
+    generations: list[int] = [4, 8],  # noqa: B006
+    sides: list[int] = [112, 224],  # noqa: B006
+    steps: list[int] = [1, 2],  # noqa: B006
+    prompts: int = 16,
+    rounds: int = 2,
+    repeats: int = 3,
+    tokens: int = 176,
+    mode: str = "full",
+    model: str = "data/pocket/instruct",
+    fast: list[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a few sampling rounds with our trainer and with TRL's, in turn, on the same data.
+
+    Same weights, seed, rewards and arithmetic; micro-batches are the laptop profile's. That makes
+    one optimizer step a round, where TRL needs no pass for old log-probs. The paper's recipe makes
+    eight (512 prompts of 4 completions a round, 256 completions a step), where all passes run, as
+    they do with two. TRL gets paths instead of pictures too, which is more than its users give it.
+    Every training has a process of its own; what that does once, such as imports, and loading a
+    model are not timed. On a machine that has other work, only the ratios say something.
+
+    Args:
+        generations: G, completions a prompt; a run for each with each of `sides` and `steps`.
+        sides: pictures are enlarged to this many pixels a side.
+        steps: optimizer steps a sampling round.
+        prompts: of a sampling round. rounds: sampling rounds of a run.
+        tokens: of a completion at most. By default both are the laptop profile's.
+        mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
+        fast: the paths of `train/fast.py` that ours takes; by default the profile's.
+    Returns:
+        `machine`: its measured rates.
+        `speed`: a row for each G, side and steps; `same completions`: share that both sampled
+            alike; `difference`: the largest of `COMPARED` over all steps, where all are the same.
+        `phases`: seconds a run in each phase (medians) and their ratio; `roofline s`: how few the
+            stock arithmetic, or when sampling the reading of the weights, takes at those rates.
+    """
+    speed, phases, rates = [], [], afresh(roofline.machine)
+    with tempfile.TemporaryDirectory() as folder:
+        place = roofline.checkpoint(model, folder)
+        shape = shape_of(place)
+        sources = list(microworld.SOURCES)
+        made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
+        for g, side, many in itertools.product(generations, sides, steps):
+            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, place, seed, fast)
+            given = cfg, made, Path(folder), cfg.grpo.fast
+            runs = in_turn(lambda who, given=given: afresh(_measured, who, *given), repeats)
+            case = {"G": g, "side px": side, "steps a round": many}
+            speed.append(case | _compare(runs, cfg.grpo.rollouts * rounds))
+            least = _least(runs[TRL][0], cfg, shape, rates)
+            phases += [case | row for row in _phases(runs, least)]
+    return {
+        "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
+        "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
+        "cores": os.cpu_count(), "device": device(), "machine": rates, "speed": speed,
+        "phases": phases,
+    }  # fmt: skip
+
+
+def brevity(completions: list, **columns: Any) -> list[float]:
+    """Reward short completions, so that every group has a spread and no loss compared is 0."""
+    return [1 / (1 + len(said[0]["content"])) for said in completions]
+
+
+def _settings(
+    g: int, side: int, steps: int, prompts: int, rounds: int, tokens: int, mode: str, model: str,
+    seed: int, fast: list[str] | None = None,
+) -> profiles.Settings:  # fmt: skip
+    batch, laptop = prompts * g // steps, profiles.load("laptop")
+    values = {
+        "model": {"policy": model, "min_pixels": side * side, "max_pixels": side * side},
+        "grpo": {
+            "mode": mode, "num_generations": g, "rollout_prompts": prompts, "train_batch": batch,
+            "per_device_batch": math.gcd(batch, laptop.grpo.per_device_batch),
+            "max_steps": steps * rounds, "max_completion_tokens": tokens,
+            "kl": "fixed", "save_rounds": 0, "warmup": 0.0,  # the first step moves the policy
+            "fast": laptop.grpo.fast if fast is None else fast,
+        },
+    }  # fmt: skip
+    return profiles.load("laptop", seed=seed, **values)
+
+
+def _measured(
+    who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
+) -> dict[str, Any]:
+    """Train once, after a training so short that what a process does once is all it shows."""
+    m, g = cfg.model, cfg.grpo
+    side = math.isqrt(m.min_pixels)
+    _run(who, _settings(2, side, 1, 2, 1, 4, g.mode, m.policy, cfg.seed), made, folder, paths)
+    return _run(who, cfg, made, folder, paths)
+
+
+def _run(
+    who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
+) -> dict[str, Any]:
+    """Train once; return seconds by phase, peak memory, the log, completions and all tokens."""
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    from vlaa_lib.train import data
+    from vlaa_lib.train.grpo import grpo_config
+    from vlaa_lib.train.trainer import trainer_class
+
+    m, mode = cfg.model, cfg.grpo.mode
+    policy = models.load_policy(m.policy, mode, m.max_pixels, m.min_pixels, "float32")
+    rows, _ = data.rows(made, folder / "images", folder / "fitted", with_trace=False)
+    trainer = (trainer_class() if who == OURS else GRPOTrainer)(
+        model=policy.model,
+        args=grpo_config(cfg, folder / "out", policy),
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=[rewards.mixed_reward, brevity],
+        processing_class=policy.processor,
+        peft_config=models.adapter(mode),
+    )
+    trainer.fast = paths
+    said: list[list[int]] = []
+    with _timed(trainer, said) as seconds, peak() as memory:
+        trainer.train()
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    tokens = max(row.get("num_tokens", 0) for row in log)  # of prompts and completions
+    return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said, "tokens": tokens}
+
+
+@contextlib.contextmanager
+def _timed(trainer: Any, said: list[list[int]]) -> Iterator[dict[str, float]]:
+    """Time the phases of a training, each without those inside it; keep what is sampled."""
+    seconds: dict[str, float] = defaultdict(float)
+    running: list[float] = []  # seconds spent inside each phase that is on
+
+    def within(phase: str, work: Callable, *args: Any, **kwargs: Any) -> Any:
+        _wait()
+        start = time.perf_counter()
+        running.append(0.0)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            _wait()
+            spent = time.perf_counter() - start
+            seconds[phase] += spent - running.pop()
+            if running:
+                running[-1] += spent
+
+    def phased(owner: Any, name: str, phase: str) -> Any:
+        work = getattr(owner, name)
+        return patch.object(owner, name, lambda *a, **k: within(phase, work, *a, **k))
+
+    def sampled(*args: Any, **kwargs: Any) -> Any:
+        found = within("generate", turn, *args, **kwargs)
+        said.extend(found[0])
+        return found
+
+    turn, optimizer = trainer._generate_single_turn, trainer.create_optimizer
+
+    def create(*args: Any) -> Any:
+        made = optimizer(*args)
+        step = made.step
+        made.step = lambda *a, **k: within("optimizer", step, *a, **k)
+        return made
+
+    kind = type(trainer.processing_class)
+    with contextlib.ExitStack() as stack:
+        for owner, name, phase in (
+            (trainer, "train", "rest"),
+            (trainer, "training_step", "policy"),
+            (trainer, "_generate_and_score_completions", "rest"),
+            (trainer, "_calculate_rewards", "score"),
+            (kind, "__call__", "image and processor"),
+            (kind, "apply_chat_template", "image and processor"),
+        ):
+            stack.enter_context(phased(owner, name, phase))
+        stack.enter_context(patch.object(trainer, "_generate_single_turn", sampled))
+        stack.enter_context(patch.object(trainer, "create_optimizer", create))
+        stack.enter_context(_passes(trainer, within))
+        yield seconds
+
+
+@contextlib.contextmanager
+def _passes(trainer: Any, within: Callable) -> Iterator[None]:
+    """Time the passes outside of the loss; those inside it belong to the policy's phase."""
+    passed, loss = trainer._get_per_token_logps_and_entropies, trainer._compute_loss
+    learning = []
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        learning.append(True)
+        try:
+            return loss(*args, **kwargs)
+        finally:
+            learning.clear()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if learning:
+            return passed(*args, **kwargs)
+        return within("old and reference", passed, *args, **kwargs)
+
+    with (
+        patch.object(trainer, "_compute_loss", compute),
+        patch.object(trainer, "_get_per_token_logps_and_entropies", run),
+    ):
+        yield
+
+
+def _wait() -> None:
+    """Let a GPU finish, so that its time falls on the phase that asked for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
+    """Return one row: samples a second and memory of both, and how equal the trainings were."""
+    one, two = runs[OURS][0], runs[TRL][0]
+    same = [a == b for a, b in zip(one["said"], two["said"], strict=True)]
+    difference = max(
+        abs(a[key] - b[key])
+        for a, b in zip(one["log"], two["log"], strict=True)
+        for key in COMPARED
+        if key in a and key in b
+    )
+    row = compared(
+        samples,
+        {who: [sum(run["seconds"].values()) for run in found] for who, found in runs.items()},
+        {who: [run["memory"]["mib"] for run in found] for who, found in runs.items()},
+    )
+    row["ours tokens a second"] = round(two["tokens"] / samples * row["ours a second"])
+    row["same completions"] = round(statistics.mean(same), 4)
+    row["difference"] = float(f"{difference:.1e}")
+    return row
+
+
+def _least(
+    run: dict[str, Any], cfg: profiles.Settings, shape: Shape, rates: dict[str, float]
+) -> dict[str, float]:
+    """Return the seconds that a machine of these rates needs at least for what TRL does."""
+    g, rounds = cfg.grpo, cfg.grpo.max_steps // cfg.grpo.steps_per_round
+    tokens, rows = run["tokens"], g.rollouts * rounds
+    side = round(cfg.model.max_pixels**0.5)
+    seen = rows, visual_tokens([(side, side)], side * side, side * side)["max"]
+    longest = sum(
+        max(map(len, run["said"][at : at + g.rollouts])) for at in range(0, rows, g.rollouts)
+    )
+    rate, reading = rates["TFLOP/s"] * 1e12, rates["GB/s"] * 1e9
+    weights = 4 * (shape.total - shape.vision)  # loaded in float32
+    passes = 1 if g.steps_per_round == 1 else 2  # the old policy's only where it has moved since
+    return {
+        "generate": longest * weights / reading,
+        "old and reference": passes * roofline.forward_flops(shape, tokens, *seen) / rate,
+        "policy": roofline.training_flops(shape, tokens, *seen, g.mode) / rate,
+    }
+
+
+def _phases(runs: dict[str, list[dict]], least: dict[str, float]) -> list[dict[str, Any]]:
+    rows = []
+    for phase in (*PHASES, "rest"):
+        mine, theirs = (
+            statistics.median(run["seconds"].get(phase, 0.0) for run in runs[who])
+            for who in (OURS, TRL)
+        )
+        ratio = round(theirs / mine, 2) if mine else None
+        rows.append({"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3),
+                     "times faster": ratio,
+                     "roofline s": float(f"{least[phase]:.3g}") if phase in least else None,
+                     })  # fmt: skip
+    return rows

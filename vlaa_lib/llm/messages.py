@@ -1,0 +1,176 @@
+"""What goes to an endpoint and comes from it: keys, pictures, request bodies, replies."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from .ledger import Reply, call_key
+
+if TYPE_CHECKING:
+    from .endpoints import Endpoint
+
+
+CHARS_A_TOKEN = 4  # ours: the usual rule of thumb for English
+IMAGE_TOKENS = 1000  # ours: about what GPT-4o counts for a picture of 1024 x 1024 pixels
+# formats that teachers take as they are, by PIL's name; others are sent as PNG
+SENT_AS = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a phone's JPEG with a second picture behind the first
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+}
+
+EMPTY = "empty reply"
+_PROBLEMS = {
+    "length": "reply cut at the token limit",
+    "content_filter": "reply blocked by the endpoint's filter",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a teacher; `image` is the record's image path, empty for text only."""
+
+    step: str
+    text: str
+    image: str = ""
+
+
+class CallFailed(Exception):
+    """One request got no reply; `reason` is counted, `detail` is about this request."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class NotACompletion(ValueError):
+    """A body that is no chat completion, whatever its status."""
+
+
+def key_of(endpoint: Endpoint, request: Request, image: bytes) -> str:
+    """Return the ledger's key of a request."""
+    digest = hashlib.sha256(image).hexdigest() if image else ""
+    return call_key(request.step, endpoint.model, endpoint.settings, request.text, digest)
+
+
+def read_image(image: str, images: Path) -> bytes:
+    """Return an image file's bytes.
+
+    Raises:
+        CallFailed: it cannot be read.
+    """
+    try:
+        return (images / image).read_bytes()
+    except OSError as error:
+        raise CallFailed("unusable image", f"{image}: {error.strerror}") from None
+
+
+def data_url(image: str, data: bytes, images: Path) -> str:
+    """Return the file's own bytes as a data URL, once they are known to be a safe image.
+
+    Raises:
+        CallFailed: they are not.
+    """
+    from PIL import Image
+
+    from vlaa_lib.images import ImageError, open_image
+
+    try:
+        picture = open_image(image, images)
+    except ImageError as error:
+        raise CallFailed("unusable image", str(error)[:300]) from None
+    kind = Image.open(io.BytesIO(data)).format  # header only; names can lie
+    if kind not in SENT_AS:
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        kind, data = "PNG", stream.getvalue()
+    return f"data:{SENT_AS[kind]};base64,{base64.b64encode(data).decode()}"
+
+
+def body(endpoint: Endpoint, text: str, url: str, is_plain: bool = False) -> dict[str, Any]:
+    """Return the body of a chat completion request: one user message, the picture first.
+
+    Args:
+        is_plain: no client stands between, which would merge `extra_body` in.
+    """
+    content: Any = text
+    if url:
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        content = [picture, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    settings = dict(endpoint.settings)
+    if is_plain:
+        settings |= settings.pop("extra_body", {})
+    return {"model": endpoint.model, "messages": messages, **settings}
+
+
+def read_completion(data: Any, endpoint: Endpoint | None, sent_tokens: int = 0) -> Reply:
+    """Read the JSON of a chat completion, whoever wrote it, trusting nothing in it.
+
+    Args:
+        endpoint: gives model name and price.
+        sent_tokens: estimate of the prompt's tokens, used where the endpoint counts none.
+    Raises:
+        NotACompletion: there is no message in it, or its content is no text.
+    """
+    try:
+        choice = data["choices"][0]
+        message, usage = choice["message"], data.get("usage")
+        content = message.get("content")
+        if not isinstance(content, (str, NoneType)):
+            raise TypeError
+    except (LookupError, TypeError, AttributeError):
+        raise NotACompletion("no chat completion") from None
+    text, refusal = _text(content), _text(message.get("refusal"))
+    finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+    problem = _PROBLEMS.get(finish, "") if isinstance(finish, str) else ""
+    if refusal:
+        problem = f"the teacher refused: {refusal[:200]}"
+    elif not problem and not text.strip():
+        problem = EMPTY
+    usage = usage if isinstance(usage, dict) else {}
+    counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    if not any(counts):
+        counts = [sent_tokens, len(text) // CHARS_A_TOKEN]
+    return Reply(
+        text=text,
+        model=endpoint.model if endpoint else "",
+        # beside the text: `reasoning_content` (DeepSeek, older vLLM) or `reasoning` (newer vLLM)
+        reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+        problem=problem,
+        prompt_tokens=counts[0],
+        completion_tokens=counts[1],
+        cost=endpoint.cost(*counts) if endpoint else 0.0,
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a text that any file can hold; anything else is none."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 2**31 else 0
+
+
+SLOT = re.compile(r"\{(caption|question|input|gold|pred)\}")
+
+
+def fill(template: str, **values: str) -> str:
+    """Put values into a template's slots, in one pass: braces inside a value stay text.
+
+    `str.format` would trip over LaTeX braces, in templates and values alike.
+
+    >>> fill("Q: {question} in {braces}", question="what is {gold}?", gold="3")
+    'Q: what is {gold}? in {braces}'
+    """
+    return SLOT.sub(lambda slot: values[slot[1]], template)

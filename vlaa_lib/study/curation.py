@@ -1,0 +1,135 @@
+"""A small set of traces of a measured run, for a viewer that opens at once."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from vlaa_lib import records
+from vlaa_lib.images import open_image
+from vlaa_lib.pocket.microworld.narrator import Rates
+from vlaa_lib.pocket.teacher_errors import taught
+from vlaa_lib.records import Record
+from vlaa_lib.traces import CARD, FOLDER, TraceStore, flipped, from_evaluation, is_right
+
+MODELS = ("instruct", "sft", "grpo", "sft_grpo")
+MAX_BYTES = 2_000_000  # ours: it lies in the repository
+PICTURE_PX = 224  # ours: longest side; micro-world pictures are smaller
+
+
+def curate(
+    run: str | Path, out: str | Path = FOLDER, per_source: int = 4, seed: int = 0
+) -> dict[str, Any]:
+    """Write a few records of each source, their pictures and every model's trace; return the card.
+
+    Of each source one of each kind in turn, so that gain and damage both show: a flip, which SFT
+    gets wrong and GRPO right; a loss, right before training and wrong after GRPO; a right answer
+    behind a false step; any other. `seed` decides among them. The card says how many of each there
+    are. The folder appears whole or not at all.
+
+    Args:
+        run: folder of a run with evaluations of at least `sft` and `grpo`.
+    Raises:
+        FileNotFoundError: the run lacks an evaluation, with what to run.
+        ValueError: the set is larger than `MAX_BYTES`, or `out` holds something else.
+    """
+    run, out = Path(run), Path(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
+        raise ValueError(f"{out}: holds other files; name a new folder")
+    made, runs, card = _read(run)
+    kinds = _kinds(runs)
+    chosen = _choose(made, list(kinds.values()), per_source, seed)
+    card["command"] = (
+        f"python -m vlaa_lib traces curate --run RUN --per-source {per_source} --seed {seed}"
+    )
+    card["records"] = len(chosen)
+    card |= {kind: sum(r.id in ids for r in chosen) for kind, ids in kinds.items()}
+    staged = out.with_name(f".{out.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    _write(staged, chosen, run / "world" / "test" / "images", runs, card)
+    size = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        shutil.rmtree(staged)
+        raise ValueError(f"the set has {size:,} bytes, more than {MAX_BYTES:,}; take fewer records")
+    shutil.rmtree(out, ignore_errors=True)
+    staged.replace(out)
+    return card | {"bytes": size}
+
+
+def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Return a run's held-out records, the rows of every model by name, and what it was."""
+    world, dataset = run / "world" / "test", run / "dataset"
+    files = {name: run / "evaluation" / name / "rows.jsonl" for name in MODELS}
+    needed = (world / "records.jsonl", dataset / "done.json", files["sft"], files["grpo"])
+    for path in needed:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: not there; finish the run first: python -m vlaa_lib run --run-dir {run}"
+            )
+    made = records.load(world / "records.jsonl").records
+    card = _card(run)
+    rates = json.loads((dataset / "done.json").read_text())["settings"]["rates"]
+    runs = {"teacher": taught(made, Rates(**rates))}
+    for name, path in files.items():
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            runs[name] = [row for row in rows if not row["blank"]]
+    stamp = made, card["profile"], card["seed"]
+    return made, {name: from_evaluation(rows, *stamp) for name, rows in runs.items()}, card
+
+
+def _card(run: Path) -> dict[str, Any]:
+    """Return what tells one run from another; None for what is not written down."""
+    path = run / "run_card.json"
+    card = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: card.get(key) for key in ("profile", "seed", "commit", "machine", "finished")}
+
+
+def _kinds(runs: Mapping[str, list[dict]]) -> dict[str, set[str]]:
+    """Return the ids of telling records by kind; a record may be of several."""
+    rows = [row for mine in runs.values() for row in mine]
+    return {
+        "flips": set(flipped(runs["sft"], runs["grpo"])),
+        "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
+        # a right answer behind a false step is what no score shows
+        "hollow": {row["record_id"] for row in rows if row["false_steps"] and is_right(row)},
+    }
+
+
+def _choose(
+    made: Sequence[Record], kinds: Sequence[set[str]], per_source: int, seed: int
+) -> list[Record]:
+    """Return records source by source: one of each kind in turn, or any where there is none."""
+    order = sorted(made, key=lambda record: record.id)
+    random.Random(seed).shuffle(order)
+    everything = {record.id for record in made}
+    chosen: list[Record] = []
+    for source in dict.fromkeys(record.source for record in made):
+        left = [record for record in order if record.source == source]
+        for ids in islice(cycle([*kinds, everything]), min(per_source, len(left))):
+            taken = next((record for record in left if record.id in ids), left[0])
+            left.remove(taken)
+            chosen.append(taken)
+    return chosen
+
+
+def _write(
+    folder: Path, chosen: Sequence[Record], images: Path, runs: Mapping[str, list[dict]], card: dict
+) -> None:
+    records.write(chosen, folder / "records.jsonl")
+    for record in chosen:
+        picture = open_image(record.image, images)
+        if not record.frame.startswith("pixel"):  # its boxes would no longer fit
+            picture.thumbnail((PICTURE_PX, PICTURE_PX))
+        target = folder / "images" / record.image
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target)
+    ids = {record.id for record in chosen}
+    rows = [row for mine in runs.values() for row in mine if row["record_id"] in ids]
+    TraceStore(folder).append(rows)
+    records.write_text(folder / CARD, json.dumps(card, indent=1) + "\n")

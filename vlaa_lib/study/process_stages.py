@@ -1,0 +1,280 @@
+"""The stages of process rewards; as in `vlaa_lib.stages` each is built once in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlaa_lib import records
+from vlaa_lib.process import best_of_n as best
+from vlaa_lib.process import pools, scorers
+from vlaa_lib.process.pools import Pool
+from vlaa_lib.process.scorers import Scorer, Scores
+from vlaa_lib.profiles import Settings
+from vlaa_lib.records import Record, write_csv
+
+from . import parallel, stages
+from .stages import built_from, identity, once
+
+if TYPE_CHECKING:
+    from vlaa_lib.models import Policy
+
+JUDGE = "untrained judge"
+BEFORE, ANSWERS, STEPS = "before", "answers", "answers and steps"  # arms of the experiment
+
+
+def spread(made: Iterable[Record], n: int) -> list[Record]:
+    """Take n records, of each source as many as of the others while it has some."""
+    found, seen = [], Counter()
+    for record in made:
+        found.append((seen[record.source], record))
+        seen[record.source] += 1
+    found.sort(key=lambda pair: pair[0])  # stable: the first of each source, the second, ...
+    return [record for _, record in found[:n]]
+
+
+def asked(cfg: Settings, run: Path) -> tuple[list[Record], Path]:
+    """Return the held-out records that have pools, and their image root."""
+    held_out = stages.world(cfg, run, "test")
+    made = records.load(held_out / "records.jsonl", held_out / "images").records
+    return spread(made, cfg.process.pool_questions), held_out / "images"
+
+
+def pool(cfg: Settings, run: Path, generator: str) -> Pool:
+    """Sample candidates of each held-out question from one model of the study."""
+    model, s, p = stages.model_path(cfg, run, generator), cfg.search, cfg.process
+
+    def build(path: Path) -> None:
+        made, images = asked(cfg, run)
+        given = p.candidates, s.temperature, cfg.seed
+        sizes = {"batch": s.batch, "max_new_tokens": s.max_new_tokens}
+        pools.sample(stages.policy(cfg, model), made, images, path, generator, *given, **sizes)
+
+    settings = {"questions": p.pool_questions, "candidates": p.candidates, "search": asdict(s)}
+    settings |= {"model": identity(model), "seed": cfg.seed}
+    settings |= built_from(stages.world(cfg, run, "test"))
+    return pools.load(once(_folder(run, generator), settings, build))
+
+
+def _folder(run: Path, generator: str) -> Path:
+    return run / "process" / "pools" / generator
+
+
+def pools_of(cfg: Settings, run: Path) -> list[Pool]:
+    """Return a pool of each generator of the profile."""
+    parallel.build(cfg, run, *(f"pool:{name}" for name in cfg.process.generators))
+    return [pool(cfg, run, name) for name in cfg.process.generators]
+
+
+def search(cfg: Settings, run: Path) -> Path:
+    """Search trees of questions of the RL split: `trees/`, `processes.json`, `statistics.csv`.
+
+    Questions that no rule can score are left out, and named.
+    """
+    data, images = stages.dataset(cfg, run), stages.pictures(cfg, run)
+
+    def build(path: Path) -> None:
+        from vlaa_lib import rewards
+        from vlaa_lib.process import search as tree_search
+
+        asked = rewards.usable(stages.split(data, "rl"), images, path)
+        made = spread(asked, cfg.process.questions)
+        searcher = stages.policy(cfg, cfg.model.policy)
+        tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
+        stages.publish(run, "search", path / "statistics.csv")
+
+    settings = {"questions": cfg.process.questions, "search": asdict(cfg.search)}
+    settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | built_from(data)
+    return once(run / "process" / "search", settings, build)
+
+
+def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
+    """Train a ViLPRM on what the search found."""
+    found, images = search(cfg, run), stages.pictures(cfg, run)
+
+    def build(path: Path) -> None:
+        from vlaa_lib.process import released, train_prm
+
+        rows = released.read_processes(found / "processes.json", images).rows
+        train_prm.train(replace(cfg, seed=seed), rows, images, path)
+
+    settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
+    return once(run / "process" / f"vilprm-{seed}", settings | built_from(found), build)
+
+
+def vilprms(cfg: Settings, run: Path) -> list[Path]:
+    """Return a ViLPRM of each seed; their held-out measures are `results/vilprm.csv`."""
+    parallel.build(cfg, run, *(f"vilprm:{seed}" for seed in range(cfg.process.seeds)))
+    made = [vilprm(cfg, run, seed) for seed in range(cfg.process.seeds)]
+    cards = [json.loads((path / "vilprm.json").read_text()) for path in made]
+    rows = [{"seed": seed} | card["held_out"] for seed, card in enumerate(cards)]
+    write_csv(run / "results" / "vilprm.csv", rows)
+    return made
+
+
+def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
+    """Score every candidate of every pool, by each ViLPRM and by the scenes' truth."""
+    found, trained = pools_of(cfg, run), vilprms(cfg, run)
+
+    def build(path: Path) -> None:
+        made, images = asked(cfg, run)
+        for number, (name, scorer) in enumerate(_scorers(trained, images)):
+            _score(path / f"{number}.jsonl", name, scorer, found, made)
+
+    pooled = [built_from(_folder(run, p.generator)) for p in found]
+    settings = {"pools": pooled, "models": [identity(path) for path in trained]}
+    path = once(run / "process" / "scores", settings, build)
+    return best.merged([scorers.read(file) for file in sorted(path.glob("*.jsonl"))])
+
+
+def _scorers(trained: list[Path], images: Path) -> Iterator[tuple[str, Scorer]]:
+    from vlaa_lib.process import prm
+
+    for seed, path in enumerate(trained):
+        yield f"ViLPRM {seed}", prm.scorer(prm.load(path), images)
+    yield "truth of steps", scorers.step_truth
+    yield "truth of steps and answer", lambda *given: scorers.step_truth(*given, with_answer=True)
+
+
+def _score(
+    file: Path, name: str, scorer: Scorer, found: list[Pool], made: list[Record]
+) -> None:
+    parts = [{name: scorers.score_pool(scorer, one, made)} for one in found]
+    scorers.write(file, name, best.merged(parts)[name])
+
+
+def _table(cfg: Settings, found: list[Pool], known: dict[str, Scores]) -> list[dict[str, Any]]:
+    sizes = [n for n in pools.SIZES if n <= cfg.process.candidates]
+    return best.table(found, known, sizes, resamples=cfg.evaluate.bootstrap)
+
+
+def best_of_n(cfg: Settings, run: Path) -> list[dict[str, Any]]:
+    """Compare all ways of choosing a candidate; also `results/best_of_n.csv`."""
+    rows = _table(cfg, pools_of(cfg, run), scores(cfg, run))
+    write_csv(run / "results" / "best_of_n.csv", rows)
+    return rows
+
+
+def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Let the policy judge the candidates of a few questions, from 1 to 5, as it is.
+
+    Returns:
+        Best-of-N on these questions by every scorer, and what the judge's replies were; also
+        `results/best_of_n_judged.csv`. Both are empty where `process.judged` is 0.
+    """
+    from vlaa_lib.process import judge
+
+    made, images = asked(cfg, run)
+    made, s = spread(made, cfg.process.judged), cfg.search
+    if not made:
+        return [], []
+    found = [one.of(r.id for r in made) for one in pools_of(cfg, run)]
+
+    def build(path: Path) -> None:
+        given = stages.policy(cfg, cfg.model.policy), path / "judge.sqlite", images
+        grader = judge.policy_judge(*given, batch=s.batch, max_new_tokens=s.max_new_tokens)
+        _score(path / "scores.jsonl", JUDGE, grader, found, made)
+        replies = {"a score": grader.asked - sum(grader.unusable.values())} | grader.unusable
+        rows = [{"reply": reply, "steps": n} for reply, n in replies.items()]
+        records.write_text(path / "replies.json", json.dumps(rows) + "\n")
+
+    settings = {"questions": [r.id for r in made], "search": asdict(s), "model": asdict(cfg.model)}
+    settings |= {"pools": [built_from(_folder(run, p.generator)) for p in found]}
+    path = once(run / "process" / "judge", settings, build)
+    rows = _table(cfg, found, scores(cfg, run) | scorers.read(path / "scores.jsonl"))
+    write_csv(run / "results" / "best_of_n_judged.csv", rows)
+    return rows, json.loads((path / "replies.json").read_text())
+
+
+def rewarded(cfg: Settings, run: Path) -> list[dict[str, Any]]:
+    """Go on with GRPO from the `grpo` model, with and without ViLPRM as a reward of steps.
+
+    Returns:
+        A row each of the model before and the two after, from held-out records answered greedily:
+        see `compared`; also `results/process_reward.csv`. Empty where `process.reward_rounds` is 0.
+    """
+    if not cfg.process.reward_rounds:
+        return []
+    arms = {BEFORE: stages.grpo(cfg, run)}
+    parallel.build(cfg, run, *(f"rewarded:{name}" for name in (ANSWERS, STEPS)))
+    arms |= {name: arm(cfg, run, name) for name in (ANSWERS, STEPS)}
+    held_out = stages.world(cfg, run, "test")
+    made = records.load(held_out / "records.jsonl", held_out / "images").records
+    told = {name: _answers(cfg, run, name, path, made) for name, path in arms.items()}
+    rows = compared(told, made, cfg.evaluate.bootstrap)
+    write_csv(run / "results" / "process_reward.csv", rows)
+    return rows
+
+
+def arm(cfg: Settings, run: Path, name: str) -> Path:
+    """Go on with GRPO from the `grpo` model; name: `ANSWERS` or, with ViLPRM's reward, `STEPS`."""
+    weight = {ANSWERS: 0.0, STEPS: cfg.process.reward_weight}[name]
+    start, data = stages.grpo(cfg, run), stages.dataset(cfg, run)
+    scored_by = vilprm(cfg, run) if weight else ""
+    steps = cfg.process.reward_rounds * cfg.grpo.steps_per_round
+    g = replace(cfg.grpo, max_steps=steps, process_weight=weight, process_model=str(scored_by))
+
+    def build(path: Path) -> None:
+        stages.reinforce(replace(cfg, grpo=g), run, path, start)
+
+    settings = {"grpo": asdict(g), "start": identity(start), "seed": cfg.seed}
+    settings |= {"scored_by": identity(scored_by)} | built_from(data)
+    return once(run / "process" / "rewarded" / name.replace(" ", "_"), settings, build)
+
+
+def _answers(
+    cfg: Settings, run: Path, name: str, model: Path, made: list[Record]
+) -> list[dict[str, Any]]:
+    from vlaa_lib import evaluate
+
+    held_out = stages.world(cfg, run, "test")
+
+    def answer(policy: Policy, _out: Path) -> list[dict[str, Any]]:
+        given = made, held_out / "images", name, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
+        return evaluate.evaluate(policy, *given, blank=False)
+
+    place = run / "process" / "answers" / name.replace(" ", "_")
+    return stages.answered(cfg, model, place, held_out, answer)
+
+
+def compared(
+    told: dict[str, list[dict[str, Any]]], made: list[Record], resamples: int = 1000
+) -> list[dict[str, Any]]:
+    """Compare what arms answered: accuracy, format, false steps, and how many there are.
+
+    `false_share` is the mean over answers with a checkable step; `fewer_false` is how much lower it
+    is than the `ANSWERS` arm's on the questions where both have one, with its bootstrap interval.
+    """
+    from vlaa_lib import traces
+    from vlaa_lib.evaluate import bootstrap
+
+    scenes = {record.id: record.meta.get("scene") for record in made}
+    shares = {
+        name: {row["record_id"]: row["false_share"] for row in traces.measured(rows, made)
+               if row["false_share"] is not None}
+        for name, rows in told.items()
+    }  # fmt: skip
+    table = []
+    for name, rows in told.items():
+        whole = traces.summarise((row["completion"], scenes[row["record_id"]]) for row in rows)
+        gain = [shares[ANSWERS][i] - share for i, share in shares[name].items()
+                if i in shares[ANSWERS]]  # fmt: skip
+        low, high = bootstrap(gain, resamples)
+        kept = ("n", "format_rate", "mean_words", "mean_steps", "checked_steps")
+        row = {"reward": name, "accuracy": sum(r["correct"] for r in rows) / max(1, len(rows))}
+        row |= {key: whole.get(key) for key in kept}
+        row |= {"false_share": sum(shares[name].values()) / max(1, len(shares[name]))}
+        row |= {"fewer_false": sum(gain) / max(1, len(gain)), "low": low, "high": high}
+        table.append(row)
+    return table
+
+
+parallel.BUILDERS |= {
+    "pool": pool,
+    "vilprm": lambda cfg, run, seed: vilprm(cfg, run, int(seed)),
+    "rewarded": arm,
+}

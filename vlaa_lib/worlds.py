@@ -1,0 +1,45 @@
+"""A world of known truth: what it adds to the core, which never imports it.
+
+The micro-world (`vlaa_lib.pocket`) is one: it knows every fact of its pictures, so it can say
+whether a step of a trace is true and what an open answer is worth. It is found through the entry
+point group `vlaa_lib.worlds` (see pyproject.toml); without it real records lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+
+@dataclass(frozen=True)
+class World:
+    """What a world can say of its own records; the defaults are those of no world at all.
+
+    Attributes:
+        sources: source -> (reward part, the public source that it stands for).
+        stream: (source, split, seed) -> samples with `record` and `save(images)`, without end.
+        check: (sentence, scene) -> whether it is true; None where that cannot be told.
+        follows: (trace, question) -> whether the answer follows from what was stated.
+        corrections: (trace, scene) -> what was said again after a doubt word, by outcome.
+        reward_model: the default scorer of open answers (`rewards.RewardModel`).
+    """
+
+    sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    stream: Callable[..., Iterator[Any]] | None = None
+    check: Callable[[str, dict], bool | None] = lambda sentence, scene: None
+    follows: Callable[[str, str], bool | None] = lambda trace, question: None
+    corrections: Callable[[str, dict | None], dict[str, int | None]] = (
+        lambda trace, scene: dict.fromkeys(("helped", "hurt", "unchanged"))
+    )
+    reward_model: Any = None
+
+
+@cache
+def known() -> World:
+    """Return the installed world, or one that knows nothing."""
+    for entry in entry_points(group="vlaa_lib.worlds"):
+        return entry.load()
+    return World()
