@@ -6,7 +6,7 @@ import math
 import pytest
 
 from test_process import pool_of
-from vlaa_lib import ROOT, records
+from vlaa_lib import ROOT, folders
 from vlaa_lib.process import aggregate, best_of_n, filter, released
 from vlaa_lib.records import RecordError
 from vlaa_lib.show import process_figures
@@ -217,7 +217,7 @@ def test_figures_draw_every_line_and_the_paper_in_grey(tmp_path):
     half = {"a": [0.9, 0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.9, 0.1]}
     scores = {"s": scored(one, **half) | scored(two, **half)}
     rows = best_of_n.table([one, two], scores, (2, 4), resamples=20)
-    records.write_csv(tmp_path / "t.csv", rows)
+    folders.write_csv(tmp_path / "t.csv", rows)
     for source in (rows, tmp_path / "t.csv"):
         figure = process_figures.accuracy_by_n(source, with_paper=True)
         named = {line.name: line for line in figure.data}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import scoring
 from test_prm import rows_of, settings
 from test_process import candidate
-from vlaa_lib import prompts, records
+from vlaa_lib import folders, prompts, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.process import best_of_n, pools, prm, search, train_prm
 from vlaa_lib.show import process_figures
@@ -93,9 +93,9 @@ def test_the_report_draws_what_notebook_07_leaves(tmp_path):
                             for k in range(2)]) for g in ("one", "two")]  # fmt: skip
     (tmp_path / "results").mkdir()
     rows = best_of_n.table(found, {}, (2,), resamples=20)
-    records.write_csv(tmp_path / "results" / "best_of_n.csv", rows)
+    folders.write_csv(tmp_path / "results" / "best_of_n.csv", rows)
     arms = [{"reward": "before", "false_share": 0.5}, {"reward": "answers", "false_share": 0.25}]
-    records.write_csv(tmp_path / "results" / "process_reward.csv", arms)
+    folders.write_csv(tmp_path / "results" / "process_reward.csv", arms)
     page = report.write_report(tmp_path).read_text()
     assert "Accuracy of the chosen answer" in page and "<title>Share of false steps" in page
     assert "oracle" in page and "missing: results/vilprm.csv; notebook 07 writes it" in page

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vlaa_lib import ROOT, records, traces
+from vlaa_lib import ROOT, folders, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
 from vlaa_lib.prompts import join_think_answer
@@ -76,9 +76,9 @@ def run(tmp_path):
     made = microworld.write_split(world, SOURCES, "test", 6)
     rates = {"omit": 0.3, "confuse": 0.2, "miscount": 0.2, "hesitate": 0.9, "waver": 0.5}
     done = {"settings": {"rates": rates}}
-    records.write_text(tmp_path / "run" / "dataset" / "done.json", json.dumps(done))
+    folders.write_text(tmp_path / "run" / "dataset" / "done.json", json.dumps(done))
     card = {"profile": "smoke", "seed": 4, "commit": "abc", "status": {}}
-    records.write_text(tmp_path / "run" / "run_card.json", json.dumps(card))
+    folders.write_text(tmp_path / "run" / "run_card.json", json.dumps(card))
     for name in ("sft", "grpo"):
         rows = []
         for number, record in enumerate(made):
@@ -89,7 +89,7 @@ def run(tmp_path):
                       "correct": flips and name == "grpo", "model": name}  # fmt: skip
             rows += [common | {"blank": False}, common | {"blank": True, "correct": True}]
         path = tmp_path / "run" / "evaluation" / name / "rows.jsonl"
-        records.write_lines(path, (json.dumps(row) + "\n" for row in rows))
+        folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
     return tmp_path / "run"
 
 
@@ -122,7 +122,7 @@ def test_curation_shows_gain_and_damage_alike(run, tmp_path):
     lost = {row["record_id"] for row in rows[:: 2 * 6]}  # the first of each source
     for row in rows:
         row["correct"] = row["record_id"] in lost and not row["blank"]
-    records.write_lines(path, (json.dumps(row) + "\n" for row in rows))
+    folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
     card = curation.curate(run, tmp_path / "set", 2)
     assert (card["records"], card["flips"], card["losses"]) == (6, 3, 3)
     assert lost < {example["id"] for example in traces.curated(tmp_path / "set")}

@@ -18,6 +18,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 
+class VlaaError(ValueError):
+    """Input that cannot be used: the message says where, why, and what to do."""
+
+
 class Halted(RuntimeError):
     """Work that cannot go on: the message says why, and what to do; the command line prints it."""
 

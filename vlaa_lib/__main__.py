@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlaa_lib import folders
+
 from . import Halted, arguments
 
 
@@ -306,7 +308,7 @@ def _plan(args) -> int:
 def _evaluate(args) -> int:
     import json
 
-    from . import evaluate, models, records
+    from . import evaluate, models
 
     if args.benchmark:
         from .evaluate import command
@@ -319,7 +321,7 @@ def _evaluate(args) -> int:
     limits = {name: limit for name, limit in limits.items() if limit}
     policy = models.load_policy(args.model)
     rows = evaluate.evaluate(policy, made, args.images, args.model, **limits)
-    records.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
+    folders.write_lines(args.out, (json.dumps(row) + "\n" for row in rows))
     _table(evaluate.summary(rows))
     return 0
 
@@ -362,13 +364,12 @@ def _bench(args) -> int:
 
     from tests import bench
 
-    from . import records
 
     found = bench.BENCHMARKS[args.name](**bench.arguments(args.name, args.set))
     for rows in [v for v in found.values() if v and isinstance(v, list)] or [[found]]:
         _table(rows)
     if args.out:
-        records.write_text(args.out, json.dumps(found, indent=1) + "\n")
+        folders.write_text(args.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

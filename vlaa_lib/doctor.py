@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlaa_lib import folders
+
 from . import records, rewards
 from .records import Record, RecordError
 from .rewards import watch
@@ -67,7 +69,7 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
             "rejects": rejects,
             "unknown_ids": sampled.unknown,
         }
-        records.write_text(args.json, json.dumps(report, indent=1) + "\n")
+        folders.write_text(args.json, json.dumps(report, indent=1) + "\n")
     return 1 if found.problem else 0
 
 

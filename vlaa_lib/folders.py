@@ -1,21 +1,190 @@
-"""What every folder of results needs: who made it, on what."""
+"""Folders of results: written whole or not at all, claimed by one setting, with their origin.
+
+Everything that is built, trained or measured lies in a folder that says what it was made with. Work
+that was stopped goes on in it; other settings are refused.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from vlaa_lib import ROOT
+from vlaa_lib import ROOT, VlaaError
 
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
             "plotly", "torch", "transformers", "trl")  # what results can depend on
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[TextIO]:
+    """Open a file for writing that is there whole or not at all.
+
+    A temporary file beside it, fsync, rename; on an error the old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically."""
+    write_lines(path, [text])
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write pieces of text to one file atomically."""
+    with atomic(path) as stream:
+        stream.writelines(lines)
+
+
+def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
+    rows = list(rows)
+    with atomic(path) as stream:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def whole_lines(path: str | Path, cut: bool = False) -> list[dict[str, Any]]:
+    """Read the rows of a JSON Lines file that is appended to; no file, no rows.
+
+    The half line that a killed process left at the end is no row; `cut` removes it, so that the
+    next row does not run into it.
+
+    Raises:
+        VlaaError: a whole line is no JSON object; names file and line.
+    """
+    path = Path(path)
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    if cut and whole < len(data):
+        os.truncate(path, whole)
+    rows = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise VlaaError(f"{path}:{number}: not a JSON object; delete this line")
+        rows.append(row)
+    return rows
+
+
+def append_line(path: str | Path, row: dict[str, Any]) -> None:
+    """Add one row to a JSON Lines file, in one write: it is whole, or the half line at the end."""
+    with Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# --- whose folder it is --------------------------------------------------------------------------
+
+
+def claim(
+    folder: str | Path,
+    settings: dict[str, Any],
+    marker: str = "settings.json",
+    names: Iterable[str] = (),
+) -> Path:
+    """Make a folder ours, or refuse it: it holds work of other settings.
+
+    Args:
+        marker: the file in it that keeps the settings.
+        names: settings that are for people, such as a checkpoint's path; they may differ.
+    Raises:
+        VlaaError: names the folder and each setting that differs, with both values.
+    """
+    path = Path(folder) / marker
+    settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
+    if not path.is_file():
+        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        return Path(folder)
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise VlaaError(f"{path}: not a JSON object; delete {folder}, or give another folder")
+    differ = sorted(key for key in held.keys() | settings if held.get(key) != settings.get(key))
+    if differ := [key for key in differ if key not in set(names)]:
+        said = ", ".join(f"{k} {held.get(k)!r} instead of {settings.get(k)!r}" for k in differ)
+        raise VlaaError(
+            f"{folder} holds work of other settings ({said}); give another folder, the same "
+            "settings, or delete it"
+        )
+    return Path(folder)
+
+
+@contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for one process; the lock goes when the process does.
+
+    Raises:
+        VlaaError: another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    held = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise VlaaError(
+            f"{folder} is in use by another process; wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def fingerprint(model: str | Path) -> str:
+    """Return a hash of a checkpoint's folder, or the name of one on the hub.
+
+    Small files whole; of each large one its size and last 64 KiB, which training changes.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt")):
+        found.update(path.name.encode() + path.read_bytes())
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - 2**16))
+            found.update(f"{path.name} {size}".encode() + stream.read())
+    return found.hexdigest()[:16]
+
+
+# --- where it comes from -------------------------------------------------------------------------
 
 
 def provenance() -> dict[str, Any]:

@@ -14,11 +14,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from vlaa_lib.folders import write_text
+
 from . import prompts
 from .images import ImageError, fit_image, open_image
 from .models import Policy
 from .progress import progress_bar
-from .records import Record, RecordError, write_text
+from .records import Record, RecordError
 from .train import data
 
 Scores = dict[str, dict[str, Any]]  # record id -> its row in a score file

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, TextIO
+
+from vlaa_lib import VlaaError
+from vlaa_lib.folders import write_lines
 
 REWARDS = ("digit", "mcq", "math", "iou", "open")
 FRAMES = ("norm01", "norm1000", "pixel_original", "pixel_resized")
@@ -88,7 +87,7 @@ class Loaded:
     rejects: list[Reject]
 
 
-class RecordError(ValueError):
+class RecordError(VlaaError):
     """A record, or a whole file, that cannot be used; the message says why and what to do."""
 
 
@@ -282,38 +281,6 @@ def _id_of(row: Any) -> str:
     return str(row.get("id", "")) if isinstance(row, dict) else ""
 
 
-@contextmanager
-def atomic(path: str | Path) -> Iterator[TextIO]:
-    """Open a file for writing that is there whole or not at all.
-
-    A temporary file beside it, fsync, rename; on an error the old file stays as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically."""
-    write_lines(path, [text])
-
-
-def write_lines(path: str | Path, lines: Iterable[str]) -> None:
-    """Write pieces of text to one file atomically."""
-    with atomic(path) as stream:
-        stream.writelines(lines)
-
-
 def line_of(row: Record | Reject) -> str:
     """Return a record's or a reject's line of a JSON Lines file."""
     fields = row.to_json() if isinstance(row, Record) else asdict(row)
@@ -323,13 +290,3 @@ def line_of(row: Record | Reject) -> str:
 def write(rows: Iterable[Record | Reject], path: str | Path) -> None:
     """Write records or rejects as JSON Lines, atomically."""
     write_lines(path, map(line_of, rows))
-
-
-def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
-    rows = list(rows)
-    with atomic(path) as stream:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

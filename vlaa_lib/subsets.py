@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlaa_lib import folders
+
 from . import records
 from .prompts import has_aha
 from .records import Loaded, Record, RecordError, Reject
@@ -105,7 +107,7 @@ def main(args: Namespace, made: list[Record]) -> int:
         return 0
     if scores:
         table, rejects = average(made, scores)
-        records.write_csv(out / "perplexity.csv", table)
+        folders.write_csv(out / "perplexity.csv", table)
         records.write(rejects, out / "not_scored.jsonl")
         print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
     chosen = {f"top-{k}": select(made, scores, k).records for k in args.top}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, worlds
+from vlaa_lib import ROOT, folders, worlds
 from vlaa_lib import records as files
 from vlaa_lib.llm.ledger import Ledger
 from vlaa_lib.records import Record, RecordError
@@ -84,12 +84,12 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
             continue
         name = f"{'SFT' if split == 'sft' else 'GRPO'}-{sizes[split]}.json"
         lines = (json.dumps(released(r), ensure_ascii=False) + "\n" for r in rows())
-        files.write_lines(out / "released" / name, lines)
+        folders.write_lines(out / "released" / name, lines)
         written += [out / "released" / name, _parquet(rows, split, out / "hub", images)]
     if not written:
         raise RecordError(f"{out}: the run kept no record; counts.csv says where they went")
-    files.write_csv(out / "table1.csv", table_1(counts))
-    files.write_text(out / "hub" / "README.md", card(out, counts, sizes))
+    folders.write_csv(out / "table1.csv", table_1(counts))
+    folders.write_text(out / "hub" / "README.md", card(out, counts, sizes))
     return [*written, out / "table1.csv", out / "hub" / "README.md"]
 
 

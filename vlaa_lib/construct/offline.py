@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import records as files
+from vlaa_lib import folders
 from vlaa_lib.llm.client import Answered
 from vlaa_lib.llm.endpoints import Endpoint
 from vlaa_lib.llm.ledger import Ledger
@@ -168,7 +168,7 @@ def export_batches(
             found = open_files.get(request.step)
             if not found or found[1] >= BATCH_ROWS or found[2] + size > BATCH_BYTES:
                 written.append(_next_file(Path(folder), request.step, written))
-                found = [stack.enter_context(files.atomic(written[-1])), 0, 0]
+                found = [stack.enter_context(folders.atomic(written[-1])), 0, 0]
                 open_files[request.step] = found
             found[0].write(line)
             found[1:] = found[1] + 1, found[2] + size

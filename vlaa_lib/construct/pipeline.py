@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlaa_lib import folders
 from vlaa_lib import records as files
 from vlaa_lib.llm.client import BudgetSpent, Limits, Stopped, Teacher
 from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint
@@ -109,7 +110,7 @@ def run(
                 return list(tallies.rows())
 
         counts = run_apart(main)
-        files.write_csv(out / "counts.csv", counts)
+        folders.write_csv(out / "counts.csv", counts)
     return Result(out, counts)
 
 
@@ -135,7 +136,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _writer(stack: contextlib.ExitStack, out: Path) -> Callable[[Record | Dropped], None]:
     """Open the three files, atomically, and return what writes an outcome into its own."""
-    sft, rl, drops = (stack.enter_context(files.atomic(out / name)) for name in SPLIT_FILES)
+    sft, rl, drops = (stack.enter_context(folders.atomic(out / name)) for name in SPLIT_FILES)
 
     def write(outcome: Record | Dropped) -> None:
         if isinstance(outcome, Record):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import records
+from vlaa_lib import folders, records
 
 from . import files, interchange, prompting, runner
 from .extract import check_mode
@@ -131,7 +131,7 @@ def _answered(
     model = models.resolve(args.model)
     if args.kit_config:
         name = Path(model).name
-        records.write_text(args.kit_config, interchange.kit_config(name, model, chosen))
+        folders.write_text(args.kit_config, interchange.kit_config(name, model, chosen))
     asked, batch = prompting.asks(asked_of, chosen), args.batch or 16
     limits = (args.mode, args.backend, batch, args.blank)
     runner.start(args.out, asked_of, runner.card(asked_of, asked, chosen, model, *limits))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import records
+from vlaa_lib import folders, records
 from vlaa_lib.records import RecordError, Reject
 
 from .files import Benchmark, tsv_rows
@@ -40,7 +40,7 @@ def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
     if _format(path) == ".xlsx":
         return _write_xlsx(path, rows)
     if path.suffix == ".json":
-        return records.write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        return folders.write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     text = io.StringIO(newline="")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     # the kit quotes every cell: so its reader sees line breaks and tabs inside
@@ -49,7 +49,7 @@ def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
     )
     writer.writeheader()
     writer.writerows(rows)
-    return records.write_text(path, text.getvalue())
+    return folders.write_text(path, text.getvalue())
 
 
 def read(path: str | Path, benchmark: Benchmark) -> tuple[Answers, list[Reject]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import records
+from vlaa_lib import folders, records
 from vlaa_lib.folders import provenance
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import AHA_KEYWORDS
@@ -99,7 +99,7 @@ def start(out: str | Path, benchmark: Benchmark, made_with: dict[str, Any]) -> N
                 "delete this one"
             )
     else:
-        records.write_text(path, json.dumps(made_with, indent=1, ensure_ascii=False) + "\n")
+        folders.write_text(path, json.dumps(made_with, indent=1, ensure_ascii=False) + "\n")
     records.write(benchmark.rejects, Path(out) / "rejects.jsonl")
 
 
@@ -248,6 +248,6 @@ def finish(
     label, rule = (f"{mode}-judge", f"{mode}, then {judge.name}") if judge else (mode, mode)
     table = [{"extraction": rule} | row for row in summarise(benchmark.name, rows, resamples=1000)]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    records.write_lines(Path(out) / f"rows-{label}.jsonl", lines)
-    records.write_csv(Path(out) / f"scores-{label}.csv", table)
+    folders.write_lines(Path(out) / f"rows-{label}.jsonl", lines)
+    folders.write_csv(Path(out) / f"scores-{label}.csv", table)
     return rows, table

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlaa_lib import prompts, records
+from vlaa_lib import folders, prompts
 
 from . import microworld
 from .microworld import SOURCES
@@ -60,7 +60,7 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
         "instruct": "Chats; replies in plain words or, less often, in the think/answer format.",
     }[stage]
     recipe = json.loads((folder / "recipe.json").read_text())
-    records.write_text(
+    folders.write_text(
         folder / "README.md",
         f"""# Pocket VLM, {stage}
 

@@ -26,7 +26,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, g
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlaa_lib import records
+from vlaa_lib import folders
 from vlaa_lib.models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 from .card import write_card
@@ -341,7 +341,7 @@ def _claim(path: Path, recipe: Recipe) -> None:
             " build into another folder, or delete it"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_text(path, json.dumps(wanted, indent=1) + "\n")
+    folders.write_text(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def expected_minutes(recipe: Recipe, stages: Iterable[str] = STAGES) -> float:
@@ -360,8 +360,8 @@ def save(
     kept.save_pretrained(folder)
     processor.chat_template = BASE_TEMPLATE if stage == "base" else CHAT_TEMPLATE
     processor.save_pretrained(folder)
-    records.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
-    records.write_lines(folder / "training_log.jsonl", (json.dumps(row) + "\n" for row in log))
+    folders.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+    folders.write_lines(folder / "training_log.jsonl", (json.dumps(row) + "\n" for row in log))
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    records.write_text(folder / "SHA256", f"{digest}  {weights.name}\n")
+    folders.write_text(folder / "SHA256", f"{digest}  {weights.name}\n")

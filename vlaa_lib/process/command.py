@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import arguments, records, rewards
+from vlaa_lib import arguments, folders, rewards
 from vlaa_lib.llm.client import Limits
 from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
 
@@ -76,7 +76,7 @@ def _best_of_n(args: Namespace, show: Show) -> None:
     scores = best_of_n.merged([scorers.read(path) for path in args.scores])
     found = [pools.load(folder) for folder in args.pools]
     rows = best_of_n.table(found, scores, args.sizes)
-    records.write_csv(args.out, rows)
+    folders.write_csv(args.out, rows)
     largest = max((row["n"] for row in rows), default=0)
     show([{key: row[key] for key in SHOWN} for row in rows if row["n"] == largest])
     print(f"{len(rows)} rows in {args.out}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import evaluate, prompts, traces
-from vlaa_lib.records import Record, RecordError, write_text
+from vlaa_lib.folders import write_text
+from vlaa_lib.records import Record, RecordError
 from vlaa_lib.rewards.answers import bare
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import evaluate, traces
-from vlaa_lib.records import Record, RecordError, iter_json, write_lines
+from vlaa_lib.folders import write_lines
+from vlaa_lib.records import Record, RecordError, iter_json
 
 from . import steps
 from .pools import Pool

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import records
+from vlaa_lib import folders
 from vlaa_lib.records import Record, RecordError
 
 from . import steps
@@ -238,7 +238,7 @@ def search(
     if other := sorted(k for k in settings if kept.get(k) != settings[k]):
         said = ", ".join(f"{k} {kept.get(k)} instead of {settings[k]}" for k in other)
         raise RecordError(f"{path}: trees with {said}; name another folder, or delete this one")
-    records.write_text(path, json.dumps(settings, indent=1) + "\n")
+    folders.write_text(path, json.dumps(settings, indent=1) + "\n")
     trees = []
     for start in range(0, len(made), questions):
         part = made[start : start + questions]
@@ -248,7 +248,7 @@ def search(
             for file, tree in zip(
                 files, grow(part, sampler, verifier or is_right, s, begin), strict=True
             ):
-                records.write_text(file, json.dumps(tree, ensure_ascii=False) + "\n")
+                folders.write_text(file, json.dumps(tree, ensure_ascii=False) + "\n")
         trees += [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return trees
 
@@ -294,7 +294,7 @@ def run(
     who = perplexity.fingerprint(policy)["weights"]
     trees = search(made, policy_sampler(policy, images, s), out, s, seed, who)
     write_rows(Path(out) / "processes.json", rows(trees))
-    records.write_csv(Path(out) / "statistics.csv", statistics(trees))
+    folders.write_csv(Path(out) / "statistics.csv", statistics(trees))
     return trees
 
 
@@ -327,7 +327,7 @@ def rows(trees: Iterable[Tree]) -> list[dict[str, Any]]:
 
 def write_rows(path: str | Path, found: list[dict[str, Any]]) -> None:
     """Write rows as one JSON array, as the released file is; `released.read_processes` reads it."""
-    records.write_text(path, json.dumps(found, ensure_ascii=False, indent=0) + "\n")
+    folders.write_text(path, json.dumps(found, ensure_ascii=False, indent=0) + "\n")
 
 
 def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from vlaa_lib import models, records
+from vlaa_lib import folders, models
 from vlaa_lib.models import Policy
 from vlaa_lib.profiles import Settings
 from vlaa_lib.records import RecordError
@@ -121,7 +121,7 @@ def _measure(
     """Write the measures on held-out rows, and the card that makes the folder a ViLPRM."""
     policy.model.eval()
     found, table = prm.report(policy, images, held_out, cfg.evaluate.batch)
-    records.write_csv(out / "held_out.csv", [found])
-    records.write_csv(out / "calibration.csv", table)
+    folders.write_csv(out / "held_out.csv", [found])
+    folders.write_csv(out / "calibration.csv", table)
     card = {"rows": n, "held_out": found, "loss": cfg.prm.loss, "mode": cfg.prm.mode}
-    records.write_text(out / prm.CARD, json.dumps(card, indent=1) + "\n")
+    folders.write_text(out / prm.CARD, json.dumps(card, indent=1) + "\n")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlaa_lib.records import Record, write_csv
+from vlaa_lib.folders import write_csv
+from vlaa_lib.records import Record
 
 from .answers import gold_text
 from .open_ended import relative

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import prompts
-from vlaa_lib.records import REWARDS, Record, RecordError, Reject, atomic, from_json, line_of, read
+from vlaa_lib.folders import atomic
+from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_json, line_of, read
 
 from . import maths, open_ended, verifiers
 from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text

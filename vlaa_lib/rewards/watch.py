@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import prompts
-from vlaa_lib.records import Record, write_csv
+from vlaa_lib.folders import write_csv
+from vlaa_lib.records import Record
 
 from .answers import MAX_ANSWER_CHARS, Score
 from .mixed import MAX_COMPLETION_CHARS

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import records
+from vlaa_lib import folders
 from vlaa_lib.traces.pairs import known
 
 from .prepare import beginning, picture, prepare, segments, thumbnail, visible
@@ -123,7 +123,7 @@ def to_html(
         title=escape(visible(title)), style=style, script=script, data=_inert(state),
         style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
-    records.write_text(path, page)
+    folders.write_text(path, page)
     return Path(path)
 
 

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from vlaa_lib.evaluate import bootstrap
-from vlaa_lib.records import write_csv, write_text
+from vlaa_lib.folders import write_csv, write_text
 from vlaa_lib.tables import text_table
 from vlaa_lib.traces import FIGURE7_PHRASES, is_right
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlaa_lib import ROOT, records, rewards, worlds
+from vlaa_lib import ROOT, folders, records, rewards, worlds
 from vlaa_lib.records import FOLDERS, Record, RecordError, Reject
 
 from . import files, rows
@@ -198,7 +198,7 @@ def write(
             del repairs["kept"]
             summary.append(row | {"written": len(made), "rejected": rejects.count} | repairs)
         spool.seek(0)
-        records.write_lines(out / "rejects.jsonl", spool)
+        folders.write_lines(out / "rejects.jsonl", spool)
     records.write(kept.values(), out / "records.jsonl")
     return summary
 

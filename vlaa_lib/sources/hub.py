@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlaa_lib import records
+from vlaa_lib import folders
 
 from . import archives
 
@@ -108,12 +108,12 @@ def fetch(plan: Plan) -> None:
         (root / STATE).mkdir(parents=True, exist_ok=True)
     try:
         with WeakFileLock(root / STATE / "lock", timeout=1), _explained(str(root)):
-            records.write_text(root / "REVISION", plan.commit + "\n")
+            folders.write_text(root / "REVISION", plan.commit + "\n")
             for file in plan.download:
                 _download(root, plan.commit, file)
             for stem, parts in plan.unpack.items():
                 archives.unpack([root / part.path for part in parts], (root / stem).parent)
-                records.write_text(_mark(root, stem), _key(parts))
+                folders.write_text(_mark(root, stem), _key(parts))
     except TimeoutError:
         raise HubError(f"another fetch is at work in {root}; wait until it ends") from None
 

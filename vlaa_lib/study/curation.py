@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import records
+from vlaa_lib import folders, records
 from vlaa_lib.images import open_image
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.pocket.teacher_errors import taught
@@ -132,4 +132,4 @@ def _write(
     ids = {record.id for record in chosen}
     rows = [row for mine in runs.values() for row in mine if row["record_id"] in ids]
     TraceStore(folder).append(rows)
-    records.write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+    folders.write_text(folder / CARD, json.dumps(card, indent=1) + "\n")

@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import records
+from vlaa_lib import folders, records
+from vlaa_lib.folders import write_csv
 from vlaa_lib.process import best_of_n as best
 from vlaa_lib.process import pools, scorers
 from vlaa_lib.process.pools import Pool
 from vlaa_lib.process.scorers import Scorer, Scores
 from vlaa_lib.profiles import Settings
-from vlaa_lib.records import Record, write_csv
+from vlaa_lib.records import Record
 
 from . import parallel, stages
 from .stages import built_from, identity, once
@@ -180,7 +181,7 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
         _score(path / "scores.jsonl", JUDGE, grader, found, made)
         replies = {"a score": grader.asked - sum(grader.unusable.values())} | grader.unusable
         rows = [{"reply": reply, "steps": n} for reply, n in replies.items()]
-        records.write_text(path / "replies.json", json.dumps(rows) + "\n")
+        folders.write_text(path / "replies.json", json.dumps(rows) + "\n")
 
     settings = {"questions": [r.id for r in made], "search": asdict(s), "model": asdict(cfg.model)}
     settings |= {"pools": [built_from(_folder(run, p.generator)) for p in found]}

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, profiles, records
+from vlaa_lib import ROOT, folders, profiles, records
 from vlaa_lib.folders import provenance
 from vlaa_lib.rewards import watch
 from vlaa_lib.show import svg
@@ -100,7 +100,7 @@ def write_report(run_dir: str | Path) -> Path:
         f"<title>Run {escape(run.name)}</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}</body></html>\n"
     )
-    records.write_text(run / "report.html", page)
+    folders.write_text(run / "report.html", page)
     return run / "report.html"
 
 

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, profiles, records
+from vlaa_lib import ROOT, folders, profiles
 
 from . import report
 
@@ -193,7 +193,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    records.write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    folders.write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 # --- running ---------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from vlaa_lib import ROOT, pocket, records
+from vlaa_lib import ROOT, folders, pocket, records
+from vlaa_lib.folders import write_csv
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.profiles import MODELS, RUNS, Settings
-from vlaa_lib.records import write_csv
 from vlaa_lib.sources import hub
 from vlaa_lib.sources.hub import split_file as split
 
@@ -67,11 +67,11 @@ def _build(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) 
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     print(f"building {shown} ...", flush=True)
     done.unlink(missing_ok=True)
-    records.write_text(begun, json.dumps(settings, indent=1) + "\n")
+    folders.write_text(begun, json.dumps(settings, indent=1) + "\n")
     start = time.monotonic()
     build(path)
     seconds = round(time.monotonic() - start, 1)
-    records.write_text(
+    folders.write_text(
         done, json.dumps({"settings": settings, "seconds": seconds}, indent=1) + "\n"
     )
     print(f"built {shown} in {seconds} s", flush=True)
@@ -221,7 +221,7 @@ def _train(
 
 def publish(run: Path, name: str, table: Path) -> None:
     """Put a training's table among the results."""
-    records.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
+    folders.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
 
 
 def built_from(path: Path) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def answered(
 
     def build(out: Path) -> None:
         rows = answer(policy(cfg, path), out)
-        records.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+        folders.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
 
     settings = {"evaluate": asdict(cfg.evaluate), "model": identity(path)} | built_from(data)
     out = once(into, settings, build)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainerCallback, trainer
 
-from vlaa_lib import TrainingError, records
+from vlaa_lib import TrainingError, folders
 from vlaa_lib.progress import progress_bar
 
 from . import events
@@ -46,7 +46,7 @@ class CsvLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            records.write_csv(self.path, steps_of(state.log_history))
+            folders.write_csv(self.path, steps_of(state.log_history))
 
 
 def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import Halted, records
+from vlaa_lib import Halted, folders
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
 STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own state
@@ -52,7 +52,7 @@ class Resumable:
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             if self.accelerator.is_local_main_process:
-                records.write_text(staged / STATE, json.dumps(self.own_state()) + "\n")
+                folders.write_text(staged / STATE, json.dumps(self.own_state()) + "\n")
         except (OSError, RuntimeError, SafetensorError) as error:
             last = latest(out)
             raise CheckpointError(
@@ -137,5 +137,5 @@ def begin(out: str | Path, settings: dict[str, Any]) -> str | None:
             f"{out} holds {last.name} of a run with other settings ({', '.join(changed)}); give "
             "another folder, the same settings, or delete its checkpoints"
         )
-    records.write_text(path, json.dumps(settings, indent=1) + "\n")
+    folders.write_text(path, json.dumps(settings, indent=1) + "\n")
     return str(last) if last else None

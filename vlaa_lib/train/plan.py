@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
-from vlaa_lib import ROOT, arguments, profiles, records
+from vlaa_lib import ROOT, arguments, folders, profiles, records
 from vlaa_lib.profiles import Settings
 from vlaa_lib.sources import hub
 
@@ -287,7 +287,7 @@ def main(args: Namespace, show: Callable[[list[dict[str, Any]]], None]) -> int:
     made = plan(s, sizes, args.tokens_per_second, args.mfu)
     made["records_from"] = "as stated" if args.records else known[1]
     if args.json:
-        records.write_text(args.json, json.dumps(made, indent=1) + "\n")
+        folders.write_text(args.json, json.dumps(made, indent=1) + "\n")
     _print(s, made, show)
     return 1 if made["problems"] else 0
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vlaa_lib import records
+from vlaa_lib import folders
 from vlaa_lib.images import font
 from vlaa_lib.prompts import lettered
 
@@ -121,7 +121,7 @@ def write_tsv(name: str, path: str | Path, n: int, seed: int = 0) -> list[Row]:
     writer = csv.DictWriter(text, COLUMNS[name], delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(made)
-    records.write_text(path, text.getvalue())
+    folders.write_text(path, text.getvalue())
     return made
 
 
