@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from test_train import settings
-from vlaa_lib import models, profiles, prompts
+from vlaa_lib import VlaaError, models, profiles, prompts
 from vlaa_lib.train import data, fast, window
 from vlaa_lib.train.encoded import Pictures
 from vlaa_lib.train.grpo import grpo_config
@@ -312,5 +312,5 @@ def test_chunks_hold_every_row_once_and_one_gradient():
 
 def test_profiles_refuse_a_path_that_does_not_exist():
     assert (*fast.EXACT, fast.FLAT_KL) == profiles.FAST
-    with pytest.raises(profiles.ProfileError, match="grpo.fast: 'warp'"):
+    with pytest.raises(VlaaError, match="grpo.fast.0: 'warp'"):
         profiles.load("smoke", **{"grpo.fast": ["warp"]})

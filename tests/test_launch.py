@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from vlaa_lib import ROOT, models, profiles
+from vlaa_lib import ROOT, VlaaError, models, profiles
 from vlaa_lib.__main__ import main, parser
 from vlaa_lib.train import events, launch, leash, sampler
 
@@ -311,7 +311,7 @@ def test_vllm_is_asked_for_in_trls_words(kind, policy, monkeypatch):
 )
 def test_vllm_where_it_cannot_work_is_refused(change, message, policy, monkeypatch):
     monkeypatch.setattr(sampler, "find_spec", lambda name: None)
-    with pytest.raises(profiles.ProfileError, match=message):
+    with pytest.raises(VlaaError, match=message):
         sampler.sampler_args(profiles.load("paper", **change), policy)
 
 

@@ -1,11 +1,12 @@
 """Profiles: typed, complete, sourced, and every bad value is refused by its key."""
 
-from dataclasses import FrozenInstanceError
+import json
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
-import yaml
+from pydantic import ValidationError
 
-from vlaa_lib import profiles
+from vlaa_lib import VlaaError, profiles
 from vlaa_lib.pocket import microworld
 
 
@@ -66,87 +67,95 @@ def test_yaml_reads_a_bare_off_as_false_and_the_kl_term_may_be_off():
 def test_settings_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         profiles.load("smoke").grpo.max_steps = 9
+    with pytest.raises(ValidationError, match="per_device_batch"):  # nor replaced by a bad value
+        replace(profiles.load("smoke").grpo, per_device_batch=0)
 
 
 BAD = {
     "sft.speed": (3, "no such setting"),
     "speed": (3, "no such setting"),
-    "seed.deep": (3, "no such setting"),
-    "a.b.c": (3, "no such setting"),
-    "launch": ("fsdp3", "use one of none, cpu2"),
-    "gpus": (0, "gpus: 0 must be above 0"),
+    "launch": ("fsdp3", "'fsdp3': input should be 'none', 'cpu2'"),
+    "gpus": (0, "gpus: 0: input should be greater than 0"),
     "grpo.learning_rate": ("1e-6", r"write 1\.0e-6"),
-    "grpo.max_steps": (2.5, "float, expected int"),
-    "sft.max_steps": (True, "bool, expected int"),
-    "sft.epochs": (None, "NoneType, expected float"),
-    "model.policy": (3, "int, expected str"),
-    "data.sources": ("solids", "str, expected list"),
-    "data.eval_per_source": (0, "must be above 0"),
-    "grpo.rollout_prompts": (-4, "must be above 0"),
-    "grpo.temperature": (float("nan"), "must be above 0"),
-    "teacher.omit": (1.5, "between 0 and 1"),
-    "grpo.num_generations": (1, "at least 2"),
+    "grpo.max_steps": (2.5, "2.5: input should be a valid integer"),
+    "sft.max_steps": (True, "True: input should be a valid integer"),
+    "sft.epochs": (None, "None: input should be a valid number"),
+    "model.policy": (3, "3: input should be a valid string"),
+    "data.sources": ("solids", "'solids': input should be a valid array"),
+    "data.eval_per_source": (0, "greater than 0"),
+    "grpo.rollout_prompts": (-4, "greater than 0"),
+    "grpo.temperature": (float("nan"), "greater than 0"),
+    "teacher.omit": (1.5, "less than or equal to 1"),
+    "grpo.num_generations": (1, "greater than or equal to 2"),
     "sft.per_device_batch": (5, "sft.global_batch: 16 is not a multiple of sft.per_device_batch 5"),
     "grpo.per_device_batch": (7, "16 is not a multiple of grpo.per_device_batch 7"),
     "model.min_pixels": (10**9, r"above model\.max_pixels"),
-    "sft.mode": ("qlora", "full, lora, 4bit"),
-    "grpo.mode": ("8bit", "full, lora, 4bit"),
+    "sft.mode": ("qlora", "'full', 'lora' or '4bit'"),
+    "grpo.mode": ("8bit", "'full', 'lora' or '4bit'"),
     "grpo.train_batch": (48, "rollout_prompts x num_generations: 16 is not a multiple"),
-    "grpo.kl": ("linear", "adaptive, fixed, off"),
+    "grpo.kl": ("linear", "'adaptive', 'fixed' or 'off'"),
     "grpo.beta": (0.0, "or set grpo.kl: off"),
-    "grpo.parts": (["digit", "length"], "'length'; use some of digit"),
+    "grpo.parts": (["digit", "length"], "'length': input should be 'digit'"),
     "grpo.min_learning_rate": (1.0, "between 0 and grpo.learning_rate"),
-    "grpo.loss_type": ("ppo", "grpo, bnpo"),
+    "grpo.loss_type": ("ppo", "'grpo', 'bnpo'"),
 }
 
 
 @pytest.mark.parametrize("key", BAD)
 def test_a_bad_value_is_refused_by_its_key(key):
     value, message = BAD[key]
-    with pytest.raises(profiles.ProfileError, match=message) as error:
+    with pytest.raises(VlaaError, match=message) as error:
         profiles.load("smoke", **{key: value})
     assert key in str(error.value)
 
 
-@pytest.mark.parametrize(("value", "message"), [([], "at least one"), ([1], "texts only")])
+@pytest.mark.parametrize(("value", "message"), [([], "at least 1 item"), ([1], "valid string")])
 def test_bad_lists_are_refused(value, message):
-    with pytest.raises(profiles.ProfileError, match=f"data.sources: .*{message}"):
+    with pytest.raises(VlaaError, match=rf"data.sources.*: .*{message}"):
         profiles.load("smoke", **{"data.sources": value})
 
 
 def test_unknown_profile_lists_those_that_exist():
     known = "'huge'; use one of laptop, paper, single, smoke"
-    with pytest.raises(profiles.ProfileError, match=known):
+    with pytest.raises(VlaaError, match=known):
         profiles.load("huge")
-    with pytest.raises(profiles.ProfileError, match="unknown profile"):
+    with pytest.raises(VlaaError, match="unknown profile"):
         profiles.load("../profiles/smoke")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("text", "message"),
     [
-        (lambda v: v["grpo"].pop("beta"), "grpo.beta: missing"),
-        (lambda v: v.update(extra=1), "extra: unknown setting"),
-        (lambda v: v.update(sft=3), "sft: expected a section"),
+        ("like: paper\nextra: 1", "profile mine: extra: no such setting"),
+        ("like: paper\nsft: 3", "sft: 3: input should be an object"),
+        ("like: paper\ngrpo: {beta: }", "grpo.beta: None: input should be a valid number"),
+        ("like: huge", "unknown profile 'huge'"),
+        ("seed: 3", "profile mine: report_to: missing"),
     ],
 )
-def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, change, message):
-    values = yaml.safe_load((profiles.FOLDER / "smoke.yaml").read_text())
-    change(values)
-    (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(values))
+def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, text, message):
+    (tmp_path / "paper.yaml").write_text((profiles.FOLDER / "paper.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(text)
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
-    with pytest.raises(profiles.ProfileError, match=message):
-        profiles.load("smoke")
+    with pytest.raises(VlaaError, match=message):
+        profiles.load("mine")
+
+
+def test_resolved_settings_are_read_back_from_json(tmp_path):
+    cfg, path = profiles.load("paper", **{"grpo.learning_rate": 1e-6, "sft.epochs": 2}), "cfg.json"
+    (tmp_path / path).write_text(json.dumps(asdict(cfg)))
+    assert profiles.load(str(tmp_path / path)) == cfg
+    assert profiles.load(str(tmp_path / path), seed=3) == replace(cfg, seed=3)
 
 
 def test_a_judge_of_open_answers_needs_its_endpoints():
-    with pytest.raises(profiles.ProfileError, match=r"grpo\.endpoints: a judge"):
+    with pytest.raises(VlaaError, match=r"grpo\.endpoints: a judge"):
         profiles.load("smoke", **{"grpo.reward_model": "judge"})
 
 
 def test_code_from_elsewhere_needs_a_yes_before_anything_runs():
     chosen = {"grpo.reward_model": "xcomposer"}
-    with pytest.raises(profiles.ProfileError, match=r"grpo\.trust_remote_code: xcomposer"):
+    with pytest.raises(VlaaError, match=r"grpo\.trust_remote_code: xcomposer"):
         profiles.load("paper", **chosen)
     assert profiles.load("paper", **chosen, **{"grpo.trust_remote_code": True})
     assert profiles.load("paper", **chosen, **{"grpo.parts": ["digit"]})

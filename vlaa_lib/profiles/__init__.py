@@ -1,16 +1,32 @@
-"""Profiles: one dial for size. YAML files beside this one, read into typed, frozen settings."""
+"""Profiles: one dial for size. YAML files beside this one, read into typed, frozen settings.
+
+A new setting is typed in two places: its kind here, its value and source in `paper.yaml`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
 
-from vlaa_lib import prompts
+from vlaa_lib import VlaaError, prompts
 from vlaa_lib.records import REWARDS
 
 FOLDER = Path(__file__).parent
@@ -20,8 +36,6 @@ MODES = ("full", "lora", "4bit")
 # of train/fast.py
 FAST = ("images", "vision", "prefill", "ended", "padding", "lengths", "flat", "flat-kl")
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
-
-
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
 
@@ -31,103 +45,93 @@ def launchers() -> list[str]:
     return sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
 
 
-CHOICES = {
-    "launch": (HERE, *launchers()),
-    "sft.mode": MODES,
-    "grpo.mode": MODES,
-    "prm.mode": MODES,
-    "prm.loss": ("mse", "bce"),
-    "grpo.kl": ("adaptive", "fixed", "off"),
-    "grpo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),  # TRL's names
-    "grpo.scale_rewards": ("group", "batch", "none"),
-    "grpo.format": prompts.FORMATS,
-    "grpo.reward_model": REWARD_MODELS,
-    "grpo.sampler": ("transformers", "vllm-colocate", "vllm-server"),
-}
+FROZEN: Any = {"frozen": True, "config": ConfigDict(strict=True, extra="forbid")}
+Mode = Literal[MODES]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
-class ProfileError(ValueError):
-    """A setting that cannot be used; the message names its key and what to write instead."""
-
-
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Model:
     policy: str
     base: str
-    max_pixels: int
-    min_pixels: int
+    max_pixels: PositiveInt
+    min_pixels: PositiveInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Data:
     folder: str
-    sources: list[str]
-    construct_per_source: int
-    scored_per_source: int
-    rl_per_source: int
-    eval_per_source: int
-    bench_rows: int
+    sources: Names
+    construct_per_source: PositiveInt
+    scored_per_source: PositiveInt
+    rl_per_source: PositiveInt
+    eval_per_source: PositiveInt
+    bench_rows: PositiveInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Teacher:
-    omit: float
-    confuse: float
-    miscount: float
-    hesitate: float
-    waver: float
-    concurrency: int
+    omit: Rate
+    confuse: Rate
+    miscount: Rate
+    hesitate: Rate
+    waver: Rate
+    concurrency: PositiveInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Sft:
-    mode: str
-    epochs: float
+    mode: Mode
+    epochs: PositiveFloat
     max_steps: int
-    global_batch: int
-    per_device_batch: int
-    learning_rate: float
-    warmup: float
-    max_tokens: int
-    logging_steps: int
-    save_steps: int
+    global_batch: PositiveInt
+    per_device_batch: PositiveInt
+    learning_rate: PositiveFloat
+    warmup: Rate
+    max_tokens: PositiveInt
+    logging_steps: PositiveInt
+    save_steps: NonNegativeInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Grpo:
-    mode: str
-    epochs: float
+    mode: Mode
+    epochs: PositiveFloat
     max_steps: int
-    rollout_prompts: int
-    num_generations: int
-    train_batch: int
-    num_iterations: int
-    per_device_batch: int
-    temperature: float
-    max_prompt_tokens: int
-    max_completion_tokens: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup: float
-    kl: str
-    beta: float
-    kl_target: float
-    kl_horizon: int
-    epsilon: float
-    loss_type: str
-    scale_rewards: str
-    parts: list[str]
-    process_weight: float
+    rollout_prompts: PositiveInt
+    num_generations: Annotated[int, Field(ge=2)]  # a group of one has no advantage
+    train_batch: PositiveInt
+    num_iterations: PositiveInt
+    per_device_batch: PositiveInt
+    temperature: PositiveFloat
+    max_prompt_tokens: PositiveInt
+    max_completion_tokens: PositiveInt
+    learning_rate: PositiveFloat
+    min_learning_rate: NonNegativeFloat
+    warmup: Rate
+    # YAML reads a bare `off` as false
+    kl: Annotated[
+        Literal["adaptive", "fixed", "off"], BeforeValidator(lambda v: "off" if v is False else v)
+    ]
+    beta: NonNegativeFloat
+    kl_target: PositiveFloat
+    kl_horizon: PositiveInt
+    epsilon: PositiveFloat
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"]  # TRL's names
+    scale_rewards: Literal["group", "batch", "none"]
+    parts: list[Literal[REWARDS]]
+    process_weight: NonNegativeFloat
     process_model: str
-    reward_model: str
+    reward_model: Literal[REWARD_MODELS]
     trust_remote_code: bool
     endpoints: str
-    dead_rounds: int
-    sampler: str
+    dead_rounds: PositiveInt
+    sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
     sampler_url: str
-    save_rounds: int
-    format: str
-    fast: list[str]
+    save_rounds: NonNegativeInt
+    format: Literal[tuple(prompts.FORMATS)]
+    fast: list[Literal[FAST]]
 
     @property
     def rollouts(self) -> int:
@@ -140,52 +144,52 @@ class Grpo:
         return self.rollouts // self.train_batch * self.num_iterations
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Evaluate:
-    batch: int
-    max_new_tokens: int
-    bootstrap: int
+    batch: PositiveInt
+    max_new_tokens: PositiveInt
+    bootstrap: PositiveInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Search:
-    iterations: int
-    width: int
-    rollouts: int
-    exploration: float
-    max_depth: int
-    temperature: float
-    max_new_tokens: int
-    batch: int
+    iterations: PositiveInt
+    width: PositiveInt
+    rollouts: PositiveInt
+    exploration: NonNegativeFloat
+    max_depth: PositiveInt
+    temperature: PositiveFloat
+    max_new_tokens: PositiveInt
+    batch: PositiveInt
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Prm(Sft):
-    loss: str
-    held_out: float
+    loss: Literal["mse", "bce"]
+    held_out: Rate
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Process:
-    questions: int
-    pool_questions: int
-    candidates: int
-    generators: list[str]
-    judged: int
-    seeds: int
-    reward_rounds: int
-    reward_weight: float
+    questions: PositiveInt
+    pool_questions: PositiveInt
+    candidates: PositiveInt
+    generators: Names
+    judged: NonNegativeInt
+    seeds: PositiveInt
+    reward_rounds: NonNegativeInt
+    reward_weight: PositiveFloat
 
 
-@dataclass(frozen=True)
+@dataclass(**FROZEN)
 class Settings:
     """Everything a profile decides; each value's source stands beside it in the YAML file."""
 
     profile: str
     seed: int
     report_to: str
-    launch: str
-    gpus: int
+    launch: Literal[(HERE, *launchers())]
+    gpus: PositiveInt
     model: Model
     data: Data
     teacher: Teacher
@@ -197,159 +201,109 @@ class Settings:
     process: Process
 
 
-def load(profile: str, **overrides: Any) -> Settings:
-    """Read a profile and apply overrides, dotted or nested.
-
-    `**{"grpo.max_steps": 5}` is `grpo={"max_steps": 5}`.
-
-    An override given as text, as on a command line, is read as YAML.
-
-    Raises:
-        ProfileError: unknown profile or key, wrong type, impossible batch arithmetic.
-    """
-    path = FOLDER / f"{profile}.yaml"
-    if profile not in names():
-        raise ProfileError(f"unknown profile {profile!r}; use one of {', '.join(names())}")
-    values = yaml.safe_load(path.read_text())
-    for key, value in _flat(overrides):
-        *section, name = key.split(".")
-        target = values.get(section[0]) if len(section) == 1 else values if not section else None
-        if not isinstance(target, dict) or name not in target:
-            raise ProfileError(f"{key}: no such setting in profile {profile}")
-        target[name] = yaml.safe_load(value) if isinstance(value, str) else value
-    settings = _typed(Settings, values, "")
-    _check(settings)
-    return settings
-
-
 def names() -> list[str]:
     """Return the profiles that exist."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def _flat(overrides: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of overrides, nested or not."""
-    for key, value in overrides.items():
+def load(profile: str, **overrides: Any) -> Settings:
+    """Read a profile and apply overrides, dotted or nested.
+
+    `**{"grpo.max_steps": 5}` is `grpo={"max_steps": 5}`.
+
+    Args:
+        profile: a name, or a `.json` file of resolved settings (`asdict` of them).
+        overrides: one given as text, as on a command line, is read as YAML.
+
+    Raises:
+        VlaaError: unknown profile or key, wrong type, impossible batch arithmetic.
+    """
+    if profile.endswith(".json"):
+        values = json.loads(Path(profile).read_text(encoding="utf-8"))
+    else:
+        values = {"profile": profile}
+        for text in _texts(profile):
+            _merge(values, yaml.safe_load(text))
+        values.pop("like", None)
+    for key, value in _flat(overrides):
+        nested = yaml.safe_load(value) if isinstance(value, str) else value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(values, nested)
+    try:  # from JSON, where strict settings still take a mapping for a section
+        settings = TypeAdapter(Settings).validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise VlaaError(f"profile {profile}: {_said(error)}") from None
+    _check(settings)
+    return settings
+
+
+def _texts(profile: str) -> list[str]:
+    """Return the YAML of a profile, after that of the profiles which it is `like`."""
+    if profile not in names():
+        raise VlaaError(f"unknown profile {profile!r}; use one of {', '.join(names())}")
+    text = (FOLDER / f"{profile}.yaml").read_text(encoding="utf-8")
+    above = yaml.safe_load(text).get("like")
+    return [*(_texts(above) if above else []), text]
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of settings, nested or not."""
+    for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _typed(kind: type, values: Any, prefix: str) -> Any:
-    """Build a dataclass from a mapping, naming the first key that is unknown, missing or wrong."""
-    if not isinstance(values, dict):
-        raise ProfileError(f"{prefix.rstrip('.')}: expected a section with settings")
-    hints = get_type_hints(kind)
-    for key in values:
-        if key not in hints:
-            raise ProfileError(f"{prefix}{key}: unknown setting; known are {', '.join(hints)}")
-    for field in fields(kind):
-        if field.name not in values:
-            raise ProfileError(f"{prefix}{field.name}: missing")
-    return kind(**{k: _value(hints[k], v, f"{prefix}{k}") for k, v in values.items()})
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    if is_dataclass(hint):
-        return _typed(hint, value, f"{key}.")
-    if hint is float and type(value) is int:
-        return float(value)
-    if key == "grpo.kl" and value is False:  # YAML reads a bare `off` so
-        return "off"
-    wanted = list if hint == list[str] else hint
-    if wanted is list and type(value) is list and not all(isinstance(v, str) for v in value):
-        raise ProfileError(f"{key}: {value!r} must hold texts only")
-    if type(value) is not wanted:
-        remedy = ""
-        if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value, re.IGNORECASE):
-            remedy = "; YAML reads 1e-6 as text: write 1.0e-6"
-        raise ProfileError(
-            f"{key}: {value!r} is {type(value).__name__}, expected {wanted.__name__}{remedy}"
-        )
-    return value
-
-
-_POSITIVE = {
-    "": "gpus",
-    "model": "min_pixels",
-    "data": "construct_per_source scored_per_source rl_per_source eval_per_source bench_rows",
-    "teacher": "concurrency",
-    "sft": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
-    "grpo": "epochs rollout_prompts train_batch num_iterations per_device_batch temperature "
-    "max_prompt_tokens max_completion_tokens learning_rate kl_target kl_horizon dead_rounds",
-    "evaluate": "batch max_new_tokens bootstrap",
-    "search": "iterations width rollouts max_depth temperature max_new_tokens batch",
-    "prm": "max_tokens epochs global_batch per_device_batch learning_rate logging_steps",
-    "process": "questions pool_questions candidates seeds reward_weight",
-}
-_RATES = {"teacher": "omit confuse miscount hesitate waver", "sft": "warmup", "grpo": "warmup"}
-_RATES |= {"prm": "warmup held_out"}
+def _said(error: ValidationError) -> str:
+    """Say the first thing that is wrong, by its key."""
+    first = error.errors()[0]
+    key, value = ".".join(map(str, first["loc"])), first["input"]
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{key}: no such setting"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    remedy = ""
+    if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value, re.IGNORECASE):
+        remedy = "; YAML reads 1e-6 as text: write 1.0e-6"
+    return f"{key}: {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}{remedy}"
 
 
 def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
-    for section, keys in _POSITIVE.items():
-        for key in keys.split():
-            value = _get(s, section, key)
-            if not value > 0:  # also true of NaN
-                dotted = f"{section}.{key}".lstrip(".")
-                raise ProfileError(f"{dotted}: {value} must be above 0")
-    for section, keys in _RATES.items():
-        for key in keys.split():
-            if not 0 <= getattr(getattr(s, section), key) <= 1:
-                raise ProfileError(f"{section}.{key}: a rate between 0 and 1")
-    for key, known in CHOICES.items():
-        section, _, name = key.rpartition(".")
-        value = _get(s, section, name)
-        if value not in known:
-            raise ProfileError(f"{key}: {value!r}; use one of {', '.join(known)}")
-    if not s.data.sources:
-        raise ProfileError("data.sources: name at least one source")
-    if s.model.min_pixels > s.model.max_pixels:
-        raise ProfileError("model.min_pixels: above model.max_pixels")
-    if not s.process.generators:
-        raise ProfileError("process.generators: name at least one model")
-    _check_batches(s)
     g = s.grpo
-    if unknown := [part for part in g.parts if part not in REWARDS]:
-        raise ProfileError(f"grpo.parts: {unknown[0]!r}; use some of {', '.join(REWARDS)}")
-    if unknown := [path for path in g.fast if path not in FAST]:
-        raise ProfileError(f"grpo.fast: {unknown[0]!r}; use some of {', '.join(FAST)}")
-    if g.kl != "off" and not g.beta > 0:
-        raise ProfileError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
-    if not g.process_weight >= 0 or (g.process_weight and not g.process_model):
-        raise ProfileError("grpo.process_weight: 0 or more, and above 0 with grpo.process_model")
+    if s.model.min_pixels > s.model.max_pixels:
+        raise VlaaError("model.min_pixels: above model.max_pixels")
+    for key, whole, part, size in (
+        ("sft.global_batch", s.sft.global_batch, "sft.per_device_batch", s.sft.per_device_batch),
+        ("prm.global_batch", s.prm.global_batch, "prm.per_device_batch", s.prm.per_device_batch),
+        ("grpo.train_batch", g.train_batch, "grpo.per_device_batch", g.per_device_batch),
+        ("grpo.rollout_prompts x num_generations", g.rollouts, "grpo.train_batch", g.train_batch),
+    ):
+        if whole % size:
+            raise VlaaError(f"{key}: {whole} is not a multiple of {part} {size}")
+    if g.kl != "off" and not g.beta:
+        raise VlaaError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
+    if g.process_weight and not g.process_model:
+        raise VlaaError("grpo.process_weight: above 0 only with grpo.process_model")
     if g.reward_model == "judge" and not g.endpoints:
-        raise ProfileError("grpo.endpoints: a judge needs a YAML file with the section `judge`")
+        raise VlaaError("grpo.endpoints: a judge needs a YAML file with the section `judge`")
     if g.reward_model == "xcomposer" and "open" in g.parts and not g.trust_remote_code:
-        raise ProfileError(
+        raise VlaaError(
             "grpo.trust_remote_code: xcomposer brings Python code of its own, which would run with "
             "all your rights; read it, then set this to true, or score with a judge"
         )
-    if not s.search.exploration >= 0:
-        raise ProfileError("search.exploration: 0 or more")
-    if not 0 <= g.min_learning_rate <= g.learning_rate:
-        raise ProfileError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
-
-
-def _get(s: Settings, section: str, name: str) -> Any:
-    return getattr(getattr(s, section) if section else s, name)
-
-
-def _check_batches(s: Settings) -> None:
-    """Hold the batch sizes to their arithmetic, on one process; `accumulation` knows the others."""
-    g = s.grpo
-    if g.num_generations < 2:
-        raise ProfileError("grpo.num_generations: a group needs at least 2 completions")
-    for key, whole, part in (
-        ("sft.global_batch", s.sft.global_batch, ("sft.per_device_batch", s.sft.per_device_batch)),
-        ("prm.global_batch", s.prm.global_batch, ("prm.per_device_batch", s.prm.per_device_batch)),
-        ("grpo.train_batch", g.train_batch, ("grpo.per_device_batch", g.per_device_batch)),
-        ("grpo.rollout_prompts x num_generations", g.rollouts, ("grpo.train_batch", g.train_batch)),
-    ):
-        if whole % part[1]:
-            raise ProfileError(f"{key}: {whole} is not a multiple of {part[0]} {part[1]}")
+    if g.min_learning_rate > g.learning_rate:
+        raise VlaaError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
 
 
 def changes(settings: Settings) -> list[str]:
@@ -368,18 +322,13 @@ def changes(settings: Settings) -> list[str]:
 
 def table(settings: Settings) -> list[dict[str, Any]]:
     """List every setting as key, value and source, the source being its comment in the YAML."""
-    comments: dict[str, str] = {}
-    section = ""
-    for line in (FOLDER / f"{settings.profile}.yaml").read_text().splitlines():
-        if match := re.match(r"( *)(\w+):[^#]*(?:#\s*(.*))?$", line):
-            section = "" if not match[1] and match[3] else section
-            if not match[1]:
-                section = match[2]
-            comments[f"{section}.{match[2]}" if match[1] else match[2]] = match[3] or ""
-    rows = []
-    for name, value in asdict(settings).items():
-        inner = value if isinstance(value, dict) else {"": value}
-        for key, one in inner.items():
-            dotted = f"{name}.{key}" if key else name
-            rows.append({"key": dotted, "value": one, "source": comments.get(dotted, "")})
-    return rows
+    sources: dict[str, str] = {}
+    for text in _texts(settings.profile):
+        section = ""
+        for indent, name, source in re.findall(r"(?m)^( *)(\w+):[^#\n]*(?:# *(.*))?$", text):
+            section = section if indent else f"{name}."
+            sources[section + name if indent else name] = source
+    return [
+        {"key": key, "value": value, "source": sources.get(key, "")}
+        for key, value in _flat(asdict(settings))
+    ]

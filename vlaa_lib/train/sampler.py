@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+from vlaa_lib import VlaaError
 from vlaa_lib.models import Policy
-from vlaa_lib.profiles import ProfileError, Settings
+from vlaa_lib.profiles import Settings
 
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
 
@@ -18,7 +19,7 @@ def sampler_args(cfg: Settings, policy: Policy) -> dict[str, Any]:
     that a sampling round follows; adapters are merged into that copy.
 
     Raises:
-        ProfileError: a sampler that cannot work with these settings or on this machine.
+        VlaaError: a sampler that cannot work with these settings or on this machine.
         ValueError: prompts would be padded on the right.
     """
     g = cfg.grpo
@@ -62,16 +63,16 @@ def _check_vllm(cfg: Settings) -> None:
     """Refuse vLLM where it is missing or would sample from other weights than the policy's."""
     g = cfg.grpo
     if g.mode == "4bit":
-        raise ProfileError(
+        raise VlaaError(
             f"grpo.sampler: {g.sampler} needs whole weights, and merging an adapter into packed "
             "4-bit ones rounds it away; set grpo.sampler: transformers or grpo.mode: lora"
         )
     if g.sampler == "vllm-server" and not g.sampler_url.startswith(("http://", "https://")):
-        raise ProfileError(
+        raise VlaaError(
             f"grpo.sampler_url: {g.sampler_url!r} is no address; e.g. http://localhost:8000"
         )
     if find_spec("vllm") is None:  # a server's client needs it too, to send the weights
-        raise ProfileError(
+        raise VlaaError(
             f"grpo.sampler: {g.sampler} needs vLLM, which is not installed; "
             "pip install 'vlaa_lib[vllm]', or set grpo.sampler: transformers"
         )
