@@ -10,9 +10,9 @@ from vlaa_lib import ROOT
 # from the bottom up: a room imports from its own line and from those above it in this list
 FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
-    ("images", "profiles", "arguments"), ("models", "llm"), ("rewards",), ("sources", "construct", "traces"),
-    ("train",), ("perplexity", "subsets", "evaluate"), ("process", "checks"), ("show", "doctor"), ("pocket",),
-    ("study",), ("cli", "__main__"),
+    ("images", "profiles", "arguments"), ("models", "llm"), ("rewards",),
+    ("sources", "construct", "traces"), ("train",), ("perplexity", "subsets", "evaluate"),
+    ("process", "checks"), ("show", "doctor"), ("pocket",), ("study",), ("cli", "__main__"),
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 def test_imports_run_one_way():
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    rooms = {name: (name.split(".") + ["vlaa_lib"])[1] for name in imports()}
+    rooms = {name: [*name.split("."), "vlaa_lib"][1] for name in imports()}
     rooms["vlaa_lib"] = "vlaa_lib"
     upward = {
         (name, other) for name, others in imports().items() for other in others

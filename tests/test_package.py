@@ -33,7 +33,9 @@ def python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["", ".records", ".profiles", ".study.run", ".show", ".__main__"])
+@pytest.mark.parametrize(
+    "module", ["", ".records", ".profiles", ".study.run", ".show", ".__main__"]
+)
 def test_importing_loads_nothing_heavy(module):
     loaded = set(python(f"import sys, vlaa_lib{module}; print(*sys.modules)").split())
     heavy = {"torch", "transformers", "trl", "datasets", "openai", "plotly", "pandas", "papermill"}
