@@ -20,3 +20,9 @@ def wrap(answer):
 
 def score(reward, gt, answer, **options):
     return rewards.score(record(reward, gt, **options), wrap(answer))
+
+
+def columns(records):
+    """Return records as TRL hands them to a reward function: a list a dataset column."""
+    rows = [made.to_columns() for made in records]
+    return {name: [row[name] for row in rows] for name in rows[0]}

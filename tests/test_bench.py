@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-import bench
-from bench import timing
-from bench.rewards import mix
+from tests import bench
+from tests.bench import timing
+from tests.bench.rewards import mix
 from vlaa_lib import prompts, rewards
 from vlaa_lib.rewards import maths
 from vlaa_lib.train import shapes
@@ -18,7 +18,7 @@ from vlaa_lib.train import shapes
 
 def module(name):
     """Return a benchmark's module, whose name in the package is that of its function."""
-    return sys.modules[f"bench.{name}"]
+    return sys.modules[f"tests.bench.{name}"]
 
 
 def test_construction_is_measured_beside_a_bare_client_loop(monkeypatch):

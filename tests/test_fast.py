@@ -49,7 +49,6 @@ right_first.__name__ = "mixed_reward"  # the trace store reads the reward by thi
 
 
 def trainer(kind, model, micro, out, mode="full", paths=fast.EXACT, **overrides):
-    from datasets import Dataset
     from trl import GRPOTrainer
 
     folder, made = micro
@@ -65,7 +64,7 @@ def trainer(kind, model, micro, out, mode="full", paths=fast.EXACT, **overrides)
     made = (GRPOTrainer if kind == "stock" else trainer_class())(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=data.dataset(rows),
         reward_funcs=reward,
         processing_class=policy.processor,
         peft_config=models.adapter(mode),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from vlaa_lib import models, profiles
-from vlaa_lib.train import TrainingError, callbacks, data, guards
+from vlaa_lib import VlaaError, models, profiles
+from vlaa_lib.train import TrainingError, callbacks, data
 from vlaa_lib.train.grpo import grpo_config
 
 
@@ -23,9 +23,9 @@ def rows(micro_data, tmp_path):
 
 
 def test_what_is_too_long_is_left_out_whole_and_named(policy, rows):
-    lengths = [sum(guards.count_tokens(row, policy.processor)) for row in rows]
+    lengths = [sum(data.count_tokens(row, policy.processor)) for row in rows]
     limit = sorted(lengths)[2]
-    kept, rejects = guards.within(rows, policy.processor, limit)
+    kept, rejects = data.within(rows, policy.processor, limit)
     assert kept == [row for row, n in zip(rows, lengths, strict=True) if n <= limit]
     assert len(kept) + len(rejects) == len(rows) and kept and rejects
     assert all(f"the limit is {limit}" in reject.reason and reject.id for reject in rejects)
@@ -44,30 +44,30 @@ def test_the_count_is_that_of_the_processor(policy, rows):
         )
         with Image.open(row["image"]) as image:
             made = policy.processor(images=[image], text=[text], return_tensors="pt")
-        counted = sum(guards.count_tokens(row, policy.processor))
+        counted = sum(data.count_tokens(row, policy.processor))
         assert made["input_ids"].shape[1] == counted + 2  # the picture's start and end
 
 
 def test_rows_that_fit_pass(policy, rows):
-    guards.preflight(rows, policy.processor, policy.model)
+    data.preflight(rows, policy.processor, policy.model)
 
 
 def test_padding_on_the_right_is_refused(policy, rows):
     policy.processor.tokenizer.padding_side = "right"
-    with pytest.raises(guards.GuardError, match="pads on the right"):
-        guards.preflight(rows, policy.processor, policy.model)
+    with pytest.raises(VlaaError, match="pads on the right"):
+        data.preflight(rows, policy.processor, policy.model)
 
 
 def test_a_processor_of_another_checkpoint_is_refused(policy, rows):
     policy.model.config.image_token_id += 1
-    with pytest.raises(guards.GuardError, match="different checkpoints"):
-        guards.preflight(rows, policy.processor, policy.model)
+    with pytest.raises(VlaaError, match="different checkpoints"):
+        data.preflight(rows, policy.processor, policy.model)
 
 
 def test_image_tokens_other_than_those_of_the_size_are_refused(policy, rows, monkeypatch):
-    monkeypatch.setattr(guards, "image_tokens", lambda row, processor: 1)
-    with pytest.raises(guards.GuardError, match=r"record .*: \d+ image tokens for"):
-        guards.preflight(rows, policy.processor, policy.model)
+    monkeypatch.setattr(data, "image_tokens", lambda row, processor: 1)
+    with pytest.raises(VlaaError, match=r"record .*: \d+ image tokens for"):
+        data.preflight(rows, policy.processor, policy.model)
 
 
 def state(losses: list[float], step: int = 0) -> TrainerState:

@@ -14,7 +14,6 @@ SHAPE = (8, 5)  # two prompts, four completions each, five tokens
 
 @pytest.fixture(scope="module")
 def trainer(tiny_model, micro_data, tmp_path_factory):
-    from datasets import Dataset
 
     folder, made = micro_data
     out = tmp_path_factory.mktemp("objective")
@@ -24,7 +23,7 @@ def trainer(tiny_model, micro_data, tmp_path_factory):
     return trainer_class()(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=data.dataset(rows),
         reward_funcs=rewards.mixed_reward,
         processing_class=policy.processor,
     )

@@ -226,7 +226,7 @@ def test_the_process_reward_pays_formatted_completions_their_mean_score():
 
     texts = [prompts.join_think_answer("Two. One.", "3"), "Two. One. The answer is 3."]
     reward = prm.process_reward(scorer)
-    found = reward(prompts=["?"] * 2, completions=texts, record=[json.dumps(made.to_json())] * 2)
+    found = reward(prompts=["?"] * 2, completions=texts, **scoring.columns([made] * 2))
     assert found == pytest.approx([0.6, 0.0])
     assert asked[1] == [] and "".join(asked[0]).endswith("<answer>3</answer>")
     assert reward.__name__ == "process"
@@ -237,7 +237,7 @@ def test_grpo_weighs_the_process_reward(tiny_model, micro_data, tmp_path):
     small = {"grpo.max_steps": 1, "grpo.max_completion_tokens": 8}
     on = {"grpo.process_weight": 0.5, "grpo.process_model": "some"}
 
-    def process(prompts, completions, record, **columns):
+    def process(prompts, completions, **columns):
         return [float(i % 4) for i in range(len(completions))]
 
     log = train.grpo(settings(tiny_model, **small, **on), made, folder / "images", tmp_path / "on",

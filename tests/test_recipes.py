@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from transformers import TrainingArguments
 
-from bench import roofline
+from tests.bench import roofline
 from vlaa_lib import models, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator

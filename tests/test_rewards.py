@@ -1,6 +1,5 @@
 """Rewards: format, open answers, audit, hostile text, and what TRL and people call."""
 
-import json
 import math
 import random
 import sys
@@ -10,7 +9,7 @@ from functools import partial, update_wrapper
 
 import pytest
 
-from scoring import COLON, record, score, wrap
+from scoring import COLON, columns, record, score, wrap
 from vlaa_lib import records, rewards
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld import facts, truth
@@ -45,14 +44,14 @@ def test_wrong_format_earns_nothing(completion, reward, gt):
 ])
 def test_the_format_is_one_setting_of_all_that_score(format, completion):
     made = record("digit", "3")
-    rows = [json.dumps(made.to_json())]
+    rows = columns([made])
     assert rewards.score_all([made], [completion])[0].reason.startswith("format:")
-    assert rewards.mixed_reward([], [completion], rows) == [0.0]
+    assert rewards.mixed_reward([], [completion], **rows) == [0.0]
     assert mixed.read_answer(completion, format) == ("3", None)
     assert rewards.score_all([made], [completion], format=format)[0].value == 1.0
-    assert rewards.mixed_reward([], [completion], rows, format=format) == [1.0]
+    assert rewards.mixed_reward([], [completion], **rows, format=format) == [1.0]
     with pytest.raises(ValueError, match="use one of strict"):
-        rewards.mixed_reward([], [completion], rows, format="lax")
+        rewards.mixed_reward([], [completion], **rows, format="lax")
 
 
 def test_lengths_are_capped():
@@ -231,7 +230,7 @@ def test_mixed_reward_pairs_each_completion_with_its_own_record(conversational):
     extra, metrics = {}, {}
     values = rewards.mixed_reward(
         prompts=[None] * len(rows), completions=completions,
-        record=[json.dumps(r.to_json()) for r, _ in rows], image=["x"] * len(rows),
+        **columns([r for r, _ in rows]), image=["x"] * len(rows),
         log_extra=lambda name, column: extra.__setitem__(name, column),
         log_metric=lambda name, value: metrics.__setitem__(name, value),
     )
@@ -248,17 +247,16 @@ def test_mixed_reward_pairs_each_completion_with_its_own_record(conversational):
 
 def test_mixed_reward_with_rotated_records_pays_nobody():
     rows = [(record("digit", str(n), id=f"n{n}"), str(n)) for n in range(8)]
-    made = [json.dumps(r.to_json()) for r, _ in rows]
-    values = rewards.mixed_reward([], [wrap(a) for _, a in rows], made[1:] + made[:1])
+    made = [r for r, _ in rows]
+    turned = columns(made[1:] + made[:1])
+    values = rewards.mixed_reward([], [wrap(a) for _, a in rows], **turned)
     assert values == [0.0] * 8
 
 
 def test_mixed_reward_logs_the_format_rate_and_only_the_parts_present():
     metrics = {}
-    made = [json.dumps(GOOD[0].to_json())] * 4
-    values = rewards.mixed_reward(
-        [], [wrap("3"), "3", wrap("4"), ""], made, log_metric=metrics.__setitem__
-    )
+    made, texts = columns(GOOD[:1] * 4), [wrap("3"), "3", wrap("4"), ""]
+    values = rewards.mixed_reward([], texts, **made, log_metric=metrics.__setitem__)
     assert values == [1.0, 0.0, 0.0, 0.0]
     assert metrics == {"reward_digit": 0.25, "format_rate": 0.5}
 
@@ -266,33 +264,33 @@ def test_mixed_reward_logs_the_format_rate_and_only_the_parts_present():
 def test_what_was_started_is_scored_as_if_it_were_not():
     rows = [*batch(), (record("math", "y = 2x", id="w"), "3x"),
             (record("math", "2"), "$1$, $2$")]  # fmt: skip
-    made, texts = [json.dumps(r.to_json()) for r, _ in rows], [wrap(a) for _, a in rows]
+    made, texts = columns([r for r, _ in rows]), [wrap(a) for _, a in rows]
     maths.forget()
-    plain = rewards.mixed_reward([], texts, made)
+    plain = rewards.mixed_reward([], texts, **made)
     maths.forget()
     rewards.start(made, [[{"role": "assistant", "content": text}] for text in texts])
     begun = list(maths._workers().checks.items())
     assert {answer for (_, answer, _), _ in begun} == {"2x", "3x"}
-    assert rewards.mixed_reward([], texts, made) == plain
+    assert rewards.mixed_reward([], texts, **made) == plain
     # found, not repeated
     assert {id(f) for f in maths._workers().checks.values()} == {id(f) for _, f in begun}
 
 
 def test_what_was_started_and_never_asked_for_stops_nothing():
     bad = record("math", "\\frac{", id="bad")
-    made = [json.dumps(r.to_json()) for r in (bad, record("math", "$x$ or $y$", id="worse"))]
-    rewards.start(made, [wrap("2x")] * 2)  # a bad gold is raised where scores are asked for
-    rewards.start([json.dumps(GOOD[2].to_json())], ["no tags"])
+    worse = record("math", "$x$ or $y$", id="worse")
+    # a bad gold is raised where scores are asked for
+    rewards.start(columns([bad, worse]), [wrap("2x")] * 2)
+    rewards.start(columns(GOOD[2:3]), ["no tags"])
     with pytest.raises(GoldError, match="record bad"):
-        rewards.mixed_reward([], [wrap("2x")], made[:1])
+        rewards.mixed_reward([], [wrap("2x")], **columns([bad]))
     assert rewards.score(GOOD[2], wrap("2x")).value == 1.0
 
 
 def test_mixed_reward_of_some_parts_leaves_the_others_out():
     digits = update_wrapper(partial(rewards.mixed_reward, parts=("digit",)), rewards.mixed_reward)
-    made = [json.dumps(r.to_json()) for r in GOOD]
-    extra = {}
-    values = digits([], [wrap(RIGHT[r.id]) for r in GOOD], made, log_extra=extra.__setitem__)
+    extra, texts = {}, [wrap(RIGHT[r.id]) for r in GOOD]
+    values = digits([], texts, **columns(GOOD), log_extra=extra.__setitem__)
     assert values == [1.0, None, None, None, None]
     assert extra["reason"] == ["digit: 3 is right", "", "", "", ""]
     assert digits.__name__ == "mixed_reward"
@@ -300,7 +298,7 @@ def test_mixed_reward_of_some_parts_leaves_the_others_out():
 
 def test_mixed_reward_refuses_a_batch_of_unequal_lengths():
     with pytest.raises(ValueError, match="1 records for 2 completions"):
-        rewards.mixed_reward([], [wrap("3")] * 2, [json.dumps(GOOD[0].to_json())])
+        rewards.mixed_reward([], [wrap("3")] * 2, **columns(GOOD[:1]))
 
 
 @pytest.mark.parametrize(("completion", "text"), [

@@ -8,7 +8,7 @@ from test_train import settings
 from vlaa_lib import rewards, traces, train
 
 
-def uneven(prompts, completions, record, log_extra, **columns):
+def uneven(prompts, completions, log_extra, **columns):
     """Reward by place, so that an untrained policy has something to learn."""
     log_extra("reason", ["digit: by place"] * len(completions))
     return [i % 4 / 3 for i in range(len(completions))]

@@ -94,13 +94,13 @@ def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none
                                   "grpo.format": "no_think"})  # fmt: skip
     calls, start, mixed_reward = [], rewards.start, rewards.mixed_reward
 
-    def started(record, completions, format):
-        calls.append(("start", format, list(record), list(completions)))
-        start(record, completions, format)
+    def started(columns, completions, format):
+        calls.append(("start", format, columns["id"], list(completions)))
+        start(columns, completions, format)
 
-    def scored(*args, record, completions, format, **columns):
-        calls.append(("score", format, list(record), list(completions)))
-        return mixed_reward(*args, record=record, completions=completions, format=format, **columns)
+    def scored(*args, completions, format, **columns):
+        calls.append(("score", format, columns["id"], list(completions)))
+        return mixed_reward(*args, completions=completions, format=format, **columns)
 
     monkeypatch.setattr(rewards, "start", started)
     scored.__name__ = "mixed_reward"

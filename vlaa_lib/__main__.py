@@ -259,12 +259,12 @@ def _data_prepare(args) -> int:
 
 def _models(args) -> int:
     from .pocket import card as pocket_card
-    from .pocket import recipe as pocket
+    from .pocket import recipe
 
     if args.what == "card":
         pocket_card.write_card(args.stage, Path(args.out or "data/pocket") / args.stage)
     else:
-        pocket.build(args.out or "runs/pocket", threads=args.threads, last=args.stage)
+        recipe.build(args.out or "runs/pocket", threads=args.threads, last=args.stage)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -14,6 +14,8 @@ from vlaa_lib import VlaaError
 from vlaa_lib.folders import write_lines
 
 REWARDS = ("digit", "mcq", "math", "iou", "open")
+# what a training's rewards and traces need of a record, as columns of its dataset
+COLUMNS = ("id", "source", "question", "gt", "solution", "reward", "frame", "meta")
 FRAMES = ("norm01", "norm1000", "pixel_original", "pixel_resized")
 
 # Image folder of the released files -> (source, reward). Paper figure 4; chartqa is in the release
@@ -63,6 +65,10 @@ class Record:
         """Return the record as the flat object that `from_json` reads; empty fields left out."""
         row = {k: v for k, v in asdict(self).items() if k != "extra" and v not in ("", {})}
         return row | self.extra
+
+    def to_columns(self) -> dict[str, Any]:
+        """Return the dataset columns that `from_columns` reads; the column `image` is TRL's."""
+        return {name: getattr(self, name) for name in COLUMNS} | {"picture": self.image}
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,12 @@ def clean_image_path(image: str) -> str:
     if ".." in parts or ":" in parts[0]:
         raise RecordError(f"image {image!r} leaves the image root; use a path below it")
     return "/".join(parts)
+
+
+def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
+    """Return the records of a batch, from the columns that TRL hands to a reward function."""
+    rows = zip(columns["picture"], *(columns[name] for name in COLUMNS), strict=True)
+    return [Record(image=picture, **dict(zip(COLUMNS, row, strict=True))) for picture, *row in rows]
 
 
 def from_json(row: Any) -> Record:

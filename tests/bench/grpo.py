@@ -123,7 +123,6 @@ def _run(
     who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
 ) -> dict[str, Any]:
     """Train once; return seconds by phase, peak memory, the log, completions and all tokens."""
-    from datasets import Dataset
     from trl import GRPOTrainer
 
     from vlaa_lib.train import data
@@ -136,7 +135,7 @@ def _run(
     trainer = (trainer_class() if who == OURS else GRPOTrainer)(
         model=policy.model,
         args=grpo_config(cfg, folder / "out", policy),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=data.dataset(rows),
         reward_funcs=[rewards.mixed_reward, brevity],
         processing_class=policy.processor,
         peft_config=models.adapter(mode),

@@ -84,7 +84,7 @@ def _measured(who: str, cfg: profiles.Settings, made: list[Record], folder: Path
 
 
 def _run(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> dict[str, Any]:
-    from datasets import Dataset, Image
+    from datasets import Image
     from trl import SFTTrainer
 
     from vlaa_lib.train import data
@@ -93,7 +93,7 @@ def _run(who: str, cfg: profiles.Settings, made: list[Record], folder: Path) -> 
     m = cfg.model
     policy = models.load_policy(m.policy, cfg.sft.mode, m.max_pixels, m.min_pixels, "float32")
     rows, _ = data.rows(made, folder / "images", folder / "fitted", with_trace=True)
-    table = Dataset.from_list(rows)
+    table = data.dataset(rows)
     trainer = (trainer_class() if who == OURS else SFTTrainer)(
         model=policy.model,
         args=sft_config(cfg, folder / "out"),

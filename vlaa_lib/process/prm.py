@@ -24,7 +24,7 @@ from vlaa_lib.images import fit_image, open_image
 from vlaa_lib.models import Policy
 from vlaa_lib.profiles import Settings
 from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
-from vlaa_lib.records import Record, from_json
+from vlaa_lib.records import Record, from_columns
 from vlaa_lib.rewards.mixed import text_of
 
 from . import steps
@@ -245,8 +245,9 @@ def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
     As for the mixed reward the format is implicit (paper §4): without it a completion earns 0,
     for else a fluent one without an answer would be paid.
     """
-    def process(prompts: list, completions: list, record: list[str], **columns: Any) -> list[float]:
-        made = [from_json(json.loads(row)) for row in record]
+
+    def process(prompts: list, completions: list, **columns: Any) -> list[float]:
+        made = from_columns(columns)
         texts = [text_of(completion) for completion in completions]
         parsed = [split_think_answer(text) for text in texts]
         pairs = zip(texts, parsed, strict=True)

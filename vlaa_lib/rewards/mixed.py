@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from vlaa_lib import prompts
 from vlaa_lib.folders import atomic
-from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_json, line_of, read
+from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, read
 
 from . import maths, open_ended, verifiers
 from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
@@ -185,7 +184,6 @@ def text_of(completion: str | list[dict]) -> str:
 def mixed_reward(
     prompts: list,
     completions: list,
-    record: list[str],
     log_extra: Callable[[str, list], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     parts: Collection[str] = REWARDS,
@@ -199,13 +197,13 @@ def mixed_reward(
     ...), mixed_reward)`, since TRL names a reward by its `__name__`.
 
     Args:
-        record: dataset column, each record as JSON; TRL repeats it for each completion.
+        columns: of the dataset, one value a completion; `Record.to_columns` made them.
         parts: rewards to score; other records get None, which TRL leaves out.
         format: one of `prompts.FORMATS`.
     Returns:
         One reward in [0, 1] a completion, or None.
     """
-    records = _records(record)
+    records = from_columns(columns)
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
     chosen = [i for i, r in enumerate(records) if r.reward in parts]
@@ -221,25 +219,21 @@ def mixed_reward(
     return [s.value if s else None for s in scores]
 
 
-def start(record: Sequence[str], completions: Sequence, format: str = "strict") -> None:
+def start(
+    columns: Mapping[str, Sequence[Any]], completions: Sequence, format: str = "strict"
+) -> None:
     """Let the workers begin with a batch's mathematics; `mixed_reward` finds it done, or waits.
 
     Nothing has to be handed over and nothing changes but the time: see `maths.submit`.
 
     Args:
-        record, completions, format: as `mixed_reward` will get them.
+        columns, completions, format: as `mixed_reward` will get them.
     """
-    for made, completion in zip(_records(record), completions, strict=True):
+    for made, completion in zip(from_columns(columns), completions, strict=True):
         if made.reward == "math":
             answer, problem = read_answer(text_of(completion), format)
             if problem is None:
                 _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`
-
-
-def _records(column: Sequence[str]) -> list[Record]:
-    """Read records from a dataset's column, in which each stands once a completion."""
-    parsed = {text: from_json(json.loads(text)) for text in set(column)}
-    return [parsed[text] for text in column]
 
 
 def _log_metrics(

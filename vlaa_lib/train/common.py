@@ -11,7 +11,7 @@ from vlaa_lib import models
 from vlaa_lib.profiles import Settings, Sft
 from vlaa_lib.records import Record, RecordError
 
-from . import data, guards
+from . import data
 
 
 def trainer_args(cfg: Settings, out: str | Path, save_steps: int) -> dict[str, Any]:
@@ -126,21 +126,19 @@ def policy_and_rows(
     """Load a policy and the dataset rows that fit it, both checked against each other.
 
     Raises:
-        RecordError: no record is left; guards.GuardError: policy and rows do not fit.
+        RecordError: no record is left; VlaaError: policy and rows do not fit.
     """
-    from datasets import Dataset
-
     policy = starting_policy(cfg, mode, out, start)
     cache = Path(out) / "images"
     rows, rejects = data.rows(records, images, cache, with_trace, max_pixels=cfg.model.max_pixels)
-    rows, too_long = guards.within(rows, policy.processor, max_tokens)
+    rows, too_long = data.within(rows, policy.processor, max_tokens)
     for reject in (*rejects, *too_long):
         print(f"left out: {reject}")
     if not rows:
         raise RecordError(f"none of the {len(records)} records can be trained on; see above")
     if len(rows) < len(records):
         print(f"training on {len(rows)} of {len(records)} records; the others are named above")
-    guards.preflight(rows, policy.processor, policy.model)
-    return policy, Dataset.from_list(rows)
+    data.preflight(rows, policy.processor, policy.model)
+    return policy, data.dataset(rows)
 
 

@@ -1,16 +1,64 @@
-"""Turn records into the dataset columns that TRL's trainers read."""
+"""Records as the dataset that TRL's trainers read, and what is checked of it before the first step.
+
+A row is prompt and image, for SFT a completion, and the record's columns (`Record.to_columns`):
+TRL hands every column that it does not know to the reward functions.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import prompts
+from vlaa_lib import VlaaError, prompts
 from vlaa_lib.images import ImageError, fit_image, open_image
+from vlaa_lib.models import ImageProcessor
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.records import Record, RecordError, Reject
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROBED = 8  # ours: rows put through the whole processor, from the smallest picture to the largest
+Row = dict[str, Any]
+
+
+def rows(
+    records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
+) -> tuple[list[Row], list[Reject]]:
+    """Return a row for each record with a usable image and, for SFT, a trace; and the rejects."""
+    made, rejects = [], []
+    for record in progress_bar(records, desc="images", unit="record", leave=False, delay=2):
+        try:
+            image = fitted_image(record, images, cache, **budget)
+            made.append(row(record, image, with_trace))
+        except (RecordError, ImageError) as error:
+            rejects.append(Reject("", 0, record.id, str(error)))
+    return made, rejects
+
+
+def row(record: Record, image: Any, with_trace: bool) -> Row:
+    """Build one row; `image` is a path or a picture, as TRL takes both.
+
+    Raises:
+        RecordError: a trace is asked for and the record has none.
+    """
+    made = {"prompt": prompts.messages(record.question, record.reward), "image": image}
+    if with_trace:
+        if prompts.split_think_answer(record.answer).problem:
+            raise RecordError("no trace in 'answer'; run `construct` on these records first")
+        made["completion"] = [{"role": "assistant", "content": record.answer}]
+    return made | record.to_columns()
+
+
+def dataset(rows: list[Row]) -> Dataset:
+    """Return the rows as a table whose `meta` stays what it was, whatever keys each row's has."""
+    from datasets import Dataset, Features, Json
+
+    plain = [{key: value for key, value in row.items() if key != "meta"} for row in rows]
+    features = Features({**Dataset.from_list(plain).features, "meta": Json()})
+    return Dataset.from_list(rows, features=features)
 
 
 def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget: int) -> str:
@@ -18,10 +66,14 @@ def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget
 
     Trainers get paths, not pixels: TRL would otherwise copy and pickle each picture G times.
     """
+    from PIL import Image
+
     path = Path(images) / record.image
     image = open_image(record.image, images)
     fitted = fit_image(image, **budget)
-    if fitted is image and image.size == _stored_size(path):
+    with Image.open(path) as stored:  # an EXIF rotation makes it another size than the opened one
+        is_same = fitted is image and image.size == stored.size
+    if is_same:
         return str(path.resolve())
     target = Path(cache) / Path(record.image).with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,45 +84,77 @@ def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget
     return str(target.resolve())
 
 
-def _stored_size(path: Path) -> tuple[int, int]:
-    """Read the size in the file; it differs from the opened one after an EXIF rotation."""
+def count_tokens(row: Row, processor: ImageProcessor) -> tuple[int, int, int]:
+    """Count a row's tokens: (text of the prompt, image, completion)."""
+    tokenizer = processor.tokenizer
+    prompt = processor.apply_chat_template(
+        row["prompt"], tokenize=False, add_generation_prompt=True
+    )
+    completion = row["completion"][0]["content"] if "completion" in row else ""
+    return (
+        len(tokenizer.encode(prompt, add_special_tokens=False)),
+        image_tokens(row, processor),
+        len(tokenizer.encode(completion, add_special_tokens=False)) if completion else 0,
+    )
+
+
+def image_tokens(row: Row, processor: ImageProcessor) -> int:
+    """Count the tokens of a row's picture from the size in its file."""
     from PIL import Image
 
-    with Image.open(path) as stored:
-        return stored.size
+    with Image.open(row["image"]) as image:
+        width, height = image.size
+    patches = processor.image_processor.get_number_of_image_patches(height, width)
+    return patches // processor.image_processor.merge_size**2
 
 
-def row(record: Record, image: Any, with_trace: bool) -> dict[str, Any]:
-    """Build one dataset row; `image` is a path or a picture, as TRL takes both.
+def within(
+    rows: list[Row], processor: ImageProcessor, limit: int
+) -> tuple[list[Row], list[Reject]]:
+    """Split rows into those of at most `limit` tokens, image included, and rejects; none is cut.
+
+    A cut prompt would lose part of its picture ("image features and image tokens do not match"),
+    a cut trace its answer.
+    """
+    kept, rejects = [], []
+    for row in progress_bar(rows, desc="lengths", unit="record", leave=False, delay=2):
+        if (tokens := sum(count_tokens(row, processor))) <= limit:
+            kept.append(row)
+        else:
+            reason = f"{tokens} tokens with its image, the limit is {limit}"
+            rejects.append(Reject("", 0, row["id"], reason))
+    return kept, rejects
+
+
+def preflight(rows: list[Row], processor: ImageProcessor, model: Any) -> None:
+    """Put the smallest, the largest and a few other pictures through the processor and compare.
 
     Raises:
-        RecordError: a trace is asked for and the record has none.
+        VlaaError: padding on the right, or image tokens that do not match the image's features.
     """
-    made = {
-        "prompt": prompts.messages(record.question, record.reward),
-        "image": image,
-        "record": json.dumps(record.to_json(), ensure_ascii=False),
-    }
-    if not with_trace:
-        return made
-    if prompts.split_think_answer(record.answer).problem:
-        raise RecordError("no trace in 'answer'; run `construct` on these records first")
-    return made | {"completion": [{"role": "assistant", "content": record.answer}]}
+    from PIL import Image
 
-
-def rows(
-    records: list[Record], images: str | Path, cache: str | Path, with_trace: bool, **budget: int
-) -> tuple[list[dict[str, Any]], list[Reject]]:
-    """Build dataset rows `prompt, image, record` and, for SFT, `completion`.
-
-    Returns:
-        The rows, and a reject for each record without a usable image or (SFT) trace.
-    """
-    made, rejects = [], []
-    for record in progress_bar(records, desc="images", unit="record", leave=False, delay=2):
-        try:
-            image = fitted_image(record, images, cache, **budget)
-            made.append(row(record, image, with_trace))
-        except (RecordError, ImageError) as error:
-            rejects.append(Reject("", 0, record.id, str(error)))
-    return made, rejects
+    if processor.tokenizer.padding_side != "left":
+        raise VlaaError("the tokenizer pads on the right; load it with models.load_processor")
+    if processor.image_token_id != model.config.image_token_id:
+        raise VlaaError(
+            f"the processor's image token is {processor.image_token_id}, the model's "
+            f"{model.config.image_token_id}: they come from different checkpoints"
+        )
+    ordered = sorted(rows, key=lambda row: image_tokens(row, processor))
+    step = max(1, math.ceil(len(ordered) / PROBED))
+    for row in [*ordered[::step], ordered[-1]]:
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
+            tokenize=False,
+        )
+        with Image.open(row["image"]) as image:
+            made = processor(images=[image.convert("RGB")], text=[text], return_tensors="pt")
+        tokens = int((made["input_ids"] == processor.image_token_id).sum())
+        # one feature for each square of merged patches
+        features = int(made["image_grid_thw"].prod()) // processor.image_processor.merge_size**2
+        if tokens != features or tokens != image_tokens(row, processor):
+            raise VlaaError(
+                f"record {row['id']}: {tokens} image tokens for {features} features; the chat "
+                "template or the image processor is not Qwen2-VL's"
+            )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from functools import cache
 from typing import Any
 
 from vlaa_lib import Halted, rewards
-from vlaa_lib.records import from_json
+from vlaa_lib.records import from_columns
 from vlaa_lib.rewards.watch import Watch, kinds
 from vlaa_lib.traces import TraceStore, has_aha, step_counts
 
@@ -77,7 +76,7 @@ def trainer_class() -> type:
             generated = super()._generate(prompts)
             if self.overlap:
                 completions = generated[3]  # prompt ids, completion ids, tool mask, completions
-                rewards.start([row["record"] for row in self._rows], completions, self.format)
+                rewards.start(_columns(self._rows), completions, self.format)
             return generated
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
@@ -130,8 +129,7 @@ def trainer_class() -> type:
                 self._stop(inputs, [row["completion"] for row in rows])
 
         def _stop(self, inputs: list[dict], completions: list[str]) -> None:
-            asked = [from_json(json.loads(example["record"])) for example in inputs]
-            table = rewards.doctor(asked, completions, format=self.format)
+            table = rewards.doctor(from_columns(_columns(inputs)), completions, format=self.format)
             raise DeadReward(
                 f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
                 f"whose rewards differ; {rewards.dead(table)}. The doctor on the last round:\n"
@@ -164,22 +162,21 @@ def trainer_class() -> type:
             ]
 
         def _trace_row(self, example: dict, ids: list[int], stops: set[int]) -> dict[str, Any]:
-            record = json.loads(example["record"])
             raw = self.processing_class.decode(ids[:-1] if ids and ids[-1] in stops else ids)
-            signs = kinds(raw, record["question"], record["reward"])
+            signs = kinds(raw, example["question"], example["reward"])
             completion = self.processing_class.decode(ids, skip_special_tokens=True)
             return self.stamp | {
                 "sampling_round": self._sampling_round(),
                 "optimizer_step": self.state.global_step,
-                "record_id": record["id"],
-                "source": record["source"],
-                "part": record["reward"],
-                "image": record["image"],  # the dataset holds a path of this machine
+                "record_id": example["id"],
+                "source": example["source"],
+                "part": example["reward"],
+                "image": example["picture"],  # the column `image` is a path of this machine
                 "completion": completion,
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
                 "suspicious": ", ".join(signs),
-                **step_counts(completion, record.get("meta", {}).get("scene")),
+                **step_counts(completion, example["meta"].get("scene")),
             }
 
         def _sampling_round(self) -> int:
@@ -189,3 +186,8 @@ def trainer_class() -> type:
             return done // (self.args.steps_per_generation * self.num_iterations)
 
     return TracingGRPOTrainer
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
+    """Return dataset rows as TRL hands them to rewards: a list a column."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
