@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from commands import parsed
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
 
@@ -48,9 +49,8 @@ def test_a_benchmark_refuses_what_it_would_ignore(tmp_path, capsys, more):
 
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "²", ""])
 def test_numbers_of_records_are_above_zero(capsys, number):
-    with pytest.raises(SystemExit):
-        call("microworld", "--png", "a.png", "--n", number)
-    assert f"argument --n: {number!r}: give a whole number above zero" in capsys.readouterr().err
+    assert call("microworld", "--png", "a.png", "--n", number) == 2
+    assert "'--n': " in capsys.readouterr().err
 
 
 BAD = {
@@ -136,15 +136,15 @@ def errors_of_a_run() -> list[type]:
 
 
 def test_a_run_that_stops_is_an_error_and_no_traceback(monkeypatch, capsys):
-    import vlaa_lib.train.plan
+    import vlaa_lib.study.stages
 
     for kind in errors_of_a_run():
 
-        def stop(args, show, kind=kind):
+        def stop(*given, kind=kind):
             raise kind("step 3: lower the learning rate")
 
-        monkeypatch.setattr(vlaa_lib.train.plan, "main", stop)
-        assert call("plan") == 2
+        monkeypatch.setattr(vlaa_lib.study.stages, "matrix", stop)
+        assert call("matrix") == 2
         assert capsys.readouterr().err == "error: step 3: lower the learning rate\n"
 
 
@@ -152,3 +152,32 @@ def test_doctor_says_that_an_untrained_model_earns_nothing(micro, tiny_model, ca
     assert call("doctor", "--records", micro / "records.jsonl", "--images", micro / "images",
                 "--model", tiny_model, "--n", 4) == 1  # fmt: skip
     assert "digit" in capsys.readouterr().out
+
+
+def test_options_that_take_several_values_take_them_after_one_name():
+    words = ["train", "sft", "--set", "sft.epochs=2", "seed=3", "--records", "r", "--images", "i",
+             "--out", "o", "--set", "sft.mode=lora"]  # fmt: skip
+    assert parsed(words).changes == ["sft.epochs=2", "seed=3", "sft.mode=lora"]
+    assert parsed(["matrix", "--seeds", "1", "2", "--models", "sft"]).seeds == [1, 2]
+    words = ["process", "best-of-n", "--pools", "a", "b", "--scores", "c", "--out", "d"]
+    assert parsed(words).pools == ["a", "b"] and parsed(words).sizes == [2, 4, 8, 16]
+    assert parsed(["doctor", "rewards", "--records", "r", "--images", "i"]).what == "rewards"
+
+
+@pytest.mark.parametrize("words", [["trian"], ["train", "dpo"], ["run", "--profil", "smoke"], []])
+def test_what_no_command_reads_is_a_usage_error(capsys, words):
+    assert call(*words) == 2
+    said = capsys.readouterr()
+    assert "Usage: python -m vlaa_lib" in said.err + said.out and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_is_one_of_n(capsys, text):
+    assert call("evaluate", "--out", "o", "--shard", text) == 2
+    assert "write i/n with i from 1 to n" in capsys.readouterr().err
+
+
+def test_exclusive_arguments(capsys):
+    given = ["doctor", "--records", "r", "--images", "i"]
+    assert call(*given) == call(*given, "--model", "m", "--completions", "c") == 2
+    assert capsys.readouterr().err.count("give exactly one of --completions --model") == 2

@@ -10,7 +10,7 @@ from vlaa_lib import ROOT
 # from the bottom up: a room imports from its own line and from those above it in this list
 FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
-    ("images", "profiles", "arguments"), ("models", "llm"), ("rewards",),
+    ("images", "profiles", "options"), ("models", "llm"), ("rewards",),
     ("sources", "construct", "traces"), ("train",), ("perplexity", "subsets", "evaluate"),
     ("process", "checks"), ("show", "doctor"), ("pocket",), ("study",), ("cli", "__main__"),
 )  # fmt: skip

@@ -13,8 +13,14 @@ import psutil
 import pytest
 import yaml
 
+<<<<<<< HEAD
 from vlaa_lib import ROOT, VlaaError, models, profiles
 from vlaa_lib.__main__ import main, parser
+=======
+from commands import parsed
+from vlaa_lib import ROOT, models, profiles
+from vlaa_lib.__main__ import main
+>>>>>>> 5fefd46 (One typer command line: commands read arguments, call one function and print)
 from vlaa_lib.train import events, launch, leash, sampler
 
 WORDS = ["-m", "vlaa_lib", "train", "grpo"]
@@ -43,8 +49,7 @@ def test_every_file_is_read_by_accelerate_and_gives_its_command(path, capsys):
     assert config.distributed_type == stated["distributed_type"]
     assert config.num_processes == stated["num_processes"]
     assert f"--launch {path.stem}" in path.read_text()
-    with pytest.raises(SystemExit):
-        parser().parse_args(["train", "--help"])
+    assert main(["train", "--help"]) == 0
     assert path.stem in re.findall(r"\w+", capsys.readouterr().out)
 
 
@@ -122,10 +127,10 @@ def test_settings_reach_the_processes_by_the_command_line(method, tmp_path, monk
     assert log == tmp_path / "out" / "launch.log"
     seen = as_accelerate_reads(made)
     assert seen.num_processes == 3 and seen.training_script == "vlaa_lib"
-    args = parser().parse_args(seen.training_script_args)
+    args = parsed(seen.training_script_args)
     assert [args.method, args.start, args.launch] == [method, "runs/sft", None]
     assert [args.records, args.images, args.out] == [str(place) for place in places]
-    read = dict(item.split("=", 1) for item in args.set)
+    read = dict(item.split("=", 1) for item in args.changes)
     assert profiles.load(args.profile, **read) == cfg
 
 
@@ -328,5 +333,5 @@ def test_the_slurm_example_is_a_valid_script_with_a_valid_command():
     words = shlex.split(next(line for line in text.splitlines() if "-m vlaa_lib" in line))
     words = words[words.index("vlaa_lib") + 1 :]
     stand_ins = {"$SLURM_NNODES": "2", "$SLURM_NODEID": "1"}
-    args = parser().parse_args([stand_ins.get(word, word) for word in words])
+    args = parsed([stand_ins.get(word, word) for word in words])
     assert args.launch == "fsdp2" and (args.machines, args.machine_rank) == (2, 1)

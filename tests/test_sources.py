@@ -8,9 +8,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from commands import parsed
 from scoring import wrap
 from vlaa_lib import records, rewards, sources
-from vlaa_lib.__main__ import main, parser
+from vlaa_lib.__main__ import main
 from vlaa_lib.images import open_image
 from vlaa_lib.pocket import microworld
 from vlaa_lib.records import Record, RecordError, Reject
@@ -565,4 +566,4 @@ def test_the_list_of_sources_is_in_the_document(capsys):
             assert part in document
         for name in row["fields"].replace("scenes: ", "").replace(";", ",").split(","):
             assert f"`{name.strip()}`" in document or "alike" in name
-    assert parser().parse_args(["data", "sources"]).what == "sources"
+    assert parsed(["data", "sources"]).command == "sources"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import arguments, folders, rewards
+from vlaa_lib import folders, rewards
 from vlaa_lib.llm.client import Limits
 from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
 
@@ -87,7 +87,7 @@ def _search(args: Namespace, show: Show) -> None:
 
     from . import search
 
-    cfg, out = arguments.loaded(args), Path(args.out)
+    cfg, out = args.cfg, Path(args.out)
     made = list(rewards.usable(args.records, args.images, out))[: args.n]
     m = cfg.model
     policy = models.load_policy(args.model or m.policy, "full", m.max_pixels, m.min_pixels)
@@ -102,7 +102,7 @@ def _train_prm(args: Namespace, show: Show) -> None:
     found = released.read_processes(args.rows, args.images)
     for reject in found.rejects:
         print(f"rejected: {reject}")
-    log = train_prm.train(arguments.loaded(args), found.rows, args.images, args.out, args.start)
+    log = train_prm.train(args.cfg, found.rows, args.images, args.out, args.start)
     show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
     for name in ("held_out", "calibration"):
         with (Path(args.out) / f"{name}.csv").open(encoding="utf-8", newline="") as stream:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
-from vlaa_lib import ROOT, arguments, folders, profiles, records
+from vlaa_lib import ROOT, folders, profiles, records
 from vlaa_lib.profiles import Settings
 from vlaa_lib.sources import hub
 
@@ -266,7 +266,7 @@ def number_of_records(cfg: Settings, method: str) -> tuple[int, str]:
 
 def main(args: Namespace, show: Callable[[list[dict[str, Any]]], None]) -> int:
     """Run `python -m vlaa_lib plan`; 1 where something does not fit."""
-    cfg = arguments.loaded(args)
+    cfg = args.cfg
     mode = (cfg.sft if args.method == "sft" else cfg.grpo).mode
     known = number_of_records(cfg, args.method)
     # paper C.1: on the CPU between scorings; facts and judges take no room here

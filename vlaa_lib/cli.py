@@ -1,0 +1,625 @@
+"""The command line: `python -m vlaa_lib COMMAND --help`.
+
+Commands read arguments, call one function of the library and print; nothing else happens here.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from vlaa_lib import Halted, folders, profiles
+from vlaa_lib.prompts import MAX_NEW_TOKENS
+from vlaa_lib.tables import text_table
+
+from . import options as o
+
+STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
+app = typer.Typer(
+    help="VLAA-Thinking, runnable: build a dataset, train, evaluate, compare traces.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+data = typer.Typer(no_args_is_help=True)
+process = typer.Typer(no_args_is_help=True)
+app.add_typer(data, name="data", rich_help_panel=DATA, help="The released dataset and its sources.")
+app.add_typer(process, name="process", rich_help_panel=METHOD, help="Process rewards (ViLBench).")
+
+
+def one_of(**given: Any) -> None:
+    """Refuse none or several of arguments that exclude each other."""
+    if sum(bool(value) for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of {' '.join(f'--{name}' for name in given)}")
+
+
+def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
+    """Load a profile with KEY=VALUE changes; `more` wins where it holds a value."""
+    changed = dict(pair.split("=", 1) for pair in changes)
+    return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
+
+
+def usable(records: str, images: str, out: str | None = None, any_open: bool = False) -> list:
+    """Load and audit records; every reject is printed, and kept in `out/rejects.jsonl`."""
+    from vlaa_lib import rewards
+
+    return list(rewards.usable(records, images, out, any_open=any_open))
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    print(text_table(rows))
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=STUDY)
+def run(
+    profile: o.Profile = "laptop",
+    run_dir: o.RunDir = None,
+    notebooks: Annotated[list[str], Option(help="numbers or names, e.g. 00 04")] = [],
+    fresh: Annotated[bool, Option("--fresh", help="start anew instead of resuming")] = False,
+) -> None:
+    """Run the ordered notebooks headlessly; resumes an unfinished run.
+
+    Example: python -m vlaa_lib run --profile smoke --run-dir runs/smoke
+    """
+    from vlaa_lib.study import run as study
+
+    chosen = notebooks or None
+    raise typer.Exit(study.run(profile, notebooks=chosen, run_dir=run_dir, resume=not fresh))
+
+
+@app.command(rich_help_panel=STUDY)
+def stage(
+    name: Annotated[str, Argument(help="model:grpo, answers:sft, pool:instruct, vilprm:0, ...")],
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+    run_dir: o.RunDir = None,
+) -> None:
+    """Build one artefact of a run, and what it needs."""
+    from vlaa_lib.study import parallel, stages
+    from vlaa_lib.train import worker
+
+    cfg = loaded(profile, changes)
+    with worker.joined():
+        parallel.named(cfg, stages.folder(cfg, run_dir), name)
+
+
+@app.command(rich_help_panel=STUDY)
+def matrix(
+    profile: o.Profile = "laptop",
+    seeds: list[int] = [0, 1, 2],
+    models: list[str] = ["instruct", "grpo"],
+    run_dir: o.RunDir = None,
+) -> None:
+    """Train and evaluate models over several seeds.
+
+    Example: python -m vlaa_lib matrix --seeds 1 2 --models instruct sft grpo sft_grpo
+    """
+    from vlaa_lib.study import stages
+
+    show(stages.matrix(profile, seeds, models, run_dir))
+
+
+@app.command(rich_help_panel=STUDY)
+def traces(
+    what: Literal["curate"],
+    run_dir: Annotated[str, Option("--run", help="folder of a finished run")],
+    out: o.Out = "data/traces",
+    per_source: Annotated[int, Option(min=1)] = 4,
+    seed: o.Seed = 0,
+) -> None:
+    """Pick a few telling traces of a finished run."""
+    from vlaa_lib.study import curation
+
+    card = curation.curate(run_dir, out, per_source, seed)
+    print(f"{out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=DATA)
+def construct(
+    out: o.Out,
+    what: Literal["run", "card"] = "run",
+    records: o.MaybeRecords = None,
+    images: o.MaybeImages = None,
+    base_url: Annotated[str | None, Option(help="default: the local teacher")] = None,
+    endpoints: o.Endpoints = None,
+    prompts_dir: Annotated[str | None, Option(help="your own 1.captioning.txt, ...")] = None,
+    concurrency: o.Concurrency = 8,
+    timeout: Annotated[float, Option(help="seconds of one try of one call")] = 600,
+    retries: Annotated[int, Option(help="of one call")] = 5,
+    max_cost: o.MaxCost = None,
+    max_tokens: Annotated[int | None, Option(help="stop cleanly after so many tokens")] = None,
+    plan: Annotated[bool, Option("--plan", help="say what it would cost, ask nobody")] = False,
+) -> None:
+    """Build traces for records: caption, distil, rewrite, verify, split. Paid calls are kept.
+
+    Example: python -m vlaa_lib construct --records R.jsonl --images images --out runs/data
+    """
+    from vlaa_lib.study import construct_command as command
+
+    given = SimpleNamespace(**locals(), shard=(1, 1), merge=[], batch=None, files=[], again=False)
+    raise typer.Exit(command.main(given, show))
+
+
+@app.command(rich_help_panel=DATA)
+def subset(
+    records: o.Records,
+    images: o.Images,
+    out: o.Out,
+    perplexity: Annotated[list[str], Option(metavar="MODEL ...", help="who scores them")] = [],
+    top: Annotated[list[int], Option(metavar="K ...", help="keep the K highest")] = [],
+    aha: Annotated[int | None, Option(help="draw so many records with an aha word")] = None,
+    shard: o.Shard = "1/1",
+    batch_tokens: Annotated[int | None, Option(help="of a forward pass, with padding")] = None,
+    seed: o.Seed = 0,
+) -> None:
+    """Choose small SFT subsets: by perplexity, or by aha words.
+
+    Example: python -m vlaa_lib subset --records R.jsonl --images images --out runs/sub
+    --perplexity data/pocket/instruct --top 50
+    """
+    from vlaa_lib import subsets
+
+    if (top and not perplexity) or not (perplexity or aha):
+        raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
+    given = SimpleNamespace(**{k: v for k, v in locals().items() if k != "subsets"})
+    raise typer.Exit(subsets.main(given, usable(records, images, out, any_open=True)))
+
+
+@data.command()
+def fetch(
+    dataset: Literal["vlaa-thinking"],
+    root: Annotated[str, Option(help="folder of the dataset; pictures go to images/")],
+    revision: Annotated[str | None, Option(help="default: ROOT/REVISION, else main today")] = None,
+    only: Annotated[list[str], Option(help="patterns of files, e.g. '*.json'")] = [],
+    plan: Annotated[bool, Option("--plan", help="print files and sizes, then stop")] = False,
+) -> None:
+    """Get the released dataset; resumes."""
+    from vlaa_lib.sources import hub
+
+    found = hub.plan(root, revision, only or None)
+    show(found.rows)
+    download, unpack = map(hub.megabytes, found.needs)
+    print(f"commit {found.commit}: {download} to download, about {unpack} to unpack", flush=True)
+    if not plan:
+        hub.fetch(found)
+        print(f"done; next: python -m vlaa_lib data check --root {root}")
+
+
+@data.command()
+def check(
+    root: Annotated[str, Option(help="folder of the dataset")],
+    records: Annotated[list[str], Option(help="default: all JSON files in ROOT")] = [],
+    deep: Annotated[bool, Option("--deep", help="open and decode every picture")] = False,
+) -> None:
+    """Say, source by source, which pictures are there; exit 1: some are not."""
+    from vlaa_lib.sources import pictures
+
+    found = pictures.check(root, records or None, deep)
+    show(found.rows())
+    print("\n".join(found.notes) or "every record has its picture")
+    raise typer.Exit(0 if found.is_complete else 1)
+
+
+@data.command("sources")
+def public_sources() -> None:
+    """List the public sources: where from, which files."""
+    from vlaa_lib import sources
+
+    show(sources.table())
+
+
+@data.command()
+def prepare(
+    root: Annotated[str, Option(help="holds one folder a source; see `data sources`")],
+    out: o.Out,
+    source: Annotated[list[str], Option(help="default: those with a folder; or micro ones")] = [],
+    scale: Annotated[float, Option(help="share of the paper's counts")] = 1.0,
+    seed: o.Seed = 0,
+) -> None:
+    """Sample public sources into records; what was left out is in rejects.jsonl."""
+    from vlaa_lib import sources, worlds
+
+    roots = {name: Path(root) / reader.folder for name, reader in sources.READERS.items()}
+    there = [name for name, folder in roots.items() if folder.is_dir()]
+    for name in [] if source else sorted(roots.keys() - there):
+        print(f"left out: {name}, as there is no folder {roots[name]}", file=sys.stderr)
+    counts = sources.paper_counts(scale)
+    counts |= {micro: counts[name] for micro, (_, name) in worlds.known().sources.items()}
+    chosen = source or there
+    if unknown := [name for name in chosen if name not in counts]:
+        raise ValueError(f"unknown source {unknown[0]!r}; use one of {', '.join(counts)}")
+    if not chosen:
+        raise ValueError(f"{root}: no dataset's folder here; see `data sources`")
+    show(sources.write(out, {name: counts[name] for name in chosen}, roots, seed))
+    print(f"records and pictures in {out}; what was left out is in rejects.jsonl")
+
+
+# --- the method ----------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=METHOD)
+def train(
+    method: Literal["sft", "grpo"],
+    records: o.Records,
+    images: o.Images,
+    out: o.Out,
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+    start: o.Start = None,
+    steps: Annotated[int | None, Option(help="optimizer steps, instead of the profile's")] = None,
+    reward_model: Annotated[str | None, Option(help="of open answers")] = None,
+    trust_remote_code: Annotated[bool, Option("--trust-remote-code", help="for xcomposer")] = False,
+    endpoints: o.Endpoints = None,
+    launch: o.Launch = None,
+    gpus: o.Gpus = None,
+    machines: o.Machines = 1,
+    machine_rank: o.MachineRank = 0,
+    main_ip: o.MainIp = None,
+    main_port: o.MainPort = None,
+    print_only: o.PrintOnly = False,
+) -> None:
+    """Train a policy on records; a training that was cut off goes on from its last checkpoint.
+
+    Example: python -m vlaa_lib train grpo --records R.jsonl --images images --out runs/grpo
+    --profile smoke --set grpo.beta=0.01
+    """
+    from vlaa_lib import train as library
+    from vlaa_lib.train import launch as launcher
+    from vlaa_lib.train import worker
+
+    cfg = loaded(profile, changes, **{
+        f"{method}.max_steps": steps, "grpo.reward_model": reward_model,
+        "grpo.trust_remote_code": trust_remote_code, "grpo.endpoints": endpoints,
+    })  # fmt: skip
+    if launch:
+        options = {"launch": launch, "gpus": gpus, "machines": machines, "out": out,
+                   "machine_rank": machine_rank, "main_ip": main_ip, "main_port": main_port,
+                   "print": print_only}  # fmt: skip
+        # what each process runs, without a launch of its own
+        words = ["train", method, "--records", records, "--images", images, "--out", out,
+                 "--profile", profile, *(["--start", start] if start else [])]  # fmt: skip
+        words += ["--set", *changed] if (changed := profiles.changes(cfg)) else []
+        launcher.main(SimpleNamespace(**options), words, getattr(cfg, method).mode)
+        return
+    with worker.joined():
+        given = cfg, usable(records, images, out, any_open=True), images, out, start
+        if method == "sft":
+            log = library.sft(*given)
+        else:
+            from vlaa_lib.process import prm
+
+            log = library.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
+    if worker.rank() == 0:
+        shown = ("step", "loss", "reward", "kl")
+        show([{k: v for k, v in row.items() if k in shown} for row in log])
+        print(f"saved {out}")
+
+
+@app.command(rich_help_panel=METHOD)
+def plan(
+    profile: o.Profile = "laptop",
+    method: Literal["sft", "grpo"] = "grpo",
+    gpus: int = 1,
+    model: Annotated[str | None, Option(help="folder, config.json or hub name")] = None,
+    records: Annotated[int | None, Option(help="default: what the profile trains on")] = None,
+    card_gb: Annotated[float | None, Option(help="default: 80, with lora 24, 4bit 16")] = None,
+    sharding: Literal["ddp", "zero2", "zero3", "fsdp2"] | None = None,
+    reward_model: Literal["none", "parked", "on"] | None = None,
+    pictures: Annotated[list[str], Option(metavar="WIDTHxHEIGHT ...", help="in pixels")] = [],
+    tokens_per_second: Annotated[float | None, Option(help="measured, on all GPUs")] = None,
+    mfu: Annotated[float, Option(help="assumed share of peak arithmetic")] = 0.3,
+    keep: Annotated[int, Option(help="checkpoints on disk at a time")] = 2,
+    changes: o.Set = [],
+    json: o.Json = None,
+) -> None:
+    """Say what a training needs, before it starts; exit 1: it does not fit.
+
+    Example: python -m vlaa_lib plan --profile paper --gpus 8
+    """
+    given = SimpleNamespace(**locals(), cfg=loaded(profile, changes))
+    from vlaa_lib.train import plan as planner
+
+    raise typer.Exit(planner.main(given, show))
+
+
+@app.command(rich_help_panel=METHOD)
+def evaluate(
+    out: o.Out,
+    records: o.MaybeRecords = None,
+    images: o.MaybeImages = None,
+    benchmark: Annotated[str | None, Option(help="MathVista_MINI, micro-WeMath")] = None,
+    tsv: Annotated[str | None, Option(help="the benchmark's file, as VLMEvalKit has it")] = None,
+    image_root: Annotated[str | None, Option(help="default: the file's folder")] = None,
+    cache: Annotated[str | None, Option(help="of its pictures; default: .images")] = None,
+    predictions: Annotated[str | None, Option(help="score this file of the kit")] = None,
+    extraction: o.Rules = "ours",
+    judge: o.Judge = None,
+    shard: o.Shard = "1/1",
+    blank: Annotated[bool, Option("--blank", help="grey pictures: what is guessed")] = False,
+    export: Annotated[str | None, Option(help="file for the kit: .tsv, .json or .xlsx")] = None,
+    kit_config: Annotated[str | None, Option(help="file for the kit's entry of the model")] = None,
+    model: o.MaybeModel = None,
+    mode: o.Mode = "full",
+    backend: o.Backend = "hf",
+    preset: o.Preset = "paper",
+    batch: Annotated[int | None, o.answers("rows at a time; default: 64, of benchmarks 16")] = None,
+    max_new_tokens: o.Tokens = None,
+    min_pixels: o.MinPixels = None,
+    max_pixels: o.MaxPixels = None,
+    system_prompt_file: o.Prompt = None,
+    no_system_prompt: o.NoPrompt = False,
+    template: Annotated[str | None, o.answers("YAML: your own prompt for a benchmark")] = None,
+) -> None:
+    """Answer records, or a benchmark's file, greedily and print the scores. Resumes.
+
+    For several GPUs start one --shard on each.
+
+    Example: python -m vlaa_lib evaluate --records R.jsonl --images images --model runs/grpo
+    --out runs/rows.jsonl
+    """
+    given = SimpleNamespace(**locals())
+    from json import dumps
+
+    from vlaa_lib import evaluate as library
+    from vlaa_lib import models
+    from vlaa_lib.evaluate import command
+
+    if benchmark:
+        raise typer.Exit(command.main(given, show))
+    if not (records and images and model):
+        raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
+    made, limits = usable(records, images), {"batch": batch, "max_new_tokens": max_new_tokens}
+    limits = {name: limit for name, limit in limits.items() if limit}
+    rows = library.evaluate(models.load_policy(model), made, images, model, **limits)
+    folders.write_lines(out, (dumps(row) + "\n" for row in rows))
+    show(library.summary(rows))
+
+
+@app.command(rich_help_panel=METHOD)
+def generate(
+    model: o.Model,
+    image: str,
+    question: str,
+    mode: o.Mode = "full",
+    backend: o.Backend = "hf",
+    preset: o.Preset = "paper",
+    max_new_tokens: o.Tokens = None,
+    min_pixels: o.MinPixels = None,
+    max_pixels: o.MaxPixels = None,
+    system_prompt_file: o.Prompt = None,
+    no_system_prompt: o.NoPrompt = False,
+) -> None:
+    """Ask a model about one picture.
+
+    Example: python -m vlaa_lib generate --model data/pocket/instruct --image a.png --question "?"
+    """
+    given = SimpleNamespace(**locals())
+    from vlaa_lib.evaluate import command
+
+    command.answer_one(given)
+
+
+@app.command(rich_help_panel=METHOD)
+def doctor(
+    records: o.Records,
+    images: o.Images,
+    what: Annotated[Literal["rewards"], Argument(hidden=True)] = "rewards",
+    completions: Annotated[str | None, Option(help="JSON Lines, or a folder of traces")] = None,
+    model: Annotated[str | None, Option(help="checkpoint to sample them from")] = None,
+    n: Annotated[int, Option(min=1, help="records, four completions each")] = 32,
+    json: o.Json = None,
+) -> None:
+    """Score sampled completions before training; exit 1: nothing can be learnt from them.
+
+    Example: python -m vlaa_lib doctor --records R.jsonl --images images --model runs/sft
+    """
+    one_of(completions=completions, model=model)
+    given = SimpleNamespace(**locals())
+    from vlaa_lib import doctor as library
+
+    raise typer.Exit(library.main(given, show))
+
+
+# --- process rewards -----------------------------------------------------------------------------
+
+
+def _process(what: str, given: dict[str, Any]) -> None:
+    from vlaa_lib.process import command
+
+    command.main(SimpleNamespace(what=what, **given), show)
+
+
+@process.command()
+def pool(
+    records: o.Records,
+    images: o.Images,
+    model: o.Model,
+    out: o.Out,
+    generator: Annotated[str | None, Option(help="its name in tables")] = None,
+    candidates: Annotated[int, Option(help="solutions of a question")] = 16,
+    temperature: float = 0.8,
+    seed: o.Seed = 0,
+    batch: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> None:
+    """Sample solutions of each question; resumes."""
+    _process("pool", locals())
+
+
+@process.command("judge")
+def judge_steps(
+    records: o.Records,
+    images: o.Images,
+    pools: Annotated[list[str], Option(metavar="FOLDER ...")],
+    out: o.OutFile,
+    endpoints: o.Endpoints = None,
+    model: Annotated[str | None, Option(help="checkpoint that judges")] = None,
+    prm: Annotated[str | None, Option(help="folder of a ViLPRM that scores")] = None,
+    truth: Annotated[Literal["steps", "steps+answer"] | None, Option(help="the scenes")] = None,
+    view: Literal["step", "prefix", "context"] = "context",
+    concurrency: o.Concurrency = 8,
+    max_cost: o.MaxCost = None,
+) -> None:
+    """Score the steps of pools; finished calls are kept."""
+    one_of(endpoints=endpoints, model=model, prm=prm, truth=truth)
+    _process("judge", locals())
+
+
+@process.command("best-of-n")
+def best_of_n(
+    pools: Annotated[list[str], Option(metavar="FOLDER ...", help="one a generator")],
+    out: o.OutFile,
+    scores: Annotated[list[str], Option(metavar="FILE ...", help="of `process judge`")] = [],
+    sizes: Annotated[list[int], Option(metavar="N ...")] = [2, 4, 8, 16],
+) -> None:
+    """Compare ways of choosing among candidates."""
+    _process("best-of-n", locals())
+
+
+@process.command()
+def search(
+    records: o.Records,
+    images: o.Images,
+    out: o.Out,
+    model: Annotated[str | None, Option(help="default: the profile's policy")] = None,
+    n: Annotated[int | None, Option(min=1, help="take the first N records")] = None,
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+) -> None:
+    """Search trees of steps, write scored processes; resumes."""
+    _process("search", locals() | {"cfg": loaded(profile, changes)})
+
+
+@process.command("train-prm")
+def train_prm(
+    rows: Annotated[str, Option(help="processes.json of a search, or ViLReward-73K")],
+    images: o.Images,
+    out: o.Out,
+    start: o.Start = None,
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+) -> None:
+    """Train a ViLPRM on scored processes; resumes."""
+    _process("train-prm", locals() | {"cfg": loaded(profile, changes)})
+
+
+# --- the pocket world ----------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=POCKET)
+def microworld(
+    source: Annotated[list[str], Option(metavar="NAME ...", help="default: all nine")] = [],
+    split: str = "train",
+    n: Annotated[int, Option(min=1, help="records a source")] = 16,
+    seed: o.Seed = 0,
+    out: Annotated[str | None, Option(help="folder for records.jsonl and images/")] = None,
+    benchmark: Annotated[str | None, Option(help="a micro benchmark, as TSV to --out")] = None,
+    png: Annotated[str | None, Option(help="draw a contact sheet into this file")] = None,
+) -> None:
+    """Write micro-world records and pictures, or a micro benchmark.
+
+    Example: python -m vlaa_lib microworld --split test --n 20 --out runs/held-out
+    """
+    from vlaa_lib.images import sheet
+    from vlaa_lib.pocket import microworld as world
+    from vlaa_lib.pocket.microworld import benchmarks
+
+    if benchmark:
+        if not out:
+            raise ValueError("--benchmark needs --out FILE.tsv")
+        if source or png or split != "train":
+            raise ValueError("--benchmark has its own sources and split, and no --png")
+        rows = benchmarks.write_tsv(benchmark, out, n, seed)
+        print(f"{len(rows)} rows of {benchmark} in {out}")
+        return
+    if not (out or png):
+        raise ValueError("name a folder with --out, or a picture with --png")
+    sources = list(dict.fromkeys(source or world.SOURCES))
+    if out:
+        made = world.write_split(out, sources, split, n, seed)
+        print(f"{len(made)} records in {out}/records.jsonl")
+    if png:
+        streams = [world.stream(name, split, seed) for name in sources]
+        images = [sample.image for found in streams for sample in islice(found, n)]
+        sheet(images, 8 if len(sources) == 1 else n).save(png)
+        print(f"{len(images)} pictures in {png}")
+
+
+@app.command(rich_help_panel=POCKET)
+def models(
+    what: Literal["build-pocket", "card"],
+    stage: Literal["base", "instruct"] = "instruct",
+    out: Annotated[str | None, Option(help="default: runs/pocket; to measure: data/pocket")] = None,
+    threads: int = 2,
+) -> None:
+    """Rebuild the pocket VLM from nothing, going on where a build stopped; or measure it again."""
+    from vlaa_lib.pocket import card, recipe
+
+    if what == "card":
+        card.write_card(stage, Path(out or "data/pocket") / stage)
+    else:
+        recipe.build(out or "runs/pocket", threads=threads, last=stage)
+
+
+@app.command("serve-teacher", rich_help_panel=POCKET)
+def serve_teacher(
+    records: o.Records,
+    images: o.Images,
+    port: int = 8765,
+    fault_rate: Annotated[float, Option(help="all kinds of fault together")] = 0.0,
+    reasoning_field: Annotated[bool, Option("--reasoning-field")] = False,
+) -> None:
+    """Serve the local teacher for micro-world records."""
+    from vlaa_lib import pocket
+
+    pocket.serve_forever(records, images, port, fault_rate, reasoning_field)
+
+
+# --- the entry -----------------------------------------------------------------------------------
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """Return the command that a command line names, and the words after its name."""
+    found, rest = typer.main.get_command(app), list(words)
+    while rest and rest[0] in getattr(found, "commands", {}):
+        found = found.commands[rest.pop(0)]
+    return found, rest
+
+
+def spelt_out(words: list[str]) -> list[str]:
+    """Repeat an option that takes several values before each of them, as typer wants it.
+
+    >>> spelt_out(["matrix", "--seeds", "1", "2", "--profile", "smoke"])
+    ['matrix', '--seeds', '1', '--seeds', '2', '--profile', 'smoke']
+    """
+    found, rest = command_of(words)
+    several = {name for p in found.params if getattr(p, "multiple", False) for name in p.opts}
+    made, option = words[: len(words) - len(rest)], ""
+    for word in rest:
+        if word.startswith("--"):
+            option = word if word in several else ""
+        made += [word] if not option else [] if word == option else [option, word]
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the errors that a user can mend become one clear line and exit code 2."""
+    try:
+        app(spelt_out(sys.argv[1:] if argv is None else argv), prog_name="python -m vlaa_lib")
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (ValueError, OSError, Halted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
