@@ -13,14 +13,9 @@ import psutil
 import pytest
 import yaml
 
-<<<<<<< HEAD
-from vlaa_lib import ROOT, VlaaError, models, profiles
-from vlaa_lib.__main__ import main, parser
-=======
 from commands import parsed
-from vlaa_lib import ROOT, models, profiles
+from vlaa_lib import ROOT, VlaaError, models, profiles
 from vlaa_lib.__main__ import main
->>>>>>> 5fefd46 (One typer command line: commands read arguments, call one function and print)
 from vlaa_lib.train import events, launch, leash, sampler
 
 WORDS = ["-m", "vlaa_lib", "train", "grpo"]
