@@ -145,10 +145,10 @@ def construct(
 
     Example: python -m vlaa_lib construct --records R.jsonl --images images --out runs/data
     """
-    from vlaa_lib.study import construct_command as command
+    from vlaa_lib.study import construct_command as constructing
 
     given = SimpleNamespace(**locals(), shard=(1, 1), merge=[], batch=None, files=[], again=False)
-    raise typer.Exit(command.main(given, show))
+    raise typer.Exit(constructing.main(given, show))
 
 
 @app.command(rich_help_panel=DATA)
@@ -274,7 +274,7 @@ def train(
     Example: python -m vlaa_lib train grpo --records R.jsonl --images images --out runs/grpo
     --profile smoke --set grpo.beta=0.01
     """
-    from vlaa_lib import train as library
+    from vlaa_lib import train as training
     from vlaa_lib.train import launch as launcher
     from vlaa_lib.train import worker
 
@@ -295,11 +295,11 @@ def train(
     with worker.joined():
         given = cfg, usable(records, images, out, any_open=True), images, out, start
         if method == "sft":
-            log = library.sft(*given)
+            log = training.sft(*given)
         else:
             from vlaa_lib.process import prm
 
-            log = library.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
+            log = training.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
     if worker.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         show([{k: v for k, v in row.items() if k in shown} for row in log])
@@ -371,19 +371,19 @@ def evaluate(
     given = SimpleNamespace(**locals())
     from json import dumps
 
-    from vlaa_lib import evaluate as library
+    from vlaa_lib import evaluate as evaluation
     from vlaa_lib import models
-    from vlaa_lib.evaluate import command
+    from vlaa_lib.evaluate import command as evaluating
 
     if benchmark:
-        raise typer.Exit(command.main(given, show))
+        raise typer.Exit(evaluating.main(given, show))
     if not (records and images and model):
         raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
     made, limits = usable(records, images), {"batch": batch, "max_new_tokens": max_new_tokens}
     limits = {name: limit for name, limit in limits.items() if limit}
-    rows = library.evaluate(models.load_policy(model), made, images, model, **limits)
+    rows = evaluation.evaluate(models.load_policy(model), made, images, model, **limits)
     folders.write_lines(out, (dumps(row) + "\n" for row in rows))
-    show(library.summary(rows))
+    show(evaluation.summary(rows))
 
 
 @app.command(rich_help_panel=METHOD)
@@ -405,9 +405,9 @@ def generate(
     Example: python -m vlaa_lib generate --model data/pocket/instruct --image a.png --question "?"
     """
     given = SimpleNamespace(**locals())
-    from vlaa_lib.evaluate import command
+    from vlaa_lib.evaluate import command as evaluating
 
-    command.answer_one(given)
+    evaluating.answer_one(given)
 
 
 @app.command(rich_help_panel=METHOD)
@@ -426,18 +426,18 @@ def doctor(
     """
     one_of(completions=completions, model=model)
     given = SimpleNamespace(**locals())
-    from vlaa_lib import doctor as library
+    from vlaa_lib import doctor as checkup
 
-    raise typer.Exit(library.main(given, show))
+    raise typer.Exit(checkup.main(given, show))
 
 
 # --- process rewards -----------------------------------------------------------------------------
 
 
 def _process(what: str, given: dict[str, Any]) -> None:
-    from vlaa_lib.process import command
+    from vlaa_lib.process import command as processing
 
-    command.main(SimpleNamespace(what=what, **given), show)
+    processing.main(SimpleNamespace(what=what, **given), show)
 
 
 @process.command()
