@@ -97,7 +97,7 @@ def test_the_report_draws_what_notebook_07_leaves(tmp_path):
     arms = [{"reward": "before", "false_share": 0.5}, {"reward": "answers", "false_share": 0.25}]
     folders.write_csv(tmp_path / "results" / "process_reward.csv", arms)
     page = report.write_report(tmp_path).read_text()
-    assert "Accuracy of the chosen answer" in page and "<title>Share of false steps" in page
+    assert "Accuracy of the chosen answer" in page and '"text":"Share of false steps"' in page
     assert "oracle" in page and "missing: results/vilprm.csv; notebook 07 writes it" in page
 
 

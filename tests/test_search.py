@@ -5,7 +5,6 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
-from xml.etree import ElementTree
 
 import pytest
 
@@ -14,7 +13,7 @@ from vlaa_lib import profiles
 from vlaa_lib.process import released, search
 from vlaa_lib.process.search import Node
 from vlaa_lib.records import RecordError
-from vlaa_lib.show import trees as drawing
+from vlaa_lib.show import process_figures
 
 SETTINGS = replace(profiles.load("smoke").search, iterations=6, width=3, rollouts=6, max_depth=4)
 # the first step -> (chance to take it, chance that the answer behind it is right)
@@ -222,21 +221,23 @@ def test_statistics_have_the_shape_of_the_pages_table():
     assert json.loads(json.dumps(trees)) == trees
 
 
-def test_the_drawing_shows_every_step_and_escapes_it():
+def test_the_drawing_shows_every_step_as_text():
     tree = toy_tree()
     tree["question"] = "<script>alert(1)</script>"
     child = tree["root"]["children"][0]
     child["step"] = '"><img src=x> & ' + "long " * 50
-    image = drawing.tree(tree)
-    drawn = ElementTree.fromstring(image)  # well-formed, so nothing was injected
-    assert not [e for e in drawn.iter() if e.tag.split("}")[1] in ("script", "img", "image")]
-    texts = ["".join(e.itertext()) for e in drawn.iter() if e.tag.endswith("text")]
+    figure = process_figures.tree(tree)
+    edges, discs, visits = figure.data
     nodes = list(search.walk(tree["root"]))
-    assert sum(text.endswith("visits") for text in texts) == len(nodes)
-    assert any(text.startswith('"><img src=x>') and text.endswith("…") for text in texts)
-    assert any(text == f"{child['right'] / child['rollouts']:.2f}" for text in texts)
+    assert len(discs.x) - 1 == len(nodes) == len(visits.x) == len(figure.rows) - 1
+    assert len(edges.x) == 4 * len(nodes)
+    share = f"{child['right'] / child['rollouts']:.2f}"
+    assert any(text.startswith(f'{share}  "&gt;&lt;img') and text.endswith("…")
+               for text in discs.text)
+    assert set(discs.marker.symbol) == {"circle", "square"}
+    assert "<script" not in str(figure.to_plotly_json())
 
 
 def test_a_tree_without_children_is_drawn_as_its_root():
-    image = drawing.tree(toy_tree(lambda made, p, seed: [""] * len(made)))
-    assert "hopeless" in image and ElementTree.fromstring(image) is not None
+    figure = process_figures.tree(toy_tree(lambda made, p, seed: [""] * len(made)))
+    assert "hopeless" in figure.layout.title.subtitle.text and len(figure.data[1].x) == 1

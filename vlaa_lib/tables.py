@@ -1,15 +1,21 @@
-"""Tables: rows as Markdown for a terminal, as HTML for a page."""
+"""Tables: rows as Markdown for a terminal, as HTML for a page.
+
+Written by hand, since a table is read by people: numbers stand to the right on one line with four
+digits, texts wrap to the left, and everything is escaped. pandas' writers do one or the other.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 Rows = Iterable[dict[str, Any]]
+
+_GREY_TEXT = "color:#767676;font-style:italic"  # the paper's lines; its grey is too pale for text
 
 
 def read(rows: str | Path | Rows) -> list[dict[str, Any]]:
@@ -33,12 +39,42 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
-    """Write rows as an aligned Markdown table, readable as plain text too.
+def thinned(rows: Sequence[Any], most: int = 40) -> tuple[Sequence[Any], str]:
+    """Return at most so many rows, evenly chosen, and a sentence that says so ("" for all).
+
+    >>> thinned(range(9), 5)
+    (range(0, 9, 2), 'One row in 2 of 9.')
+    """
+    every = max(1, -(-len(rows) // most))
+    return rows[::every], f"One row in {every} of {len(rows)}." if every > 1 else ""
+
+
+class Table:
+    """A table to look at: HTML where a page can show it, `text_table` everywhere else.
 
     Args:
         rows: dicts, or the path of a CSV file.
         columns: which ones, in which order; by default all, in order of appearance.
+        grey_from: from this row on the numbers are the paper's, in grey.
+    """
+
+    def __init__(
+        self,
+        rows: str | Path | Rows,
+        columns: list[str] | None = None,
+        grey_from: int | None = None,
+    ) -> None:
+        self.rows, self.columns, self.grey_from = read(rows), columns, grey_from
+
+    def __repr__(self) -> str:
+        return text_table(self.rows, self.columns)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows, self.columns, self.grey_from)
+
+
+def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
+    """Write rows as an aligned Markdown table, readable as plain text too; see `Table`.
 
     >>> print(text_table([{"model": "sft", "accuracy": 0.51234}, {"model": "a|b"}]))
     | model | accuracy |
@@ -46,71 +82,60 @@ def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
     | sft   |   0.5123 |
     | a\\|b  |          |
     """
-    columns, lines, numeric = _cells(rows, columns)
-    if not columns:
+    lines, numeric = _cells(rows, columns)
+    if not numeric:
         return "(no rows)"
     lines = [[text.replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
-    rule = [
-        "-" * (width - 1) + ":" if is_numeric else ":" + "-" * (width - 1)
-        for is_numeric, width in zip(numeric, widths, strict=True)
-    ]
-    padded = [
-        [
-            text.rjust(width) if is_numeric else text.ljust(width)
-            for is_numeric, text, width in zip(numeric, line, widths, strict=True)
-        ]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    places = list(zip(numeric, widths, strict=True))
+    rule = ["-" * (w - 1) + ":" if is_right else ":" + "-" * (w - 1) for is_right, w in places]
+    return "\n".join(
+        "| " + " | ".join(
+            text.rjust(width) if is_right else text.ljust(width)
+            for text, (is_right, width) in zip(line, places, strict=True)
+        ) + " |"
         for line in (lines[0], rule, *lines[1:])
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    )  # fmt: skip
 
 
-def html_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
+def html_table(
+    rows: str | Path | Rows, columns: list[str] | None = None, grey_from: int | None = None
+) -> str:
     """Write the rows of a `text_table` as HTML, escaped; long texts wrap inside their column.
 
     >>> html_table([{"a<b": 0.51234}])  # doctest: +ELLIPSIS
     '<table><thead><tr><th style="text-align:right">a&lt;b</th>...>0.5123</td></tr></tbody></table>'
     """
-    columns, lines, numeric = _cells(rows, columns)
-    if not columns:
+    (head, *body), numeric = _cells(rows, columns)
+    if not numeric:
         return "<p>(no rows)</p>"
-    head, *body = lines
-    heading = _tr("th", head, ["right" if is_numeric else "left" for is_numeric in numeric])
-    # 1e-09 stays on one line
-    places = ["right;white-space:nowrap" if is_numeric else "left" for is_numeric in numeric]
-    rest = "".join(_tr("td", line, places) for line in body)
-    return f"<table><thead>{heading}</thead><tbody>{rest}</tbody></table>"
 
+    def line(tag: str, texts: list[str], right: str, row: str = "<tr>") -> str:
+        cells = (
+            f'<{tag} style="text-align:{right if is_right else "left"}">{escape(text)}</{tag}>'
+            for text, is_right in zip(texts, numeric, strict=True)
+        )
+        return f"{row}{''.join(cells)}</tr>"
 
-def _tr(tag: str, texts: list[str], places: list[str]) -> str:
-    """Return a row of a table, escaped."""
-    cells = zip(texts, places, strict=True)
-    made = (f'<{tag} style="text-align:{place}">{escape(text)}</{tag}>' for text, place in cells)
-    return f"<tr>{''.join(made)}</tr>"
-
-
-class Table:
-    """A table to look at: HTML where a page can show it, `text_table` everywhere else."""
-
-    def __init__(self, rows: str | Path | Rows, columns: list[str] | None = None) -> None:
-        self.rows, self.columns = read(rows), columns
-
-    def __repr__(self) -> str:
-        return text_table(self.rows, self.columns)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows, self.columns)
+    grey = len(body) if grey_from is None else grey_from
+    written = "".join(
+        line("td", texts, "right;white-space:nowrap",  # 1e-09 stays on one line
+             "<tr>" if place < grey else f'<tr style="{_GREY_TEXT}">')
+        for place, texts in enumerate(body)
+    )  # fmt: skip
+    heading = line("th", head, "right")
+    return f"<table><thead>{heading}</thead><tbody>{written}</tbody></table>"
 
 
 def _cells(
     rows: str | Path | Rows, columns: list[str] | None
-) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Return the columns, the lines of texts with the heading first, and which are numbers."""
+) -> tuple[list[list[str]], list[bool]]:
+    """Return the lines of texts, the heading first, and which columns are numbers."""
     rows = read(rows)
     columns = columns or list(dict.fromkeys(key for row in rows for key in row if key is not None))
-    numeric = [all(_is_number(row.get(c)) for row in rows) for c in columns]
+    numeric = [all(_is_number(row.get(column)) for row in rows) for column in columns]
     lines = [[_cell(row.get(c), n) for c, n in zip(columns, numeric, strict=True)] for row in rows]
-    return columns, [[_cell(c) for c in columns], *lines], numeric
+    return [[_cell(column) for column in columns], *lines], numeric
 
 
 def _is_number(value: Any) -> bool:

@@ -11,10 +11,9 @@ from typing import Any
 from vlaa_lib import ROOT
 from vlaa_lib.tables import Rows, Table
 
-from . import figures
 from .html import trace_html
 
-__all__ = ["AskAgain", "TraceViewer", "figures", "minutes", "source", "table", "trace_html"]
+__all__ = ["AskAgain", "TraceViewer", "minutes", "source", "table", "trace_html"]
 
 
 def __getattr__(name: str) -> Any:

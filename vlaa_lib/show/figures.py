@@ -1,14 +1,132 @@
-"""Interactive figures for the notebooks (plotly), and tables, which are their text twins."""
+"""Figures: rows or a CSV as a data frame, drawn by plotly in one look.
+
+Every function returns a `Figure`, whose text is the table of its numbers. Figures of traces stand
+in `trace_figures`, those of process rewards in `process_figures`; `results` draws what a run left.
+"""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .style import HEIGHT_PX, WIDTH_PX, Rows, chosen, distinct, number, read, style_of
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from vlaa_lib.folders import write_csv
+from vlaa_lib.tables import Rows, number, read, text_table, thinned
+
+from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
+
+_BANDS = 4  # lines with a band each; more are a muddle, and have their intervals at the markers
+
+
+# --- what every figure is made of ----------------------------------------------------------------
+
+
+class Figure(go.Figure):
+    """A plotly figure that is a table as well: its text is the table of its numbers, `rows`."""
+
+    rows: Sequence[dict[str, Any]] = ()
+
+    def __repr__(self) -> str:
+        shown, note = thinned(self.rows)
+        return text_table(shown) + (f"\n{note}" if note else "")
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        # the text is for pages where plotly draws nothing, such as GitHub
+        display(self._repr_mimebundle_() | {"text/plain": repr(self)}, raw=True)
+
+    def save(self, path: str | Path) -> Figure:
+        """Write the numbers as `path`.csv, from which `results` draws them; return the figure."""
+        write_csv(Path(path).with_suffix(".csv"), self.rows)
+        return self
+
+
+def finish(
+    marks: Sequence[Any], rows: Rows, title: str, x_title: str, y_title: str, legend: bool = True
+) -> Figure:
+    """Make a figure with the house's size, title, axes and legend."""
+    figure = Figure(marks)
+    figure.rows = list(rows)
+    lines = textwrap.wrap(title, 70)
+    figure.update_layout(
+        template="simple_white",
+        width=WIDTH_PX,
+        height=HEIGHT_PX,
+        title={"text": "<br>".join(map(plain, lines)), "font": {"size": 15}},
+        xaxis_title=plain(x_title),
+        yaxis_title=plain(y_title),
+        showlegend=legend,
+        legend={"orientation": "h", "y": -0.32},
+        margin={"l": 60, "r": 20, "t": 32 + 18 * max(1, len(lines)), "b": 60},
+    )
+    return figure
+
+
+def html(figure: go.Figure, include_js: bool = False) -> str:
+    """Return a figure as a piece of a page; with plotly's own script once, in its first one."""
+    options = {"displaylogo": False}
+    return figure.to_html(full_html=False, include_plotlyjs=include_js, config=options)
+
+
+def plain(value: Any) -> Any:
+    """Return a text that plotly shows as it is: it would read some of HTML's tags as such."""
+    return escape(value, quote=False) if isinstance(value, str) else value
+
+
+def frame(rows: str | Path | Rows) -> pd.DataFrame:
+    """Return rows as a data frame; its texts are `plain`, and those of a CSV stay texts."""
+    return pd.DataFrame(read(rows)).map(plain)
+
+
+def numbers(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return columns as floats, NaN for what is missing, infinite or text."""
+    return data.reindex(columns=list(columns)).map(number).astype(float)
+
+
+def groups(data: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFrame]]:
+    """Return the rows of each value of a column, as text, in order of appearance."""
+    if column is None or column not in data:
+        return [("", data)]
+    return list(data.groupby(data[column].astype(str), sort=False))
+
+
+def kept(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
+    """Return the columns that a figure shows, as far as rows have them: its text twin."""
+    return [{key: row[key] for key in columns if key in row} for row in rows]
+
+
+def reach(data: pd.DataFrame, y: str) -> dict[str, Any] | None:
+    """Turn `low` and `high` into plotly's distances from `y`; None without intervals."""
+    found = numbers(data, y, "low", "high")
+    known = found.notna().all(axis=1)
+    if not known.any():
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (found["high"] - found[y]).where(known, 0.0),
+        "arrayminus": (found[y] - found["low"]).where(known, 0.0),
+        "color": "#555555",
+        "thickness": 1.2,
+    }
+
+
+def bar(style: Style, values: Any, place: Mapping[str, Any], ends: Any = None) -> go.Bar:
+    """Draw one model's bars, with intervals where there are some."""
+    look = {"shape": style.pattern, "fgcolor": "white", "size": 5}
+    edge = {"color": "black", "width": 0.5}
+    marker = {"color": style.color, "line": edge, "pattern": look}
+    return go.Bar(**place, y=values, name=style.label, error_y=ends, marker=marker)
+
+
+# --- lines and bars ------------------------------------------------------------------------------
 
 
 def learning_curve(
@@ -20,28 +138,97 @@ def learning_curve(
     x_title: str = "optimizer step",
     y_title: str | None = None,
 ) -> Figure:
-    """Draw a logged value over steps, one line a group; rows without a value are left out."""
-    import plotly.graph_objects as go
+    """Draw a value over steps, one line a group; rows without a value are left out.
 
-    rows, lines = read(rows), []
-    for index, name in enumerate(distinct(rows, group)):
-        pairs = [(number(row.get(x)), number(row.get(y))) for row in chosen(rows, group, name)]
-        pairs = [pair for pair in pairs if None not in pair]
+    Where rows hold `low` and `high`, intervals are drawn.
+
+    Raises:
+        ValueError: no row has both numbers.
+    """
+    rows = read(rows)
+    marks = curves(rows, x, y, group)
+    figure = finish(marks, kept(rows, group, x, y, "low", "high"), title, x_title, y_title or y,
+                    legend=sum(mark.showlegend is not False for mark in marks) > 1)  # fmt: skip
+    if all(value >= 0 for mark in marks for value in mark.y):
+        figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
+    return figure
+
+
+def curves(rows: Rows, x: str, y: str, group: str | None = None) -> list[go.Scatter]:
+    """Return a line for each group, with a band or with whiskers where rows have intervals."""
+    split, marks = groups(frame(rows), group), []
+    for index, (name, mine) in enumerate(split):
         style = style_of(name or y, index)
-        lines.append(
-            go.Scatter(
-                x=[pair[0] for pair in pairs],
-                y=[pair[1] for pair in pairs],
-                name=style.label,
-                mode="lines+markers",
+        found = numbers(mine, x, y, "low", "high").dropna(subset=[x, y])
+        band = found.dropna()
+        if len(split) <= _BANDS and len(band):
+            marks.append(go.Scatter(
+                x=[*band[x], *band[x][::-1]], y=[*band["low"], *band["high"][::-1]],
+                fill="toself", fillcolor=style.color, opacity=0.18, line_width=0, mode="lines",
+                hoverinfo="skip", showlegend=False,
+            ))  # fmt: skip
+        if len(found):
+            marks.append(go.Scatter(
+                x=found[x], y=found[y], name=style.label, mode="lines+markers",
+                error_y=reach(found, y) if len(split) > _BANDS else None,
                 line={"color": style.color, "dash": style.dash, "width": 2},
                 marker={"symbol": style.symbol, "size": 6},
-            )
-        )
-    figure = go.Figure(lines)
-    if all(value >= 0 for line in lines for value in line.y):
-        figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
-    return finish(figure, title, x_title, y_title or y, legend=len(lines) > 1)
+            ))  # fmt: skip
+    if not marks:
+        raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
+    return marks
+
+
+def bars(
+    rows: str | Path | Rows,
+    x: str,
+    y: str,
+    group: str | None = None,
+    title: str = "",
+    x_title: str | None = None,
+    y_title: str | None = None,
+    note: str | None = None,
+) -> Figure:
+    """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
+
+    Args:
+        note: column of a text that stands below each place of `x`, such as how many were counted.
+    Raises:
+        ValueError: no row has a number in `y`.
+    """
+    rows = read(rows)
+    data, is_model = frame(rows), x == "model"
+    if numbers(data, y).isna().all(axis=None):
+        raise ValueError(f"no row has a number in {y!r}")
+    data["place"] = data[x].astype(str)
+    if is_model:  # models keep their colour and their name also along the axis
+        data["place"] = [style_of(name).label for name in data["place"]]
+    if note:
+        data["place"] += "<br>" + data[note].astype(str)
+    marks = []
+    for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
+        place = {"x": mine["place"], "offsetgroup": None if is_model else name}
+        marks.append(bar(style_of(name or y, index), numbers(mine, y)[y], place, reach(mine, y)))
+    table = kept(rows, *filter(None, (group, x, y, "low", "high", note)))
+    figure = finish(marks, table, title, x if x_title is None else x_title, y_title or y,
+                    legend=group is not None and not is_model)  # fmt: skip
+    places = list(dict.fromkeys(data["place"]))
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=places)
+    return figure.update_layout(barmode="overlay" if is_model else "group", scattermode="group")
+
+
+def beside(
+    figure: Figure, name: str, values: Any, places: Any, model: str, color: str, edge: float = 0.5
+) -> None:
+    """Set marks on a model's bars; their edge is black: seen on dark and on light bars."""
+    marker = {"symbol": "diamond-wide", "size": 9, "color": color}
+    figure.add_trace(go.Scatter(
+        x=places, y=values, offsetgroup=model, mode="markers", name=name,
+        marker=marker | {"line": {"color": "black", "width": edge}},
+        # one entry of the legend, behind the models
+        legendgroup=name, legendrank=2000,
+        showlegend=name not in {mark.name for mark in figure.data},
+    ))  # fmt: skip
 
 
 def accuracy_bars(
@@ -50,96 +237,20 @@ def accuracy_bars(
 ) -> Figure:
     """Draw accuracy by source and model with its interval (columns `low`, `high`).
 
-    Where rows hold `blank_accuracy`, a bar-wide line shows what the model gets right with a blank
-    picture: what lies below it can be guessed.
+    Where rows hold `blank_accuracy`, a mark shows what the model gets right with a blank picture:
+    what lies below it can be guessed.
     """
-    import plotly.graph_objects as go
-
-    rows = read(rows)
-    marks: list[Any] = []
-    for index, name in enumerate(distinct(rows, "model")):
-        mine, style = chosen(rows, "model", name), style_of(name, index)
-        place = {"x": [row.get("source", "all") for row in mine], "offsetgroup": name}
-        marks.append(bar(style, [number(row.get(y)) for row in mine], place, error_bars(mine, y)))
-        blank = [number(row.get("blank_accuracy")) for row in mine]
-        if y == "accuracy" and any(value is not None for value in blank):
-            marks.append(
-                go.Scatter(
-                    **place,
-                    y=blank,
-                    name="blank picture",
-                    legendgroup="blank",
-                    showlegend=index == 0,
-                    legendrank=2000,  # behind the models
-                    mode="markers",
-                    # white below black: seen on dark and on light bars
-                    marker={
-                        "symbol": "diamond-wide",
-                        "size": 9,
-                        "color": "white",
-                        "line": {"color": "black", "width": 1.5},
-                    },
-                )
-            )
-    figure = go.Figure(marks)
-    figure.update_layout(barmode="group", scattermode="group", yaxis_range=[0, 1])
-    return finish(figure, title, x_title, y_title or f"{y} (share of records)")
+    rows = [{"source": "all"} | row for row in read(rows)]
+    figure = bars(rows, "source", y, "model", title, x_title, y_title or f"{y} (share of records)")
+    for model, mine in groups(frame(rows), "model"):
+        blank = numbers(mine, "blank_accuracy")["blank_accuracy"]
+        if y == "accuracy" and blank.notna().any():
+            beside(figure, "blank picture", blank, mine["source"], model, "white", 1.5)
+    figure.rows = kept(rows, "model", "source", y, "low", "high", "blank_accuracy")
+    return figure.update_layout(yaxis_range=[0, 1])
 
 
-def bar(style: Any, values: list, place: dict[str, Any], reach: dict[str, Any] | None) -> Any:
-    """Draw one model's bars, with intervals where there are some."""
-    import plotly.graph_objects as go
-
-    return go.Bar(
-        **place,
-        y=values,
-        name=style.label,
-        error_y=reach,
-        marker={
-            "color": style.color,
-            "line": {"color": "black", "width": 0.5},
-            "pattern": {"shape": style.pattern, "fgcolor": "white", "size": 5},
-        },
-    )
-
-
-def error_bars(rows: Rows, y: str) -> dict[str, Any] | None:
-    """Turn `low` and `high` into plotly's distances above and below; None without intervals."""
-    triples = [[number(row.get(key)) for key in (y, "low", "high")] for row in rows]
-    if not any(None not in triple for triple in triples):
-        return None
-    known = [(v, lo, hi) if None not in (v, lo, hi) else (0.0, 0.0, 0.0) for v, lo, hi in triples]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [hi - v for v, _, hi in known],
-        "arrayminus": [v - lo for v, lo, _ in known],
-        "color": "#555555",
-        "thickness": 1.2,
-    }
-
-
-def false_steps(rows: str | Path | Rows, title: str = "") -> Figure:
-    """Draw `traces.false_steps_by_noise` as a map: of all traces, then of the verified ones."""
-    import plotly.graph_objects as go
-
-    rows = read(rows)
-    sources, noises = distinct(rows, "source"), distinct(rows, "noise")
-    cells = {(row["source"], str(row["noise"])): row for row in rows}
-    after = [[number(cells[s, n]["false_verified"]) for n in noises] for s in sources]
-    both = [
-        [f"{number(cells[s, n]['false_all']):.0%} → {value:.0%}"
-         for n, value in zip(noises, line, strict=True)]
-        for s, line in zip(sources, after, strict=True)
-    ]  # fmt: skip
-    grid = go.Heatmap(
-        x=[f"x {number(n):g}" for n in noises], y=sources, z=after, text=both,
-        texttemplate="%{text}", zmin=0, zmax=1, colorscale="Blues",
-        colorbar={"title": "verified", "tickformat": ".0%"},
-    )  # fmt: skip
-    figure = go.Figure(grid)
-    figure.update_yaxes(autorange="reversed")
-    return finish(figure, title, "caption noise, times the profile's rates", "")
+# --- construction and rewards --------------------------------------------------------------------
 
 
 def counts(rows: str | Path | Rows, title: str = "") -> Figure:
@@ -147,31 +258,12 @@ def counts(rows: str | Path | Rows, title: str = "") -> Figure:
 
     Rows named `all` or `total` in `source` are sums themselves and are left out.
     """
-    import plotly.graph_objects as go
-
-    rows = [row for row in read(rows) if row.get("source") not in ("all", "total")]
-    steps = distinct(rows, "step")
-    sums = {
-        key: [sum(number(row.get(key)) or 0 for row in chosen(rows, "step", s)) for s in steps]
-        for key in ("in", "out")
-    }
-    looks = {"in": ("#FFFFFF", ""), "out": ("#56B4E9", "/")}  # no model's colour
-    bars = [
-        go.Bar(
-            x=steps,
-            y=values,
-            name=key,
-            text=[f"{value:g}" for value in values],
-            textposition="outside",
-            marker={
-                "color": looks[key][0],
-                "line": {"color": "black", "width": 1},
-                "pattern": {"shape": looks[key][1], "fgcolor": "white", "size": 5},
-            },
-        )
-        for key, values in sums.items()
-    ]
-    return finish(go.Figure(bars), title, "step", "records")
+    data = frame(row for row in read(rows) if row.get("source") not in ("all", "total"))
+    sums = {step: numbers(mine, "in", "out").sum() for step, mine in groups(data, "step")}
+    table = [{"step": step, "records": total[way], "way": way}
+             for way in ("in", "out") for step, total in sums.items()]  # fmt: skip
+    figure = bars(table, "step", "records", "way", title)
+    return figure.update_traces(texttemplate="%{y:,}", textposition="outside")
 
 
 def perplexity(
@@ -185,88 +277,56 @@ def perplexity(
     Raises:
         ValueError: there are fewer than `top_k` rows, or none.
     """
-    import numpy as np
-    import plotly.graph_objects as go
-
     rows = read(rows)
-    values = np.array([float(row["perplexity"]) for row in rows])
+    logs = np.log10([float(row["perplexity"]) for row in rows])
     if not 1 <= top_k <= len(rows):
         raise ValueError(f"top_k {top_k} is not between 1 and the {len(rows)} rows")
-    threshold = np.sort(values)[-top_k]
-    mine = np.array([source in (None, row["source"]) for row in rows])
-    logs = np.log10(values)
+    threshold = np.sort(logs)[-top_k]
     # bins are counted from the threshold, so that no bar is half kept
     width = max(np.ptp(logs) / 40, 1e-3)
-    bins = np.floor((logs - np.log10(threshold)) / width).astype(int)
-    first, number = bins.min(), np.ptp(bins) + 1
-    edges = np.log10(threshold) + width * (first + np.arange(number + 1))
-    parts = {"left out": mine & (values < threshold), "kept": mine & (values >= threshold)}
-    looks = {"left out": ("#FFFFFF", ""), "kept": ("#56B4E9", "/")}  # as in `counts`
-    figure = go.Figure([
-        go.Bar(
-            x=edges[:-1] + width / 2, width=width,
-            y=np.bincount(bins[part] - first, minlength=number),
-            name=f"{name}: {part.sum():,}", customdata=10 ** edges[:-1],
-            hovertemplate="from %{customdata:.3g}: %{y} records",
-            marker={"color": looks[name][0], "line": {"color": "black", "width": 1},
-                    "pattern": {"shape": looks[name][1], "fgcolor": "white", "size": 5}},
-        )
-        for name, part in parts.items()
-    ])  # fmt: skip
-    figure.add_vline(x=np.log10(threshold), line_dash="dash",
-                     annotation_text=f"threshold {_three_digits(threshold)}")  # fmt: skip
+    below, above = (logs.min() - threshold) / width, (logs.max() - threshold) / width
+    edges = threshold + width * np.arange(np.floor(below), np.floor(above) + 2)
+    mine = np.array([source in (None, row["source"]) for row in rows])
+    marks, table = [], [{"perplexity from": start} for start in 10 ** edges[:-1]]
+    for name, part in (("left out", logs < threshold), ("kept", logs >= threshold)):
+        heights = np.histogram(logs[mine & part], edges)[0]
+        place = {"x": edges[:-1] + width / 2, "width": width, "customdata": 10 ** edges[:-1],
+                 "hovertemplate": "from %{customdata:.3g}: %{y} records"}  # fmt: skip
+        style = style_of(name)._replace(label=f"{name}: {heights.sum():,}")
+        marks.append(bar(style, heights, place))
+        for row, height in zip(table, heights, strict=True):
+            row[name] = int(height)
+    figure = finish(marks, table, title, "perplexity of the trace (log scale)", "records")
+    said = f"threshold {_three_digits(threshold)}"
+    figure.add_vline(x=threshold, line_dash="dash", annotation_text=said)
     ticks = np.linspace(edges[0], edges[-1], 6)
-    figure.update_xaxes(tickvals=ticks, ticktext=[_three_digits(10**tick) for tick in ticks])
-    figure.update_layout(barmode="stack", bargap=0)
-    return finish(figure, title, "perplexity of the trace (log scale)", "records")
+    figure.update_xaxes(tickvals=ticks, ticktext=list(map(_three_digits, ticks)))
+    return figure.update_layout(barmode="stack", bargap=0)
+
+
+def _three_digits(log: float) -> str:
+    return f"{float(f'{10**log:.3g}'):,.15g}"
 
 
 def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
     """Draw the scores of each kind of answer, right ones in one colour, wrong ones in another.
 
     Args:
-        rows: as in `rewards.Calibration.rows`, or their CSV; unscored rows are left out.
+        rows: of a reward model: kind, is_right, score, record_id, length_chars, or their CSV;
+            unscored rows are left out.
     """
-    import plotly.graph_objects as go
-
     rows = [row for row in read(rows) if number(row.get("score")) is not None]
     looks = {"True": ("right", "#0072B2", "circle"), "False": ("wrong", "#D55E00", "x")}
-    boxes = []
+    split, boxes = dict(groups(frame(rows), "is_right")), []
     for is_right, (name, color, symbol) in looks.items():
-        mine = chosen(rows, "is_right", is_right)
-        boxes.append(
-            go.Box(
-                x=[number(row["score"]) for row in mine],
-                y=[row["kind"] for row in mine],
-                orientation="h",
-                text=[f"{row['record_id']}, {row['length_chars']} characters" for row in mine],
-                name=name,
-                boxpoints="all",
-                jitter=0.4,
-                pointpos=0,
+        if is_right in split:
+            mine = split[is_right]
+            said = mine["record_id"] + ", " + mine["length_chars"].astype(str) + " characters"
+            boxes.append(go.Box(
+                x=numbers(mine, "score")["score"], y=mine["kind"], orientation="h", text=said,
+                name=name, boxpoints="all", jitter=0.4, pointpos=0,
                 marker={"color": color, "symbol": symbol, "size": 5},
-            )
-        )
-    figure = go.Figure(boxes)
-    figure.update_yaxes(autorange="reversed")  # the first kind on top
-    return finish(figure, title, "score of the reward model", "")
-
-
-def _three_digits(value: float) -> str:
-    return f"{float(f'{value:.3g}'):,.15g}"
-
-
-def finish(figure: Figure, title: str, x_title: str, y_title: str, legend: bool = True) -> Figure:
-    """Give a figure the house's size, title, axes and legend."""
-    figure.update_layout(
-        template="simple_white",
-        width=WIDTH_PX,
-        height=HEIGHT_PX,
-        title={"text": title, "font": {"size": 15}},
-        xaxis_title=x_title,
-        yaxis_title=y_title,
-        showlegend=legend,
-        legend={"orientation": "h", "y": -0.32},
-        margin={"l": 60, "r": 20, "t": 50, "b": 60},
-    )
-    return figure
+            ))  # fmt: skip
+    figure = finish(boxes, kept(rows, "kind", "is_right", "score"), title,
+                    "score of the reward model", "")  # fmt: skip
+    return figure.update_yaxes(autorange="reversed")  # the first kind on top

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders
+from vlaa_lib.tables import number
 from vlaa_lib.traces.pairs import known
 
 from .prepare import beginning, picture, prepare, segments, thumbnail, visible
-from .style import number
 
 __all__ = ["render", "segments", "thumbnail", "to_html", "trace_html"]
 

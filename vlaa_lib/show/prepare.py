@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import AHA_KEYWORDS, ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
+from vlaa_lib.tables import number
 from vlaa_lib.traces.pairs import known
 
 from .given import MAX_NAME_CHARS, beginning, checked, visible
-from .style import number, style_of
+from .style import style_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,10 +1,8 @@
-"""One look for every figure: a colour, a marker and a dash for each model, and rows from a CSV."""
+"""One look for every figure and for the viewer: a colour, a marker and a dash for each model."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from vlaa_lib.tables import Rows, number, read
+from typing import NamedTuple
 
 PAPER_COLOR = "#999999"  # the paper's values: grey, always, and nothing else is grey
 WIDTH_PX, HEIGHT_PX = 620, 360  # under 640 px: fits a notebook, GitHub and the report
@@ -28,6 +26,9 @@ _STYLES = {
     "grpo": Style("GRPO", "#0072B2", "triangle-up", "solid", ""),
     "sft_grpo": Style("SFT+GRPO", "#009E73", "cross", "longdash", "x"),
     "teacher": Style("teacher", "#CC79A7", "star", "longdashdot", "-"),
+    # of no model: what goes into a step or is left out, and what comes out or is kept
+    **{name: Style(name, "#FFFFFF", "square", "dot", "") for name in ("in", "left out")},
+    **{name: Style(name, "#56B4E9", "circle", "solid", "/") for name in ("out", "kept")},
 }
 _OTHERS = (
     Style("", "#56B4E9", "hexagon", "solid", "\\"),
@@ -48,19 +49,3 @@ def style_of(name: str, index: int = 0) -> Style:
     shape = _OTHERS[(place + turn) % len(_OTHERS)]
     other = shape._replace(label=name, color=_OTHERS[place].color)
     return _STYLES.get(name) or other
-
-
-def distinct(rows: Rows, column: str | None) -> list[str]:
-    """Return a column's values as text, each once, in order of appearance."""
-    return list(dict.fromkeys(str(row.get(column, "")) for row in rows)) if column else [""]
-
-
-def chosen(rows: Rows, column: str | None, value: str) -> list[dict[str, Any]]:
-    """Return the rows that hold a value of `distinct` in the column."""
-    return [row for row in rows if not column or str(row.get(column, "")) == value]
-
-
-__all__ = [
-    "HEIGHT_PX", "PAPER_COLOR", "WIDTH_PX", "Rows", "Style", "chosen", "distinct", "number", "read",
-    "style_of",
-]

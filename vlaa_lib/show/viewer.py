@@ -13,9 +13,10 @@ from typing import Any
 import anywidget
 import traitlets
 
+from vlaa_lib.tables import number
+
 from . import html
 from .prepare import picture, prepare
-from .style import number
 
 HERE = Path(__file__).parent
 PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom

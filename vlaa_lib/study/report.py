@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, folders, profiles, records
+from vlaa_lib import ROOT, folders, profiles
 from vlaa_lib.folders import provenance
 from vlaa_lib.rewards import watch
-from vlaa_lib.show import svg
-from vlaa_lib.show.style import PAPER_COLOR, Rows, chosen, distinct, number, read
-from vlaa_lib.tables import html_table
+from vlaa_lib.show import figures, results
+from vlaa_lib.show.style import PAPER_COLOR
+from vlaa_lib.tables import Rows, html_table, number, read, thinned
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
-MAX_ROWS = 40  # a longer table is thinned, and says so
 
 # results of the notebooks: file, heading, the notebook that writes it
 RESULTS = (
@@ -31,9 +28,12 @@ RESULTS = (
     ("vilprm.csv", "Process rewards: ViLPRM on held-out questions", "07"),
     ("process_reward.csv", "Process rewards: ViLPRM as a reward in GRPO", "07"),
 )
-# what to draw for GRPO, by TRL's names
-CURVES = {"reward": "reward", "KL (k3)": "kl", "completion tokens": "completions/mean_length"}
 
+# the page asks nothing of the network, whatever a file of results holds
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+)
 _STYLE = f"""
 body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
        color: #111; background: #fff }}
@@ -76,6 +76,8 @@ def write_report(run_dir: str | Path) -> Path:
 
     What is not there is named as missing. Every text is escaped: it may come from a model.
     """
+    from plotly.offline import get_plotlyjs
+
     run = Path(run_dir)
     card_file = run / "run_card.json"
     card = json.loads(card_file.read_text()) if card_file.is_file() else {}
@@ -91,14 +93,14 @@ def write_report(run_dir: str | Path) -> Path:
     if others:
         parts.append("<h2>Other results</h2>")
         parts += [
-            f"<h3>{escape(file.name)}</h3>{_picture(file)}{_table(read(file))}" for file in others
+            f"<h3>{escape(file.name)}</h3>{_figures(file)}{_table(read(file))}" for file in others
         ]
     parts.append(_paper())
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
+        f'<meta name="viewport" content="width=device-width">{_POLICY}'
         f"<title>Run {escape(run.name)}</title><style>{_STYLE}</style></head><body>"
-        f"{''.join(parts)}</body></html>\n"
+        f"<script>{get_plotlyjs()}</script>{''.join(parts)}</body></html>\n"
     )
     folders.write_text(run / "report.html", page)
     return run / "report.html"
@@ -131,18 +133,15 @@ def _result(pattern: str, file: Path) -> str:
     rows = read(file)
     if not rows:
         return _missing(f"results/{file.name}", "the file holds no rows")
-    heading = f"<h3>{escape(file.name)}</h3>"
     alarms = _alarms(file, rows) if pattern == "watch_*.csv" else ""
-    return heading + alarms + "".join(_figures(pattern, rows)) + _table(rows)
+    return f"<h3>{escape(file.name)}</h3>{alarms}{_figures(file)}{_table(rows)}"
 
 
-def _picture(file: Path) -> str:
-    """Show the drawing that a notebook put beside its numbers; as an image it runs no script."""
-    drawing = file.with_suffix(".svg")
-    if not drawing.is_file():
-        return ""
-    data = base64.b64encode(drawing.read_bytes()).decode()
-    return f'<img alt="{escape(file.stem)}" src="data:image/svg+xml;base64,{data}">'
+def _figures(file: Path) -> str:
+    return "".join(
+        _missing(f"figure {title!r}", made) if isinstance(made, str) else figures.html(made)
+        for title, made in results.drawn(file)
+    )
 
 
 def _alarms(file: Path, rows: Rows) -> str:
@@ -152,8 +151,9 @@ def _alarms(file: Path, rows: Rows) -> str:
         return _missing("alarms", f"{file.name} lacks numbers in the columns step and n")
     run = file.stem.removeprefix("watch_")
     accuracy = file.with_name("accuracy.csv")
-    answered = chosen(read(accuracy), "source", "all") if accuracy.is_file() else []
-    shares = {row.get("model"): number(row.get("accuracy")) for row in answered}
+    answered = read(accuracy) if accuracy.is_file() else []
+    shares = {row.get("model"): number(row.get("accuracy"))
+              for row in answered if row.get("source") == "all"}  # fmt: skip
     before, after = shares.get(profiles.RUNS.get(run) or "instruct"), shares.get(run)
     held_out, against = {}, "No accuracy on held-out records of start and end to hold against it."
     if before is not None and after is not None:
@@ -164,64 +164,9 @@ def _alarms(file: Path, rows: Rows) -> str:
     return f"{told}<p>{against}</p>"
 
 
-def _figures(pattern: str, rows: Rows) -> list[str]:
-    if pattern == "construct_counts.csv":
-        steps = distinct(rows, "step")
-        sums = [
-            {"step": s, "records": sum(number(r.get("out")) or 0 for r in rows if r["step"] == s)}
-            for s in steps
-        ]
-        return [_drawn(svg.bars, sums, "step", "records", title="Records that leave each step")]
-    if pattern == "sft_log.csv":
-        return [_drawn(svg.lines, rows, "step", "loss", title="SFT loss, nats a token",
-                       x_title="optimizer step")]  # fmt: skip
-    if pattern == "grpo_*.csv":
-        axes = {"x_title": "optimizer step"}
-        return [
-            _drawn(svg.lines, rows, "step", name, title=title, y_title=title, **axes)
-            for title, name in CURVES.items()
-        ]
-    if pattern == "watch_*.csv":
-        columns = {f"reward_{part}": f"Reward, {part}" for part in records.REWARDS}
-        columns["suspicious"] = "Share of completions with a suspicious sign"
-        return [
-            _drawn(svg.lines, rows, "step", name, title=title, x_title="optimizer step")
-            for name, title in columns.items()
-            if any(number(row.get(name)) is not None for row in rows) or name == "suspicious"
-        ]
-    if pattern == "accuracy.csv":
-        return [_drawn(svg.bars, rows, "source", "accuracy", group="model", x_title="source",
-                       title="Accuracy with bootstrap intervals")]  # fmt: skip
-    if pattern == "best_of_n.csv":
-        rows = [row for row in chosen(rows, "generator", "average")
-                if row["aggregator"] in ("", "mean")]  # fmt: skip
-        return [_drawn(svg.lines, rows, "n", "accuracy", group="scorer", x_title="N",
-                       title="Accuracy of the chosen answer, mean of step scores")]  # fmt: skip
-    if pattern == "process_reward.csv":
-        return [_drawn(svg.bars, rows, "reward", "false_share", title="Share of false steps")]
-    if pattern == "vilprm.csv":
-        return []
-    return [
-        _drawn(svg.bars, rows, "model", key, title=title)
-        for key, title in (
-            ("aha_rate", "Share of traces with an aha word"),
-            ("false_share", "Share of a trace's checked steps that the scene contradicts, mean"),
-        )
-    ]
-
-
-def _drawn(figure: Callable[..., str], *args: Any, **options: Any) -> str:
-    try:
-        return figure(*args, **options)
-    except ValueError as error:
-        return _missing(f"figure {options['title']!r}", str(error))
-
-
 def _table(rows: Rows) -> str:
-    rows = list(rows)
-    every = max(1, -(-len(rows) // MAX_ROWS))
-    note = f"<p>One row in {every} of {len(rows)}.</p>" if every > 1 else ""
-    return html_table(rows[::every]) + note
+    shown, note = thinned(list(rows))
+    return html_table(shown) + (f"<p>{note}</p>" if note else "")
 
 
 def _missing(what: str, why: str) -> str:
