@@ -61,7 +61,7 @@ def _timeless(path: Path) -> list[list[tuple[str, str]]]:
 
 def records() -> Net:
     """About 1,000 records of each split, by source, as their fields."""
-    from vlaa_lib.microworld import SOURCES, SPLITS, record
+    from vlaa_lib.pocket.microworld import SOURCES, SPLITS, record
 
     return {f"{split}/{source}": sha([asdict(record(source, split, i)) for i in range(112)])
             for split, source in product(SPLITS, SOURCES)}  # fmt: skip
@@ -69,7 +69,7 @@ def records() -> Net:
 
 def pictures() -> Net:
     """The pixels of 200 pictures of each split, in the order of the streams, whose ids count."""
-    from vlaa_lib.microworld import SOURCES, SPLITS, stream
+    from vlaa_lib.pocket.microworld import SOURCES, SPLITS, stream
 
     found: Net = {}
     for split in SPLITS:
@@ -86,7 +86,7 @@ def benchmarks() -> Net:
     """Sixty rows of each micro benchmark; pictures as pixels, which no PNG encoder changes."""
     from PIL import Image
 
-    from vlaa_lib.microworld.benchmarks import BENCHMARKS, rows
+    from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, rows
 
     def shown(cell: str) -> str:  # a short one is the index of the row that has the picture
         return cell if len(cell) < 64 else _pixels(Image.open(io.BytesIO(base64.b64decode(cell))))
@@ -171,8 +171,9 @@ def training() -> Net:
 
     Floats depend on the CPU's instructions, and so do texts: other machines compare less.
     """
-    from vlaa_lib import evaluate, microworld, models, profiles, prompts, traces, train
-    from vlaa_lib.microworld import narrator
+    from vlaa_lib import evaluate, models, profiles, prompts, traces, train
+    from vlaa_lib.pocket import microworld
+    from vlaa_lib.pocket.microworld import narrator
 
     own = {"sft.max_steps": 3, "sft.per_device_batch": 8, "sft.warmup": 0.0}
     own |= {"grpo.max_steps": 3, "grpo.rollout_prompts": 8, "grpo.warmup": 0.0}
@@ -201,14 +202,15 @@ def training() -> Net:
 
 def construction() -> Net:
     """The files that a construction of 36 records with the local teacher writes."""
-    from vlaa_lib import construct, microworld
-    from vlaa_lib.microworld.narrator import Rates
+    from vlaa_lib import construct, pocket
+    from vlaa_lib.pocket import microworld
+    from vlaa_lib.pocket.microworld.narrator import Rates
 
     with tempfile.TemporaryDirectory() as home:
         world, out = Path(home) / "world", Path(home) / "out"
         made = microworld.write_split(world, list(microworld.SOURCES), "train", 4, seed=3)
-        scenes = construct.scenes_of(made, world / "images")
-        with construct.serve_teacher(scenes, Rates(0.15, 0.15, 0.15, 0.4, 0.3)) as base_url:
+        scenes = pocket.scenes_of(made, world / "images")
+        with pocket.serve_teacher(scenes, Rates(0.15, 0.15, 0.15, 0.4, 0.3)) as base_url:
             construct.run(made, world / "images", base_url, out, progress=False)
         files = [world / "records.jsonl", *(out / f"{n}.jsonl" for n in ("sft", "rl", "drops"))]
         made = {f.name: [f.read_text().count("\n"), sha(f.read_bytes())] for f in files}
@@ -259,12 +261,13 @@ def _replies(golds: list[str], seed: int) -> list[str]:
 
 def scores() -> Net:
     """Metrics, intervals and comparisons of two made-up models; reports on micro records."""
-    from vlaa_lib import evaluate, microworld
+    from vlaa_lib import evaluate, pocket
     from vlaa_lib.evaluate import benchmarks, compare
     from vlaa_lib.evaluate.scoring import score_all
-    from vlaa_lib.microworld.benchmarks import BENCHMARKS, rows
-    from vlaa_lib.rewards import open_ended, watch
-    from vlaa_lib.rewards.calibration import calibration, scene_candidates
+    from vlaa_lib.pocket import microworld
+    from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, rows
+    from vlaa_lib.rewards import watch
+    from vlaa_lib.rewards.calibration import calibration
 
     found: Net = {}
     scored: list[dict] = []
@@ -297,7 +300,7 @@ def scores() -> Net:
     told = {"completion_tokens": 9, "clipped": False, "optimizer_step": 3}
     found["watch"] = watch.measure([row | told for row in answered])
     opened = [record for record in made if record.reward == "open"]
-    report = calibration(open_ended.SCENE_FACTS, opened, scene_candidates(opened))
+    report = calibration(pocket.SCENE_FACTS, opened, pocket.scene_candidates(opened))
     return found | {f"calibration/{key}": value for key, value in asdict(report).items()}
 
 
