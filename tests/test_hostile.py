@@ -87,7 +87,7 @@ def test_answers_that_never_end_cost_their_limit_and_no_more(monkeypatch):
     start = time.monotonic()
     scores = rewards.score_all([RECORDS["math"]] * len(answers), list(map(raw, answers)))
     took_s = time.monotonic() - start
-    stopped = Score(0.0, "math: timed out after 1 s of processor time")
+    stopped = Score(0.0, "math: timed out after 1 s of processor time", "math")
     assert scores == [stopped] * len(answers)
     assert took_s < 3 * bound_s  # a killed worker has to be replaced each time
     assert rewards.score(RECORDS["math"], raw("x + x")).value == 1.0

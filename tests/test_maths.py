@@ -74,7 +74,7 @@ def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
     gold = scoring.record("math", "2")
     answers = ["\\boxed{9^{9^{9^{9}}}}", *["1 + 1"] * 20]
     scores = rewards.score_all([gold] * len(answers), [scoring.wrap(a) for a in answers])
-    assert scores[0] == Score(0.0, "math: timed out after 2 s of processor time")
+    assert scores[0] == Score(0.0, "math: timed out after 2 s of processor time", "math")
     assert [s.value for s in scores[1:]] == [1.0] * 20
     # no worker is left in the long multiplication
     assert score("2", "4 - 2").value == 1.0
@@ -96,7 +96,7 @@ def _hung(gold, answer, seconds):
 def test_a_right_answer_does_not_time_out_because_the_machine_is_busy(monkeypatch):
     monkeypatch.setattr(maths, "TIMEOUT_S", 1.5)
     monkeypatch.setattr(maths, "_check", _stalled)
-    assert score("2", "1 + 1") == Score(1.0, "math: '1 + 1' is right")
+    assert score("2", "1 + 1") == Score(1.0, "math: '1 + 1' is right", "math")
 
 
 def test_a_worker_that_only_waits_is_killed_by_the_clock_on_the_wall(monkeypatch):
@@ -104,7 +104,7 @@ def test_a_worker_that_only_waits_is_killed_by_the_clock_on_the_wall(monkeypatch
     monkeypatch.setattr(maths, "WALL_FACTOR", 2)
     monkeypatch.setattr(maths, "_check", _hung)
     start = time.monotonic()
-    assert score("2", "1 + 1") == Score(0.0, "math: timed out after 1 s of waiting")
+    assert score("2", "1 + 1") == Score(0.0, "math: timed out after 1 s of waiting", "math")
     assert time.monotonic() - start >= 1
 
 
@@ -137,7 +137,7 @@ def test_what_would_take_seconds_is_refused_without_the_workers(answer, what, mo
     ("10^{50}", "100^{25}"),
 ])
 def test_what_is_large_in_the_gold_as_well_is_worked_out(gold, answer):
-    assert score(gold, answer) == Score(1.0, f"math: {answer!r} is right")
+    assert score(gold, answer) == Score(1.0, f"math: {answer!r} is right", "math")
 
 
 def test_equal_checks_are_made_once_and_forgotten_when_asked():
@@ -234,7 +234,8 @@ def test_workers_serve_a_cell_that_runs_beside_an_event_loop_and_off_the_main_th
 
     assert asyncio.run(cell()).value == 1.0
     with ThreadPoolExecutor(1) as thread:  # a notebook's widget, TRL's reward thread
-        assert thread.submit(score, "2x", "3x").result() == Score(0.0, "math: '3x' is wrong")
+        wrong = Score(0.0, "math: '3x' is wrong", "math")
+        assert thread.submit(score, "2x", "3x").result() == wrong
 
 
 def _loaded_modules():

@@ -35,7 +35,8 @@ SCENE = {
 @pytest.mark.parametrize(("reward", "gt"), [("digit", "3"), ("math", "3"), ("open", "x")])
 def test_wrong_format_earns_nothing(completion, reward, gt):
     found = rewards.score(record(reward, gt), completion)
-    assert found.value == 0 and found.reason.startswith("format: ")
+    assert (found.value, found.kind, found.is_format) == (0, "", True)
+    assert found.reason.startswith("format: ")
 
 
 @pytest.mark.parametrize(("format", "completion"), [
@@ -45,7 +46,7 @@ def test_wrong_format_earns_nothing(completion, reward, gt):
 def test_the_format_is_one_setting_of_all_that_score(format, completion):
     made = record("digit", "3")
     rows = columns([made])
-    assert rewards.score_all([made], [completion])[0].reason.startswith("format:")
+    assert rewards.score_all([made], [completion])[0].is_format
     assert rewards.mixed_reward([], [completion], **rows) == [0.0]
     assert mixed.read_answer(completion, format) == ("3", None)
     assert rewards.score_all([made], [completion], format=format)[0].value == 1.0
@@ -56,9 +57,13 @@ def test_the_format_is_one_setting_of_all_that_score(format, completion):
 
 def test_lengths_are_capped():
     long = rewards.score(record("digit", "3"), wrap("3") + " " * mixed.MAX_COMPLETION_CHARS)
-    assert long == Score(0.0, f"format: more than {mixed.MAX_COMPLETION_CHARS} characters")
+    assert long == Score(
+        0.0, f"format: more than {mixed.MAX_COMPLETION_CHARS} characters", is_format=True
+    )
     answer = rewards.score(record("digit", "3"), wrap("3" * (MAX_ANSWER_CHARS + 1)))
-    assert answer == Score(0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters")
+    assert answer == Score(
+        0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters", is_format=True
+    )
 
 
 @pytest.mark.parametrize(("text", "inside"), [

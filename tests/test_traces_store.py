@@ -10,6 +10,7 @@ from vlaa_lib import ROOT, traces
 from vlaa_lib.pocket import microworld
 
 BOUND = 30_000
+SAID = "<think>I count three.</think><answer>3</answer>"
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +84,13 @@ def test_rows_are_typed_and_completed(tmp_path):
     store.append([
         {"record_id": "a", "part": "digit", "completion": "half \ud800 a pair", "reward": 0.0,
          "reason": "format: no tags"},
-        {"record_id": "b", "part": "digit", "completion": "", "reward": 1.0, "reason": "3 is it"},
+        {"record_id": "b", "part": "digit", "completion": SAID, "reward": 1.0,
+         "reason": "3 is it"},
         {"record_id": "c", "part": "digit", "completion": "x", "reward": float("nan")},
     ])  # fmt: skip
     a, b, c = traces.load(tmp_path)
     assert list(a) == traces.schema().names and a["kl"] is None
-    assert a["completion"] == "half ? a pair" and (a["words"], b["words"]) == (4, 0)
+    assert a["completion"] == "half ? a pair" and (a["words"], b["words"]) == (4, 3)
     assert a["parts"] == [{"name": "format", "value": 0.0, "reason": "format: no tags"}]
     assert [(p["name"], p["value"], p["reason"]) for p in b["parts"]] == [
         ("format", 1.0, ""), ("digit", 1.0, "3 is it")]  # fmt: skip

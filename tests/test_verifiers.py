@@ -37,7 +37,7 @@ def test_digit_not_one_number(answer):
     ("4", "4"), ("-3", "-3"), ("33", "33"), ("3.01", "3.01"), ("3,000", "3000"), ("thirteen", "13"),
 ])
 def test_digit_other_number(answer, read):
-    assert score("digit", "3", answer) == Score(0.0, f"digit: {read} instead of 3")
+    assert score("digit", "3", answer) == Score(0.0, f"digit: {read} instead of 3", "digit")
 
 
 @pytest.mark.parametrize(("gold", "answer"), [
@@ -75,7 +75,7 @@ def test_two_numbers_are_never_one(a, between, b):
     "the answer is (B)", "\\boxed{B. 45}",
 ])
 def test_mcq_right(answer):
-    assert score("mcq", "B", answer, question=COLON) == Score(1.0, "mcq: B is right")
+    assert score("mcq", "B", answer, question=COLON) == Score(1.0, "mcq: B is right", "mcq")
 
 
 @pytest.mark.parametrize(("answer", "reason"), [
@@ -104,7 +104,7 @@ def test_mcq_gold_may_be_written_in_many_ways(gold):
 def test_mcq_text_of_two_choices_is_ambiguous():
     asked = "Which?\nA. red\nB. Red\nC. blue"
     found = score("mcq", "A", "red", question=asked)
-    assert found == Score(0.0, "mcq: 'red' is the text of choices A, B")
+    assert found == Score(0.0, "mcq: 'red' is the text of choices A, B", "mcq")
 
 
 def test_mcq_a_letter_counts_before_a_text_that_looks_like_one():

@@ -16,7 +16,7 @@ from vlaa_lib import folders
 
 from . import records, rewards
 from .records import Record, RecordError
-from .rewards import watch
+from .rewards import signs
 from .rewards.answers import excerpt
 
 SHOWN = 12  # reasons printed; all are in the JSON file
@@ -42,8 +42,8 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     sampled = read(args.completions, made) if args.completions else _sample(args, made)
     found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
     table = [{k: v for k, v in row.items() if k != "bad_golds"} for row in found.table]
-    signs = watch.rows(*zip(*found.usable, strict=True), found.scores) if found.usable else []
-    counts = Counter(sign for row in signs for sign in filter(None, row["suspicious"].split(", ")))
+    seen = [signs.kinds(text, record.question, record.reward) for record, text in found.usable]
+    counts = Counter(kind for kinds in seen for kind in kinds)
     show(table)
     print(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
     asked = len({record.id for record in sampled.records})
@@ -51,9 +51,8 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     if sampled.unknown:
         total = sum(sampled.unknown.values())
         print(f"not scored: {total} completions of {len(sampled.unknown)} unknown ids, named above")
-    suspicious = sum(bool(row["suspicious"]) for row in signs)
-    details = "".join(f"; {count} {watch.KINDS[kind]}" for kind, count in counts.most_common())
-    print(f"suspicious: {suspicious} of {len(signs)}{details}\n")
+    details = "".join(f"; {count} {signs.KINDS[kind]}" for kind, count in counts.most_common())
+    print(f"suspicious: {sum(map(bool, seen))} of {len(seen)}{details}\n")
     show(found.reasons[:SHOWN])
     if len(found.reasons) > SHOWN:
         print(f"and {len(found.reasons) - SHOWN} rarer reasons; --json keeps them all")

@@ -1,6 +1,6 @@
 """Rewards: strict parsing, one verifier a record, every score with its reason (paper §4)."""
 
-from . import watch
+from . import signs
 from .answers import GoldError, Score
 from .calibration import Candidate, calibration
 from .examples import peers, tried, without_format
@@ -13,6 +13,6 @@ from .verifiers import iou, options, parse_box
 __all__ = [
     "Candidate", "Checkup", "GoldError", "Kept", "RewardModel", "Score", "audit",
     "calibration", "dead", "doctor", "examine", "iou", "is_as_good", "mixed_reward", "options",
-    "parse_box", "peers", "reasons", "score", "score_all", "start", "tried",
-    "usable", "watch", "without_format",
+    "parse_box", "peers", "reasons", "score", "score_all", "signs", "start", "tried",
+    "usable", "without_format",
 ]

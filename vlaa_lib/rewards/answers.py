@@ -27,10 +27,24 @@ _MAX_WRAPPERS = 6  # ours: bold, dollar, boxed, text and two to spare
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned, in [0, 1], and why (shown in the viewer)."""
+    """What a completion earned, in [0, 1], and why.
+
+    Attributes:
+        reason: for people to read; nothing else may depend on its words.
+        kind: the verifier that read the answer, as `Record.reward`; empty where the format is wrong
+            or a judge gave no number.
+        is_format: the format is wrong, so that no answer was verified.
+    """
 
     value: float
     reason: str
+    kind: str = ""
+    is_format: bool = False
+
+
+def scored(kind: str, value: float, said: str) -> Score:
+    """Return the score of a verifier, whose name stands in front of its reason."""
+    return Score(value, f"{kind}: {said}", kind)
 
 
 class GoldError(RecordError):

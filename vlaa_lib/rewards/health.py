@@ -139,7 +139,7 @@ def _kind(reason: str) -> str:
 
 def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
     values = [score.value for _, score in scored]
-    formatted = [not score.reason.startswith("format:") for _, score in scored]
+    formatted = [not score.is_format for _, score in scored]
     groups: dict[Hashable, list[float]] = {}
     for group, score in scored:
         groups.setdefault(group, []).append(score.value)

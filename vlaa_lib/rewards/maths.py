@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlaa_lib.records import Record
 
-from .answers import GoldError, Score, bare, excerpt, gold_text
+from .answers import GoldError, Score, bare, excerpt, gold_text, scored
 from .notation import clean, comparable, is_one, too_large
 
 if TYPE_CHECKING:
@@ -161,14 +161,14 @@ def submit(record: Record, answer: str) -> Future | Score:
     if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)):
         raise GoldError(_bad_gold(record))
     if len(said) > MAX_MATH_CHARS:
-        return Score(0.0, f"math: the answer has more than {MAX_MATH_CHARS} characters")
+        return scored("math", 0.0, f"the answer has more than {MAX_MATH_CHARS} characters")
     if not is_one(answer := clean(said)):
-        return Score(0.0, f"math: {excerpt(said)} is not one expression")
+        return scored("math", 0.0, f"{excerpt(said)} is not one expression")
     pair = comparable(gold, answer)
     if isinstance(pair, str):
-        return Score(0.0, f"math: {pair}")
+        return scored("math", 0.0, pair)
     if what := too_large(*pair):
-        return Score(0.0, f"math: {excerpt(said)} is too much to work out: {what}")
+        return scored("math", 0.0, f"{excerpt(said)} is too much to work out: {what}")
     return _schedule(*pair, TIMEOUT_S)
 
 
@@ -213,12 +213,12 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
     try:
         verdict = pending.result()
     except TimeoutError:
-        return Score(0.0, f"math: timed out after {WALL_FACTOR * TIMEOUT_S:g} s of waiting")
+        return scored("math", 0.0, f"timed out after {WALL_FACTOR * TIMEOUT_S:g} s of waiting")
     except ProcessExpired as error:
         if error.exitcode == -signal.SIGPROF:
-            return Score(0.0, f"math: timed out after {TIMEOUT_S:g} s of processor time")
+            return scored("math", 0.0, f"timed out after {TIMEOUT_S:g} s of processor time")
         # out of memory or stack in a way that Python could not report
-        return Score(0.0, "math: the worker died on this answer")
+        return scored("math", 0.0, "the worker died on this answer")
     except BrokenProcessPool as error:
         raise RuntimeError(
             "the math workers cannot start; a script needs `if __name__ == '__main__':` around its "
@@ -227,8 +227,8 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
     if verdict == "bad gold":
         raise GoldError(_bad_gold(record))
     if verdict == "bad answer":
-        return Score(0.0, f"math: {excerpt(answer)} cannot be read")
-    return Score(float(verdict == "right"), f"math: {excerpt(bare(answer))} is {verdict}")
+        return scored("math", 0.0, f"{excerpt(answer)} cannot be read")
+    return scored("math", float(verdict == "right"), f"{excerpt(bare(answer))} is {verdict}")
 
 
 def _bad_gold(record: Record) -> str:

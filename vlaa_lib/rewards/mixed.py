@@ -29,13 +29,22 @@ def read_answer(completion: str, format: str = "strict") -> tuple[str, Score | N
         format: one of `prompts.FORMATS`, see `prompts.split_think_answer`.
     """
     if len(completion) > MAX_COMPLETION_CHARS:
-        return "", Score(0.0, f"format: more than {MAX_COMPLETION_CHARS} characters")
+        return "", _misformed(f"more than {MAX_COMPLETION_CHARS} characters")
     parsed = prompts.split_think_answer(completion, format)
     if parsed.problem:
-        return "", Score(0.0, f"format: {parsed.problem}")
+        return "", _misformed(parsed.problem)
     if len(parsed.answer) > MAX_ANSWER_CHARS:
-        return "", Score(0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters")
+        return "", _misformed(f"answer of more than {MAX_ANSWER_CHARS} characters")
     return parsed.answer, None
+
+
+def _misformed(problem: str) -> Score:
+    return Score(0.0, f"format: {problem}", is_format=True)
+
+
+def is_misformed(completion: str) -> bool:
+    """Say whether a completion earns 0 for its format, whatever its answer."""
+    return read_answer(completion)[1] is not None
 
 
 def score(record: Record, completion: str, reward_model: RewardModel | None = None) -> Score:
@@ -119,12 +128,12 @@ def audit(
     golds = [prompts.join_think_answer("", gold_text(record)) for record in records]
     rejects = []
     for record, found in zip(records, _score_each(records, golds, reward_model), strict=True):
-        if isinstance(found, Score) and found.reason.startswith("format:"):
+        if isinstance(found, Score) and found.is_format:
             found = GoldError(f"gold cannot stand in an answer ({found.reason}); correct 'gt'")
+        elif isinstance(found, Score) and not found.kind:
+            found = GoldError(f"{found.reason}; ask again, or leave the record out")
         elif isinstance(found, Score) and record.reward != "open" and found.value < 1.0:
             found = GoldError(f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'")
-        elif isinstance(found, Score) and found.reason.startswith(open_ended.NO_SCORE):
-            found = GoldError(f"{found.reason}; ask again, or leave the record out")
         if isinstance(found, GoldError):
             rejects.append(Reject(file, 0, record.id, str(found)))
     return rejects
@@ -246,5 +255,5 @@ def _log_metrics(
     for part in dict.fromkeys(parts):
         values = [s.value for p, s in zip(parts, scores, strict=True) if p == part]
         log_metric(f"reward_{part}", sum(values) / len(values))
-    formatted = [not s.reason.startswith("format:") for s in scores]
+    formatted = [not s.is_format for s in scores]
     log_metric("format_rate", sum(formatted) / len(formatted))

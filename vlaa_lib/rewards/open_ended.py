@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from vlaa_lib import worlds
 from vlaa_lib.records import Record
 
-from .answers import GoldError, Score, gold_text
+from .answers import GoldError, Score, gold_text, scored
 from .reward_models import BETA, RewardModel, problem_of, scores_of
-
-NO_SCORE = "open: judge gave no score"  # other reward models always give one
 
 
 class _NoModel:
@@ -87,8 +85,8 @@ def score_open(
 
 def _reward(sampled: float | None, reference: float | None, beta: float) -> Score:
     if reference is None:
-        return Score(0.0, f"{NO_SCORE} to the reference")
+        return Score(0.0, "open: judge gave no score to the reference")
     if sampled is None:
-        return Score(0.0, NO_SCORE)
-    value = relative(sampled, reference, beta)
-    return Score(value, f"open: score {sampled:g}, reference {reference:g}")
+        return Score(0.0, "open: judge gave no score")
+    return scored("open", relative(sampled, reference, beta),
+                  f"score {sampled:g}, reference {reference:g}")  # fmt: skip

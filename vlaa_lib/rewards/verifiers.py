@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from vlaa_lib.records import Record
 
-from .answers import GoldError, Score, bare, excerpt, gold_text
+from .answers import GoldError, Score, bare, excerpt, gold_text, scored
 from .notation import symbols
 
 Box = tuple[float, float, float, float]
@@ -74,10 +74,10 @@ def digit(record: Record, answer: str) -> Score:
         )
     found = read_number(answer, record.question)
     if found is None:
-        return Score(0.0, f"digit: {excerpt(answer)} is not one number")
+        return scored("digit", 0.0, f"{excerpt(answer)} is not one number")
     if found != gold:
-        return Score(0.0, f"digit: {found} instead of {gold}")
-    return Score(1.0, f"digit: {found} is right")
+        return scored("digit", 0.0, f"{found} instead of {gold}")
+    return scored("digit", 1.0, f"{found} is right")
 
 
 # --- multiple choice -----------------------------------------------------------------------------
@@ -174,10 +174,10 @@ def mcq(record: Record, answer: str) -> Score:
         raise GoldError(f"mcq: gold: {problem}; correct 'gt' or the choices in 'question'")
     found, problem = choose(answer, choices)
     if found is None:
-        return Score(0.0, f"mcq: {problem}")
+        return scored("mcq", 0.0, problem)
     if found != gold:
-        return Score(0.0, f"mcq: {found} instead of {gold}")
-    return Score(1.0, f"mcq: {found} is right")
+        return scored("mcq", 0.0, f"{found} instead of {gold}")
+    return scored("mcq", 1.0, f"{found} is right")
 
 
 # --- boxes ---------------------------------------------------------------------------------------
@@ -251,9 +251,9 @@ def box(record: Record, answer: str) -> Score:
         )
     found = parse_box(answer, frame, size)
     if found is None:
-        return Score(0.0, f"iou: {excerpt(answer)} is not one box with an area in frame {frame}")
+        return scored("iou", 0.0, f"{excerpt(answer)} is not one box with an area in frame {frame}")
     overlap = min(1.0, iou(gold, found))  # areas in floats may overshoot by a rounding
-    return Score(overlap, f"iou: {overlap:.3f}")
+    return scored("iou", overlap, f"{overlap:.3f}")
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:

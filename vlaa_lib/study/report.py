@@ -7,12 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, folders, profiles
+from vlaa_lib import ROOT, folders
 from vlaa_lib.folders import provenance
-from vlaa_lib.rewards import watch
 from vlaa_lib.show import figures, results
 from vlaa_lib.show.style import PAPER_COLOR
-from vlaa_lib.tables import Rows, html_table, number, read, thinned
+from vlaa_lib.tables import Rows, html_table, read, thinned
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
 
@@ -21,7 +20,7 @@ RESULTS = (
     ("construct_counts.csv", "Construction: records in and out of each step", "01"),
     ("sft_log.csv", "SFT: loss", "02"),
     ("grpo_*.csv", "GRPO: reward, KL and length", "04"),
-    ("watch_*.csv", "Hacking watch", "04"),
+    ("watch_*.csv", "Signs of reward hacking", "04"),
     ("accuracy.csv", "Accuracy on held-out records", "05"),
     ("aha.csv", "Traces: aha moments and false steps", "06"),
     ("best_of_n.csv", "Process rewards: choosing among candidates", "07"),
@@ -133,8 +132,7 @@ def _result(pattern: str, file: Path) -> str:
     rows = read(file)
     if not rows:
         return _missing(f"results/{file.name}", "the file holds no rows")
-    alarms = _alarms(file, rows) if pattern == "watch_*.csv" else ""
-    return f"<h3>{escape(file.name)}</h3>{alarms}{_figures(file)}{_table(rows)}"
+    return f"<h3>{escape(file.name)}</h3>{_figures(file)}{_table(rows)}"
 
 
 def _figures(file: Path) -> str:
@@ -142,26 +140,6 @@ def _figures(file: Path) -> str:
         _missing(f"figure {title!r}", made) if isinstance(made, str) else figures.html(made)
         for title, made in results.drawn(file)
     )
-
-
-def _alarms(file: Path, rows: Rows) -> str:
-    """List the alarms of a run's hacking watch, held against the accuracy before and after it."""
-    curve = [{key: number(value) for key, value in row.items()} for row in rows]
-    if not all(row.get("step") is not None and (row.get("n") or 0) > 0 for row in curve):
-        return _missing("alarms", f"{file.name} lacks numbers in the columns step and n")
-    run = file.stem.removeprefix("watch_")
-    accuracy = file.with_name("accuracy.csv")
-    answered = read(accuracy) if accuracy.is_file() else []
-    shares = {row.get("model"): number(row.get("accuracy"))
-              for row in answered if row.get("source") == "all"}  # fmt: skip
-    before, after = shares.get(profiles.RUNS.get(run) or "instruct"), shares.get(run)
-    held_out, against = {}, "No accuracy on held-out records of start and end to hold against it."
-    if before is not None and after is not None:
-        held_out = {0: before, curve[-1]["step"]: after}
-        against = f"Held-out accuracy: {before:.3f} before, {after:.3f} after."
-    found = watch.episodes(curve, held_out)
-    told = _table(found) if found else f"<p>No alarm in {len(curve)} rounds.</p>"
-    return f"{told}<p>{against}</p>"
 
 
 def _table(rows: Rows) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlaa_lib.records import Record
+from vlaa_lib.rewards.mixed import is_misformed
 
 from .steps import step_counts
 
@@ -96,6 +97,8 @@ def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
         key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
         for key, value in row.items()
     }
+    if isinstance(signs := row.get("suspicious"), list):
+        row["suspicious"] = ", ".join(signs)
     if row.get("words") is None and row.get("completion") is not None:
         row["words"] = len(row["completion"].split())
     return row | {"parts": row.get("parts") or parts_of(row)}
@@ -104,13 +107,13 @@ def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
 def parts_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the mixed reward's parts: the format, then, if that is right, the verifier's.
 
-    >>> [p["name"] for p in parts_of({"part": "mcq", "reward": 0.0, "reason": "format: no tags"})]
+    >>> [part["name"] for part in parts_of({"part": "mcq", "reward": 0.0, "completion": "B"})]
     ['format']
     """
-    if not row.get("part") or row.get("reward") is None:
+    if not row.get("part") or row.get("reward") is None or row.get("completion") is None:
         return None
     reason = row.get("reason") or ""
-    if reason.startswith("format:"):
+    if is_misformed(row["completion"]):
         return [{"name": "format", "value": 0.0, "reason": reason}]
     verified = {"name": row["part"], "value": row["reward"], "reason": reason}
     return [{"name": "format", "value": 1.0, "reason": ""}, verified]

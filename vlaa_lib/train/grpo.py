@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from vlaa_lib.records import Record
 from vlaa_lib.rewards import chosen
 from vlaa_lib.rewards.open_ended import default_model
 from vlaa_lib.rewards.reward_models import problem_of
-from vlaa_lib.rewards.watch import Watch
+from vlaa_lib.rewards.signs import Watch
 
 from . import checkpoints
 from .callbacks import complete
@@ -114,16 +113,8 @@ def _records_of(trainer: Any, out: str | Path, step: int) -> tuple[traces.TraceS
     store = traces.TraceStore(Path(out) / "traces")
     store.forget(step, trainer.accelerator.process_index)
     trainer.accelerator.wait_for_everyone()
-    watch = Watch(Path(out) / "watch.csv" if trainer.is_world_process_zero() else None)
-    if step:
-        kept = sorted(traces.load(store.folder), key=_step)
-        for _, rows in groupby(kept, _step):
-            watch.add(list(rows))
-    return store, watch
-
-
-def _step(row: dict[str, Any]) -> int:
-    return row["optimizer_step"]
+    path = Path(out) / "watch.csv" if trainer.is_world_process_zero() else None
+    return store, Watch(path, step)
 
 
 def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:

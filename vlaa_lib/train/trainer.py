@@ -8,7 +8,7 @@ from typing import Any
 
 from vlaa_lib import Halted, rewards
 from vlaa_lib.records import from_columns
-from vlaa_lib.rewards.watch import Watch, kinds
+from vlaa_lib.rewards.signs import Watch, kinds
 from vlaa_lib.traces import TraceStore, has_aha, step_counts
 
 from .checkpoints import Resumable
@@ -163,7 +163,6 @@ def trainer_class() -> type:
 
         def _trace_row(self, example: dict, ids: list[int], stops: set[int]) -> dict[str, Any]:
             raw = self.processing_class.decode(ids[:-1] if ids and ids[-1] in stops else ids)
-            signs = kinds(raw, example["question"], example["reward"])
             completion = self.processing_class.decode(ids, skip_special_tokens=True)
             return self.stamp | {
                 "sampling_round": self._sampling_round(),
@@ -175,7 +174,7 @@ def trainer_class() -> type:
                 "completion": completion,
                 "completion_tokens": len(ids),
                 "clipped": not ids or ids[-1] not in stops,
-                "suspicious": ", ".join(signs),
+                "suspicious": kinds(raw, example["question"], example["reward"]),
                 **step_counts(completion, example["meta"].get("scene")),
             }
 
