@@ -174,7 +174,8 @@ def test_the_report_draws_the_curve(tmp_path):
     page = report.write_report(tmp_path).read_text()
     assert "Signs of reward hacking" in page
     assert "Share of completions with a suspicious sign" in page
-    assert "Reward, digit" in page and "Reward, iou" not in page
+    assert "Reward by kind of question" in page
+    assert '"name":"digit"' in page and '"name":"iou"' not in page
 
 
 def test_the_report_survives_a_broken_file(tmp_path):
