@@ -266,7 +266,7 @@ def scores() -> Net:
     from vlaa_lib.evaluate.scoring import score_all
     from vlaa_lib.pocket import microworld
     from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, rows
-    from vlaa_lib.rewards import watch
+    from vlaa_lib.rewards import signs
     from vlaa_lib.rewards.calibration import calibration
 
     found: Net = {}
@@ -298,7 +298,10 @@ def scores() -> Net:
     answered = found["rows/False"] + found["rows/True"]
     found |= {f"summary/{row['source']}": row for row in evaluate.summary(answered, 300)}
     told = {"completion_tokens": 9, "clipped": False, "optimizer_step": 3}
-    found["watch"] = watch.measure([row | told for row in answered])
+    found["watch"] = signs.measure([
+        row | told | {"suspicious": signs.kinds(row["completion"], part=row["part"])}
+        for row in answered
+    ])
     opened = [record for record in made if record.reward == "open"]
     report = calibration(pocket.SCENE_FACTS, opened, pocket.scene_candidates(opened))
     return found | {f"calibration/{key}": value for key, value in asdict(report).items()}
