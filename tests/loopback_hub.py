@@ -16,16 +16,14 @@ class Hub:
 
     Attributes:
         faults: path -> list of faults, each used up by one request for that file: an int is a
-            status, "cut" breaks off in the middle, "no-range" ignores Range, bytes are served
-            instead of the file's.
+            status, bytes are served instead of the file's.
         listing_fault: (status, headers) of the answer to every question about the repository.
-        redirect: host to send downloads to, as a CDN; None serves them here.
     """
 
     def __init__(self, files: dict[str, bytes]):
         self.files, self.faults, self.log = files, {}, []
         self.revisions = {"main": COMMIT, COMMIT: COMMIT, "old": OTHER, OTHER: OTHER}
-        self.listing_fault = self.redirect = None
+        self.listing_fault = None
         self.url, self.listing_changes = "", {}
 
     def siblings(self) -> list[dict]:
@@ -51,16 +49,21 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def do_HEAD(self):
+        """Say what a file is, as the hub does: commit, digest, size."""
+        name = unquote(urlsplit(self.path).path).split("/resolve/")[1].partition("/")[2]
+        (row,) = (row for row in self.hub.siblings() if row["rfilename"] == name)
+        digest = row["lfs"]["sha256"] if "lfs" in row else row["blobId"]
+        self.answer(200, {"X-Repo-Commit": self.hub.revisions["main"], "ETag": f'"{digest}"'},
+                    self.hub.files[name], keep=0)
+
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api"):
             self.hub.log.append((path, None, self.headers["Authorization"]))
             return self.describe(path)
-        at_cdn = path.startswith("/cdn/")
-        name = path[len("/cdn/") :] if at_cdn else path.split("/resolve/")[1].partition("/")[2]
+        name = path.split("/resolve/")[1].partition("/")[2]
         self.hub.log.append((name, self.headers["Range"], self.headers["Authorization"]))
-        if self.hub.redirect and not at_cdn:
-            return self.answer(302, {"Location": f"{self.hub.redirect}/cdn/{name}"})
         return self.serve(name)
 
     def describe(self, path):
@@ -81,14 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(fault)
         if isinstance(fault, bytes):
             return self.answer(200, {}, fault)
-        start = int((self.headers["Range"] or "bytes=0-")[len("bytes=") : -1])
-        if start >= len(data):
-            return self.answer(416)
-        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        if fault == "no-range":
-            start, headers = 0, {}
-        keep = len(data) // 2 if fault == "cut" else len(data)
-        return self.answer(206 if headers else 200, headers, data[start:], max(0, keep - start))
+        return self.answer(200, {}, data)
 
     def answer(self, status, headers=None, body=b"", keep=None):
         self.send_response(status)

@@ -8,7 +8,7 @@ import pytest
 from commands import parsed
 from vlaa_lib import ROOT, cli, profiles
 from vlaa_lib.pocket import microworld
-from vlaa_lib.sources import hub
+from vlaa_lib.sources import fetch
 
 README = (ROOT / "README.md").read_text()
 GUIDES = [
@@ -88,7 +88,7 @@ def test_the_readme_asks_of_pictures_that_it_drew_and_did_not_train_on():
 
 def test_the_released_dataset_is_where_all_look_for_it():
     folders = {profiles.load(name).data.folder for name in ("single", "paper")}
-    files = {f"{folder}/{name}" for folder in folders for name in hub.SPLITS.values()}
+    files = {f"{folder}/{name}" for folder in folders for name in fetch.SPLITS.values()}
     slurm = (ROOT / "data/slurm/grpo.sbatch").read_text()
     found = re.findall(r"data/vlaa[\w./-]*", "\n".join((README, *GUIDES, slurm)))
     assert files <= set(found) <= {*files, *folders, *(f"{folder}/images" for folder in folders)}

@@ -220,7 +220,7 @@ def test_arrays_are_streamed_whatever_the_chunk(values, chunk_chars):
     import io
 
     stream = io.StringIO(json.dumps(values, indent=1))
-    assert [v for _, v in records.iter_array(stream, chunk_chars)] == values
+    assert [v for _, v in records.iter_json(stream, chunk_chars=chunk_chars)] == values
 
 
 @pytest.mark.parametrize(

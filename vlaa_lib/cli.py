@@ -185,14 +185,14 @@ def fetch(
     plan: Annotated[bool, Option("--plan", help="print files and sizes, then stop")] = False,
 ) -> None:
     """Get the released dataset; resumes."""
-    from vlaa_lib.sources import hub
+    from vlaa_lib.sources import fetch
 
-    found = hub.plan(root, revision, only or None)
+    found = fetch.plan(root, revision, only or None)
     show(found.rows)
-    download, unpack = map(hub.megabytes, found.needs)
+    download, unpack = map(fetch.megabytes, found.needs)
     print(f"commit {found.commit}: {download} to download, about {unpack} to unpack", flush=True)
     if not plan:
-        hub.fetch(found)
+        fetch.download(found)
         print(f"done; next: python -m vlaa_lib data check --root {root}")
 
 
@@ -203,12 +203,12 @@ def check(
     deep: Annotated[bool, Option("--deep", help="open and decode every picture")] = False,
 ) -> None:
     """Say, source by source, which pictures are there; exit 1: some are not."""
-    from vlaa_lib.sources import pictures
+    from vlaa_lib.sources import fetch
 
-    found = pictures.check(root, records or None, deep)
-    show(found.rows())
-    print("\n".join(found.notes) or "every record has its picture")
-    raise typer.Exit(0 if found.is_complete else 1)
+    rows, wrong = fetch.check(root, records or None, deep)
+    show(rows)
+    print("\n".join(wrong) or "every record has its picture")
+    raise typer.Exit(1 if wrong else 0)
 
 
 @data.command("sources")

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any, TextIO
 
 from vlaa_lib import VlaaError
@@ -17,6 +16,7 @@ REWARDS = ("digit", "mcq", "math", "iou", "open")
 # what a training's rewards and traces need of a record, as columns of its dataset
 COLUMNS = ("id", "source", "question", "gt", "solution", "reward", "frame", "meta")
 FRAMES = ("norm01", "norm1000", "pixel_original", "pixel_resized")
+CHUNK_CHARS = 2**16  # read at a time: files are larger than memory
 
 # Image folder of the released files -> (source, reward). Paper figure 4; chartqa is in the release
 # but not in the figure: open-ended is our choice.
@@ -143,13 +143,12 @@ def from_json(row: Any) -> Record:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # JSON can escape what no file can hold
         raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
-    if not isinstance(row["id"], (str, int)):
-        raise RecordError(f"key 'id' is {type(row['id']).__name__}, expected text or a number")
-    for key in ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame"):
-        if not isinstance(row.get(key), (str, NoneType)):
-            raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected text")
-    if not isinstance(row.get("meta"), (dict, NoneType)):
-        raise RecordError(f"key 'meta' is {type(row['meta']).__name__}, expected an object")
+    texts = ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame")
+    kinds = dict.fromkeys(texts, (str, "text"))
+    kinds |= {"id": ((str, int), "text or a number"), "meta": (dict, "an object")}
+    for key, (kind, said) in kinds.items():
+        if row.get(key) is not None and not isinstance(row[key], kind):
+            raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected {said}")
     image = clean_image_path(row["image"])
     source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
     reward = row.get("reward") or reward
@@ -173,48 +172,49 @@ def from_json(row: Any) -> Record:
     return Record(**values)
 
 
-def iter_json(stream: TextIO, chunk_chars: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+def iter_json(
+    stream: TextIO, key: str = "", chunk_chars: int = CHUNK_CHARS
+) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) from a JSON array or JSON Lines, whichever the text is, streaming.
 
     A broken JSON line is yielded as its RecordError and the next line goes on; inside a broken
     array nothing after the break can be told apart, so its error is the last item.
+
+    Args:
+        key: take the array under this key of one object instead.
     """
     first = stream.read(1)
     while first and (first.isspace() or first == "\ufeff"):
         first = stream.read(1)
     stream.seek(0)
-    if first != "[":
-        for number, line in enumerate(stream, 1):
-            if line.strip("\ufeff \t\r\n"):
-                yield number, _parse_line(line)
+    if first == "[" or key:
+        yield from _iter_array(stream, key, chunk_chars)
         return
-    yield from iter_array(stream, chunk_chars)
+    for number, line in enumerate(stream, 1):
+        if text := line.strip("\ufeff \t\r\n"):
+            try:
+                yield number, json.loads(text)
+            except (ValueError, RecursionError) as error:  # also: a number of thousands of digits
+                yield number, RecordError(f"not valid JSON ({error}); repair or delete this line")
 
 
-def _parse_line(line: str) -> Any:
-    try:
-        return json.loads(line.strip("\ufeff \t\r\n"))
-    except (ValueError, RecursionError) as error:  # also: a number with thousands of digits
-        return RecordError(f"not valid JSON ({error}); repair or delete this line")
-
-
-def iter_array(
-    stream: TextIO, chunk_chars: int, is_nested: bool = False
-) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) for each element of a JSON array, holding one chunk beyond an element.
-
-    Args:
-        is_nested: the array stands inside an object; what follows it is left unread.
-    """
-    decoder, line = json.JSONDecoder(), 1
-    buffer = stream.read(chunk_chars).lstrip("\ufeff")
-    gap = re.compile(r"\s*\[?\s*")  # before the first element: the bracket; later: comma, space
+def _iter_array(stream: TextIO, key: str, chunk_chars: int) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each element of an array, holding one chunk beyond an element."""
+    opening = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\[")
+    buffer, line = stream.read(chunk_chars), 1
+    while not (match := opening.search(buffer)):
+        kept_chars = max(chunk_chars, 2**10)  # the key may lie across two chunks
+        line += buffer.count("\n", 0, -kept_chars)
+        if not (more := stream.read(chunk_chars)):
+            yield 1, RecordError(f"no list under the key {key!r}; is this the dataset's own file?")
+            return
+        buffer = buffer[-kept_chars:] + more
+    end, decoder, gap = match.end(), json.JSONDecoder(), re.compile(r"[\s,]*")
     while True:
-        end = gap.match(buffer).end()
-        line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
-        gap = re.compile(r"[\s,]*")
+        end = gap.match(buffer, end).end()
+        line, buffer, end = line + buffer.count("\n", 0, end), buffer[end:], 0
         if buffer.startswith("]"):
-            if not is_nested and (buffer[1:] + stream.read(chunk_chars)).strip():
+            if not key and (buffer[1:] + stream.read(chunk_chars)).strip():
                 yield line, RecordError("text after the end of the array; make it one array")
             return
         try:
@@ -223,17 +223,27 @@ def iter_array(
             end = len(buffer)
         if end < len(buffer):  # a number could go on in the next chunk: something must follow
             yield line, value
-            line, buffer = line + buffer.count("\n", 0, end), buffer[end:]
         elif more := stream.read(max(chunk_chars, len(buffer))):
-            buffer += more
+            buffer, end = buffer + more, 0
         else:
-            yield (
-                line,
-                RecordError(
-                    "the JSON array is broken or cut off here; nothing after it can be read"
-                ),
-            )
+            broken = "the JSON array is broken or cut off here; nothing after it can be read"
+            yield line, RecordError(broken)
             return
+
+
+def iter_file(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of a file as `iter_json` does.
+
+    Raises:
+        RecordError: the file is missing or not text.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            yield from iter_json(stream)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecordError(f"{path}: no such file; check the path given for the records") from None
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
@@ -246,29 +256,24 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record 
     Raises:
         RecordError: the file is missing or not text.
     """
-    path, seen = Path(path), {}
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file; check the path given for the records")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for line, row in iter_json(stream):
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
-                    record = from_json(row)
-                    if record.id in seen:
-                        raise RecordError(f"id already used on line {seen[record.id]}")
-                    if images is not None and not (Path(images) / record.image).is_file():
-                        raise RecordError(
-                            f"image {record.image!r} is not below {images}; fetch it or fix it"
-                        )
-                except RecordError as error:
-                    yield Reject(path.name, line, _id_of(row), str(error))
-                    continue
-                seen[record.id] = line
-                yield record
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    seen: dict[str, int] = {}
+    for line, row in iter_file(path):
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            record = from_json(row)
+            if record.id in seen:
+                raise RecordError(f"id already used on line {seen[record.id]}")
+            if images is not None and not (Path(images) / record.image).is_file():
+                raise RecordError(
+                    f"image {record.image!r} is not below {images}; fetch it or fix it"
+                )
+        except RecordError as error:
+            name = str(row.get("id", "")) if isinstance(row, dict) else ""
+            yield Reject(Path(path).name, line, name, str(error))
+            continue
+        seen[record.id] = line
+        yield record
 
 
 def kept(path: str | Path, images: str | Path | None = None) -> Iterator[Record]:
@@ -287,10 +292,6 @@ def load(path: str | Path, images: str | Path | None = None) -> Loaded:
         raise RecordError(f"{path}: the file holds no records; was the download complete?")
     rejects = [item for item in items if isinstance(item, Reject)]
     return Loaded([item for item in items if isinstance(item, Record)], rejects)
-
-
-def _id_of(row: Any) -> str:
-    return str(row.get("id", "")) if isinstance(row, dict) else ""
 
 
 def line_of(row: Record | Reject) -> str:

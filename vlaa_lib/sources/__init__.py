@@ -9,15 +9,14 @@ from __future__ import annotations
 import heapq
 import json
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from vlaa_lib import ROOT, folders, records, rewards, worlds
+from vlaa_lib import ROOT, VlaaError, folders, records, rewards, worlds
 from vlaa_lib.records import FOLDERS, Record, RecordError, Reject
 
 from . import files, rows
@@ -42,7 +41,7 @@ def table() -> list[dict[str, Any]]:
 def paper_counts(scale: float = 1.0) -> dict[str, int]:
     """Return how many pictures to sample of each public source (table 1, `original`), scaled."""
     if not 0 < scale < math.inf:
-        raise ValueError(f"scale {scale} is not a positive number; 1 is the paper's size")
+        raise VlaaError(f"scale {scale} is not a positive number; 1 is the paper's size")
     paper = json.loads((ROOT / "data/paper/vlaa_thinking.json").read_text(encoding="utf-8"))
     original = {row[0]: row[2] or GEOQA_COUNT for row in paper["table1_dataset"]["rows"]}
     return {name: max(1, round(original[name] * scale)) for name in READERS}
@@ -51,7 +50,7 @@ def paper_counts(scale: float = 1.0) -> dict[str, int]:
 def _reader(source: str) -> Reader:
     if source not in READERS:
         known = ", ".join([*READERS, *worlds.known().sources])
-        raise ValueError(f"unknown source {source!r}; use one of {known}")
+        raise VlaaError(f"unknown source {source!r}; use one of {known}")
     return READERS[source]
 
 
@@ -63,8 +62,7 @@ def read(source: str, root: str | Path) -> Iterator[Item]:
     FILE#ROW in a parquet file. A micro source has no end and no file; its root is not looked at.
 
     Raises:
-        RecordError: the file is not there.
-        ValueError: unknown source.
+        VlaaError: the file is not there, or the source is unknown.
     """
     if source in worlds.known().sources:
         yield from (sample.record for sample in worlds.known().stream(source, "train"))
@@ -146,26 +144,6 @@ def _order(seed: int, text: str) -> int:
     return int(rows.digest(f"{seed}\n{text}"), 16)
 
 
-class _Rejects:
-    """Rejects on their way to a file, as they may be more than memory holds; and their count."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.count = stream, 0
-
-    def add(self, reject: Reject) -> None:
-        """Write one down."""
-        self.count += 1
-        self.stream.write(json.dumps(asdict(reject)) + "\n")  # ASCII: names may be broken
-
-    def sift(self, items: Iterable[Item]) -> Iterator[Record]:
-        """Yield the records of a stream; write down the others."""
-        for item in items:
-            if isinstance(item, Record):
-                yield item
-            else:
-                self.add(item)
-
-
 def write(
     out: str | Path, counts: dict[str, int], roots: dict[str, str | Path], seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -183,28 +161,43 @@ def write(
         golds the repair rewrote and left undecided.
     """
     out, kept, summary = Path(out), {}, []
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+    with folders.atomic(out / "rejects.jsonl") as stream:  # more of them than memory holds
+        rejected: Counter[str] = Counter()
+
+        def reject(why: Reject) -> None:
+            rejected[source] += 1
+            stream.write(json.dumps(asdict(why)) + "\n")  # ASCII: names may be broken
+
+        def sift(items: Iterable[Item]) -> Iterator[Record]:
+            for item in items:
+                if isinstance(item, Record):
+                    yield item
+                else:
+                    reject(item)
+
         for source, n in counts.items():
-            rejects, row = _Rejects(spool), {"source": source, "asked": n}
             made = {}
-            for record in rejects.sift(_prepare(source, n, roots, out / "images", seed, rejects)):
+            for record in sift(_prepare(source, n, roots, out / "images", seed, sift)):
                 if record.id in kept or record.id in made:
-                    said = "id already used by another record chosen"
-                    rejects.add(Reject("", 0, record.id, said))
+                    reject(Reject("", 0, record.id, "id already used by another record chosen"))
                 else:
                     made[record.id] = record
             kept |= made
             repairs = Counter(r.meta.get("gold_repair", "kept") for r in made.values())
             del repairs["kept"]
-            summary.append(row | {"written": len(made), "rejected": rejects.count} | repairs)
-        spool.seek(0)
-        folders.write_lines(out / "rejects.jsonl", spool)
+            row = {"source": source, "asked": n, "written": len(made), "rejected": rejected[source]}
+            summary.append(row | repairs)
     records.write(kept.values(), out / "records.jsonl")
     return summary
 
 
 def _prepare(
-    source: str, n: int, roots: dict[str, str | Path], images: Path, seed: int, rejects: _Rejects
+    source: str,
+    n: int,
+    roots: dict[str, str | Path],
+    images: Path,
+    seed: int,
+    sift: Callable[[Iterable[Item]], Iterator[Record]],
 ) -> Iterator[Item]:
     """Sample one source and finish the records chosen: joined, audited, their pictures placed."""
     if source in worlds.known().sources:
@@ -214,15 +207,15 @@ def _prepare(
         return
     reader = _reader(source)
     if source not in roots:
-        raise ValueError(f"no folder given for {source}; name the one that holds {reader.home}")
+        raise VlaaError(f"no folder given for {source}; name the one that holds {reader.home}")
     root = Path(roots[source])
-    chosen: Iterable[Item] = sample(rejects.sift(read(source, root)), n, seed, reader.is_whole)
+    chosen = sample(sift(read(source, root)), n, seed, reader.is_whole)
     if reader.join:
-        chosen = list(rejects.sift(_joined(reader.join, root, reader.home, chosen)))
-    chosen = list(chosen)
+        chosen = list(sift(_joined(reader.join, root, reader.home, chosen)))
     if dict(FOLDERS.values())[source] == "math":
         bad = {reject.id: reject for reject in rewards.audit(chosen)}
-        chosen = [bad.get(record.id, record) for record in chosen]
+        yield from bad.values()
+        chosen = [record for record in chosen if record.id not in bad]
     yield from _placed(chosen, root, images)
 
 
@@ -249,19 +242,16 @@ def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iter
             yield Reject(paths[0].name, 0, record.id, str(error))
 
 
-def _placed(chosen: list[Item], root: Path, images: Path) -> Iterator[Item]:
+def _placed(chosen: list[Record], root: Path, images: Path) -> Iterator[Record]:
     """Bring the pictures of the records chosen below the new root."""
     embedded: dict[str, dict[int, str]] = {}  # parquet file -> row -> image
-    for item in chosen:
-        if isinstance(item, Record):
-            origin = item.extra["origin"]
-            if ".parquet#" in origin:
-                file, row = origin.rsplit("#", 1)
-                embedded.setdefault(file, {})[int(row)] = item.image
-            else:
-                files.place(root / origin, images / item.image)
-            item = replace(item, extra={})
-        yield item
+    for record in chosen:
+        file, _, row = record.extra["origin"].rpartition("#")
+        if file.endswith(".parquet"):
+            embedded.setdefault(file, {})[int(row)] = record.image
+        else:
+            files.place(root / record.extra["origin"], images / record.image)
+        yield replace(record, extra={})
     for file, wanted in embedded.items():
         for line in files.lines([root / file]):
             if line.number in wanted:

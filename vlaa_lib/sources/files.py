@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlaa_lib.records import RecordError, clean_image_path, iter_array, iter_json
+from vlaa_lib.records import RecordError, clean_image_path, iter_json
 
-CHUNK_CHARS = 1 << 16
 BATCH_ROWS = 64  # ours: rows of a parquet file, with their pictures, held at a time
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
@@ -55,33 +53,7 @@ def lines(files: Iterable[Path], key: str = "") -> Iterator[Line]:
 
 def _json_rows(file: Path, key: str) -> Iterator[tuple[int, Any]]:
     with file.open(encoding="utf-8") as stream:
-        yield from _listed(stream, key) if key else iter_json(stream)
-
-
-class _Rest:
-    """A text stream again, after some of it was read."""
-
-    def __init__(self, text: str, stream: Any) -> None:
-        self.text, self.stream = text, stream
-
-    def read(self, size: int) -> str:
-        text, self.text = self.text, ""
-        return text or self.stream.read(size)
-
-
-def _listed(stream: Any, key: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, element) of `{..., "key": [...], ...}`."""
-    opening, text, skipped = re.compile(rf'"{key}"\s*:\s*(?=\[)'), "", 0
-    while not (match := opening.search(text)):
-        skipped += text.count("\n", 0, -CHUNK_CHARS)  # a chunk stays: the key may lie across two
-        text = text[-CHUNK_CHARS:]
-        if not (more := stream.read(CHUNK_CHARS)):
-            yield 1, RecordError(f"no list under the key {key!r}; is this the dataset's own file?")
-            return
-        text += more
-    skipped += text.count("\n", 0, match.end())
-    for number, row in iter_array(_Rest(text[match.end() :], stream), CHUNK_CHARS, is_nested=True):
-        yield skipped + number, row
+        yield from iter_json(stream, key)
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:

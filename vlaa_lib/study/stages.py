@@ -22,8 +22,8 @@ from vlaa_lib.folders import write_csv
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.profiles import MODELS, RUNS, Settings
-from vlaa_lib.sources import hub
-from vlaa_lib.sources.hub import split_file as split
+from vlaa_lib.sources import fetch
+from vlaa_lib.sources.fetch import split_file as split
 
 if TYPE_CHECKING:
     from vlaa_lib.models import Policy
@@ -111,7 +111,7 @@ def dataset(cfg: Settings, run: Path) -> Path:
 
     if cfg.data.folder:
         given = ROOT / cfg.data.folder
-        for name in hub.SPLITS:
+        for name in fetch.SPLITS:
             if not (file := split(given, name)).is_file():
                 raise FileNotFoundError(
                     f"{file}: not there; fetch the released dataset or construct one first "

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlaa_lib import ROOT, folders, profiles, records
 from vlaa_lib.profiles import Settings
-from vlaa_lib.sources import hub
+from vlaa_lib.sources import fetch
 
 from .memory import GB, SHARDINGS, Setup, memory, problems, states
 from .shapes import shape_of, visual_tokens
@@ -257,7 +257,7 @@ def number_of_records(cfg: Settings, method: str) -> tuple[int, str]:
     if not cfg.data.folder:
         each = cfg.data.construct_per_source if method == "sft" else cfg.data.rl_per_source
         return each * len(cfg.data.sources), "of the micro-world, as the profile says"
-    file = hub.split_file(ROOT / cfg.data.folder, "sft" if method == "sft" else "rl")
+    file = fetch.split_file(ROOT / cfg.data.folder, "sft" if method == "sft" else "rl")
     if file.is_file():
         with file.open(encoding="utf-8") as stream:
             return sum(1 for _ in records.iter_json(stream)), f"in {file}"

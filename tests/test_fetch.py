@@ -1,0 +1,426 @@
+"""The released dataset: fetched from a hub on loopback, unpacked as what it is, hostile input."""
+
+import io
+import json
+import shutil
+import stat
+import tarfile
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from loopback_hub import COMMIT, OTHER, serve
+from vlaa_lib import VlaaError, folders, profiles, records
+from vlaa_lib.__main__ import main
+from vlaa_lib.sources import fetch as fetching
+from vlaa_lib.study import stages
+from vlaa_lib.train import plan
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG")
+    return out.getvalue()
+
+
+def tar(members, mode="w:gz") -> bytes:
+    """Pack (name, data) pairs; instead of data, (type of a tar member,)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, format=tarfile.GNU_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple):
+                (info.type,), info.linkname = data, "/etc/passwd"
+                archive.addfile(info)
+            else:
+                info.size, info.mode = len(data), 0o4777
+                archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zipped(members, mode=0) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = 3, mode << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+# --- fetch ---------------------------------------------------------------------------------------
+
+JSON, TAR = fetching.SPLITS["rl"], "images/clevr_math.tar.gz"
+PICTURES = {"clevr_math/a.png": b"picture a" * 5000, "clevr_math/b.png": b"picture b"}
+RECORDS = "".join(
+    json.dumps({"id": str(i), "image": name, "question": "?", "gt": 1}) + "\n"
+    for i, name in enumerate(PICTURES)
+).encode()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    files = {"README.md": b"# A card\n", JSON: RECORDS * 100, TAR: tar(PICTURES.items())}
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with serve(files) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def fetch(root, *options) -> int:
+    return main(["data", "fetch", "vlaa-thinking", "--root", str(root), *options])
+
+
+def files_below(root: Path) -> set[str]:
+    found = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    return {name for name in found if not name.startswith((fetching.MARKS, ".cache", ".lock"))}
+
+
+def test_fetch_verifies_unpacks_and_pins(hub, tmp_path, capsys):
+    root = tmp_path / "deep" / "data"
+    assert fetch(root) == 0
+    assert files_below(root) == {*hub.files, "REVISION", *(f"images/{n}" for n in PICTURES)}
+    assert all((root / name).read_bytes() == data for name, data in hub.files.items())
+    assert all((root / "images" / n).read_bytes() == data for n, data in PICTURES.items())
+    assert (root / "REVISION").read_text() == COMMIT + "\n"
+    assert COMMIT in capsys.readouterr().out
+    assert main(["data", "check", "--root", str(root), "--records", str(root / JSON)]) == 0
+
+
+def test_what_was_fetched_is_what_a_profile_trains_on(hub, tmp_path, capsys):
+    cfg = profiles.load("single", **{"data.folder": str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match=r"VLAA-Thinking-SFT-126K.json: not there; fetch"):
+        stages.dataset(cfg, tmp_path / "run")
+    hub.files[fetching.SPLITS["sft"]] = b"[" + RECORDS.strip().replace(b"\n", b",") + b"]"
+    assert fetch(tmp_path) == 0
+    data, images = stages.dataset(cfg, tmp_path / "run"), stages.pictures(cfg, tmp_path / "run")
+    for name, method, lines in (("sft", "sft", 2), ("rl", "grpo", 200)):
+        found = records.load(stages.split(data, name), images)
+        assert [record.id for record in found.records] == ["0", "1"]
+        assert plan.number_of_records(cfg, method)[0] == lines
+    (tmp_path / "rl.jsonl").write_text("")  # ours come first
+    assert stages.split(data, "rl").name == "rl.jsonl"
+
+
+def test_a_second_fetch_downloads_and_unpacks_nothing(hub, tmp_path, capsys):
+    assert fetch(tmp_path) == 0
+    (tmp_path / TAR).unlink()  # an unpacked archive may be deleted
+    shutil.rmtree(tmp_path / "images/clevr_math")
+    hub.log.clear()
+    assert fetch(tmp_path) == 0
+    assert hub.downloads() == [] and not (tmp_path / "images/clevr_math").exists()
+    assert "unpacked" in capsys.readouterr().out
+    assert main(["data", "check", "--root", str(tmp_path)]) == 1  # it says how to unpack again
+    mark = next((tmp_path / fetching.MARKS).glob("*.unpacked"))
+    assert f"delete {mark}" in capsys.readouterr().out
+    mark.unlink()
+    assert fetch(tmp_path) == main(["data", "check", "--root", str(tmp_path)]) == 0
+
+
+def test_a_broken_fetch_goes_on_with_the_files_that_are_missing(hub, tmp_path, capsys):
+    hub.faults[JSON] = [403]
+    assert fetch(tmp_path) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {JSON}: the server answered 403")
+    assert "finished files are kept" in message and message.count("\n") == 1
+    assert not (tmp_path / JSON).exists() and (tmp_path / TAR).exists()
+    hub.log.clear()
+    assert fetch(tmp_path) == 0
+    assert {name for name, *_ in hub.downloads()} == {JSON}
+    assert (tmp_path / JSON).read_bytes() == hub.files[JSON]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (403, {"X-Error-Code": "GatedRepo"}, "accept the terms"),
+        (401, {}, "the name is private, gated or not there: check HF_ENDPOINT and HF_TOKEN"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "check HF_ENDPOINT"),
+        (500, {}, "answered 500"),
+        (200, {}, "no hub answers there"),
+        (None, {}, "no connection"),
+    ],
+)
+def test_a_refusal_says_what_to_do(hub, tmp_path, monkeypatch, status, headers, message, capsys):
+    hub.listing_fault = (status, headers, b"<html>")
+    if not status:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [JSON, "README.md"])
+def test_wrong_bytes_are_deleted_and_named(hub, tmp_path, name, capsys):
+    hub.faults[name] = [b"x" * len(hub.files[name])]
+    assert fetch(tmp_path) == 2
+    assert "digest" in capsys.readouterr().err and not (tmp_path / name).exists()
+    assert fetch(tmp_path) == 0
+    assert (tmp_path / name).read_bytes() == hub.files[name]
+
+
+def test_two_revisions_are_not_mixed(hub, tmp_path, capsys):
+    assert fetch(tmp_path, "--only", "README.md") == 0
+    hub.revisions["main"] = OTHER  # the branch moved: what is pinned stays
+    assert fetch(tmp_path, "--only", "README.md") == 0
+    assert (tmp_path / "REVISION").read_text() == COMMIT + "\n"
+    assert fetch(tmp_path, "--revision", "main") == 2
+    assert COMMIT in (message := capsys.readouterr().err) and OTHER in message
+    assert fetch(tmp_path, "--revision", "none") == 2
+    assert "check --revision" in capsys.readouterr().err
+
+
+def test_plan_prints_and_writes_nothing(hub, tmp_path, capsys):
+    assert fetch(tmp_path, "--plan") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in hub.files) and "to download" in out
+    assert not any(tmp_path.iterdir()) and hub.downloads() == []
+
+
+def test_only_chooses_files(hub, tmp_path, capsys):
+    assert fetch(tmp_path, "--only", "*.json") == 0
+    assert files_below(tmp_path) == {JSON, "REVISION"}
+    assert fetch(tmp_path, "--only", "*.csv") == 2
+    assert TAR in capsys.readouterr().err
+
+
+def test_room_is_looked_for_first(hub, tmp_path, monkeypatch, capsys):
+    need = sum(map(len, hub.files.values())) + len(hub.files[TAR])
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=need - 1))
+    assert fetch(tmp_path / "new") == 2
+    assert "make room" in capsys.readouterr().err
+    assert hub.downloads() == [] and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", [{"rfilename": "../evil.json"}, {"size": None}, {"lfs": 3}])
+def test_a_hostile_listing_is_refused(hub, tmp_path, change, capsys):
+    hub.listing_changes[JSON] = change
+    assert fetch(tmp_path / "data") == 2
+    assert "HF_ENDPOINT" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_a_hostile_archive_leaves_nothing(hub, tmp_path, capsys):
+    hub.files[TAR] = tar([("good.png", b"1"), ("../../evil.png", b"2")])
+    assert fetch(tmp_path / "data") == 2
+    assert "'../../evil.png' leaves" in capsys.readouterr().err
+    assert files_below(tmp_path / "data") == {*hub.files, "REVISION"}
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_one_fetch_at_a_time(hub, tmp_path, capsys):
+    with folders.lock(tmp_path):
+        assert fetch(tmp_path) == 2
+    assert "in use by another process" in capsys.readouterr().err and hub.downloads() == []
+
+
+# --- unpack --------------------------------------------------------------------------------------
+
+GOOD = {"vg/a.png": b"a" * 3000, "./vg/deep/b.png": b"b", "c.txt": b""}
+
+
+def unpack(folder, data: bytes, name="x.tar.gz", cuts=()) -> None:
+    """Write an archive, in parts if it is to be cut, and unpack it into `folder/out`."""
+    edges = [0, *cuts, len(data)]
+    parts = [folder / f"{name}.{i:03}" if cuts else folder / name for i in range(len(edges) - 1)]
+    for part, start, end in zip(parts, edges, edges[1:], strict=False):
+        part.write_bytes(data[start:end])
+    fetching.unpack(parts, folder / "out")
+
+
+def tree(folder) -> dict[str, bytes]:
+    found = folder.rglob("*")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.is_file()}
+
+
+WAYS = {
+    "tar.gz": (tar(GOOD.items()), "x.tar.gz", ()),
+    "tar": (tar(GOOD.items(), "w"), "x.tar", ()),
+    "zip of Unix files": (zipped(GOOD.items(), stat.S_IFREG | 0o4755), "x.zip", ()),
+    "split tar.gz": (tar(GOOD.items()), "x.tar.gz", (7, 100)),
+    "split zip": (zipped(GOOD.items()), "x.zip", (7, 100)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_good_archives_join_what_is_there(tmp_path, way):
+    data, name, cuts = WAYS[way]
+    (tmp_path / "out/vg").mkdir(parents=True)
+    (tmp_path / "out/vg/mine.png").write_bytes(b"mine")
+    (tmp_path / "out/vg/a.png").write_bytes(b"older")
+    left_by_a_kill = tmp_path / "out" / f".unpacking-{name}{'.000' if cuts else ''}"
+    left_by_a_kill.mkdir()
+    (left_by_a_kill / "half.png").write_bytes(b"half")
+    unpack(tmp_path, data, name, cuts)
+    expected = {key.removeprefix("./"): value for key, value in GOOD.items()}
+    assert tree(tmp_path / "out") == expected | {"vg/mine.png": b"mine"}
+    assert not (tmp_path / "out/vg/a.png").stat().st_mode & 0o7022
+
+
+NAMES = ("../evil", "a/../../evil", "C:/evil", "..\\evil", ".fetch/mark")
+BOMB = [("zeros", bytes(fetching.MIN_LIMIT_BYTES + 1))]
+HOSTILE = {
+    **{f"{make.__name__} {n}": (make([("ok", b"1"), (n, b"2")]), n.rpartition("evil")[0])
+       for n in NAMES for make in (tar, zipped)},
+    **{f"tar type {k}": (tar([("ok", b"1"), ("x", (k,))]), "link or a device")
+       for k in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)},
+    "zip link": (zipped([("x", b"/etc/passwd")], stat.S_IFLNK | 0o777), "link or a device"),
+    "tar bomb": (tar(BOMB), "a bomb"),
+    "zip bomb": (zipped(BOMB), "a bomb"),
+    "cut tar.gz": (tar(GOOD.items())[:-20], "cut short"),
+    "cut tar": (tar([("ok", b"1"), ("b", b"b" * 3000)], "w")[:3000], "cut short"),
+    "cut zip": (zipped(GOOD.items())[:-30], "cut short"),
+    "no archive": (b"<html>not found</html>", "broken"),
+    "a file as a folder": (tar([("a", b"1"), ("a/b", b"2")]), "broken"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archives_leave_nothing(tmp_path, case):
+    data, message = HOSTILE[case]
+    with pytest.raises(VlaaError) as caught:
+        unpack(tmp_path, data)
+    assert message in str(caught.value) and "x.tar.gz: " in str(caught.value)
+    assert {p.name for p in tmp_path.rglob("*")} == {"out", "x.tar.gz"}
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil-here", "\\evil-here"])
+@pytest.mark.parametrize("make", [tar, zipped])
+def test_absolute_names_stay_below_the_folder(tmp_path, make, name):
+    unpack(tmp_path, make([(name, b"2")]))
+    assert list(tree(tmp_path / "out").values()) == [b"2"]
+    assert not Path("/tmp/evil-here").exists()
+
+
+def test_a_bomb_of_many_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "MAX_MEMBERS", 10)
+    with pytest.raises(VlaaError, match="a bomb"):
+        unpack(tmp_path, tar((str(i), b"") for i in range(11)))
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["a.tar.gz.aa", "a.tar.gz.ab"], {"a.tar.gz": ["a.tar.gz.aa", "a.tar.gz.ab"]}),
+        (["a.zip.2", "a.zip.10"], {"a.zip": ["a.zip.2", "a.zip.10"]}),
+        (["a.tar.part-1"], {"a.tar": ["a.tar.part-1"]}),
+        (["images/a.TGZ"], {"images/a.TGZ": ["images/a.TGZ"]}),
+        (["a.tar.xz", "a.zip.json", "zip", "a.gz", "tar.gz", "a.targz"], {}),
+    ],
+)
+def test_which_names_are_archives(names, groups):
+    assert fetching.archives(names) == groups
+
+
+# --- which pictures are there --------------------------------------------------------------------
+
+
+def write(root, images, name="records.json", array=False, extra=()):
+    rows = [{"id": str(i), "image": image} for i, image in enumerate(images)]
+    lines = [json.dumps(row) for row in rows] + list(extra)
+    root.joinpath(name).write_text(json.dumps(rows) if array else "\n".join(lines))
+
+
+def place(root, name, data=None):
+    path = root / "images" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png() if data is None else data)
+
+
+def check(root, *options) -> int:
+    return main(["data", "check", "--root", str(root), *options])
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_all_there(tmp_path, array, capsys):
+    place(tmp_path, "clevr_math/a.png")
+    write(tmp_path, ["clevr_math/a.png", "/clevr_math/a.png"], array=array)
+    assert check(tmp_path) == check(tmp_path, "--deep") == 0
+    assert "every record has its picture" in capsys.readouterr().out
+    assert fetching.check(tmp_path) == ([
+        {"folder": "clevr_math", "source": "CLEVR-Math", "records": 2, "there": 2, "missing": 0,
+         "unreadable": 0}
+    ], [])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "folder", "remedy"),
+    [
+        ("clevr_math/x.png", "clevr_math", "data fetch vlaa-thinking --root"),
+        ("coco/train2017/1.jpg", "coco/train2017", "images.cocodataset.org/zips/train2017.zip"),
+        ("vg/VG_100K/1.jpg", "vg/VG_100K", "VG_100K_2/images.zip"),
+        ("vg/VG_100K_2/1.jpg", "vg/VG_100K_2", "VG_100K_2/images2.zip"),
+        ("coco/val2017/1.jpg", "coco", "only coco/train2017"),
+        ("mine/1.jpg", "(other)", "no folder of the release"),
+        ("clevr_math/a.png/x.png", "clevr_math", "data fetch"),
+    ],
+)
+def test_missing_pictures_have_a_remedy(tmp_path, image, folder, remedy, capsys):
+    place(tmp_path, "clevr_math/a.png")
+    write(tmp_path, ["clevr_math/a.png", image])
+    assert check(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert f"{folder}: {image} is missing" in out and remedy in out
+    rows = {row["folder"]: row["missing"] for row in fetching.check(tmp_path)[0]}
+    assert rows[folder] == 1
+
+
+def test_unreadable_pictures(tmp_path, capsys):
+    names = ["vizwiz/empty.png", "vizwiz/broken.png", "vizwiz/good.png", "vizwiz/folder"]
+    for name, data in zip(names, (b"", png()[:-30], None), strict=False):
+        place(tmp_path, name, data)
+    place(tmp_path, "vizwiz/folder/x.png")
+    write(tmp_path, names)
+    assert check(tmp_path) == check(tmp_path, "--deep") == 1
+    shallow, deep = (fetching.check(tmp_path, deep=deep)[0][0] for deep in (False, True))
+    assert (shallow["there"], shallow["unreadable"]) == (2, 2)
+    assert (deep["there"], deep["unreadable"]) == (1, 3)
+
+
+def test_bad_records_are_quoted_and_counted(tmp_path, capsys):
+    place(tmp_path, "vizwiz/a.png")
+    bad = ['{"id": 1}', '{"image": "../x.png"}', "half {", "[1]", '{"image": 3}', '{"image": ""}']
+    write(tmp_path, ["vizwiz/a.png"], "r.jsonl", extra=bad)
+    assert check(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "r.jsonl:2: names no image" in out and "r.jsonl:3: image '../x.png' leaves" in out
+    assert "r.jsonl:4: not valid JSON" in out and "1 more bad records" in out
+    assert fetching.check(tmp_path)[0][0]["records"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (b"\x1f\x8b\xff", 2, "not UTF-8"),
+        (None, 2, "no .json or .jsonl here"),
+        (b"[]", 1, "no records"),  # is not complete
+    ],
+)
+def test_a_file_that_is_none(tmp_path, data, code, message, capsys):
+    if data:
+        (tmp_path / "r.json").write_bytes(data)
+    assert check(tmp_path) == code
+    assert message in "".join(capsys.readouterr())
+    assert check(tmp_path, "--records", str(tmp_path / "none.json")) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_memory_does_not_grow_with_the_file(tmp_path, array):
+    rows = [{"id": str(i), "image": f"{i % 9}/{i % 7}.png", "text": "x" * 2000}
+            for i in range(3000)]  # fmt: skip
+    text = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    (tmp_path / "r.json").write_text(text)
+    del rows
+    tracemalloc.start()
+    (row,), _ = fetching.check(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert row["missing"] == 3000 and len(text) > 6e6 and peak < 2e6
