@@ -3,13 +3,15 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import scoring
 from vlaa_lib import VlaaError, models, profiles, prompts, train
-from vlaa_lib.process import prm, steps, train_prm
+from vlaa_lib.process import prm, steps
 from vlaa_lib.process.released import Process
 
 THREE = "Two cubes. One ball. The answer is 3."
@@ -35,7 +37,7 @@ def trained(tiny_model, micro_data, tmp_path_factory):
     folder, made = micro_data
     out = tmp_path_factory.mktemp("prm") / "full"
     rows = rows_of(made, 18)
-    log = train_prm.train(settings(tiny_model), rows, folder / "images", out)
+    log = prm.train(settings(tiny_model), rows, folder / "images", out)
     return out, log, rows
 
 
@@ -44,7 +46,7 @@ def settings(tiny_model, **overrides):
 
 
 def untrained(tiny_model, **overrides):
-    policy = train_prm.begin(settings(tiny_model, **overrides), None, "unused")
+    policy = prm.begin(settings(tiny_model, **overrides), None, "unused")
     policy.model.eval()
     return policy
 
@@ -168,12 +170,13 @@ def test_a_policy_is_no_vilprm(tiny_model):
         prm.load(tiny_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "4bit"])
 def test_an_adapter_is_saved_with_its_head_and_reloads(mode, tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     cfg = settings(tiny_model, **{"prm.mode": mode, "prm.max_steps": 1})
     rows = rows_of(made, 18)
-    train_prm.train(cfg, rows, folder / "images", tmp_path)
+    prm.train(cfg, rows, folder / "images", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     found, _ = prm.report(
         prm.load(tmp_path), folder / "images", prm.parted(rows, cfg.prm.held_out)[1]
@@ -182,10 +185,11 @@ def test_an_adapter_is_saved_with_its_head_and_reloads(mode, tiny_model, micro_d
     assert kept["mse"] == pytest.approx(found["mse"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns_which_step_is_wrong(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     cfg = settings(tiny_model, **{"prm.max_steps": 80, "prm.learning_rate": 3.0e-3})
-    train_prm.train(cfg, rows_of(made, 18), folder / "images", tmp_path)
+    prm.train(cfg, rows_of(made, 18), folder / "images", tmp_path)
     held_out = json.loads((tmp_path / prm.CARD).read_text())["held_out"]
     assert held_out["mse"] < held_out["mse_constant"] / 2
     assert held_out["spearman_within"] > 0.5
@@ -194,10 +198,53 @@ def test_training_learns_which_step_is_wrong(tiny_model, micro_data, tmp_path):
 def test_solutions_that_are_too_long_are_named(tiny_model, micro_data, capsys):
     policy, made = untrained(tiny_model), prm.solutions(rows_of(micro_data[1], 1))
     longer = prm.Solution("b.png", "Q?", ("Very long. " * 99,), (1.0,))
-    assert train_prm.within(policy, [*made, longer], 120) == made
+    assert prm.within(policy, [*made, longer], 120) == made
     assert "b.png" in (said := capsys.readouterr().out) and "the limit is 120" in said
     with pytest.raises(ValueError, match=r"raise prm\.max_tokens"):
-        train_prm.within(policy, made, 1)
+        prm.within(policy, made, 1)
+
+
+@pytest.mark.slow
+def test_a_vilprm_that_was_cut_off_ends_as_if_it_had_not_been(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    cfg = settings(
+        tiny_model, **{"prm.max_steps": 4, "prm.save_steps": 2, "prm.global_batch": 4,
+                       "prm.per_device_batch": 2, "prm.epochs": 9.0}
+    )  # fmt: skip
+    given = cfg, rows_of(made, 18), folder / "images"
+    log = prm.train(*given, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    again = prm.train(*given, tmp_path / "cut")
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [row["loss"] for row in again] == [row["loss"] for row in log]
+    assert len(log) == 4
+
+
+def test_equal_solutions_are_read_once(tiny_model, micro_data, monkeypatch):
+    folder, made = micro_data
+    policy = prm.begin(settings(tiny_model), None, "unused")
+    policy.model.eval()
+    seen, real = [], prm.encode
+    monkeypatch.setattr(prm, "encode", lambda *a: seen.append(len(a[2])) or real(*a))
+    found = prm.scorer(policy, folder / "images")([made[0]] * 3 + [made[1]], [["Two."]] * 4)
+    assert seen == [2] and found[0] == found[1] == found[2] and found[0] is not found[1]
+
+
+@pytest.mark.parametrize("missing", ["register_checkpoint_conversion_mapping", "the table"])
+def test_without_a_table_of_names_the_model_still_loads(monkeypatch, missing):
+    """Other releases of transformers go by the type of the model."""
+    from transformers import conversion_mapping as names
+
+    called = []
+    monkeypatch.setattr(names, "register_checkpoint_conversion_mapping", called.append)
+    monkeypatch.setattr(names, "get_checkpoint_conversion_mapping", lambda name: None)
+    if missing != "the table":
+        monkeypatch.delattr(names, missing)
+    prm._teach_names()
+    assert called == []
 
 
 def test_measures_by_hand():
@@ -232,6 +279,7 @@ def test_the_process_reward_pays_formatted_completions_their_mean_score():
     assert reward.__name__ == "process"
 
 
+@pytest.mark.slow
 def test_grpo_weighs_the_process_reward(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     small = {"grpo.max_steps": 1, "grpo.max_completion_tokens": 8}

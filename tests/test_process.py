@@ -1,6 +1,8 @@
-"""Process rewards: steps, aggregators, candidate pools, step truth, the judge."""
+"""Process rewards: steps, aggregators, pools, scorers, judge, best-of-N, filter, released files."""
 
+import json
 import math
+import random as dice
 
 import pytest
 from hypothesis import given
@@ -8,10 +10,10 @@ from hypothesis import strategies as st
 
 from scoring import record, wrap
 from test_construct import endpoint
-from vlaa_lib import construct, records
+from vlaa_lib import ROOT, VlaaError, construct, folders, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows
-from vlaa_lib.process import aggregate, judge, pools, scorers, steps
+from vlaa_lib.process import aggregate, best_of_n, pools, released, scorers, steps
 from vlaa_lib.records import RecordError
 from vlaa_lib.show import process_figures
 
@@ -168,6 +170,7 @@ def test_rows_that_are_no_pool():
         pools.collect([])
 
 
+@pytest.mark.slow
 def test_a_real_pool_resumes_and_is_scored(micro_data, tmp_path, monkeypatch, capsys):
     from vlaa_lib import evaluate, models
 
@@ -193,7 +196,7 @@ def test_a_real_pool_resumes_and_is_scored(micro_data, tmp_path, monkeypatch, ca
     assert len(pools.load(tmp_path / "cut").candidates) == 1
     assert pools.sample(policy, asked, images, tmp_path / "cut", "pocket", **given) == whole
     assert len(calls) == 5
-    with pytest.raises(ValueError, match="a pool with seed 0 instead of 1; name another folder"):
+    with pytest.raises(ValueError, match="other settings \\(seed 0 instead of 1\\)"):
         pools.sample(policy, asked, images, tmp_path / "cut", "pocket", seed=1, **given)
 
     records.write(asked, tmp_path / "asked.jsonl")
@@ -291,25 +294,25 @@ def test_bad_lines_of_scores_are_named(tmp_path, line, said):
     ],
 )  # fmt: skip
 def test_a_judges_reply_is_read_strictly(text, score):
-    assert judge.read_score(text) == score
+    assert scorers.read_score(text) == score
 
 
 @given(st.text(max_size=300))
 def test_any_reply_is_a_score_from_1_to_5_or_none(text):
-    assert judge.read_score(text) in (None, 1, 2, 3, 4, 5)
+    assert scorers.read_score(text) in (None, 1, 2, 3, 4, 5)
 
 
 def test_what_the_judge_is_shown():
     given = ["Two {input}.", "One.", "Three."]
-    assert [judge.shown(given, 1, view) for view in judge.INPUTS[:2]] == [
+    assert [scorers.shown(given, 1, view) for view in scorers.INPUTS[:2]] == [
         "One.", "Two {input}.\nOne."
     ]  # fmt: skip
-    context = judge.shown(given, 1, "context")
+    context = scorers.shown(given, 1, "context")
     assert context.index("Two {input}.") < context.index("to grade)\nOne.")
     assert "Three" not in context
-    assert judge.shown(given, 0, "context") == "Two {input}."
+    assert scorers.shown(given, 0, "context") == "Two {input}."
     with pytest.raises(ValueError, match="use one of step, prefix, context"):
-        judge.StepJudge("j", "all", list)
+        scorers.StepJudge("j", "all", list)
 
 
 def graded(body):
@@ -329,7 +332,7 @@ def test_an_endpoint_judges_steps_counts_failures_and_is_paid_once(micro_data, t
         teacher = construct.Endpoint("grader", url)
         limits = construct.Limits(concurrency=2, max_retries=0)
         given = teacher, tmp_path / "j.sqlite", folder / "images", "step", limits
-        found = judge.endpoint_judge(*given)
+        found = scorers.endpoint_judge(*given)
         scores = found(asked, solutions)
         assert str(scores) == str([[1.0, 0.2, 1.0], [], [NAN, NAN]])
         assert found.unusable == {
@@ -337,7 +340,7 @@ def test_an_endpoint_judges_steps_counts_failures_and_is_paid_once(micro_data, t
         }  # fmt: skip
         assert found.failure_rate == 0.4 and found.name == "judge grader step"
         assert len(bodies) == 4 and all(body["temperature"] == 0.0 for body in bodies)
-        again = judge.endpoint_judge(*given)
+        again = scorers.endpoint_judge(*given)
         assert str(again(asked, solutions)) == str(scores)
         assert len(bodies) == 5  # what was refused is asked again
 
@@ -348,21 +351,236 @@ def test_a_local_policy_judges_and_its_replies_are_kept(micro_data, tmp_path, mo
     folder, made = micro_data
     policy, calls = models.load_policy("data/pocket/instruct"), []
     given = policy, tmp_path / "j.sqlite", folder / "images"
-    found = judge.policy_judge(*given, batch=2, max_new_tokens=4)
+    found = scorers.policy_judge(*given, batch=2, max_new_tokens=4)
     # a step may spell the picture's token, which would ask for a second picture
     solutions = [["Look <|image_pad|>.", "3", "3"], ["No."]]
     scores = found([made[0], made[1]], solutions)
     assert [len(s) for s in scores] == [3, 1] and found.asked == 4
     assert sum(math.isnan(x) for s in scores for x in s) == sum(found.unusable.values())
 
-    monkeypatch.setattr(judge, "answer", lambda *args, **_: calls.append(args))
-    again = judge.policy_judge(*given, batch=2, max_new_tokens=4)
+    monkeypatch.setattr(scorers, "answer", lambda *args, **_: calls.append(args))
+    again = scorers.policy_judge(*given, batch=2, max_new_tokens=4)
     assert str(again([made[0], made[1]], solutions)) == str(scores) and not calls
 
     replies = iter([["Fine.\nScore: 4", "", "Score: 9"]])
-    monkeypatch.setattr(judge, "answer", lambda *_, **__: next(replies))
-    other = judge.policy_judge(*given, view="step", max_new_tokens=9)
+    monkeypatch.setattr(scorers, "answer", lambda *_, **__: next(replies))
+    other = scorers.policy_judge(*given, view="step", max_new_tokens=9)
     gone = made[0].__class__("x", "gone.png", "Q?", "3", reward="digit")
     scores = other([made[0], gone], [["a", "b", "c"], ["d"]])
     assert str(scores) == str([[0.8, NAN, NAN], [NAN]])
     assert other.unusable == {"empty reply": 1, "no score from 1 to 5": 1, "unusable image": 1}
+
+
+# --- best of N ------------------------------------------------------------------------------------
+
+
+def scored(pool, **values):
+    """Give each candidate one step; values by question."""
+    return {
+        (pool.generator, i, row["sample"]): [score]
+        for i, found in values.items()
+        for row, score in zip(pool.candidates[i], found, strict=True)
+    }
+
+
+def pick(rows, **wanted):
+    (row,) = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    return row
+
+
+def test_the_table_by_hand():
+    pool = pool_of(a="0" "1100", b="1" "0001", c="0" "00", d="1")
+    scores = scored(pool, a=[0.5, NAN, 0.5, 0.2], b=[0.1, 0.2, 0.3, 0.9], c=[NAN, NAN], d=[])
+    rows = best_of_n.table([pool], {"s": scores}, (2, 4, 8), {"mean": aggregate.mean}, 50)
+    assert {row["n"] for row in rows} == {2, 4}  # nobody reaches 8
+    four = pick(rows, n=4, scorer="s")
+    assert four["questions"] == 4 and four["accuracy"] == (0.5 + 1 + 0 + 0) / 4
+    assert (four["tie_rate"], four["mixed_tie_rate"]) == (0.5, 0.25)  # a and c; a
+    assert (four["unscored"], four["unscored_steps"]) == (3, 3)
+    assert (four["short"], four["empty"], four["no_correct"]) == (1, 1, 2)
+    random = (0.5 + 0.25 + 0 + 0) / 4
+    assert pick(rows, n=4, scorer="random")["accuracy"] == random
+    assert four["over_random"] == pytest.approx(four["accuracy"] - random)
+    assert four["over_greedy"] == pytest.approx(four["accuracy"] - 0.5)
+    assert four["low"] <= four["accuracy"] <= four["high"] <= 1
+    assert pick(rows, n=4, scorer="oracle")["accuracy"] == 0.5
+    assert pick(rows, n=2, scorer="s")["accuracy"] == 0.25  # a: only its first is scored
+
+
+def test_the_difference_is_paired():
+    pool = pool_of(**{f"q{i}": "0" + ("10" if i % 2 else "00") for i in range(20)})
+    better = scored(pool, **{i: [1.0, 0.0] for i in pool.candidates})
+    worse = scored(pool, **{i: [0.0, 1.0] for i in pool.candidates})
+    given = [pool], {"better": better, "worse": worse}, (2,), {"mean": aggregate.mean}
+    row = pick(best_of_n.table(*given, against=("worse",)), scorer="better")
+    assert row["over_worse"] == 0.5
+    # as good as the oracle on every question: no doubt about that, whatever the questions are
+    row = pick(best_of_n.table(*given, against=("oracle",)), scorer="better")
+    assert (row["over_oracle"], row["over_oracle_low"], row["over_oracle_high"]) == (0, 0, 0)
+    assert row["low"] < row["high"]
+
+
+def test_averages_are_over_a_fixed_set_of_generators():
+    one, two = pool_of("one", a="11000", b="00000", z="01111"), pool_of("two", a="001", b="111")
+    rows = best_of_n.table([one, two], {}, (2, 4))
+    average = pick(rows, generator="average", scorer="random", n=2)
+    assert average["questions"] == 2 and average["accuracy"] == ((0.5 + 0.5) / 2 + (0 + 1) / 2) / 2
+    assert {row["n"] for row in rows if row["generator"] == "average"} == {2}
+    assert {row["n"] for row in rows if row["generator"] == "one"} == {2, 4}
+    for wrong in ([], [one, one], [pool_of("average", a="11")]):
+        with pytest.raises(ValueError, match="one pool of each generator"):
+            best_of_n.table(wrong, {})
+
+
+def test_a_candidate_that_was_never_scored_is_an_error():
+    pool = pool_of(a="011")
+    with pytest.raises(ValueError, match="score the whole pool first"):
+        best_of_n.table([pool], {"s": {}}, (2,))
+
+
+def test_a_pool_below_16_is_measured_as_far_as_it_goes():
+    """Five candidates of one question, three of another: N = 2 and 4, and who was short."""
+    rows = [candidate("a", i, "3", i == 4) for i in range(5)]
+    rows += [candidate("b", i, "3", False) for i in range(3)]
+    found = best_of_n.table([pools.collect(rows)], {}, resamples=20)
+    assert {row["n"] for row in found} == {2, 4}
+    by_n = {row["n"]: row for row in found if row["scorer"] == "oracle"}
+    assert [by_n[n]["short"] for n in (2, 4)] == [0, 1]
+    assert by_n[4]["no_correct"] == 2 and by_n[4]["accuracy"] == 0.0
+
+
+# --- filter ---------------------------------------------------------------------------------------
+
+
+def prm_or_orm(pool, **likes_prm):
+    """Score the right candidate highest by mean, or by the last step, or by both."""
+    steps_of = {
+        "prm": {True: [1.0, 0.5], False: [0.0, 0.9]},
+        "orm": {True: [0.0, 0.9], False: [1.0, 0.5]},
+        "both": {True: [1.0, 1.0], False: [0.0, 0.0]},
+    }
+    return {
+        (pool.generator, i, row["sample"]): steps_of[kind][row["correct"]]
+        for i, kind in likes_prm.items()
+        for row in pool.candidates[i]
+    }
+
+
+def test_the_indicator_and_top_k_by_hand():
+    pool = pool_of(a="010", b="010", c="010", d="0")
+    likes = prm_or_orm(pool, a="prm", b="orm", c="both")
+    found = best_of_n.preference([pool], {"s": likes})
+    assert found == {"a": 1.0, "b": -1.0, "c": 0.0}  # d has no candidate
+    other = prm_or_orm(pool, a="both", b="orm", c="prm")
+    assert best_of_n.preference([pool], {"s": likes, "t": other})["a"] == 0.5
+    assert best_of_n.top_k(found, dict.fromkeys("abc", "x"), {"x": 2, "y": 1}) == ["a", "c"]
+    ties = dict.fromkeys(map(str, range(50)), 0.0)
+    of_x = dict.fromkeys(ties, "x")
+    chosen = [best_of_n.top_k(ties, of_x, {"x": 25}, seed) for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_what_was_chosen_by_luck_is_lost_on_other_candidates():
+    rng = dice.Random(2)
+    pool = pool_of(**{f"q{i}": "0" + "".join(rng.choices("01", k=8)) for i in range(200)})
+    noise = {
+        ("g", i, row["sample"]): [rng.random(), rng.random()]
+        for i, found in pool.candidates.items() for row in found
+    }  # fmt: skip
+    sources = dict.fromkeys(pool.candidates, "x")
+    rows = best_of_n.selection_bias([pool], {"s": noise}, sources, {"x": 40})
+    same, disjoint = (pick(rows, questions="chosen", measured_on=m) for m in ("same", "disjoint"))
+    assert same["n"] == disjoint["n"] == 40 and same["low"] > 0.4 > disjoint["high"]
+    assert disjoint["low"] <= 0 <= disjoint["high"]
+    everything = pick(rows, questions="all", measured_on="same")
+    assert everything["n"] == 200 and everything["low"] <= 0 <= everything["high"]
+
+
+def test_the_choice_and_the_measurement_share_nothing():
+    pool = pool_of(a="0101", b="0110")
+    noise = scored(pool, a=[0.1, 0.2, 0.3], b=[0.1, 0.2, 0.3])
+    with pytest.raises(VlaaError, match="scorer 's' chose the questions; measure with another"):
+        best_of_n.selection_bias([pool], {"s": noise}, {}, {}, held_out={"s": noise})
+
+
+# --- released files -------------------------------------------------------------------------------
+
+ROW = {"index": 7, "image_path": "a/b.png", "question": "Q?", "process": "Step 1: x", "value": 0.2}
+
+
+@pytest.mark.parametrize("is_array", [True, False])
+def test_vilreward_rows_are_read(tmp_path, is_array):
+    rows = [ROW, ROW | {"value": 1, "process": "Step 1: y"}]
+    text = json.dumps(rows) if is_array else "\n".join(map(json.dumps, rows))
+    (tmp_path / "r.json").write_text(text)
+    found = released.read_processes(tmp_path / "r.json")
+    assert found.rejects == [] and [p.value for p in found.rows] == [0.2, 1.0]
+    assert found.rows[0] == released.Process("7", "a/b.png", "Q?", "Step 1: x", 0.2)
+    found = released.read_processes(tmp_path / "r.json", tmp_path)
+    assert not found.rows and "not below" in found.rejects[1].reason
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": NAN}, "value nan is not between 0 and 1"),
+        ({"value": 1.01}, "not between"), ({"value": "0.5"}, "expected a number"),
+        ({"value": True}, "expected a number"), ({"value": None}, "'value' is missing"),
+        ({"process": ["a"]}, "'process' is list, expected text"), ({"process": ""}, "missing"),
+        ({"process": "\ud800"}, "lone surrogate"), ({"index": 1.5}, "'index' is float"),
+        ({"image_path": "../x.png"}, "leaves the image root"), ({"question": "  "}, "'question'"),
+    ],
+)  # fmt: skip
+def test_bad_vilreward_rows_are_rejected_with_reasons(tmp_path, change, said):
+    (tmp_path / "r.json").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n[]\n{{")
+    found = released.read_processes(tmp_path / "r.json")
+    assert len(found.rows) == 1 and [r.line for r in found.rejects] == [2, 3, 4]
+    assert said in found.rejects[0].reason and str(found.rejects[1]).startswith("r.json:3: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "no such file"), ("", "holds no rows"), (b"\xff\xfe", "not UTF-8")]
+)
+def test_a_file_without_rows_is_named(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "r.json").write_bytes(text or b"")
+    with pytest.raises(RecordError, match=f"r.json: .*{said}"):
+        released.read_processes(tmp_path / "r.json")
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_figures_draw_every_line_and_the_paper_in_grey(tmp_path):
+    one, two = pool_of("one", a="11010", b="00011"), pool_of("two", a="00110", b="11011")
+    half = {"a": [0.9, 0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.9, 0.1]}
+    scores = {"s": scored(one, **half) | scored(two, **half)}
+    rows = best_of_n.table([one, two], scores, (2, 4), resamples=20)
+    folders.write_csv(tmp_path / "t.csv", rows)
+    for source in (rows, tmp_path / "t.csv"):
+        figure = process_figures.accuracy_by_n(source, with_paper=True)
+        named = {line.name: line for line in figure.data}
+        assert {"s", "oracle", "majority", "greedy", "random", "paper: ViLPRM-3B"} <= named.keys()
+        assert list(named["s"].x) == [2, 4] and named["s"].error_y.array is not None
+        assert list(named["paper: ViLPRM-3B"].y) == [0.315, 0.32, 0.31, 0.313]
+        for name, line in named.items():
+            is_grey = line.line.color == process_figures.PAPER_COLOR
+            assert is_grey == name.startswith("paper: ")
+        curve = process_figures.last_n_curve(source, n=4, with_paper=True)
+        assert [len(line.x) for line in curve.data] == [5, 5, 5]
+    with pytest.raises(ValueError, match="no rows of the generator 'three'"):
+        process_figures.accuracy_by_n(rows, "three")
+    with pytest.raises(ValueError, match="at N = 16"):
+        process_figures.last_n_curve(rows)
+
+
+def test_the_papers_tables_are_facts_with_caveats():
+    shared = json.loads((ROOT / "data/paper/vilbench_digitised.json").read_text())
+    assert len(shared["caveats"]) > 3 and "nothing measured by this project" in shared["source"]
+    rows = {row["paper"]: row for row in process_figures.paper_rows()}
+    assert rows["ViLPRM-3B"]["Avg"] == 31.5
+    for *cells, average in list(PAPER["vilprm_avg"].values())[1:]:
+        assert sum(cells) / 4 == pytest.approx(average, abs=0.1)
+    with pytest.raises(ValueError, match="vilbench_digitised"):
+        process_figures.paper_rows("fig1")
+    assert process_figures.paper_rows("mathverse_split")[0]["text-dominant"] == 58.9

@@ -1,20 +1,17 @@
-"""The road of process rewards: stages, the command line, short pools, a resumed ViLPRM."""
+"""The road of process rewards: its stages, what the report shows, the command line."""
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import scoring
-from test_prm import rows_of, settings
+from test_prm import settings
 from test_process import candidate
 from vlaa_lib import folders, prompts, records
 from vlaa_lib.__main__ import main
-from vlaa_lib.process import best_of_n, pools, prm, search, train_prm
+from vlaa_lib.process import best_of_n, pools, prm, search
 from vlaa_lib.show import process_figures
 from vlaa_lib.study import process_stages as road
 from vlaa_lib.study import report, stages
@@ -36,6 +33,7 @@ def half_right(made, completions):
     return [len(text) % 2 == 0 for text in completions]
 
 
+@pytest.mark.slow
 def test_the_road_from_search_to_a_reward_of_steps(tiny_model, tmp_path, monkeypatch):
     """Each stage once; a second call reads what is there, another seed trains another ViLPRM."""
     monkeypatch.setattr(search, "is_right", half_right)
@@ -104,6 +102,7 @@ def test_the_report_draws_what_notebook_07_leaves(tmp_path):
 # --- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_search_and_train_prm_through_the_command_line(
     tiny_model, micro_data, tmp_path, monkeypatch, capsys
 ):
@@ -123,65 +122,3 @@ def test_search_and_train_prm_through_the_command_line(
     said = capsys.readouterr().out
     assert "rejected:" in said and "value nan" in said and "mse_constant" in said
     assert prm.load(tmp_path / "prm").model.step_head.out_features == 1
-
-
-# --- a pool that is too short ---------------------------------------------------------------------
-
-
-def test_a_pool_below_16_is_measured_as_far_as_it_goes():
-    """Five candidates of one question, three of another: N = 2 and 4, and who was short."""
-    rows = [candidate("a", i, "3", i == 4) for i in range(5)]
-    rows += [candidate("b", i, "3", False) for i in range(3)]
-    found = best_of_n.table([pools.collect(rows)], {}, resamples=20)
-    assert {row["n"] for row in found} == {2, 4}
-    by_n = {row["n"]: row for row in found if row["scorer"] == "oracle"}
-    assert [by_n[n]["short"] for n in (2, 4)] == [0, 1]
-    assert by_n[4]["no_correct"] == 2 and by_n[4]["accuracy"] == 0.0
-
-
-# --- ViLPRM ---------------------------------------------------------------------------------------
-
-
-def test_a_vilprm_that_was_cut_off_ends_as_if_it_had_not_been(tiny_model, micro_data, tmp_path):
-    folder, made = micro_data
-    cfg = settings(
-        tiny_model, **{"prm.max_steps": 4, "prm.save_steps": 2, "prm.global_batch": 4,
-                       "prm.per_device_batch": 2, "prm.epochs": 9.0}
-    )  # fmt: skip
-    given = cfg, rows_of(made, 18), folder / "images"
-    log = train_prm.train(*given, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
-    (tmp_path / "cut" / "model.safetensors").unlink()
-    again = train_prm.train(*given, tmp_path / "cut")
-    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "cut"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [row["loss"] for row in again] == [row["loss"] for row in log]
-    assert len(log) == 4
-
-
-def test_equal_solutions_are_read_once(tiny_model, micro_data, monkeypatch):
-    folder, made = micro_data
-    policy = train_prm.begin(settings(tiny_model), None, "unused")
-    policy.model.eval()
-    seen, real = [], prm.encode
-    monkeypatch.setattr(prm, "encode", lambda *a: seen.append(len(a[2])) or real(*a))
-    found = prm.scorer(policy, folder / "images")([made[0]] * 3 + [made[1]], [["Two."]] * 4)
-    assert seen == [2] and found[0] == found[1] == found[2] and found[0] is not found[1]
-
-
-def test_without_a_table_of_names_the_model_still_loads(monkeypatch):
-    """Older releases of transformers go by the type of the model and have no such functions."""
-    from transformers import conversion_mapping
-
-    monkeypatch.delattr(conversion_mapping, "register_checkpoint_conversion_mapping")
-    prm._teach_names()
-    monkeypatch.undo()
-    monkeypatch.setattr(conversion_mapping, "get_checkpoint_conversion_mapping", lambda name: None)
-    called = []
-    monkeypatch.setattr(
-        conversion_mapping, "register_checkpoint_conversion_mapping",
-        lambda *a, **k: called.append(a),
-    )  # fmt: skip
-    prm._teach_names()
-    assert called == []

@@ -1,7 +1,6 @@
-"""One score for a solution from the scores of its steps: pure functions, and ties counted.
+"""One score for a solution from the scores of its steps, and what choosing by it is worth.
 
-One rule for steps without a score (NaN) in all of them: they are left out, and a solution of which
-no step is left has no score either.
+Steps without a score (NaN) are left out; a solution of which no step is left has no score either.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
+
+from vlaa_lib import VlaaError
 
 SAME = 1e-9  # ours: steps of 0.2, two or three of them, have one mean, but their floats differ
 
@@ -27,7 +28,7 @@ def last_n(scores: Sequence[float], n: int) -> float:
     (0.75, 0.5, nan)
     """
     if n < 1:
-        raise ValueError(f"the last {n} steps: n must be at least 1")
+        raise VlaaError(f"the last {n} steps: n must be at least 1")
     known = _known(scores[-n:])
     # fsum rounds once, so that the order of the steps does not matter
     return math.fsum(known) / len(known) if known else math.nan
@@ -63,15 +64,14 @@ def minimum(scores: Sequence[float]) -> float:
 def product(scores: Sequence[float]) -> float:
     """Multiply all steps (ours: every step has to be right); scores in [0, 1] only.
 
-    Raises:
-        ValueError: a score outside [0, 1], of which longer solutions would gain or change sign.
+    Of any others longer solutions would gain or change their sign.
 
     >>> product([0.5, 0.5]), product([])
     (0.25, nan)
     """
     known = sorted(_known(scores))
     if known and not 0 <= known[0] <= known[-1] <= 1:
-        raise ValueError(f"a product of scores in [0, 1] only, found {known[0]} to {known[-1]}")
+        raise VlaaError(f"a product of scores in [0, 1] only, found {known[0]} to {known[-1]}")
     return math.prod(known) if known else math.nan
 
 
@@ -87,19 +87,12 @@ AGGREGATORS: dict[str, Aggregator] = {
 
 
 class Choice(NamedTuple):
-    """What choosing the best candidate of one question is worth.
+    """What choosing the best candidate of one question is worth."""
 
-    Attributes:
-        accuracy: expected, as a candidate is drawn among those that share the highest score.
-        tied: how many share it.
-        is_mixed: some of these are right and some wrong, so the draw decides.
-        unscored: candidates without a score; they are chosen only where none has one.
-    """
-
-    accuracy: float
-    tied: int
-    is_mixed: bool
-    unscored: int
+    accuracy: float  # expected, as a candidate is drawn among those that share the highest score
+    tied: int  # how many share it
+    is_mixed: bool  # some of these are right and some wrong, so the draw decides
+    unscored: int  # candidates without a score; they are chosen only where none has one
 
 
 def choose(values: Sequence[float], correct: Sequence[bool]) -> Choice:

@@ -1,63 +1,47 @@
-"""Best-of-N: how often the candidate that a scorer likes best is right, as N grows."""
+"""Best-of-N: how often the candidate that a scorer likes best is right, as N grows.
+
+At the end the benchmark's filter, and what choosing questions by an outcome does to that outcome.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
+from vlaa_lib import VlaaError
 from vlaa_lib.evaluate import bootstrap
 
-from .aggregate import AGGREGATORS, Aggregator, choose
+from .aggregate import AGGREGATORS, Aggregator, Choice, choose, last, mean
 from .pools import LINES, SIZES, Pool
 from .scorers import Scores
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 AVERAGE = "average"  # the generator column of what is averaged over all of them
 
 
-@dataclass
-class Line:
-    """What one way of choosing is worth at one N, question by question, of one generator.
-
-    Attributes:
-        worth: expected accuracy by record id.
-        counts: see `table`.
-    """
-
-    worth: dict[str, float]
-    counts: dict[str, float] = field(default_factory=dict)
-
-
-def select(pool: Pool, scores: Scores, aggregator: Aggregator) -> Line:
-    """Choose a candidate of each question by its aggregated step scores.
+def select(pool: Pool, scores: Scores, aggregator: Aggregator) -> DataFrame:
+    """Choose a candidate of each question: the fields of `aggregate.Choice`, by record id.
 
     Raises:
-        ValueError: a candidate was never scored; NaN is what says that scoring it failed.
+        VlaaError: a candidate was never scored; NaN is what says that scoring it failed.
     """
-    worth, ties, mixed, unscored, lost_steps = {}, 0, 0, 0, 0
+    import pandas
+
+    choices, lost_steps = [], []
     for record_id, rows in pool.candidates.items():
-        values = []
-        for row in rows:
-            key = pool.generator, record_id, row["sample"]
-            if key not in scores:
-                raise ValueError(f"{key}: not in the scores; score the whole pool first")
-            values.append(aggregator(scores[key]))
-            lost_steps += sum(map(math.isnan, scores[key]))
-        choice = choose(values, [row["correct"] for row in rows])
-        worth[record_id] = choice.accuracy
-        ties, mixed = ties + (choice.tied > 1), mixed + choice.is_mixed
-        unscored += choice.unscored
-    total = max(1, len(worth))
-    return Line(
-        worth,
-        {
-            "tie_rate": ties / total,
-            "mixed_tie_rate": mixed / total,
-            "unscored": unscored,
-            "unscored_steps": lost_steps,
-        },
-    )
+        keys = [(pool.generator, record_id, row["sample"]) for row in rows]
+        if missing := [key for key in keys if key not in scores]:
+            raise VlaaError(f"{missing[0]}: not in the scores; score the whole pool first")
+        values = [aggregator(scores[key]) for key in keys]
+        choices.append(choose(values, [row["correct"] for row in rows]))
+        lost_steps.append(sum(math.isnan(score) for key in keys for score in scores[key]))
+    found = pandas.DataFrame(choices, list(pool.candidates), Choice._fields)
+    return found.assign(unscored_steps=lost_steps)
 
 
 def table(
@@ -83,104 +67,152 @@ def table(
     Args:
         pools: one a generator.
         scores: by scorer, as `scorers.score_pool` returns them, of all generators together.
-        resamples: of the bootstrap.
         against: lines, or scorers at the same aggregator, that each row is held against.
-    Raises:
-        ValueError: no pool, two pools of one generator, or candidates that were never scored.
     """
     names = [pool.generator for pool in pools]
     if not pools or len(set(names)) < len(names) or AVERAGE in names:
-        raise ValueError(f"one pool of each generator (none named {AVERAGE!r}), not {names}")
+        raise VlaaError(f"one pool of each generator (none named {AVERAGE!r}), not {names}")
     rows = []
     for n in sizes:
-        reaching = [pool.first(n) for pool in pools if pool.reach >= n]
-        found = {pool.generator: _lines(pool, scores, aggregators) for pool in reaching}
-        given = against, resamples
-        for pool in reaching:
-            rows += _rows(pool.generator, n, found[pool.generator], *given, _state(pool, n))
-        if len(reaching) == len(pools) > 1:
-            rows += _rows(AVERAGE, n, _averaged(list(found.values())), *given, {})
+        worths = []
+        for pool in (pool.first(n) for pool in pools if pool.reach >= n):
+            worth, counts = _worth(pool, scores, aggregators)
+            found = pool.candidates.values()
+            state = {
+                "short": sum(0 < len(mine) < n for mine in found),
+                "empty": sum(not mine for mine in found),
+                "no_correct": sum(not any(row["correct"] for row in mine) for mine in found),
+            }
+            worths.append(worth)
+            for row in _measured(pool.generator, n, worth, against, resamples):
+                rows.append(row | counts.get((row["scorer"], row["aggregator"]), {}) | state)
+        if len(worths) == len(pools) > 1:
+            # a question that a generator lacks is NaN in the sum, and left out
+            whole = reduce(lambda one, other: one + other.reindex(one.index), worths) / len(worths)
+            rows += _measured(AVERAGE, n, whole, against, resamples)
     return rows
 
 
-_Key = tuple[str, str]  # scorer or line, aggregator
-
-
-def _lines(
+def _worth(
     pool: Pool, scores: Mapping[str, Scores], aggregators: Mapping[str, Aggregator]
-) -> dict[_Key, Line]:
-    lines = {("greedy", ""): Line({i: float(r["correct"]) for i, r in pool.greedy.items()})}
-    for name, worth in LINES.items():
-        lines[name, ""] = Line({i: worth(rows) for i, rows in pool.candidates.items()})
+) -> tuple[DataFrame, dict[tuple[str, str], dict[str, float]]]:
+    """Return what each way of choosing is worth on each question, and what was counted.
+
+    A way is (scorer or line, aggregator), a column of the frame; NaN: no greedy answer was stored.
+    """
+    import pandas
+
+    greedy = {i: float(row["correct"]) for i, row in pool.greedy.items()}
+    worth = {("greedy", ""): {i: greedy.get(i, math.nan) for i in pool.candidates}}
+    for line, worth_of in LINES.items():
+        worth[line, ""] = {i: worth_of(rows) for i, rows in pool.candidates.items()}
+    counts = {}
     for scorer, known in scores.items():
         for name, aggregator in aggregators.items():
-            lines[scorer, name] = select(pool, known, aggregator)
-    return lines
+            choices = select(pool, known, aggregator)
+            worth[scorer, name] = choices["accuracy"]
+            counts[scorer, name] = {
+                "tie_rate": float((choices["tied"] > 1).mean()),
+                "mixed_tie_rate": float(choices["is_mixed"].mean()),
+                "unscored": int(choices["unscored"].sum()),
+                "unscored_steps": int(choices["unscored_steps"].sum()),
+            }
+    return pandas.DataFrame(worth, list(pool.candidates)), counts
 
 
-def _state(pool: Pool, n: int) -> dict[str, int]:
-    """Count questions that are not as they should be."""
-    found = list(pool.candidates.values())
-    return {
-        "short": sum(0 < len(rows) < n for rows in found),
-        "empty": sum(not rows for rows in found),
-        "no_correct": sum(not any(row["correct"] for row in rows) for rows in found),
-    }
-
-
-def _averaged(found: list[dict[_Key, Line]]) -> dict[_Key, Line]:
-    """Average each line over generators, on the questions that all of them have."""
-    lines = {}
-    for key in found[0]:
-        worths = [lines_of[key].worth for lines_of in found]
-        shared = [i for i in worths[0] if all(i in worth for worth in worths)]
-        lines[key] = Line({i: sum(w[i] for w in worths) / len(worths) for i in shared})
-    return lines
-
-
-def _rows(
-    generator: str,
-    n: int,
-    lines: dict[_Key, Line],
-    against: Sequence[str],
-    resamples: int,
-    state: dict[str, int],
+def _measured(
+    generator: str, n: int, worth: DataFrame, against: Sequence[str], resamples: int
 ) -> list[dict[str, Any]]:
+    """Average each way of choosing over questions, and hold it against others."""
     rows = []
-    for (scorer, aggregator), line in lines.items():
-        if not line.worth:
+    for (scorer, aggregator), mine in worth.items():
+        if not mine.count():
             continue  # no greedy answers were stored
         row = {"generator": generator, "scorer": scorer, "aggregator": aggregator, "n": n}
-        row |= {"questions": len(line.worth)} | _interval("accuracy", line.worth, resamples)
+        row |= {"questions": int(mine.count())} | _interval("accuracy", mine, resamples)
         for other in against:
             # a line without an aggregator has nothing to be held against a scorer's
-            there = (lines.get((other, "")) or lines.get((other, aggregator), Line({}))).worth
-            gain = {i: worth - there[i] for i, worth in line.worth.items() if i in there}
-            row |= _interval(f"over_{other}", gain, resamples)
-        rows.append(row | line.counts | state)
+            ways = [way for way in ((other, ""), (other, aggregator)) if way in worth]
+            there = worth[ways[0]] if ways else mine * math.nan
+            row |= _interval(f"over_{other}", mine - there, resamples)
+        rows.append(row)
     return rows
 
 
-def _interval(name: str, values: Mapping[str, float], resamples: int) -> dict[str, float | None]:
+def _interval(name: str, values: Series, resamples: int) -> dict[str, float | None]:
     """Average over questions, with a bootstrap interval; a difference of each one is paired."""
-    prefix = "" if name == "accuracy" else f"{name}_"
-    if not values:
-        return {name: None, f"{prefix}low": None, f"{prefix}high": None}
-    low, high = bootstrap(values.values(), resamples)
-    return {name: sum(values.values()) / len(values), f"{prefix}low": low, f"{prefix}high": high}
+    prefix, known = "" if name == "accuracy" else f"{name}_", values.dropna().tolist()
+    average = sum(known) / len(known) if known else None
+    low, high = bootstrap(known, resamples) if known else (None, None)
+    return {name: average, f"{prefix}low": low, f"{prefix}high": high}
 
 
-def merged(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
-    """Join scores of several pools or files into one table's, by scorer.
+# --- the benchmark's filter: questions that a judge answers better as PRM than as ORM ------------
 
-    Raises:
-        ValueError: one candidate is scored twice by one scorer.
+# page: 600 of 5,848 questions on which six models do better as process than as outcome reward
+# models, so many of each source (`data/paper`). The formula is not known; ours is `preference`.
+
+
+def preference(pools: Sequence[Pool], scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Return each question's expected accuracy by mean minus that by the last step (ours).
+
+    Averaged over scorers and generators; questions without candidates of a generator are left out.
     """
-    found: dict[str, Scores] = {}
-    for part in parts:
-        for scorer, scores in part.items():
-            mine = found.setdefault(scorer, {})
-            if twice := mine.keys() & scores.keys():
-                raise ValueError(f"{scorer}: {min(twice)} is scored in two places; keep one")
-            mine.update(scores)
-    return found
+    gains: dict[str, list[float]] = {}
+    for pool in pools:
+        asked = pool.of(i for i, rows in pool.candidates.items() if rows)
+        for known in scores.values():
+            by_mean, by_last = (select(asked, known, way)["accuracy"] for way in (mean, last))
+            for record_id, gain in (by_mean - by_last).items():
+                gains.setdefault(record_id, []).append(gain)
+    complete = len(pools) * len(scores)
+    return {i: sum(found) / complete for i, found in gains.items() if len(found) == complete}
+
+
+def top_k(
+    indicator: Mapping[str, float],
+    sources: Mapping[str, str],
+    quotas: Mapping[str, int],
+    seed: int = 0,
+) -> list[str]:
+    """Keep the questions of each source with the highest indicator; equal ones in drawn order."""
+    kept = []
+    for source, quota in quotas.items():
+        mine = sorted(i for i in indicator if sources[i] == source)
+        random.Random(f"{source}/{seed}").shuffle(mine)
+        kept += sorted(mine, key=lambda i: -indicator[i])[:quota]
+    return kept
+
+
+def selection_bias(
+    pools: Sequence[Pool],
+    scores: Mapping[str, Scores],
+    sources: Mapping[str, str],
+    quotas: Mapping[str, int],
+    held_out: Mapping[str, Scores] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:
+    """Choose questions on one half of the candidates; measure PRM minus ORM on either half.
+
+    Where "same" (the half that chose) is above "disjoint" the difference is the choice itself.
+
+    Args:
+        held_out: scorers of the disjoint half; by default the same, on other candidates.
+    Raises:
+        VlaaError: a held-out scorer is also among those that choose.
+    """
+    if shared := set(scores) & set(held_out or ()):
+        raise VlaaError(f"scorer {min(shared)!r} chose the questions; measure with another")
+    same, other = zip(*(pool.halves() for pool in pools), strict=True)
+    disjoint = preference(other, scores if held_out is None else held_out)
+    chosen_by = {i: v for i, v in preference(same, scores).items() if i in disjoint}
+    rows = []
+    for questions, ids in (("all", chosen_by), ("chosen", top_k(chosen_by, sources, quotas, seed))):
+        for half, indicator in (("same", chosen_by), ("disjoint", disjoint)):
+            values = [indicator[i] for i in ids]
+            low, high = bootstrap(values, resamples)
+            average = sum(values) / len(values) if values else None
+            rows.append({"questions": questions, "measured_on": half, "n": len(values),
+                         "advantage": average, "low": low, "high": high})  # fmt: skip
+    return rows

@@ -13,7 +13,7 @@ from vlaa_lib import folders, rewards
 from vlaa_lib.llm.client import Limits
 from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
 
-from . import best_of_n, judge, pools, scorers
+from . import best_of_n, pools, scorers
 
 Show = Callable[[list[dict[str, Any]]], None]
 SHOWN = ("generator", "scorer", "aggregator", "n", "questions", "accuracy", "low", "high")
@@ -43,12 +43,12 @@ def _judge(args: Namespace, show: Show) -> None:
     made = list(rewards.usable(args.records, args.images))
     name, scorer = _scorer(args)
     parts = [scorers.score_pool(scorer, pools.load(folder), made) for folder in args.pools]
-    found = best_of_n.merged([{name: part} for part in parts])
-    scorers.write(args.out, name, found[name])
-    if isinstance(scorer, judge.StepJudge):
+    found = {key: values for part in parts for key, values in part.items()}
+    scorers.write(args.out, name, found)
+    if isinstance(scorer, scorers.StepJudge):
         show([{"no score": k, "steps": n} for k, n in scorer.unusable.most_common()])
         print(f"{scorer.failure_rate:.1%} of {scorer.asked} steps have no score")
-    print(f"scores of {len(found[name])} candidates by {name} in {args.out}")
+    print(f"scores of {len(found)} candidates by {name} in {args.out}")
 
 
 def _scorer(args: Namespace) -> tuple[str, scorers.Scorer]:
@@ -64,16 +64,16 @@ def _scorer(args: Namespace) -> tuple[str, scorers.Scorer]:
     if args.model:
         from vlaa_lib import models
 
-        made = judge.policy_judge(models.load_policy(args.model), *given)
+        made = scorers.policy_judge(models.load_policy(args.model), *given)
     else:
         endpoint = read_endpoints(args.endpoints, {"judge": Endpoint("judge")})["judge"]
         limits = Limits(args.concurrency, max_cost=args.max_cost)
-        made = judge.endpoint_judge(endpoint, *given, limits)
+        made = scorers.endpoint_judge(endpoint, *given, limits)
     return made.name, made
 
 
 def _best_of_n(args: Namespace, show: Show) -> None:
-    scores = best_of_n.merged([scorers.read(path) for path in args.scores])
+    scores = scorers.read(*args.scores)
     found = [pools.load(folder) for folder in args.pools]
     rows = best_of_n.table(found, scores, args.sizes)
     folders.write_csv(args.out, rows)
@@ -97,12 +97,12 @@ def _search(args: Namespace, show: Show) -> None:
 
 
 def _train_prm(args: Namespace, show: Show) -> None:
-    from . import released, train_prm
+    from . import prm, released
 
     found = released.read_processes(args.rows, args.images)
     for reject in found.rejects:
         print(f"rejected: {reject}")
-    log = train_prm.train(args.cfg, found.rows, args.images, args.out, args.start)
+    log = prm.train(args.cfg, found.rows, args.images, args.out, args.start)
     show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
     for name in ("held_out", "calibration"):
         with (Path(args.out) / f"{name}.csv").open(encoding="utf-8", newline="") as stream:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import evaluate, prompts, traces
-from vlaa_lib.folders import write_text
+from vlaa_lib import evaluate, folders, prompts, traces
 from vlaa_lib.records import Record, RecordError
 from vlaa_lib.rewards.answers import bare
 
@@ -44,20 +42,20 @@ class Pool:
 
     def first(self, n: int) -> Pool:
         """Return the pool of the first n candidates, so that a larger n holds every smaller one."""
-        return replace(self, candidates={i: rows[:n] for i, rows in self.candidates.items()})
+        return self._cut(slice(n))
 
     def halves(self) -> tuple[Pool, Pool]:
         """Return two pools of the same questions that share no candidate: even and odd ones."""
-        return tuple(
-            replace(self, candidates={i: rows[k::2] for i, rows in self.candidates.items()})
-            for k in (0, 1)
-        )
+        return self._cut(slice(0, None, 2)), self._cut(slice(1, None, 2))
+
+    def _cut(self, part: slice) -> Pool:
+        return replace(self, candidates={i: rows[part] for i, rows in self.candidates.items()})
 
     def of(self, ids: Iterable[str]) -> Pool:
         """Return the pool of some questions, in their order."""
-        ids = list(ids)
-        greedy = {i: self.greedy[i] for i in ids if i in self.greedy}
-        return replace(self, candidates={i: self.candidates[i] for i in ids}, greedy=greedy)
+        candidates = {i: self.candidates[i] for i in ids}
+        greedy = {i: self.greedy[i] for i in candidates if i in self.greedy}
+        return replace(self, candidates=candidates, greedy=greedy)
 
 
 def sample(
@@ -81,17 +79,16 @@ def sample(
     Args:
         temperature: ours, as the paper's is not known; VLAA-Thinking §4, GRPO's rollouts.
         questions: of one part, the unit of resuming.
-    Raises:
-        ValueError: the folder holds a pool of other settings or another policy.
     """
     import torch
 
     from vlaa_lib import perplexity
 
-    settings = {"generator": generator, "n": n, "temperature": temperature, "seed": seed}
-    settings |= {"questions": questions, "batch": batch, "max_new_tokens": max_new_tokens}
-    settings |= {"records": zlib.crc32(repr([(r.id, r.question) for r in records]).encode())}
-    _same_settings(Path(folder), settings | perplexity.fingerprint(policy))
+    settings = {"generator": generator, "n": n, "temperature": temperature, "seed": seed,
+                "questions": questions, "batch": batch, "max_new_tokens": max_new_tokens,
+                "records": zlib.crc32(repr([(r.id, r.question) for r in records]).encode()),
+                **perplexity.fingerprint(policy)}  # fmt: skip
+    folders.claim(folder, settings, "pool.json", names=["policy"])
     store, done = traces.TraceStore(folder), {row["record_id"] for row in _rows(folder)}
     given = images, batch, max_new_tokens
     for start in range(0, len(records), questions):
@@ -110,20 +107,6 @@ def sample(
     return load(folder)
 
 
-def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write a pool's settings, or hold them against those that it was begun with."""
-    path, settings = folder / "pool.json", settings | {"policy": str(settings["policy"])}
-    if not path.is_file():
-        write_text(path, json.dumps(settings, indent=1) + "\n")
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    # a name is for people: one checkpoint may lie in two places
-    other = sorted(k for k in settings if k != "policy" and found.get(k) != settings[k])
-    if other:
-        said = ", ".join(f"{k} {found.get(k)} instead of {settings[k]}" for k in other)
-        raise ValueError(f"{folder}: a pool with {said}; name another folder, or delete this one")
-
-
 def _rows(folder: str | Path) -> list[dict[str, Any]]:
     try:
         return [row | {"generator": row["model"]} for row in traces.load(folder)]
@@ -132,17 +115,13 @@ def _rows(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def load(folder: str | Path) -> Pool:
-    """Read a pool that `sample` stored.
-
-    Raises:
-        RecordError: no pool there.
-    """
+    """Read a pool that `sample` stored."""
     if not (rows := _rows(folder)):
         raise RecordError(f"{folder}: no pool; `python -m vlaa_lib process pool` samples one")
     return collect(rows)
 
 
-def collect(rows: Iterable[dict[str, Any]]) -> Pool:
+def collect(rows: Iterable[Mapping[str, Any]]) -> Pool:
     """Make a pool of rows with `generator`, `record_id`, `sample`, `completion` and `correct`.
 
     Raises:
@@ -158,12 +137,10 @@ def collect(rows: Iterable[dict[str, Any]]) -> Pool:
     if count > 1:
         raise RecordError(f"record {place[0]}: sample {place[1]} is there {count} times; keep one")
     candidates: dict[str, list] = {row["record_id"]: [] for row in rows}
-    greedy = {}
     for row in rows:
-        if row["sample"] == GREEDY:
-            greedy[row["record_id"]] = row
-        else:
+        if row["sample"] != GREEDY:
             candidates[row["record_id"]].append(row)
+    greedy = {row["record_id"]: row for row in rows if row["sample"] == GREEDY}
     return Pool(generators[0], candidates, greedy)
 
 

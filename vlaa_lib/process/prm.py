@@ -7,8 +7,10 @@ a score between 0 and 1. Ours: one linear unit and a sigmoid, squared error on t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Trainer, TrainingArguments
 
-from vlaa_lib import models
+from vlaa_lib import VlaaError, folders, models
 from vlaa_lib.images import fit_image, open_image
 from vlaa_lib.models import Policy
 from vlaa_lib.profiles import Settings
 from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
-from vlaa_lib.records import Record, from_columns
+from vlaa_lib.records import Record, RecordError, from_columns
 from vlaa_lib.rewards.mixed import text_of
+from vlaa_lib.train import checkpoints
+from vlaa_lib.train.callbacks import complete, watchers
+from vlaa_lib.train.common import identity, starting_policy, supervised_args
 
 from . import steps
 from .released import Process
@@ -37,10 +42,7 @@ SEPARATOR = "\n"  # ours: closes each step, whatever stood between steps
 
 
 class StepScorer(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL with a head that scores steps; its own language head rests.
-
-    `config.step_loss` is `mse` or `bce`.
-    """
+    """Qwen2.5-VL with a head that scores steps; its own language head rests."""
 
     accepts_loss_kwargs = True  # the loss is a mean over the steps of a whole batch
 
@@ -69,6 +71,7 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
         found = {"scores": logits.sigmoid()}
         if labels is not None:
             is_told = labels != UNKNOWN
+            # mse or bce, a setting that is saved with the weights
             of_loss = {"mse": found["scores"], "bce": logits}[self.config.step_loss]
             loss = {"mse": mse_loss, "bce": binary_cross_entropy_with_logits}[self.config.step_loss]
             total = loss(of_loss[is_told], labels[is_told], reduction="sum")
@@ -78,16 +81,13 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
 
 def _teach_names() -> None:
     """Let transformers read the hub's weights into a StepScorer: it knows their names by class."""
-    try:
-        from transformers.conversion_mapping import (
-            get_checkpoint_conversion_mapping,
-            register_checkpoint_conversion_mapping,
-        )
-    except ImportError:
-        return  # a release that goes by the type of the model, which is the same
-    base = get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
-    if base is not None:
-        register_checkpoint_conversion_mapping(StepScorer.__name__, base, overwrite=True)
+    from transformers import conversion_mapping as names
+
+    # releases without these functions go by the type of the model, which is the same
+    if register := getattr(names, "register_checkpoint_conversion_mapping", None):
+        base = names.get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
+        if base is not None:
+            register(StepScorer.__name__, base, overwrite=True)
 
 
 _teach_names()
@@ -95,14 +95,12 @@ _teach_names()
 
 @dataclass(frozen=True)
 class Solution:
-    """A solution with the values of its steps.
-
-    A value is None where it is not known, or stands with another solution that begins alike.
-    """
+    """A solution with the values of its steps."""
 
     image: str
     question: str
     steps: tuple[str, ...]
+    # None where it is not known, or stands with another solution that begins alike
     values: tuple[float | None, ...]
 
     @property
@@ -141,16 +139,10 @@ def parted(rows: Iterable[Process], share: float) -> tuple[list[Process], list[P
 
 
 def load(path: str | Path, **budget: int) -> Policy:
-    """Load a trained ViLPRM.
-
-    Args:
-        budget: `max_pixels` and `min_pixels`, as `models.load_policy` takes them.
-    Raises:
-        ValueError: the checkpoint has no trained head.
-    """
+    """Load a trained ViLPRM; budget: `max_pixels` and `min_pixels` of `models.load_policy`."""
     card = Path(models.resolve(path)) / CARD
     if not card.is_file():
-        raise ValueError(
+        raise VlaaError(
             f"{path}: no ViLPRM (no {CARD}); train one with `python -m vlaa_lib process train-prm`"
         )
     # an adapter that was trained beside 4-bit weights scores otherwise on whole ones
@@ -162,13 +154,16 @@ def load(path: str | Path, **budget: int) -> Policy:
     return policy
 
 
-def encode(
-    policy: Policy, images: str | Path, made: Sequence[Solution]
-) -> dict[str, Tensor]:
+def encode(policy: Policy, images: str | Path, made: Sequence[Solution]) -> dict[str, Tensor]:
     """Return a batch: prompt with picture, padded on the left, then steps, padded on the right."""
     processor, limit = policy.processor, policy.processor.image_processor.size["longest_edge"]
     pictures = [fit_image(open_image(s.image, images), max_pixels=limit) for s in made]
-    asked = [_prompt(processor, s.question) for s in made]
+    # the question alone: the released rows do not say how it is to be answered
+    asked = [processor.apply_chat_template([
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": [{"type": "image"},
+                                     {"type": "text", "text": _plain(processor, s.question)}]},
+    ], tokenize=False, add_generation_prompt=True) for s in made]  # fmt: skip
     batch = dict(processor(images=pictures, text=asked, padding=True, return_tensors="pt"))
     pieces = [[step_ids(processor, step) for step in s.steps] for s in made]
     tails = [torch.tensor([i for ids in row for i in ids]) for row in pieces]
@@ -188,13 +183,6 @@ def encode(
     return batch
 
 
-def _prompt(processor: Any, question: str) -> str:
-    """Render the question alone: the released rows do not say how it is to be answered."""
-    content = [{"type": "image"}, {"type": "text", "text": _plain(processor, question)}]
-    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
-    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-
-
 def _plain(processor: Any, text: str) -> str:
     """Take special tokens out of a text: a spelt image token would ask for another picture."""
     for token in processor.tokenizer.added_tokens_decoder.values():
@@ -205,8 +193,7 @@ def _plain(processor: Any, text: str) -> str:
 
 def step_ids(processor: Any, step: str) -> list[int]:
     """Return a step's tokens with its separator, at which the head reads."""
-    text = _plain(processor, step) + SEPARATOR
-    return processor.tokenizer.encode(text, add_special_tokens=False)
+    return processor.tokenizer.encode(_plain(processor, step) + SEPARATOR, add_special_tokens=False)
 
 
 @torch.inference_mode()
@@ -217,11 +204,11 @@ def score(
     scores: dict[Solution, list[float]] = {}
     order = [solution for solution in dict.fromkeys(made) if solution.steps]
     order.sort(key=lambda s: len(s.question) + sum(map(len, s.steps)))
-    device = policy.model.device
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         inputs = encode(policy, images, chosen)
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items() if name != "labels"}
+        del inputs["labels"]
+        inputs = {name: tensor.to(policy.model.device) for name, tensor in inputs.items()}
         found = policy.model(**inputs)["scores"].tolist()
         for solution, row in zip(chosen, found, strict=True):
             scores[solution] = row[: len(solution.steps)]
@@ -242,16 +229,15 @@ def scorer(policy: Policy, images: str | Path, batch: int = 64) -> Scorer:
 def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
     """Return the reward part that TRL's GRPOTrainer is given: the mean score of the steps (ours).
 
-    As for the mixed reward the format is implicit (paper §4): without it a completion earns 0,
-    for else a fluent one without an answer would be paid.
+    The format is implicit, as in the mixed reward (paper §4): without it a completion earns 0, for
+    else a fluent one without an answer would be paid.
     """
 
     def process(prompts: list, completions: list, **columns: Any) -> list[float]:
         made = from_columns(columns)
         texts = [text_of(completion) for completion in completions]
-        parsed = [split_think_answer(text) for text in texts]
-        pairs = zip(texts, parsed, strict=True)
-        found = scorer(made, [[] if p.problem else steps.split(text) for text, p in pairs])
+        solved = [[] if split_think_answer(t).problem else steps.split(t) for t in texts]
+        found = scorer(made, solved)
         return [sum(scores) / len(scores) if scores else 0.0 for scores in found]
 
     return process
@@ -264,25 +250,114 @@ def chosen_reward(cfg: Settings, images: str | Path) -> Callable[..., list[float
     return process_reward(scorer(load(cfg.grpo.process_model), images))
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+class PrmTrainer(checkpoints.Resumable, Trainer):
+    """Trainer whose checkpoints are whole, and resumed with the weights that they hold."""
+
+
+def train(
+    cfg: Settings,
+    rows: Sequence[Process],
+    images: str | Path,
+    out: str | Path,
+    start: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Train a ViLPRM and save it in `out`; measure it on the questions that were held out.
+
+    A run that was cut off goes on from its last checkpoint in `out`. The measures go to
+    `held_out.csv`, the calibration table to `calibration.csv`. Returns the training log.
+
+    Args:
+        start: checkpoint to start from; by default the profile's policy.
+    """
+    s, out = cfg.prm, Path(out)
+    trained, held_out = parted(rows, s.held_out)
+    if not (made := solutions(trained)):
+        raise RecordError(f"none of {len(rows)} rows to train on; search more questions")
+    resume = checkpoints.begin(out, identity(cfg, "prm", made, start))
+    policy = begin(cfg, start, out)
+    trainer = PrmTrainer(
+        model=policy.model,
+        # rows are solutions, the collator reads them
+        args=TrainingArguments(**supervised_args(cfg, s, out), remove_unused_columns=False),
+        train_dataset=within(policy, made, s.max_tokens),
+        data_collator=partial(encode, policy, images),
+        processing_class=policy.processor,
+        callbacks=watchers(out),
+    )
+    log = complete(trainer, out, resume)
+    if trainer.is_world_process_zero():
+        policy.model.eval()
+        found, table = report(policy, images, held_out, cfg.evaluate.batch)
+        folders.write_csv(out / "held_out.csv", [found])
+        folders.write_csv(out / "calibration.csv", table)
+        card = {"rows": len(trained), "held_out": found, "loss": s.loss, "mode": s.mode}
+        folders.write_text(out / CARD, json.dumps(card, indent=1) + "\n")
+    return log
+
+
+def begin(cfg: Settings, start: str | Path | None, out: str | Path) -> Policy:
+    """Load the policy that training starts from, with a new head, and an adapter by the mode."""
+    mode = cfg.prm.mode
+    torch.manual_seed(cfg.seed)  # of the head's first weights
+    policy = starting_policy(cfg, mode, out, start, StepScorer)
+    model = policy.model
+    model.config.step_loss = cfg.prm.loss
+    model.step_head.float()
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        model.lm_head.requires_grad_(False)  # not read; DDP would wait for its gradient
+    if mode == "full":
+        return policy
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if mode == "4bit":
+        gpu = torch.cuda.is_available()
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gpu)
+    config = models.adapter(mode)
+    config.task_type, config.modules_to_save = None, ["step_head"]
+    policy.model = get_peft_model(model, config)
+    return policy
+
+
+def within(policy: Policy, made: Sequence[Solution], limit: int) -> list[Solution]:
+    """Keep solutions of at most `limit` tokens of text, and name the others; none is cut."""
+    kept = []
+    for solution in made:
+        texts = solution.question, *solution.steps
+        tokens = sum(len(step_ids(policy.processor, text)) for text in texts)
+        if tokens <= limit:
+            kept.append(solution)
+        else:
+            print(f"left out: {solution.image}: {tokens} tokens of text, the limit is {limit}")
+    if not kept:
+        raise RecordError(f"all {len(made)} solutions are too long; raise prm.max_tokens")
+    return kept
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
 def report(
     policy: Policy, images: str | Path, rows: Sequence[Process], batch: int = 64, bins: int = 5
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measure a ViLPRM on held-out rows: (one row of measures, calibration table).
+    """Measure a ViLPRM on held-out rows: (one row of `measures`, calibration table)."""
+    made, groups = solutions(rows), {}
+    for solution, scores in zip(made, score(policy, images, made, batch), strict=True):
+        told = [(s, v) for s, v in zip(scores, solution.values, strict=True) if v is not None]
+        groups.setdefault((solution.image, solution.question), []).extend(told)
+    pairs = [pair for group in groups.values() for pair in group]
+    return measures(list(groups.values())), calibration(pairs, bins)
+
+
+def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Compare (score, value) pairs, one group a question; None where a measure is undefined.
 
     `mse_constant` is the error of the best constant, `spearman` the rank correlation over all
     steps, `spearman_within` its mean over the questions whose values differ, which is what
     choosing among solutions of one question lives on.
     """
-    made = solutions(rows)
-    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for solution, scores in zip(made, score(policy, images, made, batch), strict=True):
-        told = [(s, v) for s, v in zip(scores, solution.values, strict=True) if v is not None]
-        pairs.setdefault((solution.image, solution.question), []).extend(told)
-    return measures(list(pairs.values())), calibration([p for g in pairs.values() for p in g], bins)
-
-
-def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """Compare (score, value) pairs, one group a question; None where a measure is undefined."""
     pairs = [pair for group in groups for pair in group]
     mean = sum(value for _, value in pairs) / max(1, len(pairs))
     within = [found for group in groups if (found := spearman(group)) is not None]
@@ -306,32 +381,20 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
     >>> spearman([(0.1, 0.0), (0.2, 0.5), (0.9, 1.0)]), spearman([(0.1, 1.0), (0.2, 1.0)])
     (1.0, None)
     """
-    import numpy
+    import pandas
 
-    if len(pairs) < 2:
-        return None
-    ranked = [_ranks(side) for side in zip(*pairs, strict=True)]
-    if any(numpy.ptp(side) == 0 for side in ranked):
-        return None
-    return float(round(numpy.corrcoef(*ranked)[0, 1], 12))
-
-
-def _ranks(values: Sequence[float]) -> Any:
-    import numpy
-
-    _, places, counts = numpy.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[places]
+    found = pandas.DataFrame(pairs, columns=["score", "value"]).corr("spearman").iloc[0, 1]
+    return None if math.isnan(found) else round(float(found), 12)
 
 
 def calibration(pairs: Sequence[tuple[float, float]], bins: int = 5) -> list[dict[str, Any]]:
     """Compare mean score and mean value in equal bins of the score; empty bins are left out."""
-    table = []
-    for k in range(bins):
-        inside = [pair for pair in pairs if min(bins - 1, int(pair[0] * bins)) == k]
-        if inside:
-            score, value = (_mean(side) for side in zip(*inside, strict=True))
-            table.append(
-                {"low": k / bins, "high": (k + 1) / bins, "steps": len(inside)}
-                | {"score": score, "value": value}
-            )
-    return table
+    inside: dict[int, list[tuple[float, float]]] = {}
+    for pair in pairs:
+        inside.setdefault(min(bins - 1, int(pair[0] * bins)), []).append(pair)
+    return [
+        {"low": k / bins, "high": (k + 1) / bins, "steps": len(inside[k]),
+         "score": _mean([score for score, _ in inside[k]]),
+         "value": _mean([value for _, value in inside[k]])}
+        for k in sorted(inside)
+    ]  # fmt: skip

@@ -1,19 +1,34 @@
-"""Scorers of steps: what one is, how it scores a pool, its scores in a file, and step truth."""
+"""Who scores steps: the scene's truth, a vision model as judge; how a pool is scored, and files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from vlaa_lib import evaluate, traces
-from vlaa_lib.folders import write_lines
+from vlaa_lib import VlaaError, evaluate, folders, traces
+from vlaa_lib.evaluate.generate import Ask, answer
+from vlaa_lib.images import ImageError, open_image
+from vlaa_lib.llm.client import Limits
+from vlaa_lib.llm.endpoints import Endpoint
+from vlaa_lib.llm.ledger import Ledger, Reply, call_key
+from vlaa_lib.llm.messages import EMPTY, CallFailed, Request, fill, read_image
+from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_json
+from vlaa_lib.rewards.judge import Judge
 
-from . import steps
 from .pools import Pool
+from .steps import split
+
+if TYPE_CHECKING:
+    from vlaa_lib.models import Policy
 
 # records and the steps of a solution to each -> a score for each step, NaN where there is none;
 # the record has question and image. Higher is better; in [0, 1] where a product is to be taken.
@@ -27,7 +42,7 @@ def score_pool(scorer: Scorer, pool: Pool, records: Iterable[Record]) -> Scores:
 
     Raises:
         RecordError: a question of the pool has no record.
-        ValueError: the scorer did not give one number for each step.
+        VlaaError: the scorer did not give one number for each step.
     """
     by_id = {record.id: record for record in records}
     if missing := [i for i in pool.candidates if i not in by_id]:
@@ -35,19 +50,18 @@ def score_pool(scorer: Scorer, pool: Pool, records: Iterable[Record]) -> Scores:
             f"{pool.generator}: no record of question {missing[0]!r} (and {len(missing) - 1} "
             "more); give the records that the pool was sampled for"
         )
-    keys, solutions = [], []
-    for record_id, rows in pool.candidates.items():
-        keys += [(pool.generator, record_id, row["sample"]) for row in rows]
-        solutions += [steps.split(row["completion"]) for row in rows]
-    found = scorer([by_id[key[1]] for key in keys], solutions) if keys else []
-    if len(found) != len(keys):
-        raise ValueError(f"the scorer gave {len(found)} lists for {len(keys)} solutions")
-    for key, solution, scores in zip(keys, solutions, found, strict=True):
+    rows = [row | {"record_id": i} for i, mine in pool.candidates.items() for row in mine]
+    solutions = [split(row["completion"]) for row in rows]
+    found = scorer([by_id[row["record_id"]] for row in rows], solutions) if rows else []
+    if len(found) != len(rows):
+        raise VlaaError(f"the scorer gave {len(found)} lists for {len(rows)} solutions")
+    for row, solution, scores in zip(rows, solutions, found, strict=True):
         if len(scores) != len(solution) or any(map(math.isinf, scores)):
-            raise ValueError(
-                f"record {key[1]}, sample {key[2]}: scores {scores[:8]} for {len(solution)} "
-                "steps; a scorer must give one number, or NaN, for each step"
+            raise VlaaError(
+                f"record {row['record_id']}, sample {row['sample']}: scores {scores[:8]} for "
+                f"{len(solution)} steps; a scorer must give one number, or NaN, for each step"
             )
+    keys = [(pool.generator, row["record_id"], row["sample"]) for row in rows]
     return dict(zip(keys, found, strict=True))
 
 
@@ -71,67 +85,222 @@ def step_truth(
     >>> step_truth([made], [["The red bar reaches 4.", "The answer is 3."]], with_answer=True)
     [[0.0, 1.0]]
     """
-    found = []
+    found: list[list[float]] = []
     for record, solution in zip(records, solutions, strict=True):
         if not (scene := record.meta.get("scene")):
             raise RecordError(f"record {record.id}: no scene to hold steps against; use a judge")
-        found.append([_truth(step, scene) for step in solution])
+        found.append([])
+        for step in solution:
+            checked = [part.truth for part in traces.check_steps(step, scene)]
+            held = [truth for truth in checked if truth is not None]
+            found[-1].append(sum(held) / len(held) if held else math.nan)
     if with_answer:
         texts = [" ".join(solution) for solution in solutions]
-        rows = evaluate.score_rows(list(records), texts)
-        for scores, row in zip(found, rows, strict=True):
+        for scores, row in zip(found, evaluate.score_rows(list(records), texts), strict=True):
             if scores:
                 known = 1.0 if math.isnan(scores[-1]) else scores[-1]
                 scores[-1] = min(known, float(row["correct"]))
     return found
 
 
-def _truth(step: str, scene: dict[str, Any]) -> float:
-    held = [part.truth for part in traces.check_steps(step, scene) if part.truth is not None]
-    return sum(held) / len(held) if held else math.nan
+_KEY = ("generator", "record_id", "sample")
 
 
 def write(path: str | Path, scorer: str, scores: Scores) -> None:
     """Write scores as JSON Lines, atomically; NaN becomes null."""
-    names = ("generator", "record_id", "sample")
-    write_lines(
-        path,
-        (
-            json.dumps(
-                {"scorer": scorer}
-                | dict(zip(names, key, strict=True))
-                | {"scores": [None if math.isnan(score) else score for score in values]}
-            )
-            + "\n"
-            for key, values in scores.items()
-        ),
-    )
+    rows = (
+        {"scorer": scorer, **dict(zip(_KEY, key, strict=True)),
+         "scores": [None if math.isnan(score) else score for score in values]}
+        for key, values in scores.items()
+    )  # fmt: skip
+    folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
 
 
-def read(path: str | Path) -> dict[str, Scores]:
-    """Read what `write` wrote, from one file or several joined: scores by scorer.
+def read(*paths: str | Path) -> dict[str, Scores]:
+    """Read what `write` wrote, of several pools and scorers: scores by scorer.
 
     Raises:
-        RecordError: the file is missing, or a line is not of that shape; file and line are named.
+        RecordError: a file is missing, a line is not of that shape, or scored before; file and line
+            are named.
     """
     found: dict[str, Scores] = {}
-    if not Path(path).is_file():
-        raise RecordError(f"{path}: no such file; `python -m vlaa_lib process judge` writes one")
-    with Path(path).open(encoding="utf-8") as stream:
-        for line, row in iter_json(stream):
-            place = f"{path}:{line}"
-            if isinstance(row, RecordError):
-                raise RecordError(f"{place}: {row}")
-            try:
-                key = str(row["generator"]), str(row["record_id"]), int(row["sample"])
-                values = [math.nan if score is None else float(score) for score in row["scores"]]
-                mine = found.setdefault(str(row["scorer"]), {})
-            except (KeyError, TypeError, ValueError):
-                raise RecordError(
-                    f"{place}: expected scorer, generator, record_id, sample and scores"
-                ) from None
-            if key in mine or any(map(math.isinf, values)):
-                said = "scored above" if key in mine else "a score is infinite"
-                raise RecordError(f"{place}: {' '.join(map(str, key))}: {said}; delete this line")
-            mine[key] = values
+    for path in map(Path, paths):
+        if not path.is_file():
+            said = "no such file; `python -m vlaa_lib process judge` writes one"
+            raise RecordError(f"{path}: {said}")
+        with path.open(encoding="utf-8") as stream:
+            for line, row in iter_json(stream):
+                if isinstance(row, RecordError):
+                    raise RecordError(f"{path}:{line}: {row}")
+                try:
+                    key = str(row["generator"]), str(row["record_id"]), int(row["sample"])
+                    values = [math.nan if x is None else float(x) for x in row["scores"]]
+                    mine = found.setdefault(str(row["scorer"]), {})
+                except (KeyError, TypeError, ValueError):
+                    said = "expected scorer, generator, record_id, sample and scores"
+                    raise RecordError(f"{path}:{line}: {said}") from None
+                if key in mine or any(map(math.isinf, values)):
+                    said = "scored above" if key in mine else "a score is infinite"
+                    said = f"{' '.join(map(str, key))}: {said}; delete this line"
+                    raise RecordError(f"{path}:{line}: {said}")
+                mine[key] = values
     return found
+
+
+# --- a vision model as judge of steps -------------------------------------------------------------
+
+# greedy: the paper's judges are deterministic; ours: room for a line of reason and the score
+SETTINGS = {"temperature": 0.0, "max_tokens": 256}
+TOP = 5  # paper appendix A: 1 to 5
+# What the judge is shown of a step. Whether the paper shows it alone or with what came before is
+# not known. `step`: the step alone; `prefix`: all up to the step, graded as one; `context`: the
+# step, below those before it, which are marked as not to be graded.
+INPUTS = ("step", "prefix", "context")
+_SCORE = re.compile(r"\W{0,6}score\W{0,6}([1-5])(?: ?/ ?5)?\W{0,6}", re.IGNORECASE)
+_LONE = re.compile(r"[1-5]")
+
+
+def read_score(text: str) -> int | None:
+    """Read a judge's reply: its last line is the score, and no other line is one; else None.
+
+    >>> read_score("It counts right.\\nScore: 4"), read_score("**Score:** [5/5]"), read_score("3")
+    (4, 5, 3)
+    >>> read_score("Score: 4\\nScore: 5"), read_score("Score: 4.5"), read_score("Score: 4, as said")
+    (None, None, None)
+    """
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if len(lines) == 1 and _LONE.fullmatch(lines[0]):
+        return int(lines[0])
+    found = [_SCORE.fullmatch(line) for line in lines]
+    return int(found[-1][1]) if found and found[-1] and sum(map(bool, found)) == 1 else None
+
+
+def shown(steps: Sequence[str], i: int, view: str) -> str:
+    """Return what the judge is shown of step i (from 0).
+
+    >>> shown(["Two.", "One.", "Three."], 1, "step"), shown(["Two.", "One.", "Three."], 1, "prefix")
+    ('One.', 'Two.\\nOne.')
+    """
+    if view == "prefix" or (view == "context" and i == 0):
+        return "\n".join(steps[: i + 1])
+    if view == "context":
+        return fill(STEP_IN_CONTEXT, caption="\n".join(steps[:i]), input=steps[i])
+    return steps[i]
+
+
+class StepJudge:
+    """A scorer of steps: fifths from 0.2 to 1, NaN where the reply has no score (counted).
+
+    Make one with `endpoint_judge` or `policy_judge`. Equal requests are asked once a ledger.
+
+    Args:
+        name: names its scores, with the view.
+        view: one of `INPUTS`.
+        ask: returns a reply, or why there is none, for each request.
+
+    Attributes:
+        asked: steps graded in its life; `unusable`: those without a score, by reason.
+    """
+
+    def __init__(
+        self, name: str, view: str, ask: Callable[[list[Request]], list[Reply | CallFailed]]
+    ) -> None:
+        if view not in INPUTS:
+            raise VlaaError(f"view {view!r}; use one of {', '.join(INPUTS)}")
+        self.name, self.view, self._ask = f"{name} {view}", view, ask
+        self.asked, self.unusable = 0, Counter()
+
+    @property
+    def failure_rate(self) -> float:
+        """The share of steps without a score."""
+        return sum(self.unusable.values()) / max(1, self.asked)
+
+    def __call__(
+        self, records: Sequence[Record], solutions: Sequence[list[str]]
+    ) -> list[list[float]]:
+        requests = [
+            Request("judge", fill(STEP_JUDGE_PROMPT, question=record.question,
+                                  input=shown(steps, i, self.view)), record.image)
+            for record, steps in zip(records, solutions, strict=True)
+            for i in range(len(steps))
+        ]  # fmt: skip
+        scores = iter([self._read(reply) for reply in self._ask(requests)])
+        return [[next(scores) for _ in steps] for steps in solutions]
+
+    def _read(self, reply: Reply | CallFailed) -> float:
+        self.asked += 1
+        if isinstance(reply, CallFailed):
+            self.unusable[reply.reason] += 1
+            return math.nan
+        # a reply cut off or blocked is a problem, whatever number it holds
+        score = None if reply.problem else read_score(reply.text)
+        if score is None:
+            # the part before the colon: a refusal quotes the model
+            self.unusable[reply.problem.partition(":")[0] or f"no score from 1 to {TOP}"] += 1
+            return math.nan
+        return score / TOP
+
+
+def endpoint_judge(
+    endpoint: Endpoint,
+    ledger: str | Path,
+    images: str | Path,
+    view: str = "context",
+    limits: Limits | None = None,
+) -> StepJudge:
+    """Return a judge behind any OpenAI-compatible endpoint; replies are kept in the ledger.
+
+    Args:
+        endpoint: its `settings` are added to `SETTINGS`.
+        view: ours, as the paper's is not known: a step makes sense after those before it.
+        limits: budgets are of the judge's life.
+    """
+    made = replace(endpoint, settings=SETTINGS | dict(endpoint.settings))
+    return StepJudge(f"judge {endpoint.model}", view, Judge(made, ledger, images, limits).replies)
+
+
+def policy_judge(
+    policy: Policy,
+    ledger: str | Path,
+    images: str | Path,
+    view: str = "context",
+    batch: int = 64,
+    max_new_tokens: int = SETTINGS["max_tokens"],
+) -> StepJudge:
+    """Return a local policy as judge, greedy; replies are kept in the ledger batch by batch.
+
+    The policy's weights are part of the key: a policy trained further is another judge.
+    """
+    from vlaa_lib import perplexity
+
+    settings = perplexity.fingerprint(policy) | {"max_new_tokens": max_new_tokens}
+    del settings["policy"]  # a path names nothing
+
+    def digest(image: str) -> str | CallFailed:
+        try:
+            open_image(image, images)
+            return hashlib.sha256(read_image(image, Path(images))).hexdigest()
+        except ImageError as error:
+            return CallFailed("unusable image", str(error)[:300])
+        except CallFailed as error:
+            return error
+
+    def ask(requests: list[Request]) -> list[Reply | CallFailed]:
+        digests = {image: digest(image) for image in {request.image for request in requests}}
+        keys = {r: d if isinstance(d := digests[r.image], CallFailed)
+                else call_key(r.step, "local", settings, r.text, d) for r in requests}  # fmt: skip
+        with closing(Ledger(ledger)) as kept:
+            todo = [(r, k) for r, k in keys.items() if isinstance(k, str) and kept.get(k) is None]
+            for start in range(0, len(todo), batch):
+                part = todo[start : start + batch]
+                # a text may spell a special token, such as the one that stands for the picture
+                asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r, _ in part]
+                texts = answer(policy, asks, images, batch, max_new_tokens)
+                for (_, k), text in zip(part, texts, strict=True):
+                    problem = "" if text.strip() else EMPTY
+                    kept.put(k, "judge", Reply(text, policy.path, problem=problem))
+            found = {r: kept.get(k) if isinstance(k, str) else k for r, k in keys.items()}
+        return [found[request] for request in requests]
+
+    name = f"judge {Path(policy.path).name} {settings['weights'][:8]}"
+    return StepJudge(name, view, ask)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import folders
-from vlaa_lib.records import Record, RecordError
+from vlaa_lib.records import Record
 
 from . import steps
 
@@ -35,21 +35,16 @@ Tree = dict[str, Any]  # as it is stored: record_id, image, question, status, ro
 
 @dataclass(eq=False)
 class Node:
-    """A partial answer that ends at the end of a step; the root is empty.
+    """A partial answer that ends at the end of a step; the root is empty."""
 
-    Attributes:
-        text: the answer from its beginning up to this step's end.
-        rollouts: how the policy went on from here, and whether the answer was right.
-        visits: values backed up through this node; `total` is their sum.
-    """
-
-    text: str = ""
+    text: str = ""  # the answer from its beginning up to this step's end
     parent: Node | None = None
     children: list[Node] = field(default_factory=list)
+    # how the policy went on from here, and whether the answer was right
     rollouts: list[tuple[str, bool]] = field(default_factory=list)
-    visits: int = 0
-    total: float = 0.0
-    is_closed: bool = False
+    visits: int = 0  # values that were backed up through this node
+    total: float = 0.0  # their sum
+    is_closed: bool = False  # nothing is left to try here or below
 
     @property
     def value(self) -> float:
@@ -66,6 +61,29 @@ class Node:
     def depth(self) -> int:
         """Number of steps."""
         return self.parent.depth + 1 if self.parent else 0
+
+    @property
+    def status(self) -> str:
+        """Whether a tree of this root says anything about steps."""
+        return {0.0: "hopeless", 1.0: "solved"}.get(self.value, "searched")
+
+    def close(self) -> None:
+        """Close the node, and each node above whose children are all closed."""
+        node: Node | None = self
+        while node and (node is self or all(child.is_closed for child in node.children)):
+            node.is_closed, node = True, node.parent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept; the rollouts' texts are not, they are most of a search."""
+        return {
+            "step": self.text[len(self.parent.text) if self.parent else 0 :].strip(),
+            "text": self.text,
+            "right": sum(right for _, right in self.rollouts),
+            "rollouts": len(self.rollouts),
+            "visits": self.visits,
+            "is_end": self.is_end,
+            "children": [child.to_json() for child in self.children],
+        }
 
 
 def uct(node: Node, exploration: float) -> float:
@@ -98,25 +116,15 @@ def expand(node: Node, width: int) -> list[Node]:
     found: dict[str, Node] = {}
     for text, right in node.rollouts:
         whole = node.text + text
-        if (end := _next_end(len(node.text), whole)) is not None:
+        # where the first step that begins behind the node ends; None where no word follows
+        ends = (end for _, end in steps.spans(whole) if steps.spans(whole[len(node.text) : end]))
+        if (end := next(ends, None)) is not None:
             child = found.setdefault(whole[:end], Node(whole[:end], node))
             child.rollouts.append((whole[end:], right))
     node.children = sorted(found.values(), key=lambda child: -len(child.rollouts))[:width]
     if not node.children:
-        node.is_closed = True
-        _close_above(node)
+        node.close()
     return node.children
-
-
-def _close_above(node: Node) -> None:
-    """Close each node above whose children are all closed."""
-    while (node := node.parent) and all(child.is_closed for child in node.children):
-        node.is_closed = True
-
-
-def _next_end(start: int, text: str) -> int | None:
-    """Return where the first step that begins behind `start` ends; None where no word follows."""
-    return next((end for _, end in steps.spans(text) if steps.spans(text[start:end])), None)
 
 
 def simulate(
@@ -124,17 +132,11 @@ def simulate(
 ) -> int:
     """Phase 3: let the policy go on from each node until it has k rollouts, all in one call.
 
-    A node at which every rollout that it took over has stopped is an end and asks for none.
-
-    Returns:
-        How many rollouts were sampled.
+    A node at which every rollout that it took over has stopped is an end and asks for none. Returns
+    how many rollouts were sampled.
     """
-    todo = [
-        (record, node)
-        for record, node in asked
-        if not node.is_end
-        for _ in range(k - len(node.rollouts))
-    ]
+    todo = [pair for pair in asked if not pair[1].is_end
+            for _ in range(k - len(pair[1].rollouts))]  # fmt: skip
     if not todo:
         return 0
     made = [record for record, _ in todo]
@@ -153,8 +155,7 @@ def backpropagate(node: Node, max_depth: int) -> None:
         above.total += node.value
         above = above.parent
     if node.is_end or node.depth >= max_depth:
-        node.is_closed = True
-        _close_above(node)
+        node.close()
 
 
 def grow(
@@ -165,50 +166,24 @@ def grow(
     A question whose first rollouts are all right or all wrong says nothing about steps: its tree
     stays a root, with the status `solved` or `hopeless`.
     """
-    roots, used = [Node() for _ in made], Counter()
+    roots, sampled = [Node() for _ in made], Counter()
+    fresh = list(enumerate(roots))
     for turn in range(s.iterations + 1):
-        fresh: list[tuple[int, Node]] = []
-        for i, root in enumerate(roots):
-            if not turn:
-                fresh.append((i, root))
-            elif _status(root) == "searched" and (leaf := select(root, s.exploration)):
-                fresh += [(i, child) for child in expand(leaf, s.width)]
         before = [len(node.rollouts) for _, node in fresh]
         asked = [(made[i], node) for i, node in fresh]
         simulate(asked, sampler, verifier, s.rollouts, seed + turn)
         for (i, node), had in zip(fresh, before, strict=True):
-            used[i] += len(node.rollouts) - had
+            sampled[i] += len(node.rollouts) - had
             backpropagate(node, s.max_depth)
-    return [_stored(record, roots[i], used[i]) for i, record in enumerate(made)]
-
-
-def _status(root: Node) -> str:
-    return {0.0: "hopeless", 1.0: "solved"}.get(root.value, "searched")
-
-
-def _stored(record: Record, root: Node, sampled: int) -> Tree:
-    return {
-        "record_id": record.id,
-        "image": record.image,
-        "question": record.question,
-        "source": record.source,
-        "status": _status(root),
-        "sampled": sampled,
-        "root": _node(root),
-    }
-
-
-def _node(node: Node) -> dict[str, Any]:
-    """Return what is kept of a node; the rollouts' texts are not, they are most of a search."""
-    return {
-        "step": node.text[len(node.parent.text) if node.parent else 0 :].strip(),
-        "text": node.text,
-        "right": sum(right for _, right in node.rollouts),
-        "rollouts": len(node.rollouts),
-        "visits": node.visits,
-        "is_end": node.is_end,
-        "children": [_node(child) for child in node.children],
-    }
+        leaves = [(i, select(root, s.exploration)) for i, root in enumerate(roots)
+                  if root.status == "searched" and turn < s.iterations]  # fmt: skip
+        fresh = [(i, child) for i, leaf in leaves if leaf for child in expand(leaf, s.width)]
+    return [
+        {"record_id": record.id, "image": record.image, "question": record.question,
+         "source": record.source, "status": root.status, "sampled": sampled[i],
+         "root": root.to_json()}
+        for i, (record, root) in enumerate(zip(made, roots, strict=True))
+    ]  # fmt: skip
 
 
 def search(
@@ -229,34 +204,25 @@ def search(
     Args:
         policy: who answers, as `perplexity.fingerprint` names it; part of the settings.
         verifier: default: each record's own, answers without tags included.
-    Raises:
-        RecordError: `out` holds trees of other settings.
     """
     settings = {**asdict(s), "seed": seed, "questions": questions, "policy": policy}
-    path = Path(out) / "search.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    if other := sorted(k for k in settings if kept.get(k) != settings[k]):
-        said = ", ".join(f"{k} {kept.get(k)} instead of {settings[k]}" for k in other)
-        raise RecordError(f"{path}: trees with {said}; name another folder, or delete this one")
-    folders.write_text(path, json.dumps(settings, indent=1) + "\n")
+    folder = folders.claim(out, settings, "search.json") / "trees"
     trees = []
     for start in range(0, len(made), questions):
         part = made[start : start + questions]
-        files = [_file(out, record) for record in part]
+        files = [folder / f"{_name(record)}.json" for record in part]
         if not all(file.is_file() for file in files):
             begin = int(sha256(f"{seed} {part[0].id}".encode()).hexdigest()[:8], 16)
-            for file, tree in zip(
-                files, grow(part, sampler, verifier or is_right, s, begin), strict=True
-            ):
+            found = grow(part, sampler, verifier or is_right, s, begin)
+            for file, tree in zip(files, found, strict=True):
                 folders.write_text(file, json.dumps(tree, ensure_ascii=False) + "\n")
         trees += [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return trees
 
 
-def _file(out: str | Path, record: Record) -> Path:
+def _name(record: Record) -> str:
     # an id may be any text, and the same id with another question is another tree
-    name = sha256(json.dumps([record.id, record.image, record.question]).encode()).hexdigest()
-    return Path(out) / "trees" / f"{name[:24]}.json"
+    return sha256(json.dumps([record.id, record.image, record.question]).encode()).hexdigest()[:24]
 
 
 def is_right(made: list[Record], completions: list[str]) -> list[bool]:
@@ -264,20 +230,6 @@ def is_right(made: list[Record], completions: list[str]) -> list[bool]:
     from vlaa_lib import evaluate
 
     return [row["correct"] for row in evaluate.score_rows(made, completions)]
-
-
-def policy_sampler(policy: Policy, images: str | Path, s: Search) -> Sampler:
-    """Return the sampler of a policy: batches of prompts that each begin an answer."""
-    import torch
-
-    from vlaa_lib.evaluate.generate import answer, ask
-
-    def sample(made: list[Record], prefixes: list[str], seed: int) -> list[str]:
-        torch.manual_seed(seed)
-        asks = [replace(ask(r), reply=prefix) for r, prefix in zip(made, prefixes, strict=True)]
-        return answer(policy, asks, images, s.batch, s.max_new_tokens, s.temperature)
-
-    return sample
 
 
 def run(
@@ -289,13 +241,25 @@ def run(
     seed: int,
 ) -> list[Tree]:
     """Search with a policy; also write `processes.json` and `statistics.csv` into `out`."""
-    from vlaa_lib import perplexity
+    import torch
 
-    who = perplexity.fingerprint(policy)["weights"]
-    trees = search(made, policy_sampler(policy, images, s), out, s, seed, who)
-    write_rows(Path(out) / "processes.json", rows(trees))
+    from vlaa_lib import perplexity
+    from vlaa_lib.evaluate.generate import answer, ask
+
+    def sample(made: list[Record], prefixes: list[str], seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        asks = [replace(ask(r), reply=prefix) for r, prefix in zip(made, prefixes, strict=True)]
+        return answer(policy, asks, images, s.batch, s.max_new_tokens, s.temperature)
+
+    trees = search(made, sample, out, s, seed, perplexity.fingerprint(policy)["weights"])
+    # one JSON array, as the released file is; `released.read_processes` reads both
+    text = json.dumps(rows(trees), ensure_ascii=False, indent=0) + "\n"
+    folders.write_text(Path(out) / "processes.json", text)
     folders.write_csv(Path(out) / "statistics.csv", statistics(trees))
     return trees
+
+
+# --- what a search found --------------------------------------------------------------------------
 
 
 def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -313,21 +277,12 @@ def rows(trees: Iterable[Tree]) -> list[dict[str, Any]]:
     `index` is ours: the record's id and the step's place in the tree.
     """
     return [
-        {
-            "index": f"{tree['record_id']}/{place}",
-            "image_path": tree["image"],
-            "question": tree["question"],
-            "process": node["text"],
-            "value": node["right"] / node["rollouts"],
-        }
+        {"index": f"{tree['record_id']}/{place}", "image_path": tree["image"],
+         "question": tree["question"], "process": node["text"],
+         "value": node["right"] / node["rollouts"]}
         for tree in trees
         for place, node in walk(tree["root"])
-    ]
-
-
-def write_rows(path: str | Path, found: list[dict[str, Any]]) -> None:
-    """Write rows as one JSON array, as the released file is; `released.read_processes` reads it."""
-    folders.write_text(path, json.dumps(found, ensure_ascii=False, indent=0) + "\n")
+    ]  # fmt: skip
 
 
 def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:
@@ -336,25 +291,22 @@ def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:
     Beside the table's columns: how many questions gave no rows, and why; steps that are an only
     child; rollouts that were sampled; the mean value.
     """
-    trees = list(trees)
-    names = list(dict.fromkeys(tree["source"] for tree in trees))
-    return [
-        {"source": name, **_counted([t for t in trees if name in ("sum", t["source"])])}
-        for name in (*names, "sum")
-    ]
-
-
-def _counted(trees: list[Tree]) -> dict[str, Any]:
-    status = Counter(tree["status"] for tree in trees)
-    values = [row["value"] for row in rows(trees)]
-    inner = [n for t in trees for _, n in [("", t["root"]), *walk(t["root"])] if n["children"]]
-    return {
-        "questions": status["searched"],
-        "items": len(values),
-        "items_per_question": round(len(values) / max(1, status["searched"]), 2),
-        "mean_value": round(sum(values) / len(values), 3) if values else None,
-        "solved": status["solved"],
-        "hopeless": status["hopeless"],
-        "one_child": sum(len(node["children"]) == 1 for node in inner),
-        "rollouts": sum(tree["sampled"] for tree in trees),
-    }
+    trees, table = list(trees), []
+    for source in (*dict.fromkeys(tree["source"] for tree in trees), "sum"):
+        mine = [tree for tree in trees if source in ("sum", tree["source"])]
+        status = Counter(tree["status"] for tree in mine)
+        values = [row["value"] for row in rows(mine)]
+        roots = [tree["root"] for tree in mine]
+        nodes = [*roots, *(node for root in roots for _, node in walk(root))]
+        table.append({
+            "source": source,
+            "questions": status["searched"],
+            "items": len(values),
+            "items_per_question": round(len(values) / max(1, status["searched"]), 2),
+            "mean_value": round(sum(values) / len(values), 3) if values else None,
+            "solved": status["solved"],
+            "hopeless": status["hopeless"],
+            "one_child": sum(len(node["children"]) == 1 for node in nodes),
+            "rollouts": sum(tree["sampled"] for tree in mine),
+        })  # fmt: skip
+    return table

@@ -1,4 +1,8 @@
-"""Steps of a solution: where each begins and ends in the completion."""
+"""Steps of a solution: where each begins and ends in the completion.
+
+A policy goes on from `text[:end]` of a step, so tags and full stops stay in, unlike in the
+sentences that `vlaa_lib.traces` holds against a scene.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,8 @@ def spans(text: str) -> list[tuple[int, int]]:
             start, has_words = cut, False
     if found:  # marks after the last word belong to it
         found[-1] = (found[-1][0], len(text))
-    return [_stripped(text, *span) for span in found]
+    inside = [(start, text[start:end]) for start, end in found]
+    return [(at + len(t) - len(t.lstrip()), at + len(t.rstrip())) for at, t in inside]
 
 
 def split(text: str) -> list[str]:
@@ -59,9 +64,3 @@ def _cuts(text: str) -> list[int]:
         later = (match.start() for match in (*_MARKER.finditer(text), *_CLOSE.finditer(text)))
         cuts += sorted(at for at in later if at >= first)
     return cuts
-
-
-def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """Move both ends inwards over white space."""
-    inside = text[start:end]
-    return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())

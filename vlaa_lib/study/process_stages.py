@@ -98,10 +98,10 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
     found, images = search(cfg, run), stages.pictures(cfg, run)
 
     def build(path: Path) -> None:
-        from vlaa_lib.process import released, train_prm
+        from vlaa_lib.process import prm, released
 
         rows = released.read_processes(found / "processes.json", images).rows
-        train_prm.train(replace(cfg, seed=seed), rows, images, path)
+        prm.train(replace(cfg, seed=seed), rows, images, path)
 
     settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
     return once(run / "process" / f"vilprm-{seed}", settings | built_from(found), build)
@@ -129,7 +129,7 @@ def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
     pooled = [built_from(_folder(run, p.generator)) for p in found]
     settings = {"pools": pooled, "models": [identity(path) for path in trained]}
     path = once(run / "process" / "scores", settings, build)
-    return best.merged([scorers.read(file) for file in sorted(path.glob("*.jsonl"))])
+    return scorers.read(*sorted(path.glob("*.jsonl")))
 
 
 def _scorers(trained: list[Path], images: Path) -> Iterator[tuple[str, Scorer]]:
@@ -144,8 +144,8 @@ def _scorers(trained: list[Path], images: Path) -> Iterator[tuple[str, Scorer]]:
 def _score(
     file: Path, name: str, scorer: Scorer, found: list[Pool], made: list[Record]
 ) -> None:
-    parts = [{name: scorers.score_pool(scorer, one, made)} for one in found]
-    scorers.write(file, name, best.merged(parts)[name])
+    parts = [scorers.score_pool(scorer, one, made) for one in found]
+    scorers.write(file, name, {key: values for part in parts for key, values in part.items()})
 
 
 def _table(cfg: Settings, found: list[Pool], known: dict[str, Scores]) -> list[dict[str, Any]]:
@@ -167,8 +167,6 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
         Best-of-N on these questions by every scorer, and what the judge's replies were; also
         `results/best_of_n_judged.csv`. Both are empty where `process.judged` is 0.
     """
-    from vlaa_lib.process import judge
-
     made, images = asked(cfg, run)
     made, s = spread(made, cfg.process.judged), cfg.search
     if not made:
@@ -177,7 +175,7 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
 
     def build(path: Path) -> None:
         given = stages.policy(cfg, cfg.model.policy), path / "judge.sqlite", images
-        grader = judge.policy_judge(*given, batch=s.batch, max_new_tokens=s.max_new_tokens)
+        grader = scorers.policy_judge(*given, batch=s.batch, max_new_tokens=s.max_new_tokens)
         _score(path / "scores.jsonl", JUDGE, grader, found, made)
         replies = {"a score": grader.asked - sum(grader.unusable.values())} | grader.unusable
         rows = [{"reply": reply, "steps": n} for reply, n in replies.items()]
