@@ -300,7 +300,7 @@ def test_grpo_weighs_the_process_reward(tiny_model, micro_data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grpo.process_weight": 0.5}, "above 0 with grpo.process_model"),
+        ({"grpo.process_weight": 0.5}, "above 0 only with grpo.process_model"),
         ({"grpo.process_weight": -1.0}, "grpo.process_weight: -1.0: .*greater than or equal to 0"),
         ({"prm.loss": "l1"}, "prm.loss: 'l1': .* 'mse' or 'bce'"),
         ({"prm.held_out": 1.5}, "prm.held_out: 1.5: .*less than or equal to 1"),

@@ -19,17 +19,8 @@ from .microworld import SOURCES, facts, narrator, questions, scenes, truth
 CELLS = scenes.GRID**2  # visual tokens of a micro-world picture
 POOL = 8  # batches that are sorted by length together
 # ours: how often each source is asked; what needs more seeing is seen more
-SHARES = {
-    "solids": 4,
-    "figure": 4,
-    "plot": 4,
-    "panel": 4,
-    "slip": 1,
-    "closeup": 1,
-    "describe": 1,
-    "locate": 5,
-    "relation": 5,
-}
+SHARES = {"solids": 4, "figure": 4, "plot": 4, "panel": 4, "slip": 1, "closeup": 1, "describe": 1,
+          "locate": 5, "relation": 5}  # fmt: skip
 # ours: how often each kind of scene is described; the others once. Objects are many and small
 DESCRIBED = {"objects": 12, "scatter": 2, "function": 3, "triangle": 2, "rectangle": 2}
 # a box that comes first has only to be found, not found again by a name
@@ -59,26 +50,20 @@ class Stream(IterableDataset):
         index = (self.start + number) * size
         while True:
             pool = [self.make(index + i) for i in range(size)]
-            pool.sort(key=self.length)
+            if isinstance(pool[0], tuple):  # samples with text, by its characters
+                pool.sort(key=lambda sample: sum(len(text) for text, _ in sample[1]))
             batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]
             random.Random(index).shuffle(batches)
             yield from normalise_by_tokens([self.collate(rows) for rows in batches])
             index += workers * size
-
-    @staticmethod
-    def length(sample: Any) -> int:
-        """Return the characters of a sample's text; samples without text are all alike."""
-        return sum(len(text) for text, _ in sample[1]) if isinstance(sample, tuple) else 0
 
 
 def normalise_by_tokens(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Let every token of a pool of batches count alike, up to the clipping of gradients.
 
     A batch holds rows of one length, and a mean over its own tokens would favour short rows: an
-    answer without a trace, 15 of 100, was then begun with probability 0.6.
-
-    Returns:
-        the batches, each with `num_items_in_batch`, the pool's mean number of target tokens.
+    answer without a trace, 15 of 100, was then begun with probability 0.6. Each batch is told the
+    pool's mean number of target tokens, `num_items_in_batch`.
     """
     if counts := [(b["labels"][:, 1:] >= 0).sum() for b in batches if "labels" in b]:
         for batch in batches:
@@ -262,31 +247,20 @@ def _sum_drill(rng: random.Random) -> list[Piece]:
     for _ in range(6):
         a, b, e = (rng.randint(0, 12) for _ in range(3))
         c, d = 5 * rng.randint(2, 20), 5 * rng.randint(2, 15)
-        sums.append(
-            rng.choice(
-                (
-                    f"{a} + {b} = {a + b}.",
-                    f"{a} + {b} + {e} = {a + b + e}.",
-                    f"{max(a, b)} - {min(a, b)} = {abs(a - b)}.",
-                    f"{a} * {b} = {a * b}.",
-                    f"2 * {a + b} = {2 * (a + b)}.",
-                    f"180 - {c} - {d} = {180 - c - d}." if c + d < 180 else f"{a} + {a} = {2 * a}.",
-                )
-            )
-        )
+        sums.append(rng.choice((
+            f"{a} + {b} = {a + b}.",
+            f"{a} + {b} + {e} = {a + b + e}.",
+            f"{max(a, b)} - {min(a, b)} = {abs(a - b)}.",
+            f"{a} * {b} = {a * b}.",
+            f"2 * {a + b} = {2 * (a + b)}.",
+            f"180 - {c} - {d} = {180 - c - d}." if c + d < 180 else f"{a} + {a} = {2 * a}.",
+        )))  # fmt: skip
     return [(" ".join(sums) + "\n", True)]
 
 
 # drill -> how often
-DRILLS = {
-    _copy_drill: 1,
-    _told_drill: 4,
-    _choice_drill: 4,
-    _extreme_drill: 4,
-    _count_drill: 3,
-    _teacher_drill: 8,
-    _sum_drill: 5,
-}
+DRILLS = {_copy_drill: 1, _told_drill: 4, _choice_drill: 4, _extreme_drill: 4, _count_drill: 3,
+          _teacher_drill: 8, _sum_drill: 5}  # fmt: skip
 
 
 def base_text(

@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ STAGES = ("tower", "drill", "describe", "base", "instruct")
 MROPE = [4, 6, 6]  # angles of M-RoPE (of 16) that tell time, height and width: Qwen's shares
 LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens count alike
 KEEP = 8 * LOGGED  # steps between two kept states: resuming repeats no batch, loses no loss
-# seconds a step
+# seconds a step, measured on two cores
 PACE_S = {"tower": 0.4, "drill": 1.1, "describe": 1.1, "base": 1.0, "instruct": 1.5}
 
 CHAT_TEMPLATE = (
@@ -59,11 +59,6 @@ BASE_TEMPLATE = (
     "{%- if part.type == 'text' %}{{ part.text.rsplit('\n', 1)[0] }}{% endif %}"
     "{%- endfor %}{%- endfor %}"
 )
-
-
-def _has_bf16() -> bool:
-    """Say whether this processor multiplies bfloat16 by itself; others imitate it, slowly."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 @dataclass(frozen=True)
@@ -99,16 +94,18 @@ class Recipe:
     think_share: float = 0.2  # chat replies in the think/answer format
     direct_share: float = 0.2  # chat replies that are the bare answer; the rest work it out
     seed: int = 0
-    bf16: bool = field(default_factory=_has_bf16)  # all but the tower, where that is faster
+    # all but the tower; where the processor multiplies bfloat16 itself, others imitate it slowly
+    bf16: bool = field(
+        default_factory=lambda: bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    )
 
 
 def build_processor(recipe: Recipe) -> ImageProcessor:
     """Join the tokenizer and a PIL image processor whose smallest picture is the micro-world's."""
     budget = {"shortest_edge": scenes.SIDE_PX**2, "longest_edge": 256 * 32 * 32}
+    pictures = Qwen2VLImageProcessorPil(size=budget)
     tokenizer = build_tokenizer(recipe.vocabulary, recipe.seed)
-    return ImageProcessor(
-        Qwen2VLImageProcessorPil(size=budget), tokenizer, chat_template=CHAT_TEMPLATE
-    )
+    return ImageProcessor(pictures, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
@@ -178,23 +175,26 @@ def look_back(attention: nn.Module, theta: float) -> None:
         back = head // groups % 3 + 1
         query = torch.cat([fast * torch.cos(back * turn), -fast * torch.sin(back * turn)])
         attention.q_proj.bias[head * size :][:size] = query
-    attention.k_proj.bias.copy_(
-        torch.cat([fast, 0 * fast]).repeat(attention.k_proj.out_features // size)
-    )
+    keys = attention.k_proj.out_features // size
+    attention.k_proj.bias.copy_(torch.cat([fast, 0 * fast]).repeat(keys))
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight.mul_(0.3)  # at first the place decides, not the word
 
 
-def train(
-    stage: str, module: nn.Module, compute: Any, batches: Any, recipe: Recipe, work: Path, log: list
-) -> None:
-    """Train one stage, printing the mean loss of every 24 steps and keeping its state every 192.
+Compute = Callable[[dict[str, Tensor]], tuple[Tensor, Tensor | None]]  # loss, share seen right
+Batches = Callable[[int], Iterable[dict[str, Tensor]]]  # number of the first pool -> no end of them
 
-    Args:
-        compute: batch -> (loss, share seen right or None).
-        batches: first pool of batches (8 each) -> endless batches.
-        work: folder of the kept states.
-    """
+
+def train(
+    stage: str,
+    module: nn.Module,
+    compute: Compute,
+    batches: Batches,
+    recipe: Recipe,
+    work: Path,
+    log: list,
+) -> None:
+    """Train one stage, logging the mean loss of every 24 steps; its state, every 192, in `work`."""
     steps, lr, muon_lr = (getattr(recipe, f"{stage}_{key}") for key in ("steps", "lr", "muon_lr"))
     parts: list[Any] = optimizers(module, lr, muon_lr)
     parts += [get_scheduler("cosine", part, int(steps * 0.05) + 1, steps) for part in parts]
@@ -230,64 +230,42 @@ def train(
 
 def _keep(path: Path, state: dict) -> None:
     """Write a state so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
-def train_tower(model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list):
-    """Stage 1: the tower alone."""
-    task = TowerTask(model.model.visual, recipe.hidden).train()
+def task(
+    stage: str, model: Any, processor: ImageProcessor, recipe: Recipe
+) -> tuple[nn.Module, Compute, Batches]:
+    """Return what a stage trains, how its loss comes from a batch, and its batches from a pool on.
 
-    def batches(first: int) -> Any:
-        make = partial(tower_scene, seed=recipe.seed)
+    The tower alone, then the language model and the tower's merger; the rest of the tower rests.
+    """
+    r, seed, drills = recipe, recipe.seed, recipe.drill_share
+    if stage == "tower":
+        tower = TowerTask(model.model.visual, r.hidden).train()
         collate = partial(collate_tower, processor=processor)
-        return loader(make, collate, recipe.tower_batch, first)
-
-    train("tower", task, lambda b: task(**b), batches, recipe, work, log)
-
-
-def train_language(
-    stage: str, model: Any, processor: ImageProcessor, recipe: Recipe, work: Path, log: list
-) -> None:
-    """Stages 2 to 5: the language model and the tower's merger; the rest of the tower rests."""
-    if stage == "drill":
-        make = partial(
-            drill_text,
-            seed=recipe.seed + 4,
-            copies=recipe.copy_steps * recipe.batch,
-            choices=recipe.choice_steps * recipe.batch,
-        )
-    elif stage == "describe":
-        make = partial(describe_text, seed=recipe.seed + 3, drill_share=recipe.drill_share)
-    elif stage == "base":
-        make = partial(
-            base_text,
-            seed=recipe.seed + 1,
-            describe_share=recipe.describe_share,
-            drill_share=recipe.drill_share,
-        )
-    else:
-        make = partial(
-            chat_text,
-            seed=recipe.seed + 2,
-            think_share=recipe.think_share,
-            direct_share=recipe.direct_share,
-            drill_share=recipe.drill_share,
-        )
+        batches = partial(loader, partial(tower_scene, seed=seed), collate, r.tower_batch)
+        return tower, lambda batch: tower(**batch), batches
+    makes = {
+        "drill": partial(drill_text, seed=seed + 4, copies=r.copy_steps * r.batch,
+                         choices=r.choice_steps * r.batch),
+        "describe": partial(describe_text, seed=seed + 3, drill_share=drills),
+        "base": partial(base_text, seed=seed + 1, describe_share=r.describe_share,
+                        drill_share=drills),
+        "instruct": partial(chat_text, seed=seed + 2, think_share=r.think_share,
+                            direct_share=r.direct_share, drill_share=drills),
+    }  # fmt: skip
     collate = partial(collate_text, processor=processor, image_after=int(stage == "instruct"))
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("visual" not in name or "merger" in name)
 
-    def batches(first: int) -> Any:
-        return loader(make, collate, recipe.batch, first)
-
     def compute(batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=r.bf16):
             return model(**batch).loss, None
 
-    train(stage, model, compute, batches, recipe, work, log)
+    return model, compute, partial(loader, makes[stage], collate, r.batch)
 
 
 def build(
@@ -304,14 +282,15 @@ def build(
     torch.set_num_threads(threads)
     out, log = Path(out), []
     work, stages = out / "stages", STAGES[: STAGES.index(last) + 1]
-    _claim(work / "recipe.json", recipe)
+    folders.claim(work, asdict(recipe), "recipe.json")
     if not (work / "processor").is_dir():  # the tokens that the kept stages are trained on
         build_processor(recipe).save_pretrained(work / "processor")
     processor = ImageProcessor.from_pretrained(work / "processor")
     model = build_model(recipe, processor.tokenizer)
-    left = [stage for stage in stages if not (work / f"{stage}.pt").is_file()]
-    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in left}
-    print(f"{steps} steps; {expected_minutes(recipe, left):.0f} minutes on two cores at our pace")
+    steps = {stage: getattr(recipe, f"{stage}_steps") for stage in stages
+             if not (work / f"{stage}.pt").is_file()}  # fmt: skip
+    minutes = sum(PACE_S[stage] * number for stage, number in steps.items()) / 60
+    print(f"{steps} steps; {minutes:.0f} minutes on two cores at our pace")
     for stage in stages:
         kept = work / f"{stage}.pt"
         if kept.is_file():
@@ -320,33 +299,12 @@ def build(
             log[:] = state["log"]
         else:
             torch.manual_seed(recipe.seed)
-            if stage == "tower":
-                train_tower(model, processor, recipe, work, log)
-            else:
-                train_language(stage, model, processor, recipe, work, log)
+            train(stage, *task(stage, model, processor, recipe), recipe, work, log)
             _keep(kept, {"model": model.state_dict(), "log": log})
             (work / f"{stage}.part").unlink(missing_ok=True)
         if stage in ("base", "instruct"):
             save(stage, model, processor, out / stage, recipe, log)
             write_card(stage, out / stage, card_records)
-
-
-def _claim(path: Path, recipe: Recipe) -> None:
-    """Write a build's recipe beside its kept stages, or hold it against the one that is there."""
-    wanted = asdict(recipe)
-    kept = json.loads(path.read_text()) if path.is_file() else wanted
-    if differ := [key for key in wanted if kept.get(key) != wanted[key]]:
-        raise ValueError(
-            f"{path.parent} holds stages of another recipe ({', '.join(differ)});"
-            " build into another folder, or delete it"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folders.write_text(path, json.dumps(wanted, indent=1) + "\n")
-
-
-def expected_minutes(recipe: Recipe, stages: Iterable[str] = STAGES) -> float:
-    """Return the minutes of these stages at the seconds a step measured on two cores."""
-    return sum(getattr(recipe, f"{stage}_steps") * PACE_S[stage] for stage in stages) / 60
 
 
 def save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any
@@ -126,112 +127,82 @@ def reading_labels(scene: dict) -> Tensor:
     )
 
 
-def cell_labels(scene: dict) -> Tensor:
-    """Return what each of the 16 cells shows, [16, labels of CELL], -100 = does not apply.
+# what no cell of a scene shows is 0, of these labels; of the others it does not apply
+EMPTY = {"objects": ("color", "shape"), "bars": ("color", "value"), "line": ("value",),
+         "function": ("color", "key"), "slip": ("key", "value", "digit"),
+         "triangle": ("color", "value")}  # fmt: skip
 
-    What a column or row of the picture says (a bar, a field of a slip) all its cells say.
-    """
+
+def cell_labels(scene: dict) -> Tensor:
+    """Return what each of the 16 cells shows, [16, labels of CELL], -100 = does not apply."""
     labels = {name: torch.full((scenes.GRID, scenes.GRID), -100) for name in CELL}  # [row, column]
     step = torch.arange(scenes.GRID)
     labels["column"], labels["row"] = step.expand(4, 4).clone(), step[:, None].expand(4, 4).clone()
-    if scene["kind"] in _CELLS:
-        _CELLS[scene["kind"]](scene, labels)
+    for name in EMPTY.get(scene["kind"], ()):
+        labels[name][:] = 0
+    for at, shown in _shown(scene):
+        for name, value in shown.items():
+            labels[name][at] = value
     return torch.stack([labels[name].flatten() for name in CELL], dim=-1)
 
 
-def _color(name: str) -> int:
-    return 1 + list(scenes.COLORS).index(name)
+def _shown(scene: dict) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Yield which cells, as [row, column], show what.
+
+    What a column or row of the picture says (a bar, a field of a slip) all its cells say.
+    """
+    whole, step, kind = slice(None), scenes.SIDE_PX // scenes.GRID, scene["kind"]
+    if kind == "objects":
+        for item in scene["objects"]:
+            x, y = (round(v * scenes.SIDE_PX) for v in item["box"][:2])
+            size = list(scenes.SIZES_PX).index(item["size"])
+            yield (y // step, x // step), _look(item) | {"size": size, "x": x % step, "y": y % step}
+    elif kind == "bars":
+        for column, bar in enumerate(scene["bars"]):
+            yield (whole, column), _look(bar) | {"value": bar["value"]}
+    elif kind == "line":
+        for column, value in enumerate(scene["values"]):
+            yield (whole, column), {"value": value}
+    elif kind == "function":
+        for curve in scene["curves"]:  # where it is anchored: its vertex, or on the axis
+            x, y = (int(v * scenes.SIDE_PX) for v in plot_point(curve["h"], curve["k"]))
+            key = 1 + list(facts.FAMILIES.values()).index(curve["family"])
+            place = {"x": x % step * CLASSES // step, "y": y % step * CLASSES // step}
+            yield (y // step, x // step), _look(curve) | {"key": key} | place
+    elif kind == "slip":
+        for row, (key, value) in enumerate(scene["fields"].items()):
+            digits = value if value.isdigit() else ""
+            first = int(digits[0]) if digits else scenes.FIELDS[key].index(value)
+            second = 1 + int(digits[1]) if len(digits) > 1 else 0
+            key = 1 + list(scenes.FIELDS).index(key)
+            yield (row, whole), {"key": key, "value": 1 + first, "digit": second}
+    elif kind == "triangle":
+        for (x, y), corner in zip(corner_points(scene), scene["corners"], strict=True):
+            value = corner["angle"] // 5 if corner["marked"] else 0
+            yield (int(y * scenes.GRID), int(x * scenes.GRID)), _look(corner) | {"value": value}
+    elif kind == "circle":
+        marked = scene["marked"]
+        told = {"key": facts.LENGTHS.index(marked), "value": truth.length(scene, marked)}
+        yield whole, told
+    elif kind == "rectangle":
+        yield whole, {"value": scene["width"], "digit": scene["height"]}
+    elif kind == "closeup":
+        yield whole, _look(scene) if scene["clear"] else _look(scene) | {"shape": 0}
 
 
-def _object_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["color"][:], labels["shape"][:] = 0, 0
-    step = scenes.SIDE_PX // scenes.GRID
-    for item in scene["objects"]:
-        x, y = (round(v * scenes.SIDE_PX) for v in item["box"][:2])
-        at = y // step, x // step
-        labels["color"][at] = _color(item["color"])
-        labels["shape"][at] = 1 + scenes.SHAPES.index(item["shape"])
-        labels["size"][at] = list(scenes.SIZES_PX).index(item["size"])
-        labels["x"][at], labels["y"][at] = x % step, y % step
-
-
-def _bar_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["color"][:], labels["value"][:] = 0, 0
-    for column, bar in enumerate(scene["bars"]):
-        labels["color"][:, column], labels["value"][:, column] = _color(bar["color"]), bar["value"]
-
-
-def _line_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["value"][:] = 0
-    for column, value in enumerate(scene["values"]):
-        labels["value"][:, column] = value
-
-
-def _function_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    """Mark where each curve is anchored: its vertex, or where it meets the axis."""
-    labels["color"][:], labels["key"][:] = 0, 0
-    step = scenes.SIDE_PX // scenes.GRID
-    for curve in scene["curves"]:
-        x, y = (int(v * scenes.SIDE_PX) for v in plot_point(curve["h"], curve["k"]))
-        at = y // step, x // step
-        labels["color"][at] = _color(curve["color"])
-        labels["key"][at] = 1 + list(facts.FAMILIES.values()).index(curve["family"])
-        labels["x"][at], labels["y"][at] = x % step * CLASSES // step, y % step * CLASSES // step
-
-
-def _slip_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["key"][:], labels["value"][:], labels["digit"][:] = 0, 0, 0
-    for row, (key, value) in enumerate(scene["fields"].items()):
-        labels["key"][row] = 1 + list(scenes.FIELDS).index(key)
-        first = int(value[0]) if value.isdigit() else scenes.FIELDS[key].index(value)
-        labels["value"][row] = 1 + first
-        labels["digit"][row] = 1 + int(value[1]) if value.isdigit() and len(value) > 1 else 0
-
-
-def _triangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["color"][:], labels["value"][:] = 0, 0
-    for (x, y), corner in zip(corner_points(scene), scene["corners"], strict=True):
-        at = int(y * scenes.GRID), int(x * scenes.GRID)
-        labels["color"][at] = _color(corner["color"])
-        labels["value"][at] = corner["angle"] // 5 if corner["marked"] else 0
-
-
-def _circle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["key"][:] = facts.LENGTHS.index(scene["marked"])
-    labels["value"][:] = truth.length(scene, scene["marked"])
-
-
-def _rectangle_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["value"][:], labels["digit"][:] = scene["width"], scene["height"]
-
-
-def _closeup_cells(scene: dict, labels: dict[str, Tensor]) -> None:
-    labels["color"][:] = _color(scene["color"])
-    labels["shape"][:] = 1 + scenes.SHAPES.index(scene["shape"]) if scene["clear"] else 0
-
-
-_CELLS = {
-    "objects": _object_cells,
-    "bars": _bar_cells,
-    "line": _line_cells,
-    "function": _function_cells,
-    "slip": _slip_cells,
-    "triangle": _triangle_cells,
-    "circle": _circle_cells,
-    "rectangle": _rectangle_cells,
-    "closeup": _closeup_cells,
-}
+def _look(item: dict) -> dict[str, int]:
+    """Return the classes of a thing's colour and, where it has one, of its shape."""
+    color = {"color": 1 + list(scenes.COLORS).index(item["color"])}
+    return color | ({"shape": 1 + scenes.SHAPES.index(item["shape"])} if "shape" in item else {})
 
 
 def collate_tower(samples: list[dict], processor: ImageProcessor) -> dict[str, Tensor]:
-    """Return the tower stage's batch.
-
-    Returns:
-        cells [B, 16, labels]; facts [B, names]; small [B, 16, 3, 14, 14], each cell at half size;
-        pixel_values; image_grid_thw.
+    """Return cells [B, 16, labels], facts [B, names], small [B, 16, 3, 14, 14] (each cell at half
+    size), pixel_values and image_grid_thw.
     """
     images = [microworld.render(scene) for scene in samples]
-    half = torch.stack([_to_tensor(image.reduce(2)) for image in images])
+    half = numpy.stack([numpy.asarray(image.reduce(2), dtype="float32") for image in images])
+    half = torch.from_numpy(half / 127.5 - 1).permute(0, 3, 1, 2)
     small = half.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
     return {
         "cells": torch.stack([cell_labels(scene) for scene in samples]),
@@ -239,7 +210,3 @@ def collate_tower(samples: list[dict], processor: ImageProcessor) -> dict[str, T
         "small": small,
         **pixels(images, processor),
     }
-
-
-def _to_tensor(image: Any) -> Tensor:
-    return torch.from_numpy(numpy.asarray(image, dtype="float32") / 127.5 - 1).permute(2, 0, 1)
