@@ -39,6 +39,20 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def known(value: Any) -> Any:
+    """Return a value, or None for what stands for none in tables: NaN, pandas' NA and NaT.
+
+    >>> known(float("nan")), known(0)
+    (None, 0)
+    """
+    try:
+        return None if value is None or bool(value != value) else value
+    except TypeError:  # NA is neither equal to itself nor not
+        return None
+    except ValueError:  # an array
+        return value
+
+
 def thinned(rows: Sequence[Any], most: int = 40) -> tuple[Sequence[Any], str]:
     """Return at most so many rows, evenly chosen, and a sentence that says so ("" for all).
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import traces
-from vlaa_lib.traces.pairs import known
+from vlaa_lib.tables import known
 from vlaa_lib.traces.steps import untagged
 
 MAX_NAME_CHARS = 200  # ours, of an id, a source or a name

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders
-from vlaa_lib.tables import number
-from vlaa_lib.traces.pairs import known
+from vlaa_lib.tables import known, number
 
 from .prepare import beginning, picture, prepare, segments, thumbnail, visible
 

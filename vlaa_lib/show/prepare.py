@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import AHA_KEYWORDS, ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
-from vlaa_lib.tables import number
-from vlaa_lib.traces.pairs import known
+from vlaa_lib.tables import known, number
 
 from .given import MAX_NAME_CHARS, beginning, checked, visible
 from .style import style_of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,43 @@ def curate(
     if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
         raise ValueError(f"{out}: holds other files; name a new folder")
     made, runs, card = _read(run)
-    kinds = _kinds(runs)
-    chosen = _choose(made, list(kinds.values()), per_source, seed)
-    card["command"] = (
-        f"python -m vlaa_lib traces curate --run RUN --per-source {per_source} --seed {seed}"
-    )
-    card["records"] = len(chosen)
-    card |= {kind: sum(r.id in ids for r in chosen) for kind, ids in kinds.items()}
+    kinds = {
+        "flips": set(flipped(runs["sft"], runs["grpo"])),
+        "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
+        # a right answer behind a false step is what no score shows
+        "hollow": {row["record_id"] for rows in runs.values() for row in rows
+                   if row["false_steps"] and is_right(row)},
+    }  # fmt: skip
+    order = sorted(made, key=lambda record: record.id)
+    random.Random(seed).shuffle(order)
+    everything = {record.id for record in made}
+    chosen: list[Record] = []
+    for source in dict.fromkeys(record.source for record in made):
+        left = [record for record in order if record.source == source]
+        for ids in islice(cycle([*kinds.values(), everything]), min(per_source, len(left))):
+            chosen.append(next((record for record in left if record.id in ids), left[0]))
+            left.remove(chosen[-1])
+    card |= {
+        "command": "python -m vlaa_lib traces curate --run RUN "
+                   f"--per-source {per_source} --seed {seed}",
+        "records": len(chosen),
+        **{kind: sum(record.id in ids for record in chosen) for kind, ids in kinds.items()},
+    }  # fmt: skip
+
     staged = out.with_name(f".{out.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
-    _write(staged, chosen, run / "world" / "test" / "images", runs, card)
+    records.write(chosen, staged / "records.jsonl")
+    for record in chosen:
+        picture = open_image(record.image, run / "world" / "test" / "images")
+        if not record.frame.startswith("pixel"):  # its boxes would no longer fit
+            picture.thumbnail((PICTURE_PX, PICTURE_PX))
+        (staged / "images" / record.image).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(staged / "images" / record.image)
+    ids = {record.id for record in chosen}
+    TraceStore(staged).append(
+        [row for rows in runs.values() for row in rows if row["record_id"] in ids]
+    )
+    folders.write_text(staged / CARD, json.dumps(card, indent=1) + "\n")
     size = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         shutil.rmtree(staged)
@@ -63,73 +89,22 @@ def curate(
 
 def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Return a run's held-out records, the rows of every model by name, and what it was."""
-    world, dataset = run / "world" / "test", run / "dataset"
+    world, done = run / "world" / "test" / "records.jsonl", run / "dataset" / "done.json"
     files = {name: run / "evaluation" / name / "rows.jsonl" for name in MODELS}
-    needed = (world / "records.jsonl", dataset / "done.json", files["sft"], files["grpo"])
-    for path in needed:
+    for path in (world, done, files["sft"], files["grpo"]):
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: not there; finish the run first: python -m vlaa_lib run --run-dir {run}"
             )
-    made = records.load(world / "records.jsonl").records
-    card = _card(run)
-    rates = json.loads((dataset / "done.json").read_text())["settings"]["rates"]
-    runs = {"teacher": taught(made, Rates(**rates))}
+    made = records.load(world).records
+    runs = {"teacher": taught(made, Rates(**json.loads(done.read_text())["settings"]["rates"]))}
     for name, path in files.items():
         if path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             runs[name] = [row for row in rows if not row["blank"]]
+    path = run / "run_card.json"
+    whole = json.loads(path.read_text()) if path.is_file() else {}
+    # what tells one run from another; None for what is not written down
+    card = {key: whole.get(key) for key in ("profile", "seed", "commit", "machine", "finished")}
     stamp = made, card["profile"], card["seed"]
     return made, {name: from_evaluation(rows, *stamp) for name, rows in runs.items()}, card
-
-
-def _card(run: Path) -> dict[str, Any]:
-    """Return what tells one run from another; None for what is not written down."""
-    path = run / "run_card.json"
-    card = json.loads(path.read_text()) if path.is_file() else {}
-    return {key: card.get(key) for key in ("profile", "seed", "commit", "machine", "finished")}
-
-
-def _kinds(runs: Mapping[str, list[dict]]) -> dict[str, set[str]]:
-    """Return the ids of telling records by kind; a record may be of several."""
-    rows = [row for mine in runs.values() for row in mine]
-    return {
-        "flips": set(flipped(runs["sft"], runs["grpo"])),
-        "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
-        # a right answer behind a false step is what no score shows
-        "hollow": {row["record_id"] for row in rows if row["false_steps"] and is_right(row)},
-    }
-
-
-def _choose(
-    made: Sequence[Record], kinds: Sequence[set[str]], per_source: int, seed: int
-) -> list[Record]:
-    """Return records source by source: one of each kind in turn, or any where there is none."""
-    order = sorted(made, key=lambda record: record.id)
-    random.Random(seed).shuffle(order)
-    everything = {record.id for record in made}
-    chosen: list[Record] = []
-    for source in dict.fromkeys(record.source for record in made):
-        left = [record for record in order if record.source == source]
-        for ids in islice(cycle([*kinds, everything]), min(per_source, len(left))):
-            taken = next((record for record in left if record.id in ids), left[0])
-            left.remove(taken)
-            chosen.append(taken)
-    return chosen
-
-
-def _write(
-    folder: Path, chosen: Sequence[Record], images: Path, runs: Mapping[str, list[dict]], card: dict
-) -> None:
-    records.write(chosen, folder / "records.jsonl")
-    for record in chosen:
-        picture = open_image(record.image, images)
-        if not record.frame.startswith("pixel"):  # its boxes would no longer fit
-            picture.thumbnail((PICTURE_PX, PICTURE_PX))
-        target = folder / "images" / record.image
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
-    ids = {record.id for record in chosen}
-    rows = [row for mine in runs.values() for row in mine if row["record_id"] in ids]
-    TraceStore(folder).append(rows)
-    folders.write_text(folder / CARD, json.dumps(card, indent=1) + "\n")

@@ -142,26 +142,15 @@ def from_evaluation(
     ]
 
 
-def load(
-    folder: str | Path,
-    columns: Sequence[str] | None = None,
-    where: Mapping[str, Any] | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Read rows of a trace store, oldest first; see `table`.
-
-    Raises:
-        FileNotFoundError: no part in the folder, with what to run.
-        ValueError: a column that the schema does not know, or a part that cannot be read.
-    """
-    return table(folder, columns, where, sample, seed).to_pylist()
+def load(folder: str | Path, *args: Any, **options: Any) -> list[dict[str, Any]]:
+    """Read rows of a trace store, oldest first; arguments and errors are those of `table`."""
+    return table(folder, *args, **options).to_pylist()
 
 
 def table(
     folder: str | Path,
     columns: Sequence[str] | None = None,
-    where: Mapping[str, Any] | None = None,
+    where: pyarrow.dataset.Expression | None = None,
     sample: int | None = None,
     seed: int = 0,
 ) -> pyarrow.Table:
@@ -169,10 +158,11 @@ def table(
 
     Args:
         columns: by default all.
-        where: by column: a value, or None where there is none; a set or list of values; or a pair
-            (low, high) as a tuple, both ends included, None for open.
-            `{"source": {"solids"}, "false_steps": (1, None)}`
+        where: a filter of pyarrow's, such as `pyarrow.dataset.field("source") == "solids"`.
         sample: so many of the rows, drawn at random with `seed`, in their order.
+    Raises:
+        FileNotFoundError: no part in the folder, with what to run.
+        ValueError: a column that the schema does not know, or a part that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.dataset
@@ -180,41 +170,19 @@ def table(
     parts = sorted(Path(folder).glob("part-*.parquet"))
     if not parts:
         raise FileNotFoundError(f"{folder}: no traces; train or evaluate first")
-    if unknown := sorted({*(columns or ()), *(where or ())} - set(schema().names)):
+    if unknown := sorted(set(columns or ()) - set(schema().names)):
         raise ValueError(
             f"no such column: {', '.join(unknown)}; known are {', '.join(schema().names)}"
         )
     stored = pa.dataset.dataset([str(part) for part in parts], schema=schema())
-    asked = {"columns": list(columns) if columns else None, "filter": _expression(where or {})}
+    asked = {"columns": list(columns) if columns else None, "filter": where}
     try:
         if sample is None:
             return stored.to_table(**asked)
-        total = stored.count_rows(filter=asked["filter"])
+        total = stored.count_rows(filter=where)
         drawn = random.Random(seed).sample(range(total), min(sample, total))
         return stored.take(pa.array(sorted(drawn), pa.int64()), **asked)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder}: {error}; delete that part, or sample it again") from None
-
-
-def _expression(where: Mapping[str, Any]) -> Any:
-    """Turn `where` into an expression that parquet's reader applies while it reads."""
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    made = None
-    for column, wanted in where.items():
-        field, kind = ds.field(column), schema().field(column).type
-        try:
-            if isinstance(wanted, tuple):
-                low, high = wanted
-                terms = [field >= low] if low is not None else []
-                terms += [field <= high] if high is not None else []
-            elif isinstance(wanted, (set, frozenset, list)):
-                terms = [field.isin(pa.array(list(wanted), kind))]
-            else:
-                terms = [field.is_null() if wanted is None else field == pa.scalar(wanted, kind)]
-        except (pa.ArrowException, ValueError) as error:
-            raise ValueError(f"where {column!r} is {wanted!r}: {error}") from None
-        for term in terms:
-            made = term if made is None else made & term
-    return made
+        raise ValueError(
+            f"{folder}: {error}; ask for other rows, or delete a part that is broken"
+        ) from None
