@@ -52,7 +52,8 @@ def test_tree_is_the_tree():
         indent, name = len(line) - len(line.lstrip()), line.split()[0]
         folder = ROOT if indent == 0 else folder
         # a line may name its neighbours too
-        for one in {name, *re.findall(r"\b\w+\.py\b|\b(?<!/)\w+/(?=:)", line)} if indent else {name}:
+        others = re.findall(r"\b\w+\.py\b|\b(?<!/)\w+/(?=:)", line) if indent else []
+        for one in {name, *others}:
             assert (folder / one).exists(), f"{folder / one}"
             named |= {one.rstrip("/")} if folder.name == "vlaa_lib" else set()
         if indent == 0 and name.endswith("/"):

@@ -128,7 +128,7 @@ def traces(
 @app.command(rich_help_panel=DATA)
 def construct(
     out: o.Out,
-    what: Literal["run", "card"] = "run",
+    what: Annotated[Literal["run", "card"], Argument(help="card: of a finished run")] = "run",
     records: o.MaybeRecords = None,
     images: o.MaybeImages = None,
     base_url: Annotated[str | None, Option(help="default: the local teacher")] = None,
@@ -389,8 +389,8 @@ def evaluate(
 @app.command(rich_help_panel=METHOD)
 def generate(
     model: o.Model,
-    image: str,
-    question: str,
+    image: Annotated[str, Option(help="a picture")],
+    question: Annotated[str, Option(help="what is asked of it")],
     mode: o.Mode = "full",
     backend: o.Backend = "hf",
     preset: o.Preset = "paper",
