@@ -1,39 +1,37 @@
-"""Construction: the whole pipeline on the local teacher, resume, drops, splits, the server."""
+"""Construction: the whole pipeline, resume, kills, budgets, drops, splits, plan and card."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import csv
+import hashlib
 import json
+import os
+import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from pathlib import Path
 
-import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vlaa_lib import construct, pocket, prompts, records
-from vlaa_lib.construct import steps, templates
-from vlaa_lib.llm import messages
-from vlaa_lib.llm.ledger import Ledger, LedgerError, Reply, call_key
-from vlaa_lib.pocket import microworld, rules, server
+from fault_server import by_step, endpoint, trace
+from vlaa_lib import ROOT, Halted, VlaaError, construct, folders, pocket, prompts, records
+from vlaa_lib.__main__ import main
+from vlaa_lib.construct import card, pipeline, steps
+from vlaa_lib.llm import Ledger, Reply, call_key
+from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld.narrator import Rates
+from vlaa_lib.pocket.teacher import LocalTeacher
 from vlaa_lib.records import Record
 
-ROOT = Path(__file__).parents[1]
-SAMPLES = Path(__file__).parents[2] / "shared/samples/vlaa_thinking"
+SAMPLES = ROOT.parent / "shared/samples/vlaa_thinking"
 SOURCES = ["solids", "panel", "plot", "locate", "describe"]
 FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
 NOBODY = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
@@ -46,90 +44,25 @@ def world(tmp_path_factory):
     return microworld.write_split(path, SOURCES, "train", 4, seed=3), path / "images"
 
 
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory):
+    """Sixty micro-world records and their folder."""
+    path = tmp_path_factory.mktemp("sixty")
+    return microworld.write_split(path, ["solids", "panel", "figure"], "train", 20, seed=5), path
+
+
 @pytest.fixture
 def count_replies(monkeypatch):
     """Count what reaches the local teacher, as it sees it."""
     seen = []
-    answer = server.LocalTeacher.reply
+    answer = LocalTeacher.reply
 
     def counted(self, model, messages):
         seen.append(model)
         return answer(self, model, messages)
 
-    monkeypatch.setattr(server.LocalTeacher, "reply", counted)
+    monkeypatch.setattr(LocalTeacher, "reply", counted)
     return seen
-
-
-@contextmanager
-def endpoint(answer):
-    """Serve `answer(body) -> (status, content or error, headers)` as an OpenAI endpoint."""
-    bodies = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            data = self.rfile.read(length := int(self.headers["Content-Length"]))
-            if len(data) < length:
-                return  # the client died in the middle
-            body = json.loads(data)
-            bodies.append(body)
-            status, content, headers = answer(body)
-            error = content if isinstance(content, dict) else {"error": {"message": content}}
-            payload = completion(content) if status == 200 else error
-            data = json.dumps(payload).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            with suppress(OSError):
-                self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}/v1", bodies
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
-
-
-def completion(content):
-    """Build a completion whose message is text, or a dict of message and choice fields."""
-    fields = {"content": content} if isinstance(content, str) else dict(content)
-    finish = fields.pop("finish_reason", "stop")
-    message = {"role": "assistant", "content": None} | fields
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }
-
-
-def by_step(**replies):
-    """Answer each step with one reply; rewriting gives its input back unless told otherwise."""
-
-    def answer(body):
-        step = body["model"].removeprefix("teacher-")
-        content = replies.get(step, {"caption": "A thing.", "verify": "Yes"}.get(step))
-        if content is None and step == "rewrite":
-            prompt = body["messages"][0]["content"]
-            content = templates.read(prompts.REWRITE_PROMPT, prompt)["input"]
-        return content if isinstance(content, tuple) else (200, content, {})
-
-    return answer
-
-
-def trace(think="two and one", answer="3"):
-    return prompts.join_think_answer(think, answer)
 
 
 def run(items, images, base_url, out, endpoints=construct.ENDPOINTS, progress=False, **options):
@@ -148,7 +81,7 @@ def totals(result, column):
 
 
 def num_paid(out):
-    with closing(Ledger(out / "ledger.sqlite")) as ledger:
+    with Ledger(out / "ledger.sqlite") as ledger:
         return len(ledger)
 
 
@@ -243,14 +176,14 @@ def test_order_and_result_do_not_depend_on_concurrency(world, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how):
     items, images = world
-    answer, finished = server.LocalTeacher.reply, []
+    answer, finished = LocalTeacher.reply, []
 
     def slow(self, model, messages):
         time.sleep(0.03)
         finished.append(model)
         return answer(self, model, messages)
 
-    monkeypatch.setattr(server.LocalTeacher, "reply", slow)
+    monkeypatch.setattr(LocalTeacher, "reply", slow)
     out, code = (
         tmp_path / "killed",
         (
@@ -511,74 +444,6 @@ def test_equal_requests_are_one_call(world, tmp_path):
     assert totals(result, "prompt_tokens") == 4 * 7
 
 
-def test_retry_after_is_heeded(one, tmp_path):
-    record, images = one
-    tries = []
-
-    def answer(body):
-        if body["model"] == "teacher-distil":
-            tries.append(time.monotonic())
-            if len(tries) == 1:
-                return 429, "slow down", {"Retry-After": "1"}
-        return by_step(distil=trace())(body)
-
-    with endpoint(answer) as (base_url, _):
-        result = run([record], images, base_url, tmp_path, max_retries=2)
-    assert len(result.sft) == 1
-    assert len(tries) == 2 and tries[1] - tries[0] >= 0.95
-
-
-def test_one_silent_call_drops_one_record(world, tmp_path):
-    items, images = world
-    items = [replace(r, caption="There are 3 things.", solution="3") for r in items]
-    silent, over = items[7].question, threading.Event()
-
-    def answer(body):
-        if silent in body["messages"][0]["content"] and body["model"] == "teacher-distil":
-            over.wait(20)
-        return by_step(distil=trace())(body)
-
-    expected = [r.id for r in items if r.question == silent]
-    with endpoint(answer) as (base_url, _):
-        result = run(items, images, base_url, tmp_path, timeout_s=2.0)
-        over.set()
-    assert [d.id for d in result.drops] == expected
-    assert {d.reason for d in result.drops} == {"no reply from the endpoint (APITimeoutError)"}
-
-
-@pytest.mark.parametrize("count", [1, 20])
-def test_an_endpoint_that_is_not_there_is_named(world, tmp_path, count):
-    items, images = world
-    with pytest.raises(construct.TeacherUnreachable, match="127.0.0.1:9/v1"):
-        run(items[:count], images, NOBODY, tmp_path)
-    assert not (tmp_path / "sft.jsonl").exists()
-
-
-def test_an_endpoint_that_dies_midway_stops_the_run_and_loses_nothing(world, tmp_path):
-    items, images = world
-    items = [replace(r, caption=f"There are 3 things {n}.") for n, r in enumerate(items)]
-    alive = []
-
-    def answer(body):
-        alive.append(1)
-        return by_step(distil=trace())(body) if len(alive) <= 10 else (503, "gone", {})
-
-    stops = pytest.raises(construct.TeacherUnreachable, match="8 calls in a row")
-    with endpoint(answer) as (base_url, _), stops:
-        run(items, images, base_url, tmp_path, concurrency=2)
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
-        result = run(items, images, base_url, tmp_path, concurrency=2)
-    assert len(result.sft) == 20
-    assert num_paid(tmp_path) == 10 + len(bodies) and len(bodies) == totals(result, "calls")
-
-
-def test_a_wrong_key_is_not_a_thousand_drops(world, tmp_path):
-    items, images = world
-    stops = pytest.raises(construct.TeacherUnreachable, match="bad key")
-    with endpoint(lambda body: (401, "bad key", {})) as (base_url, _), stops:
-        run(items, images, base_url, tmp_path)
-
-
 def test_endpoints_by_step_from_a_file(one, tmp_path):
     record, images = one
     (tmp_path / "e.yaml").write_text("verify: {model: judge, settings: {seed: 7}, price: [1, 2]}")
@@ -606,179 +471,328 @@ def test_no_records_make_empty_files(tmp_path):
     assert result.counts == [] and outputs(tmp_path) == dict.fromkeys(FILES, b"")
 
 
-def test_the_ledger_tells_every_part_of_a_call_apart():
-    base = ("verify", "m", {"temperature": 0.0}, "prompt", "image")
-    others = [
-        ("rewrite", *base[1:]),
-        ("verify", "n", *base[2:]),
-        (*base[:2], {"temperature": 0.1}, *base[3:]),
-        (*base[:3], "prompt ", "image"),
-        (*base[:4], ""),
-    ]
-    assert len({call_key(*base), *(call_key(*other) for other in others)}) == 6
+def key_in(body):
+    """Return the ledger key of a request as the endpoint sees it."""
+    step = body["model"].removeprefix("teacher-")
+    content, image = body["messages"][0]["content"], ""
+    if isinstance(content, list):
+        data = content[0]["image_url"]["url"].partition(",")[2]
+        image = hashlib.sha256(base64.b64decode(data)).hexdigest()
+        content = content[1]["text"]
+    settings = {k: v for k, v in body.items() if k not in ("model", "messages")}
+    return call_key(step, body["model"], settings, content, image)
 
 
-def test_the_ledger_keeps_the_first_reply(tmp_path):
-    first = Reply("one", "m", "because", "", 3, 1, 0.5)
-    with closing(Ledger(tmp_path / "l.sqlite")) as ledger:
-        ledger.put("k", "verify", first)
-        ledger.put("k", "verify", Reply("two"))
-    with closing(Ledger(tmp_path / "l.sqlite")) as again:
-        assert again.get("k") == first and again.get("other") is None and len(again) == 1
+FORKS = """
+import os, sys
+import httpx, openai
+from PIL import Image
+from vlaa_lib import construct, images, records
+path, url, out = sys.argv[1:]
+items = records.load(path + "/records.jsonl").records
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        limits = construct.Limits(concurrency=6)
+        construct.run(items, path + "/images", url, out, limits=limits, progress=False)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
 
 
-def test_a_file_that_is_no_ledger_is_named(tmp_path):
-    (tmp_path / "ledger.sqlite").write_bytes(b"something else entirely" * 100)
-    with pytest.raises(LedgerError, match="ledger.sqlite: not a ledger"):
-        run([], tmp_path, NOBODY, tmp_path)
+@pytest.mark.parametrize("wanted", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_pays_nothing_twice(sixty, tmp_path, wanted):
+    items, path = sixty
+    rng, paid, again = random.Random(0), set(), []
+    answer = by_step(distil=trace())
 
+    def noting(body):
+        if (key := key_in(body)) in paid:
+            again.append(key)
+        return answer(body)
 
-@given(
-    st.text(alphabet="ab {}\n\\capt", max_size=40), st.text(alphabet="ab {}\nquest", max_size=40)
-)
-def test_templates_read_back_what_was_filled_in(caption, question):
-    text = messages.fill(prompts.DISTIL_PROMPT, caption=caption, question=question)
-    assert templates.read(prompts.DISTIL_PROMPT, text) == {"caption": caption, "question": question}
-
-
-def test_values_are_filled_in_once():
-    filled = messages.fill(prompts.VERIFY_PROMPT, question="{gold}", gold="{pred}", pred="3")
-    values = templates.read(prompts.VERIFY_PROMPT, filled)
-    assert values == {"question": "{gold}", "gold": "{pred}", "pred": "3"}
-
-
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [
-        ("The caption says there are 3.", "The image shows there are 3."),
-        ("so this description mentions that\n\n  x", "so the image shows that\n\n  x"),
-        ("According to the rationale, yes.", "The image shows yes."),
-        ("It is in the caption itself.", "It is in the image itself."),
-        ("The text says 5; captions differ.", "The text says 5; captions differ."),
-        (trace("The Caption states 3", "3"), trace("The image shows 3", "3")),
-    ],
-)
-def test_rewrite_rules(text, seen):
-    assert rules.rewrite(text) == seen
-
-
-@pytest.mark.parametrize(
-    ("gold", "pred", "agree"),
-    [
-        ("3", "3", True),
-        ("3", "3.0", True),
-        ("3", "4 minus 1 leaves 3 objects.", True),
-        ("3", "3 minus 1 leaves 2", False),
-        ("3", "13", False),
-        ("3", "\\frac{1}{3}", False),
-        ("3", "three", False),
-        ("3", "", False),
-        ("-2", "-2", True),
-        ("-2", "2", False),
-        ("B", "B", True),
-        ("B", "(b).", True),
-        ("B", "Option B: red", True),
-        ("B", "Choice A, no, choice B", True),
-        ("B", "A", False),
-        ("B", "triangle ABC has side B", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.1,0.1,0.5,0.6]", True),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.5, 0.5, 0.9, 0.9]", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.1, 0.1, 0.5]", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "near the top", False),
-        ("2x + 1", "$2x+1$", True),
-        ("2x + 1", "2x - 1", False),
-        ("|x|", "x", False),
-        ("blue", "It is blue.", True),
-        ("blue", "bluebell", False),
-        ("There are 2 red cubes.", "I count 2 red cubes. There is 1 blue ball.", True),
-        ("There are 2 red cubes.", "There are 3 red cubes.", False),
-    ],
-)
-def test_verify_rules(gold, pred, agree):
-    assert rules.agrees(gold, pred) is agree
-
-
-def test_the_server_answers_the_official_client(world):
-    items, images = world
-    picture = base64.b64encode((images / items[0].image).read_bytes()).decode()
-    look = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
-        {"type": "text", "text": prompts.CAPTION_PROMPT},
-    ]
-    think = messages.fill(
-        prompts.DISTIL_PROMPT,
-        caption="There are 2 red cubes. There is 1 blue ball.",
-        question="How many objects are there?",
-    )
-    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
-        client = openai.OpenAI(base_url=base_url, api_key="any", max_retries=0)
-
-        def ask(model, content, **options):
-            messages = [{"role": "user", "content": content}]
-            return client.chat.completions.create(model=model, messages=messages, **options)
-
-        models = [model.id for model in client.models.list()]
-        assert models == [f"teacher-{s}" for s in ("caption", "distil", "rewrite", "verify")]
-        caption = ask("teacher-caption", look)
-        assert caption == ask("teacher-caption", look)
-        assert caption.choices[0].finish_reason == "stop"
-        assert caption.usage.total_tokens == (
-            caption.usage.prompt_tokens + caption.usage.completion_tokens
+    out, kills = tmp_path / "killed", 0
+    with endpoint(noting) as (base_url, bodies):
+        forks = subprocess.Popen(
+            [sys.executable, "-c", FORKS, str(path), base_url, str(out)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        thought = ask("teacher-distil", think).choices[0].message.content
-        assert prompts.split_think_answer(thought).answer == "3", "from the text alone"
-
-        for model, content, options, status in [
-            ("gpt-4o", "hello", {}, 404),
-            ("teacher-caption", prompts.CAPTION_PROMPT, {}, 400),
-            ("teacher-caption", "hello", {}, 422),
-            ("teacher-distil", "hello", {}, 422),
-            ("teacher-distil", think.replace("How many", "Why are"), {}, 422),
-            ("teacher-verify", think, {"stream": True}, 422),
-            ("teacher-caption", [{"type": "image_url", "image_url": {"url": "x"}}], {}, 400),
-            ("teacher-caption", [{"type": "image_url"}], {}, 400),
-        ]:
-            with pytest.raises(openai.APIStatusError) as caught:
-                ask(model, content, **options)
-            assert caught.value.status_code == status
-            assert caught.value.body["message"] and caught.value.body["type"]
-        request = urllib.request.Request(base_url + "/chat/completions", data=b"[1")
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(request)
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(base_url + "/nowhere")
-
-
-def test_a_taken_port_is_an_error():
-    with pocket.serve_teacher({}) as base_url:
-        port = int(base_url.split(":")[2].split("/")[0])
-        with pytest.raises(OSError, match="in use"), pocket.serve_teacher({}, port=port):
-            pass
+        status = None
+        while status != 0:
+            print("go", file=forks.stdin, flush=True)
+            child, asked = int(forks.stdout.readline()), len(bodies)
+            target, deadline = asked + rng.randint(1, 200 // wanted), time.monotonic() + 60
+            while len(bodies) < target and time.monotonic() < deadline and kills < wanted:
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.01)
+            if kills < wanted:
+                os.kill(child, signal.SIGKILL)
+            status = int(forks.stdout.readline())
+            kills += status != 0
+            with closing(sqlite3.connect(out / "ledger.sqlite")) as ledger:
+                assert ledger.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                paid |= {key for (key,) in ledger.execute("SELECT key FROM calls")}
+        forks.stdin.close()
+        forks.wait(20)
+        assert kills == wanted, "the run ended before it was killed often enough"
+        assert not again
+        run(items, path / "images", base_url, tmp_path / "whole")
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert not list(out.glob(".*.jsonl.*")), "half-written files are cleared away"
 
 
-def test_serve_forever_serves_until_interrupted(world):
-    _, images = world
-    code = (
-        "import signal, sys; from vlaa_lib import construct\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "pocket.serve_forever(*sys.argv[1:], 0)"
+def test_the_budget_stops_cleanly_and_more_money_goes_on(sixty, tmp_path):
+    items, path = sixty
+    dear = {
+        step: replace(e, price=(1000.0, 1000.0)) for step, e in construct.ENDPOINTS.items()
+    }
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        for options in ({"max_cost": 0.3}, {"max_tokens": 300}):
+            before = len(bodies)
+            with pytest.raises(Halted, match="budget of .* is spent"):
+                run(items, path / "images", base_url, tmp_path, dear, concurrency=4, **options)
+            asked = len(bodies) - before
+            # a call costs 9 tokens, or 0.009 dollars; up to four are in flight when it ends
+            assert 300 / 9 <= asked <= 300 / 9 + 4 + 1
+            assert num_paid(tmp_path) == len(bodies), "calls in flight were finished and kept"
+            assert not (tmp_path / "sft.jsonl").exists()
+        result = run(items, path / "images", base_url, tmp_path, dear)
+    assert len(result.sft) == len(items)
+    assert num_paid(tmp_path) == len(bodies)
+    assert totals(result, "cost") == pytest.approx(0.009 * num_paid(tmp_path))
+
+
+def test_a_resume_whose_open_calls_are_all_refused_goes_on(sixty, tmp_path):
+    """What is refused is asked again: on a resume these calls come first."""
+    items, path = sixty
+    good = by_step(distil=trace())
+    refused = {r.question for r in items[::2]}
+
+    def answer(body):
+        said = body["messages"][0]["content"]
+        is_distil = body["model"] == "teacher-distil"
+        if is_distil and any(f"### Question\n{question}" in said for question in refused):
+            return 422, "no", {}
+        return good(body)
+
+    with endpoint(answer) as (base_url, bodies):
+        first = run(items, path / "images", base_url, tmp_path)
+        assert len(first.drops) >= 30
+        before, asked = outputs(tmp_path), len(bodies)
+        run(items, path / "images", base_url, tmp_path)
+        assert outputs(tmp_path) == before
+        assert len(bodies) - asked == len(first.drops), "refusals alone are asked again"
+
+
+def test_one_record_that_always_fails_does_not_end_a_resume(sixty, tmp_path):
+    items, path = sixty
+    good = by_step(distil=trace())
+
+    def answer(body):
+        is_bad = body["model"] == "teacher-distil" and items[7].question in str(body)
+        return (500, "oops", {}) if is_bad else good(body)
+
+    with endpoint(answer) as (base_url, _):
+        first = run(items, path / "images", base_url, tmp_path)
+        assert {drop.reason for drop in first.drops} == {"no reply from the endpoint (HTTP 500)"}
+        before = outputs(tmp_path)
+        run(items, path / "images", base_url, tmp_path)
+    assert outputs(tmp_path) == before
+
+
+def test_a_clean_stop_wakes_those_who_wait_for_the_first_record(sixty, tmp_path, monkeypatch):
+    items, path = sixty
+    monkeypatch.setattr(pipeline, "WINDOW", 8)
+    good = by_step(distil=trace())
+    with endpoint(good) as (base_url, _):
+        run(items[1:], path / "images", base_url, tmp_path)
+
+    def slow(body):
+        time.sleep(1)
+        return good(body)
+
+    with endpoint(slow) as (base_url, bodies), pytest.raises(Halted):
+        run(items, path / "images", base_url, tmp_path, concurrency=4, max_tokens=1)
+    assert len(bodies) == 1
+
+
+def test_calls_in_flight_are_kept_when_another_ends_the_run(sixty, tmp_path):
+    items, path = sixty
+    good, asked = by_step(distil=trace()), []
+
+    def answer(body):
+        if body["model"] == "teacher-verify":
+            return 401, "not you", {}
+        if body["model"] == "teacher-distil":
+            asked.append(1)
+            time.sleep(0 if len(asked) == 1 else 2)
+        return good(body)
+
+    with endpoint(answer) as (base_url, bodies):
+        with pytest.raises(VlaaError):
+            run(items[:4], path / "images", base_url, tmp_path, concurrency=4)
+        paid = [body for body in bodies if body["model"] != "teacher-verify"]
+    assert num_paid(tmp_path) == len(paid) and len(asked) > 1
+
+
+def test_two_runs_do_not_share_a_folder(sixty, tmp_path):
+    items, path = sixty
+    with folders.lock(tmp_path), pytest.raises(VlaaError, match="in use by another process"):
+        run(items, path / "images", NOBODY, tmp_path)
+
+
+def test_a_disk_full_while_the_splits_are_written_keeps_the_old_ones(sixty, tmp_path, monkeypatch):
+    items, path = sixty
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        run(items, path / "images", base_url, tmp_path)
+        before, asked = outputs(tmp_path), len(bodies)
+
+        def full(row):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(records, "line_of", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(items, path / "images", base_url, tmp_path)
+        assert outputs(tmp_path) == before and len(bodies) == asked
+    assert not list(tmp_path.glob(".*.jsonl.*"))
+
+
+def command(path, out, *more):
+    arguments = ["--records", path / "records.jsonl", "--images", path / "images", "--out", out]
+    return main(["construct", *map(str, [*arguments, *more])])
+
+
+def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
+    path = sixty[1]
+    priced = tmp_path / "e.yaml"
+    priced.write_text(
+        "".join(f"{s}: {{model: teacher-{s}, price: [10, 20]}}\n" for s in construct.ENDPOINTS)
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
+    chosen = construct.read_endpoints(priced)
+    made = records.load(path / "records.jsonl").records
+    table = construct.plan(made, path / "images", tmp_path, endpoints=chosen)
+    assert [row["calls"] for row in table] == [60, 60, 60, 60, 240]
+    first = table[0]
+    assert first["prompt_tokens"] == 60 * (1000 + len(prompts.CAPTION_PROMPT) // 4)
+    assert first["dollars"] == pytest.approx(
+        (first["prompt_tokens"] * 10 + first["completion_tokens"] * 20) / 1e6, abs=1e-4
     )
-    said = child.stdout.readline()
-    base_url = next(word for word in said.split() if word.startswith("http")).rstrip(",")
-    assert json.load(urllib.request.urlopen(base_url + "/models"))["object"] == "list"
-    child.send_signal(signal.SIGINT)
-    rest, _ = child.communicate(timeout=20)
-    assert (child.returncode, rest) == (0, "stopped\n")
+    assert num_paid(tmp_path) == 0
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        run(made[:30], path / "images", base_url, tmp_path, chosen)
+        assert command(path, tmp_path, "--endpoints", priced, "--plan") == 0
+        asked = len(bodies)
+    table = construct.plan(made, path / "images", tmp_path, endpoints=chosen)
+    assert [row["calls"] for row in table] == [30, 30, 30, 30, 120]
+    assert table[1]["completion_tokens"] == 30 * 2 and "30 finished" in table[1]["based on"]
+    assert len(bodies) == asked
 
 
-def test_serve_forever_refuses_records_without_scenes(one, tmp_path):
-    record, images = one
-    records.write([replace(record, meta={})], tmp_path / "records.jsonl")
-    with pytest.raises(records.RecordError, match="no record with 'meta.scene'"):
-        pocket.serve_forever(tmp_path / "records.jsonl", images, 0)
+def test_own_prompts_are_used_and_checked(sixty, tmp_path):
+    items, path = sixty
+    (tmp_path / "2.r1cot.txt").write_text("LOOK {caption} ASK {question} {braces}")
+    own = construct.read_templates(tmp_path)
+    record = replace(items[0], caption="There are 3 things.")
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        limits = construct.Limits()
+        construct.run(
+            [record], path / "images", base_url, tmp_path / "o", templates=own, limits=limits
+        )
+    said = bodies[0]["messages"][0]["content"]
+    assert said == f"LOOK There are 3 things. ASK {record.question} {{braces}}"
+    for text, match in (("{caption}", "no slot {question}"), ("{caption}{question}{gold}", "gold")):
+        (tmp_path / "2.r1cot.txt").write_text(text)
+        with pytest.raises(ValueError, match=f"2.r1cot.txt.*{match}"):
+            construct.read_templates(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds none of 1.captioning.txt"):
+        construct.read_templates(tmp_path / "empty")
+
+
+MANY = """
+import asyncio, re, sys
+from dataclasses import replace
+from vlaa_lib import construct
+from vlaa_lib.llm import Reply, client
+from vlaa_lib.records import Record
+
+trace = "<think>" + "one two three four " * 30 + "</think><answer>3</answer>"
+
+async def pay(self, key, request, image):
+    await asyncio.sleep(0)
+    said = "Yes" if request.step == "verify" else request.text.partition("### Text\\n")[2]
+    reply = Reply(said, "m", prompt_tokens=1, completion_tokens=1)
+    self._ledger.put(key, request.step, reply)
+    return reply
+
+client.Client._pay = pay
+made = (
+    Record(str(n), "x.png", f"How many {n}?", "3", answer=trace, caption="c" * 1000,
+           source="s", reward="digit", solution="3")
+    for n in range(int(sys.argv[1]))
+)
+made = (replace(r, answer=trace.replace("one", r.id, 1)) for r in made)
+construct.run(made, ".", "http://127.0.0.1:9/v1", sys.argv[2], progress=False,
+              limits=construct.Limits(concurrency=64))
+# not `ru_maxrss`: that would be the test runner's own peak, which it hands down
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_records(tmp_path, count):
+    child = subprocess.run(
+        [sys.executable, "-c", MANY, str(count), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert child.returncode == 0
+    with (tmp_path / "sft.jsonl").open() as stream:
+        assert sum(1 for _ in stream) == count
+    assert int(child.stdout) / 1024 < 500, "MiB at the peak"
+
+
+def test_the_card_and_the_exports_read_back(sixty, tmp_path, capsys):
+    import datasets
+
+    items, path = sixty
+    copy = shutil.copytree(path / "images", tmp_path / "images")
+    with pocket.serve_teacher(pocket.scenes_of(items, copy)) as base_url:
+        result = run(items, copy, base_url, tmp_path)
+    arguments = ["construct", "card", "--out", str(tmp_path), "--images", str(copy)]
+    assert main(arguments) == 0
+    splits = {"sft": result.sft, "rl": result.rl}
+    shutil.move(copy, tmp_path / "elsewhere")
+    assert all(splits.values()), "this seed leaves both splits"
+    made = datasets.load_dataset(str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"))
+    for split, kept in splits.items():
+        assert [row["id"] for row in made[split]] == [record.id for record in kept]
+        assert made[split][0]["image"].size == (112, 112)
+        assert json.loads(made[split][0]["meta"]) == kept[0].meta
+        (name,) = (tmp_path / "released").glob("SFT*" if split == "sft" else "GRPO*")
+        assert [replace(r, ds_answer="") for r in kept] == records.load(name).records
+    table = {row["source"]: row for row in construct.table_1(result.counts)}
+    solids = [row for row in result.counts if row["source"] == "solids"]
+    kept = sum(r["out"] for r in solids if r["step"].startswith("split"))
+    clevr = table["CLEVR-Math"]
+    assert (clevr["original"], clevr["original (paper)"]) == (20, 35000)
+    assert clevr["pipeline"] == clevr["SFT"] + clevr["RL"] == kept
+    assert table["DocVQA"]["original"] is None, "not run: no number of ours"
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "35000" in text and "teacher-verify" in text
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["construct", "card", "--out", str(empty)]) == 2
+    assert "no finished run here" in capsys.readouterr().err
+
+
+def test_released_rows_hold_no_more_than_reading_back_needs(sixty):
+    record = records.from_json(
+        {"id": 1, "image": "docvqa/a.png", "question": "q", "gt": "g", "answer": trace()}
+    )
+    assert set(card.released(record)) == {"id", "image", "question", "gt", "answer"}
+    micro = sixty[0][0]
+    assert {"source", "reward"} <= set(card.released(micro))
+    assert records.from_json(card.released(micro)) == micro

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from benchmark_files import rows, write
-from test_construct import endpoint
+from fault_server import endpoint
 from vlaa_lib import ROOT
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import command, files

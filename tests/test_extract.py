@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from test_construct import endpoint
+from fault_server import endpoint
 from vlaa_lib import construct
 from vlaa_lib.evaluate import extract as extraction
 from vlaa_lib.evaluate.extract import MODES, extract, option

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fault_server import endpoint
 from scoring import record, wrap
-from test_construct import endpoint
 from vlaa_lib import ROOT, VlaaError, construct, folders, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows

@@ -8,9 +8,9 @@ import weakref
 import pytest
 from PIL import Image
 
+from fault_server import endpoint
 from scoring import record, wrap
-from test_construct import endpoint
-from vlaa_lib import construct, pocket, prompts, rewards
+from vlaa_lib import Halted, VlaaError, construct, pocket, prompts, rewards
 from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import Candidate, GoldError, Score, calibration, reward_models, xcomposer
 from vlaa_lib.rewards.judge import Judge, read_score
@@ -340,7 +340,7 @@ def test_the_judges_budget_is_that_of_its_life(tmp_path, pictures):
         judge = judge_of(url, tmp_path, pictures, max_tokens=18, concurrency=1)
         for k in range(2):  # 9 tokens each
             assert judge.score([made], [f"answer {k}"]) == [5.0]
-        with pytest.raises(construct.BudgetSpent, match=r"judge: the budget .*judge\.sqlite"):
+        with pytest.raises(Halted, match=r"judge: the budget .*judge\.sqlite"):
             judge.score([made], ["answer 2"])
         assert len(bodies) == 2
         assert judge.score([made], ["answer 0"]) == [5.0]  # paid for already
@@ -348,7 +348,7 @@ def test_the_judges_budget_is_that_of_its_life(tmp_path, pictures):
 
 def test_a_judge_that_nobody_reaches_stops_the_run(tmp_path, pictures):
     judge = judge_of("http://127.0.0.1:9/v1", tmp_path, pictures)
-    with pytest.raises(construct.TeacherUnreachable, match="teacher of judge at"):
+    with pytest.raises(VlaaError, match="teacher of judge at"):
         judge.score([record("open", "x")], ["a"])
 
 

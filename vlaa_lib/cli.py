@@ -6,6 +6,7 @@ Commands read arguments, call one function of the library and print; nothing els
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,10 +146,35 @@ def construct(
 
     Example: python -m vlaa_lib construct --records R.jsonl --images images --out runs/data
     """
-    from vlaa_lib.study import construct_command as constructing
+    from vlaa_lib import construct as building
+    from vlaa_lib import pocket, rewards
+    from vlaa_lib.records import kept
 
-    given = SimpleNamespace(**locals(), shard=(1, 1), merge=[], batch=None, files=[], again=False)
-    raise typer.Exit(constructing.main(given, show))
+    if what == "card":
+        print("\n".join(map(str, building.export(out, images))))
+        return
+    if not (records and images):
+        raise ValueError("construct needs --records FILE and --images FOLDER")
+    asked = {
+        "endpoints": building.read_endpoints(endpoints) if endpoints else building.ENDPOINTS,
+        "templates": building.read_templates(prompts_dir) if prompts_dir else building.Templates(),
+    }
+    made = rewards.usable(records, images, out, any_open=True)
+    if plan:
+        show(building.plan(made, images, out, **asked))
+        return
+    limits = building.Limits(concurrency, timeout, retries, max_cost, max_tokens)
+    with ExitStack() as stack:
+        if not (base_url or endpoints):
+            scenes = pocket.scenes_of(kept(records, images), images)
+            base_url = stack.enter_context(pocket.serve_teacher(scenes))
+        try:
+            result = building.run(made, images, base_url or "", out, limits=limits, **asked)
+        except Halted as stop:  # not at its end: the same command goes on
+            print(f"stopped: {stop}", file=sys.stderr)
+            raise typer.Exit(3) from None
+    show(result.counts)
+    print(result.summary)
 
 
 @app.command(rich_help_panel=DATA)
@@ -577,13 +603,11 @@ def serve_teacher(
     records: o.Records,
     images: o.Images,
     port: int = 8765,
-    fault_rate: Annotated[float, Option(help="all kinds of fault together")] = 0.0,
-    reasoning_field: Annotated[bool, Option("--reasoning-field")] = False,
 ) -> None:
     """Serve the local teacher for micro-world records."""
     from vlaa_lib import pocket
 
-    pocket.serve_forever(records, images, port, fault_rate, reasoning_field)
+    pocket.serve_forever(records, images, port)
 
 
 # --- the entry -----------------------------------------------------------------------------------

@@ -1,25 +1,13 @@
 """Dataset construction: caption, distil, rewrite, verify, split (paper §2), over a ledger."""
 
-from vlaa_lib.llm.client import BudgetSpent, Limits, TeacherUnreachable
-from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint, EndpointError, read_endpoints
+from vlaa_lib.llm import ENDPOINTS, Endpoint, Limits, read_endpoints
 from vlaa_lib.prompts import AHA_KEYWORDS, has_aha
 
-from .pipeline import Result, run
-from .templates import read_templates
-from .walk import Dropped
+from .card import export, table_1
+from .pipeline import Dropped, Result, plan, run
+from .templates import Templates, read_templates
 
 __all__ = [
-    "AHA_KEYWORDS",
-    "ENDPOINTS",
-    "BudgetSpent",
-    "Dropped",
-    "Endpoint",
-    "EndpointError",
-    "Limits",
-    "Result",
-    "TeacherUnreachable",
-    "has_aha",
-    "read_endpoints",
-    "read_templates",
-    "run",
+    "AHA_KEYWORDS", "ENDPOINTS", "Dropped", "Endpoint", "Limits", "Result", "Templates", "export",
+    "has_aha", "plan", "read_endpoints", "read_templates", "run", "table_1",
 ]

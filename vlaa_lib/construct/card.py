@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, folders, worlds
+from vlaa_lib import ROOT, VlaaError, folders, worlds
 from vlaa_lib import records as files
 from vlaa_lib.llm.ledger import Ledger
 from vlaa_lib.records import Record, RecordError
 
 from .pipeline import LEDGER
-from .walk import SPLITS
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
 # keys of the released files; others are written only where reading the record back needs them
 RELEASED = ("id", "image", "question", "gt", "answer", "caption", "meta")
+# column of table 1 -> step and key of our counts, key of the paper's row
+TABLE_1 = {
+    "original": ("caption", "in", "original"),
+    "pipeline": ("verify", "out", "pipeline"),
+    "SFT": ("split: sft", "out", "final_sft"),
+    "RL": ("split: rl", "out", "final_rl"),
+}
 
 
 def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -32,26 +37,19 @@ def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         counts: rows of `counts.csv`.
     """
-    ours: dict[str, dict[str, int]] = {}
+    stands_for = {source: name for source, (_, name) in worlds.known().sources.items()}
+    ours: dict[str, Counter[str]] = {}
     for row in counts:
-        name = worlds.known().sources.get(row["source"], ("", row["source"]))[1]
-        found = ours.setdefault(name, {})
-        for column, step, key in (
-            ("original", "caption", "in"),
-            ("pipeline", "verify", "out"),
-            ("SFT", SPLITS[0], "out"),
-            ("RL", SPLITS[1], "out"),
-        ):
-            if row["step"] == step:
-                found[column] = found.get(column, 0) + int(row[key])
+        found = ours.setdefault(stands_for.get(row["source"], row["source"]), Counter())
+        for column, (step, key, _) in TABLE_1.items():
+            found[column] += int(row[key]) if row["step"] == step else 0
     paper = json.loads(PAPER.read_text())["table1_dataset"]
     theirs = {row[0]: dict(zip(paper["columns"], row, strict=True)) for row in paper["rows"]}
-    keys = {"original": "original", "pipeline": "pipeline", "SFT": "final_sft", "RL": "final_rl"}
     table = []
     for name in dict.fromkeys([*theirs, *ours]):
         row: dict[str, Any] = {"source": name}
-        for column, key in keys.items():
-            row[column] = ours.get(name, {}).get(column)
+        for column, (_, _, key) in TABLE_1.items():
+            row[column] = ours[name][column] if name in ours else None
             row[f"{column} (paper)"] = theirs.get(name, {}).get(key)
         table.append(row)
     return table
@@ -68,26 +66,25 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
     Returns:
         the files written.
     Raises:
-        RecordError: there is no finished run in `out`, or it kept no record.
+        VlaaError: there is no finished run in `out`, or it kept no record.
     """
     out = Path(out)
-    counts_file = out / "counts.csv"
-    if not counts_file.is_file():
-        raise RecordError(f"{out}: no finished run here (counts.csv is missing); run construct")
-    with counts_file.open(newline="", encoding="utf-8") as stream:
+    if not (out / "counts.csv").is_file():
+        raise VlaaError(f"{out}: no finished run here (counts.csv is missing); run construct")
+    with (out / "counts.csv").open(newline="", encoding="utf-8") as stream:
         counts = list(csv.DictReader(stream))
     written, sizes = [], {}
-    for split in ("sft", "rl"):
-        rows = partial(files.kept, out / f"{split}.jsonl")
-        sizes[split] = sum(1 for _ in rows())
-        if not sizes[split]:
-            continue
-        name = f"{'SFT' if split == 'sft' else 'GRPO'}-{sizes[split]}.json"
-        lines = (json.dumps(released(r), ensure_ascii=False) + "\n" for r in rows())
-        folders.write_lines(out / "released" / name, lines)
-        written += [out / "released" / name, _parquet(rows, split, out / "hub", images)]
+    for split, name in (("sft", "SFT"), ("rl", "GRPO")):
+        path = out / f"{split}.jsonl"
+        sizes[split] = sum(1 for _ in files.kept(path))
+        if sizes[split]:
+            lines = (json.dumps(released(r), ensure_ascii=False) + "\n" for r in files.kept(path))
+            written.append(out / "released" / f"{name}-{sizes[split]}.json")
+            folders.write_lines(written[-1], lines)
+            written.append(out / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+            _write_parquet(path, written[-1], images)
     if not written:
-        raise RecordError(f"{out}: the run kept no record; counts.csv says where they went")
+        raise VlaaError(f"{out}: the run kept no record; counts.csv says where they went")
     folders.write_csv(out / "table1.csv", table_1(counts))
     folders.write_text(out / "hub" / "README.md", card(out, counts, sizes))
     return [*written, out / "table1.csv", out / "hub" / "README.md"]
@@ -105,16 +102,14 @@ def released(record: Record) -> dict[str, Any]:
     return row | {key: full[key] for key in needed if known.get(key) != full.get(key)}
 
 
-def _parquet(
-    rows: Callable[[], Iterator[Record]], split: str, folder: Path, images: str | Path | None
-) -> Path:
+def _write_parquet(split: Path, target: Path, images: str | Path | None) -> None:
     """Write one split as parquet, a row at a time; `meta` and other keys become JSON text."""
     import tempfile
 
     import datasets
 
     def flat() -> Iterator[dict[str, Any]]:
-        for record in rows():
+        for record in files.kept(split):
             row = asdict(record)
             row |= {key: json.dumps(row[key], ensure_ascii=False) for key in ("meta", "extra")}
             if images:
@@ -122,18 +117,16 @@ def _parquet(
                 row["image"] = {"bytes": held, "path": record.image}
             yield row
 
-    columns = {name: datasets.Value("string") for name in next(flat())}
+    columns = dict.fromkeys(next(flat()), datasets.Value("string"))
     if images:
         columns["image"] = datasets.Image()
-    path = folder / "data" / f"{split}-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # through a file of its own: the pictures of a whole split need not fit into memory
     with tempfile.TemporaryDirectory() as cache:
-        made = datasets.Dataset.from_generator(
-            flat, features=datasets.Features(columns), cache_dir=cache
-        )
-        made.to_parquet(path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-    return path
+        features = datasets.Features(columns)
+        made = datasets.Dataset.from_generator(flat, features=features, cache_dir=cache)
+        made.to_parquet(target.with_suffix(".part"))
+    target.with_suffix(".part").replace(target)
 
 
 def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
@@ -159,6 +152,10 @@ def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
         if is_micro
         else "Captions and reasoning were written by the models that `models` below names."
     )
+    models = [{"ledger": "not here"}]
+    if (out / LEDGER).is_file():
+        with Ledger(out / LEDGER) as ledger:
+            models = ledger.models()
     return f"""---
 configs:
 - config_name: default
@@ -180,7 +177,7 @@ caption, distil, rewrite, verify and split after VLAA-Thinking (arXiv 2504.11468
 
 ## Who answered, and what it took
 
-{text_table(_models(out))}
+{text_table(models)}
 
 {tokens:,} tokens, {spent["cost"]:.4f} US dollars at the prices given, {spent["seconds"]:,.0f}
 seconds of waiting for replies (many at a time).
@@ -192,10 +189,3 @@ seconds of waiting for replies (many at a time).
 * The split is a search for words ("check" is in "checkered"), not a judgement of reasoning.
 * Pictures keep the terms of the datasets they come from.
 """
-
-
-def _models(out: Path) -> list[dict[str, Any]]:
-    if not (out / LEDGER).is_file():
-        return [{"ledger": "not here"}]
-    with contextlib.closing(Ledger(out / LEDGER)) as ledger:
-        return ledger.models()

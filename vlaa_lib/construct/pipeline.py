@@ -1,35 +1,44 @@
-"""Run records through the steps over the ledger, and write the two splits and the counts."""
+"""Run records through the steps, and write the two splits, the drops and the counts."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from vlaa_lib import folders
+from vlaa_lib import Halted, folders
 from vlaa_lib import records as files
-from vlaa_lib.llm.client import BudgetSpent, Limits, Stopped, Teacher
+from vlaa_lib.llm.client import Answered, Client, Limits, cancel, run_apart
 from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint
 from vlaa_lib.llm.ledger import Ledger
-from vlaa_lib.llm.loop import run_all, run_apart
-from vlaa_lib.llm.messages import CallFailed
+from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS, CallFailed, key_of, read_image
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
 
+from .steps import STEPS, Drop, Request
 from .templates import OURS, Templates
-from .walk import Dropped, Tallies, Way, walk
-
-T = TypeVar("T")
 
 LEDGER = "ledger.sqlite"
-SPLIT_FILES = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
+SPLITS = ("split: sft", "split: rl")
+COUNTED = (*(step.name for step in STEPS), *SPLITS)  # what the table of counts has rows of
 # ours: records that may be finished and wait for a slow one before them, so that order is kept
 WINDOW = 1024
+
+
+class Dropped(NamedTuple):
+    """A record that left the pipeline: at which step, why (counted), and its own detail."""
+
+    id: str
+    source: str
+    step: str
+    reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,86 @@ class Result:
         return list(files.kept(self.out / "rl.jsonl"))
 
     @property
+    def summary(self) -> str:
+        """How many records each split has, and how many were dropped."""
+        sizes = Counter(dropped=0)
+        for row in self.counts:
+            sizes[row["step"]] += row["out"]
+            sizes["dropped"] += row["dropped"]
+        sft, rl = (sizes[split] for split in SPLITS)
+        return f"{sft} for SFT, {rl} for RL, {sizes['dropped']} dropped"
+
+    @property
     def drops(self) -> list[Dropped]:
         """The records that left the pipeline."""
-        lines = (self.out / "drops.jsonl").read_text(encoding="utf-8").splitlines()
-        return [Dropped(**json.loads(line)) for line in lines]
+        return [Dropped(**row) for row in folders.whole_lines(self.out / "drops.jsonl")]
+
+
+class Counts:
+    """What happened to how many records, by step and source, sources in order of appearance."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # source -> step -> row
+
+    def of(self, step: str, source: str) -> dict[str, Any]:
+        """Return the row of a step and source, to count in."""
+        if source not in self._rows:
+            zeros = dict.fromkeys(("calls", "from_ledger", "prompt_tokens", "completion_tokens"), 0)
+            self._rows[source] = {
+                name: {"step": name, "source": source, "in": 0, "out": 0, "dropped": 0,
+                       "reasons": Counter(), **zeros, "seconds": 0.0, "cost": 0.0}
+                for name in COUNTED
+            }  # fmt: skip
+        return self._rows[source][step]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table: step by step, and for each its sources."""
+        rows = [by_step[step] for step in COUNTED for by_step in self._rows.values()]
+        return [
+            row | {
+                "reasons": "; ".join(f"{why}: {n}" for why, n in sorted(row["reasons"].items())),
+                "seconds": round(row["seconds"], 3),
+                "cost": round(row["cost"], 6),
+            }
+            for row in rows
+        ]  # fmt: skip
+
+
+async def through(
+    record: Record,
+    ask: Callable[[Request], Awaitable[Answered]],
+    templates: Templates,
+    counts: Counts,
+) -> Record | Dropped:
+    """Take one record through all steps; return it, or why it was dropped."""
+    for step in STEPS:
+        row = counts.of(step.name, record.source)
+        row["in"] += 1
+        request, reply = step.ask(record, templates), None
+        try:
+            if request is not None:
+                answered = await ask(request)
+                reply = answered.reply
+                row["calls" if answered.paid else "from_ledger"] += 1
+                # of a call that several records share, the first one counts what it took
+                for name in ("prompt_tokens", "completion_tokens", "seconds", "cost"):
+                    row[name] += getattr(reply, name) if answered.is_first else 0
+            if reply is not None and reply.problem:
+                outcome = Drop("unusable reply", reply.problem)
+            else:
+                outcome = step.take(record, reply)
+        except CallFailed as error:
+            outcome = Drop(error.reason, error.detail)
+        if isinstance(outcome, Drop):
+            row["dropped"] += 1
+            row["reasons"][outcome.reason] += 1
+            return Dropped(record.id, record.source, step.name, outcome.reason, outcome.detail)
+        row["out"] += 1
+        record = outcome
+    row = counts.of(SPLITS[has_aha(record.answer)], record.source)
+    row["in"] += 1
+    row["out"] += 1
+    return record
 
 
 def run(
@@ -85,123 +170,159 @@ def run(
         endpoints: by step. The ledger tells models apart by name alone: give a teacher that
             changed under its name (new rates or weights) another `out`.
     Raises:
-        TeacherUnreachable: the endpoint answered no call, or many in a row went unanswered.
-            A failed call of one record only drops that record, with the reason.
-        BudgetSpent: the budget is spent or the disk nearly full; calls in flight were finished.
-        EndpointError: a key is missing.
-        BlockingIOError: another run is at work in `out`.
-        LedgerError: `out/ledger.sqlite` is not a ledger of this version, or cannot be written.
+        VlaaError: a key is missing; the endpoint answered no call, or many in a row went
+            unanswered; another run is at work in `out`; its ledger cannot be used. A failed call
+            of one record only drops that record, with the reason.
+        Halted: the budget is spent or the disk nearly full; calls in flight were finished.
     """
-    out, limits = Path(out), limits or Limits()
+    out, limits, counts = Path(out), limits or Limits(), Counts()
     total = len(records) if isinstance(records, list) else None
     bar = progress_bar(total=total, desc="construct", unit="record", disable=not progress)
-    with bar, contextlib.ExitStack() as stack:
-        stack.enter_context(_alone(out))
 
-        async def main() -> list[dict[str, Any]]:
-            with contextlib.closing(Ledger(out / LEDGER)) as ledger:
-                tallies = Tallies()
-                async with Teacher(endpoints, base_url, ledger, Path(images), limits) as teacher:
-                    ways = (walk(record, templates, tallies, ledger.meet) for record in records)
-                    work = _Work(ways, teacher, _writer(stack, out), bar.update)
-                    await run_all([work.some() for _ in range(limits.concurrency)])
-                    teacher.check_reached()
-                work.check_finished()
-                return list(tallies.rows())
+    async def main(write: Callable[[Record | Dropped], None]) -> None:
+        with Ledger(out / LEDGER) as ledger:
+            async with Client(endpoints, base_url, ledger, Path(images), limits) as client:
 
-        counts = run_apart(main)
-        folders.write_csv(out / "counts.csv", counts)
-    return Result(out, counts)
+                async def work(record: Record) -> Record | Dropped:
+                    outcome = await through(record, client.ask, templates, counts)
+                    bar.update()
+                    return outcome
+
+                await _in_order(records, work, write, limits.concurrency)
+                client.check_reached()
+
+    with bar, folders.lock(out):
+        with _writer(out) as write:
+            run_apart(lambda: main(write))
+        folders.write_csv(out / "counts.csv", counts.rows())
+    return Result(out, counts.rows())
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder, and clear away what a killed one left half-written."""
-    from filelock import FileLock, Timeout
-
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "run.lock", timeout=0)
+async def _in_order(
+    records: Iterable[Record],
+    work: Callable[[Record], Awaitable[Record | Dropped]],
+    write: Callable[[Record | Dropped], None],
+    concurrency: int,
+) -> None:
+    """Work on several records at a time; write what became of them in their order."""
+    free, waiting, num_written = asyncio.Semaphore(concurrency), deque(), 0
     try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(f"{out}: another run is at work here; wait, or use another") from None
-    try:
-        for name in (*SPLIT_FILES, "rejects.jsonl", "counts.csv"):
-            for left in out.glob(f".{name}.*"):
-                left.unlink()
-        yield
+        for record in records:
+            await free.acquire()
+            waiting.append(asyncio.ensure_future(work(record)))
+            waiting[-1].add_done_callback(lambda _: free.release())
+            while waiting and (waiting[0].done() or len(waiting) == WINDOW):
+                write(await waiting[0])
+                waiting.popleft()
+                num_written += 1
+        for task in waiting:
+            write(await task)
+    except Halted as stop:
+        # the others end by themselves, since no further call is made
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        num_done = num_written + sum(not isinstance(end, BaseException) for end in ends)
+        raise Halted(
+            f"{stop}. {num_done} records are finished; every reply is in the ledger: start again "
+            "with more to go on from there"
+        ) from None
     finally:
-        lock.release()
+        await cancel(waiting)
 
 
-def _writer(stack: contextlib.ExitStack, out: Path) -> Callable[[Record | Dropped], None]:
-    """Open the three files, atomically, and return what writes an outcome into its own."""
-    sft, rl, drops = (stack.enter_context(folders.atomic(out / name)) for name in SPLIT_FILES)
+@contextmanager
+def _writer(out: Path) -> Iterator[Callable[[Record | Dropped], None]]:
+    """Open the three files, each there whole or not at all, and give what writes an outcome."""
+    names = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
+    for name in (*names, "rejects.jsonl", "counts.csv"):
+        for left in out.glob(f".{name}.*"):  # half-written by a run that was killed
+            left.unlink()
+    with ExitStack() as stack:
+        sft, rl, drops = (stack.enter_context(folders.atomic(out / name)) for name in names)
 
-    def write(outcome: Record | Dropped) -> None:
-        if isinstance(outcome, Record):
-            (rl if has_aha(outcome.answer) else sft).write(files.line_of(outcome))
-        else:
-            drops.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
+        def write(outcome: Record | Dropped) -> None:
+            if isinstance(outcome, Record):
+                (rl if has_aha(outcome.answer) else sft).write(files.line_of(outcome))
+            else:
+                drops.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
 
-    return write
+        yield write
 
 
-class _Work:
-    """Records on their way, taken one after the other by the workers, written in their order."""
+# --- what it would cost --------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        ways: Iterator[Way],
-        teacher: Teacher,
-        write: Callable[[Record | Dropped], None],
-        update: Callable[[], Any],
-    ) -> None:
-        self._ways, self._teacher = enumerate(ways), teacher
-        self._write, self._update = write, update
-        self._free = asyncio.Semaphore(WINDOW)  # far more than records at work at a time
-        self._done: dict[int, Record | Dropped] = {}
-        self._written = 0
-        self._stopped = ""
+# ours: completion tokens of a call before the ledger has seen any; a rewrite repeats its input
+ASSUMED_TOKENS = {"caption": 400, "distil": 1000, "rewrite": 1000, "verify": 2}
+# ours: what a step puts into its template: picture; caption and question; trace; two answers
+ASSUMED_PROMPT_TOKENS = {"caption": IMAGE_TOKENS, "distil": 450, "rewrite": 1000, "verify": 100}
+SEEN_ENOUGH = 20  # ours: calls of a step after which the ledger's means replace the assumptions
 
-    async def some(self) -> None:
-        """Take the next record through all steps, until none is left or no call may be made."""
-        while True:
-            await self._free.acquire()
-            index, way = (0, None) if self._stopped else next(self._ways, (0, None))
-            if way is None:
-                self._free.release()
-                return
-            try:
-                self._done[index] = await self._drive(way)
-            except Stopped as error:
-                self._stopped = str(error)
-                self._free.release()  # who waits for this record to be written ends, one by one
-                return
-            self._update()
-            while self._written in self._done:
-                self._write(self._done.pop(self._written))
-                self._written += 1
-                self._free.release()
 
-    async def _drive(self, way: Way) -> Record | Dropped:
-        """Send a record's requests to the teacher until it says what became of it."""
-        answer = None
-        while True:
-            try:
-                request = way.send(answer)
-            except StopIteration as end:
-                return end.value
-            try:
-                answer = await self._teacher.ask(request)
-            except CallFailed as error:
-                answer = error
+class _Open(Exception):
+    """A record's next call is not in the ledger: the request, and whether it is met first here."""
 
-    def check_finished(self) -> None:
-        """Raise BudgetSpent if records were left over."""
-        if self._stopped:
-            done = self._written + len(self._done)
-            raise BudgetSpent(
-                f"{self._stopped}. {done} records are finished; every reply is in the ledger: "
-                "start again with more to go on from there"
-            )
+    def __init__(self, request: Request, is_first: bool) -> None:
+        self.request, self.is_first = request, is_first
+
+
+def plan(
+    records: Iterable[Record],
+    images: str | Path,
+    out: str | Path,
+    *,
+    endpoints: Mapping[str, Endpoint] = ENDPOINTS,
+    templates: Templates = OURS,
+) -> list[dict[str, Any]]:
+    """Say what a run would ask and cost, before anything is spent.
+
+    Each record is followed through the replies in `out/ledger.sqlite`; from there on as if nothing
+    were dropped and nothing asked again. A step's tokens are the means of its finished calls, once
+    there are twenty, else our assumptions, named above.
+
+    Returns:
+        one row a step, and their sum: calls, prompt and completion tokens, cost in US dollars, and
+        where the tokens come from.
+    """
+    names = [step.name for step in STEPS]
+    calls, known_tokens, num_unknown = Counter(), Counter(), Counter()
+
+    async def main() -> dict[str, tuple[int, float, float]]:
+        with Ledger(Path(out) / LEDGER) as ledger:
+
+            async def known(request: Request) -> Answered:
+                image = read_image(request.image, Path(images))
+                key = key_of(endpoints[request.step], request, image)
+                if (reply := ledger.get(key)) is None:
+                    raise _Open(request, ledger.meet(key))
+                return Answered(reply, False, False)
+
+            for record in records:
+                try:
+                    await through(record, known, templates, Counts())
+                except _Open as call:
+                    step, text = call.request.step, call.request.text
+                    later = names[names.index(step) + 1 :]
+                    calls.update(later)
+                    num_unknown.update(later)
+                    if call.is_first:
+                        calls[step] += 1
+                        seen = IMAGE_TOKENS if call.request.image else 0
+                        known_tokens[step] += seen + len(text) // CHARS_A_TOKEN
+            return ledger.means()
+
+    means, rows = run_apart(main), []
+    for step in names:
+        num_finished, prompt, completion = means.get(step, (0, 0.0, 0.0))
+        basis = f"{num_finished} finished calls"
+        if num_finished < SEEN_ENOUGH:
+            basis = "assumption"
+            prompt = ASSUMED_PROMPT_TOKENS[step] + len(getattr(templates, step)) // CHARS_A_TOKEN
+            completion = ASSUMED_TOKENS[step]
+        tokens = known_tokens[step] + num_unknown[step] * prompt, calls[step] * completion
+        rows.append({
+            "step": step, "model": endpoints[step].model, "calls": calls[step],
+            "prompt_tokens": round(tokens[0]), "completion_tokens": round(tokens[1]),
+            "dollars": round(endpoints[step].cost(*tokens), 4), "based on": basis,
+        })  # fmt: skip
+    sums = ("calls", "prompt_tokens", "completion_tokens", "dollars")
+    total = {key: round(sum(row[key] for row in rows), 4) for key in sums}
+    return [*rows, {"step": "all", "model": "", **total, "based on": ""}]

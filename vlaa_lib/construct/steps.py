@@ -3,7 +3,7 @@
 A step is two pure functions. `ask(record, templates)` returns the request, or None when the record
 already has what the step would pay for. `take(record, reply)` returns the record grown by the
 reply, or a Drop with the reason; it is also called, with None, when nothing was asked. All calls,
-files and waiting live in `client` and `pipeline`.
+files and waiting live in `llm` and `pipeline`.
 """
 
 from __future__ import annotations

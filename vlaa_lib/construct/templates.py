@@ -1,12 +1,11 @@
-"""Prompt templates: fill the slots of one, and read the values back out of a filled one."""
+"""The prompts of the steps that ask: ours, or a user's own."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlaa_lib import prompts
+from vlaa_lib import VlaaError, prompts
 from vlaa_lib.llm.messages import SLOT
 
 # step -> file of a user's own template, slots it must have, slots it may have besides
@@ -16,10 +15,6 @@ _FILES = {
     "rewrite": ("3.rewrite.txt", ("input",), ()),
     "verify": ("4.verify.txt", ("gold", "pred"), ("question",)),
 }
-
-
-class TemplateError(ValueError):
-    """A user's own template that cannot be used; the message names file, slot and remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ def read_templates(folder: str | Path) -> Templates:
     """Read a user's own templates by the authors' file names; a file not there keeps ours.
 
     Raises:
-        TemplateError: none of the files is there, or one lacks a slot or has a foreign one.
+        VlaaError: none of the files is there, or one lacks a slot or has a foreign one.
     """
     found = {}
     for step, (name, needed, allowed) in _FILES.items():
@@ -47,31 +42,16 @@ def read_templates(folder: str | Path) -> Templates:
         if not path.exists():
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            found[step] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"{path}: cannot be read ({error})") from None
-        slots = set(SLOT.findall(text))
+            raise VlaaError(f"{path}: cannot be read ({error})") from None
+        slots = set(SLOT.findall(found[step]))
         if missing := set(needed) - slots:
-            raise TemplateError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")
+            raise VlaaError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")
         if foreign := slots - {*needed, *allowed}:
             known = ", ".join(f"{{{slot}}}" for slot in (*needed, *allowed))
-            raise TemplateError(f"{path}: slot {{{min(foreign)}}} has no value here; use {known}")
-        found[step] = text
+            raise VlaaError(f"{path}: slot {{{min(foreign)}}} has no value here; use {known}")
     if not found:
         names = ", ".join(name for name, *_ in _FILES.values())
-        raise TemplateError(f"{folder}: holds none of {names}")
+        raise VlaaError(f"{folder}: holds none of {names}")
     return Templates(**found)
-
-
-def read(template: str, text: str) -> dict[str, str] | None:
-    """Read the slot values back out of a filled template; None when the text is not one.
-
-    >>> read("Q: {question} A: {gold}", "Q: how many? A: 3")
-    {'question': 'how many?', 'gold': '3'}
-    """
-    pieces = SLOT.split(template)  # text, slot, text, slot, ..., text
-    pattern = "".join(
-        f"(?P<{piece}>.*?)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
-    )
-    match = re.fullmatch(pattern, text, re.DOTALL)
-    return match.groupdict() if match else None

@@ -69,7 +69,7 @@ def _judge(args: Namespace) -> Judge | None:
         return None
     if args.extraction != "ours":
         raise ValueError(f"--judge reads what our rules cannot; --extraction is {args.extraction}")
-    from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+    from vlaa_lib.llm import Endpoint, read_endpoints
 
     from .judge import Judge
 

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlaa_lib.llm.client import Limits
-from vlaa_lib.llm.endpoints import Endpoint
-from vlaa_lib.llm.ledger import Reply, call_key
-from vlaa_lib.llm.loop import run_apart
-from vlaa_lib.llm.messages import CallFailed, Request, fill
+from vlaa_lib.llm import CallFailed, Endpoint, Limits, Reply, Request, call_key, fill
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS
 from vlaa_lib.rewards.judge import Judge as Grader
 
@@ -59,12 +55,10 @@ class Judge(Grader):
         """Return what the judge copied from each completion, or None.
 
         Raises:
-            TeacherUnreachable, BudgetSpent, EndpointError: as for the reward's judge.
+            VlaaError, Halted: as for the reward's judge.
         """
         requests = [Request("judge", self.prompt(made, text)) for made, text in asked]
-        if not requests:
-            return []
-        return [self._copied(reply) for reply in run_apart(lambda: self._ask(requests))]
+        return [self._copied(reply) for reply in self.replies(requests)]
 
     @staticmethod
     def prompt(made: Task, text: str) -> str:

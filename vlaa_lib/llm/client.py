@@ -1,28 +1,28 @@
-"""The teacher's client: OpenAI-compatible endpoints behind the ledger."""
+"""The client: OpenAI-compatible endpoints behind the ledger, within limits."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import queue
 import shutil
-import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from vlaa_lib import Halted
+from vlaa_lib import Halted, VlaaError
 
-from .endpoints import Endpoint, EndpointError
+from .endpoints import Endpoint
 from .ledger import Ledger, Reply
 from .messages import (
     CHARS_A_TOKEN,
     EMPTY,
     IMAGE_TOKENS,
     CallFailed,
-    NotACompletion,
     Request,
     body,
     data_url,
@@ -32,39 +32,16 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
-    import httpx
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
+
+T = TypeVar("T")
 
 # HTTP statuses that speak of one request, not of the endpoint: bad, forbidden (moderation), too
 # large, unprocessable. All others can hit every record alike.
 ABOUT_THE_RECORD = (400, 403, 413, 422)
-# ours: pictures larger than this are decoded beside the loop; for small ones the change of threads
-# costs more than the work (1.5 ms a record, measured)
-THREAD_BYTES = 256 * 2**10
-EMPTY_TRIES = 3  # ours: how often an empty reply is asked for again
+FATAL = (401, 402, 404)  # wrong key, no money left, wrong address or model: never about one record
+TRIES = 3  # ours: how often a reply that is empty, or no chat completion, is asked for
 FREE_BYTES = 64 * 2**20  # ours: room for the replies in flight, and SQLite's own files
-
-FATAL = ("HTTP 401", "HTTP 402")  # wrong key, no money left: never about one record
-
-
-class BudgetSpent(Halted):
-    """A run that stopped cleanly before its end; the message says how far it came."""
-
-
-class TeacherUnreachable(ConnectionError):
-    """The endpoint answers nobody; the message names it and says what to do."""
-
-
-class Stopped(Exception):
-    """No further call is to be made: the budget is spent, or the disk is nearly full."""
-
-
-class Answered(NamedTuple):
-    """A reply, the key of its call, and whether this run paid for it."""
-
-    reply: Reply
-    key: str
-    paid: bool
 
 
 @dataclass(frozen=True)
@@ -73,10 +50,10 @@ class Limits:
 
     Attributes:
         concurrency: calls at a time.
-        timeout_s: of one try of one call, from the request to the reply's last byte.
+        timeout_s: of silence in one try of one call; a reply that drips in ends with all tries'.
         max_retries: of one call, with the `openai` client's back-off, jitter and `Retry-After`.
-        max_cost, max_tokens: of this run, in US dollars and in prompt and completion tokens;
-            calls in flight are finished and can pass them. None: no limit.
+        max_cost, max_tokens: in US dollars and in prompt and completion tokens; calls in flight
+            are finished and can pass them. None: no limit.
     """
 
     concurrency: int = 8
@@ -86,41 +63,38 @@ class Limits:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            ValueError: a value is too small.
-        """
+        """Refuse what cannot be meant."""
         for name, least in (("concurrency", 1), ("max_retries", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+                raise VlaaError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("timeout_s", "max_cost", "max_tokens"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+                raise VlaaError(f"{name} is {value}; it must be above 0")
 
 
 @dataclass
-class _Health:
-    """How one step's endpoint is doing.
+class Spent:
+    """What all calls that share it have cost; it counts towards the limits."""
 
-    Attributes:
-        failures: calls in a row that can hit every record alike.
-        refusals: calls that it refused; they matter while it has `replied` to none.
-    """
-
-    failures: int = 0
-    refusals: int = 0
-    replied: bool = False
+    dollars: float = 0.0
+    tokens: int = 0
 
 
-class Teacher:
+class Answered(NamedTuple):
+    """A reply, whether this run paid for it, and whether its call is met for the first time."""
+
+    reply: Reply
+    paid: bool
+    is_first: bool
+
+
+class Client:
     """Ask each question once: from the ledger, else over the network. One event loop only.
 
-    Use as an async context manager; it closes its connections.
+    Use as an async context manager: what is in flight at its end is waited for and kept.
 
     Args:
         base_url: of the steps whose endpoint names none.
-        spent: dollars and tokens that count towards the limits already.
     """
 
     def __init__(
@@ -130,44 +104,38 @@ class Teacher:
         ledger: Ledger,
         images: Path,
         limits: Limits,
-        spent: tuple[float, int] = (0.0, 0),
+        spent: Spent | None = None,
     ) -> None:
+        from openai import AsyncOpenAI
+
         self._endpoints, self._ledger, self._images = endpoints, ledger, images
-        self._limits = limits
-        # ours: two rounds of failures by every worker mean that nobody is there
-        self._patience = max(8, 2 * limits.concurrency)
+        self._limits, self._spent = limits, spent or Spent()
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
-        self._health = {
-            step: _Health(replied=ledger.knows(step, endpoint.model))
-            for step, endpoint in endpoints.items()
-        }
-        self._cost, self._tokens = spent
-        self._secrets: set[str] = set()
         made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
         self._clients: dict[str, AsyncOpenAI] = {}
         for step, endpoint in endpoints.items():
             address = endpoint.base_url or base_url
             if not address:
-                raise EndpointError(f"{step}: no address; give it a base_url, or one to the run")
+                raise VlaaError(f"{step}: no address; give it a base_url, or one to the run")
             if limits.max_cost is not None and not any(endpoint.price):
-                raise EndpointError(f"{step}: no price, so max_cost would never be reached")
+                raise VlaaError(f"{step}: no price, so max_cost would never be reached")
             place = address, endpoint.key(address)
-            made[place] = made.get(place) or self._client(*place)
+            if place not in made:
+                made[place] = AsyncOpenAI(
+                    base_url=address, api_key=place[1],
+                    timeout=limits.timeout_s, max_retries=limits.max_retries,
+                )  # fmt: skip
             self._clients[step] = made[place]
+        self._secrets = {key for _, key in made}
+        # steps that were ever answered; one that was may refuse record after record
+        self._heard = {s for s, endpoint in endpoints.items() if ledger.knows(s, endpoint.model)}
+        self._missed: Counter[str] = Counter()  # step -> calls in a row that got no reply
+        self._has_refused = False
+        self._end: VlaaError | None = None  # why no further call makes sense
+        # ours: two rounds of failures by every worker mean that nobody is there
+        self._patience = max(8, 2 * limits.concurrency)
 
-    def _client(self, address: str, key: str) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        self._secrets.add(key)
-        return AsyncOpenAI(
-            base_url=address,
-            api_key=key,
-            timeout=self._limits.timeout_s,
-            max_retries=self._limits.max_retries,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._read_whole]}),
-        )
-
-    async def __aenter__(self) -> Teacher:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -177,24 +145,19 @@ class Teacher:
             with contextlib.suppress(RuntimeError):  # a loop that is closing already
                 await client.close()
 
-    @property
-    def spent(self) -> tuple[float, int]:
-        """US dollars and tokens that count towards the limits."""
-        return self._cost, self._tokens
-
     async def ask(self, request: Request) -> Answered:
         """Return the reply to a request; two equal requests at a time are one call.
 
         Raises:
             CallFailed: this request got no reply, or its image cannot be used.
-            TeacherUnreachable: the endpoint has answered nobody for too long.
-            Stopped: the call is not in the ledger, and no more may be made.
+            VlaaError: the endpoint answers nobody, or the ledger cannot be used.
+            Halted: the call is not in the ledger, and the budget is spent or the disk nearly full.
         """
-        image = read_image(request.image, self._images) if request.image else b""
+        image = read_image(request.image, self._images)
         key = key_of(self._endpoints[request.step], request, image)
         if known := self._ledger.get(key):
-            self._health[request.step].replied = True
-            return Answered(known, key, paid=False)
+            self._heard.add(request.step)
+            return Answered(known, False, self._ledger.meet(key))
         call = self._in_flight.get(key)
         paid = call is None
         if call is None:
@@ -202,124 +165,182 @@ class Teacher:
             call = asyncio.create_task(self._pay(key, request, image))
             self._in_flight[key] = call
             call.add_done_callback(lambda _: self._in_flight.pop(key))
-        return Answered(await asyncio.shield(call), key, paid)
+        # shielded: an interrupt ends the waiting, not the call that is paid already
+        reply = await asyncio.shield(call)
+        return Answered(reply, paid, self._ledger.meet(key))
 
     def check_reached(self) -> None:
-        """Raise TeacherUnreachable if calls were made and no step ever had a reply."""
-        failed = [step for step, state in self._health.items() if state.failures]
-        heard = any(state.replied or state.refusals for state in self._health.values())
-        if failed and not heard:
-            raise self._unreachable(failed[0], "no call was answered")
+        """Raise VlaaError if calls were made and no step was ever answered."""
+        if any(self._missed.values()) and not self._heard and not self._has_refused:
+            raise self._unreachable(next(iter(self._missed)), "no call was answered")
 
     def _may_go_on(self) -> None:
-        limits = self._limits
-        if limits.max_cost is not None and self._cost >= limits.max_cost:
-            raise Stopped(f"the budget of {limits.max_cost} dollars is spent ({self._cost:.4f})")
-        if limits.max_tokens is not None and self._tokens >= limits.max_tokens:
-            raise Stopped(f"the budget of {limits.max_tokens} tokens is spent ({self._tokens})")
-        if shutil.disk_usage(self._ledger.path.parent).free < FREE_BYTES:
-            where = self._ledger.path.parent
-            raise Stopped(f"{where}: fewer than {FREE_BYTES >> 20} MiB are free; make room")
+        limits, spent, folder = self._limits, self._spent, self._ledger.path.parent
+        if self._end:
+            raise self._end
+        if limits.max_cost is not None and spent.dollars >= limits.max_cost:
+            raise Halted(f"the budget of {limits.max_cost} dollars is spent ({spent.dollars:.4f})")
+        if limits.max_tokens is not None and spent.tokens >= limits.max_tokens:
+            raise Halted(f"the budget of {limits.max_tokens} tokens is spent ({spent.tokens})")
+        if shutil.disk_usage(folder).free < FREE_BYTES:
+            raise Halted(f"{folder}: fewer than {FREE_BYTES >> 20} MiB are free; make room")
 
     async def _pay(self, key: str, request: Request, image: bytes) -> Reply:
-        from openai import APIConnectionError, APIStatusError, OpenAIError
+        """Ask until there is a reply with a text in it; tokens and cost are those of all tries."""
+        from openai import OpenAIError
 
-        url = ""
-        if len(image) > THREAD_BYTES:
-            url = await asyncio.to_thread(data_url, request.image, image, self._images)
-        elif image:
-            url = data_url(request.image, image, self._images)
-        started, step = time.perf_counter(), request.step
-        try:
-            reply = await self._call(request, url)
-        except APIStatusError as error:
-            if error.status_code in ABOUT_THE_RECORD:
-                raise self._refused(step, error) from None
-            raise self._failed(step, f"HTTP {error.status_code}", error) from None
-        except APIConnectionError as error:
-            cause = error.__cause__ or error
-            is_garbage = type(cause).__name__ == "DecodingError"  # see `_read_whole`
-            kind = "no chat completion" if is_garbage else type(error).__name__
-            raise self._failed(step, kind, cause if str(cause) else error) from None
-        except (OpenAIError, NotACompletion) as error:
-            raise self._failed(step, type(error).__name__, error) from None
-        reply = replace(reply, seconds=round(time.perf_counter() - started, 4))
-        self._health[step] = _Health(replied=True)
+        step, endpoint = request.step, self._endpoints[request.step]
+        # decoding a large picture takes long enough to keep all other calls waiting
+        url = await asyncio.to_thread(data_url, request.image, image, self._images) if image else ""
+        create = self._clients[step].chat.completions.with_raw_response.create
+        sent_tokens = len(request.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if url else 0)
+        # the client's own limit is between two pieces of a reply: a slow drip never reaches it
+        whole_s = self._limits.timeout_s * (1 + self._limits.max_retries)
+        started, tokens = time.perf_counter(), [0, 0]
+        for tries_left in reversed(range(TRIES)):
+            try:
+                said = await asyncio.wait_for(create(**body(endpoint, request.text, url)), whole_s)
+                reply = read_completion(said.http_response.content, endpoint, sent_tokens)
+            except (OpenAIError, CallFailed, asyncio.TimeoutError) as error:
+                if isinstance(error, CallFailed) and tries_left:
+                    continue
+                raise self._unanswered(step, error) from None
+            tokens = [tokens[0] + reply.prompt_tokens, tokens[1] + reply.completion_tokens]
+            self._spent.dollars += reply.cost
+            self._spent.tokens += reply.prompt_tokens + reply.completion_tokens
+            if reply.problem != EMPTY:
+                break
+        self._heard.add(step)
+        self._missed[step] = 0
+        reply = replace(
+            reply, prompt_tokens=tokens[0], completion_tokens=tokens[1],
+            cost=endpoint.cost(*tokens), seconds=round(time.perf_counter() - started, 4),
+        )  # fmt: skip
         self._ledger.put(key, step, reply)
         return reply
 
-    async def _call(self, request: Request, url: str) -> Reply:
-        """Ask until the reply is not empty, a few times; tokens and cost are those of all tries."""
-        endpoint, spent = self._endpoints[request.step], [0, 0]
-        sent_tokens = len(request.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if url else 0)
-        for _ in range(EMPTY_TRIES):
-            raw = await self._clients[request.step].chat.completions.with_raw_response.create(
-                **body(endpoint, request.text, url)
-            )
-            reply = read_completion(raw.http_response.json(), endpoint, sent_tokens)
-            spent = [spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens]
-            self._cost += reply.cost
-            self._tokens += reply.prompt_tokens + reply.completion_tokens
-            if reply.problem != EMPTY:
-                break
-        return replace(
-            reply,
-            prompt_tokens=spent[0],
-            completion_tokens=spent[1],
-            cost=endpoint.cost(*spent),
-        )
+    def _unanswered(self, step: str, error: Exception) -> Exception:
+        """Count a call without a reply; return what it means: for its record, or for the run."""
+        status = getattr(error, "status_code", None)
+        has_refused = status in ABOUT_THE_RECORD
+        self._has_refused |= has_refused
+        self._missed[step] += 1
+        if has_refused and step in self._heard:
+            self._missed[step] = 0  # it answers others: the record is at fault
+        said = self._told(error)
+        if status in FATAL or self._missed[step] >= self._patience:
+            what = f"{self._missed[step]} calls in a row got no reply, last: {said}"
+            self._end = self._unreachable(step, what)
+            return self._end
+        if has_refused:
+            return CallFailed(f"refused by the endpoint (HTTP {status})", said)
+        kind = f"HTTP {status}" if status else type(error).__name__.removeprefix("API")
+        kind = error.reason if isinstance(error, CallFailed) else kind
+        return CallFailed(f"no reply from the endpoint ({kind})", said)
 
-    async def _read_whole(self, response: httpx.Response) -> None:
-        """Read a response in bounded time and check what it is.
-
-        What is raised here is the HTTP library's own, so the client backs off and tries again.
-        """
-        errors = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or httpx2
-        try:
-            # the library's own limit is between two pieces: a slow drip would never reach it
-            await asyncio.wait_for(response.aread(), self._limits.timeout_s)
-        except asyncio.TimeoutError:
-            said = f"no end of the reply within {self._limits.timeout_s} s"
-            raise errors.ReadTimeout(said, request=response.request) from None
-        if not response.is_success:
-            return
-        try:
-            read_completion(json.loads(response.content), None)
-        except (ValueError, RecursionError):
-            said = f"no chat completion (is the address right?), it begins {response.text[:80]!r}"
-            raise errors.DecodingError(said, request=response.request) from None
-
-    def _failed(self, step: str, kind: str, error: BaseException) -> Exception:
-        """Count a failure that can hit every record; say which exception it makes."""
-        state = self._health[step]
-        state.failures += 1
-        if kind in FATAL or state.failures >= self._patience:
-            said = f"{state.failures} calls in a row failed, last: {self._safe(error)}"
-            return self._unreachable(step, said)
-        return CallFailed(f"no reply from the endpoint ({kind})", self._safe(error))
-
-    def _refused(self, step: str, error: APIStatusError) -> Exception:
-        """Say which exception a refused call makes; refusing everybody speaks of the endpoint."""
-        state = self._health[step]
-        state.failures, state.refusals = 0, state.refusals + 1
-        if not state.replied and state.refusals >= self._patience:
-            said = f"the first {state.refusals} calls were refused, last: {self._safe(error)}"
-            return self._unreachable(step, said)
-        reason = f"refused by the endpoint (HTTP {error.status_code})"
-        return CallFailed(reason, self._safe(error))
-
-    def _unreachable(self, step: str, what: str) -> TeacherUnreachable:
-        return TeacherUnreachable(
+    def _unreachable(self, step: str, what: str) -> VlaaError:
+        return VlaaError(
             f"teacher of {step} at {self._clients[step].base_url}: {what}; check the address, the "
             "key and the model name and start again: finished calls are in the ledger"
         )
 
-    def _safe(self, error: BaseException) -> str:
+    def _told(self, error: Exception) -> str:
         """Return an error's text without any key: endpoints like to quote the one they refuse."""
-        text = str(error)
-        if response := getattr(error, "response", None):
+        text = error.detail if isinstance(error, CallFailed) else str(error.__cause__ or error)
+        if (response := getattr(error, "response", None)) and len(text) <= 40:
             # where the client finds no message of OpenAI's shape it says the status alone
-            text += "" if len(text) > 40 else f": {response.text}"
+            text += f": {response.text}"
         for secret in self._secrets:
             text = text.replace(secret, "***") if len(secret) > 4 else text
-        return text[:400]
+        return text[:400] or "no end of the reply in time"
+
+
+def ask_all(
+    requests: Sequence[Request],
+    endpoint: Endpoint,
+    ledger: str | Path,
+    images: str | Path = "",
+    limits: Limits | None = None,
+    spent: Spent | None = None,
+) -> list[Reply | CallFailed]:
+    """Return the reply to each request, or why there is none; calls run side by side.
+
+    Also where an event loop is running already (Jupyter).
+
+    Args:
+        ledger: file that keeps the replies.
+        images: image root.
+        spent: give the same one again where the budgets are of several askings together.
+    Raises:
+        VlaaError: the endpoint has no address or key, or answers nobody; an unusable ledger.
+        Halted: the budget is spent or the disk nearly full; calls in flight were finished.
+    """
+    if not requests:
+        return []
+    limits = limits or Limits()
+
+    async def main() -> list[Reply | CallFailed]:
+        slots = asyncio.Semaphore(limits.concurrency)
+
+        async def one(request: Request) -> Reply | CallFailed:
+            async with slots:
+                try:
+                    return (await client.ask(request)).reply
+                except CallFailed as error:
+                    return error
+
+        endpoints = dict.fromkeys((request.step for request in requests), endpoint)
+        with Ledger(ledger) as kept:
+            async with Client(endpoints, "", kept, Path(images), limits, spent) as client:
+                tasks = [asyncio.create_task(one(request)) for request in requests]
+                try:
+                    found = await asyncio.gather(*tasks)
+                finally:
+                    await cancel(tasks)
+                client.check_reached()
+        return found
+
+    try:
+        return run_apart(main)
+    except Halted as stop:
+        raise Halted(
+            f"{requests[0].step}: {stop}; replies are in {ledger}: start again with more"
+        ) from None
+
+
+async def cancel(tasks: Sequence[asyncio.Task]) -> None:
+    """End tasks and wait until they have ended; those that are done stay as they are."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on its own loop in its own thread: Jupyter's thread has a loop already.
+
+    An interrupt of the waiting thread cancels the coroutine and lets it clean up.
+    """
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, Any]] = queue.Queue()
+
+    async def wrapped() -> T:
+        started.put((asyncio.get_running_loop(), asyncio.current_task()))
+        return await main()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="construct") as pool:
+        future = pool.submit(lambda: asyncio.run(wrapped()))
+        loop, task = started.get()
+
+        def stop() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
+                loop.call_soon_threadsafe(task.cancel)
+
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            try:
+                stop()
+                print("calls in flight are paid: waiting for them; interrupt again to give up")
+                wait([future])
+            except KeyboardInterrupt:
+                stop()
+            raise

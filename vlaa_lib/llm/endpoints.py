@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import NonNegativeFloat, ValidationError
+from pydantic.dataclasses import dataclass
+
+from vlaa_lib import VlaaError
 
 # ours: the paper states none; greedy but for the reasoner, whose values are DeepSeek-R1's advice
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -18,16 +23,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class EndpointError(ValueError):
-    """An endpoint that cannot be used as described; the message says what to write instead."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Endpoint:
-    """One step's teacher.
+    """A model behind an OpenAI-compatible address.
 
     Attributes:
-        base_url: an OpenAI-compatible address; empty for the one given to the run.
+        base_url: empty for the one given to the run.
         api_key_env: the environment variable that holds the key. Empty: `OPENAI_API_KEY`, but no
             key at all for an address on this machine.
         price: US dollars a million tokens, prompt and completion; without one, cost counts as 0.
@@ -37,24 +38,20 @@ class Endpoint:
     model: str
     base_url: str = ""
     api_key_env: str = ""
-    price: tuple[float, float] = (0.0, 0.0)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    price: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 0.0)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return US dollars."""
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
     def key(self, base_url: str) -> str:
-        """Return the API key for an address, from the environment only.
-
-        Raises:
-            EndpointError: the variable is not set.
-        """
+        """Return the API key for an address; it is read from the environment only."""
         if not self.api_key_env and urlsplit(base_url).hostname in ("127.0.0.1", "localhost"):
             return "none"
         name = self.api_key_env or "OPENAI_API_KEY"
         if not os.environ.get(name):
-            raise EndpointError(f"no key for {base_url}: set the environment variable {name}")
+            raise VlaaError(f"no key for {base_url}: set the environment variable {name}")
         return os.environ[name]
 
 
@@ -71,64 +68,47 @@ def read_endpoints(
 
     Args:
         known: the sections that there may be, with their defaults.
-
     Raises:
-        EndpointError: no such file, not YAML, an unknown step or key, or a value of a wrong type.
+        VlaaError: names file, section, key and what to write instead.
     """
     import yaml
 
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EndpointError(f"{path}: cannot be read as YAML ({error})") from None
+        raise VlaaError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(given, dict):
-        raise EndpointError(f"{path}: expected a section for each of {', '.join(known)}")
-    found = {name: _endpoint(name, values, path, known) for name, values in given.items()}
-    return dict(known) | found
-
-
-_TYPES = {"model": str, "base_url": str, "api_key_env": str, "price": list, "settings": dict}
-
-
-def _endpoint(
-    name: str, values: Any, path: str | Path, known: Mapping[str, Endpoint]
-) -> Endpoint:
-    if name not in known:
-        raise EndpointError(f"{path}: {name!r} is no step; use {', '.join(known)}")
-    if not isinstance(values, dict) or "model" not in values:
-        raise EndpointError(f"{path}: {name}: expected a section with at least 'model'")
-    for key, value in values.items():
-        if key not in _TYPES:
-            known = ", ".join(f.name for f in fields(Endpoint))
-            raise EndpointError(f"{path}: {name}.{key}: unknown key; known are {known}")
-        if not isinstance(value, _TYPES[key]):
-            said = f"is {type(value).__name__}, expected {_TYPES[key].__name__}"
-            raise EndpointError(f"{path}: {name}.{key} {said}")
-    price = values.get("price", [0.0, 0.0])
-    if len(price) != 2 or not all(isinstance(p, (int, float)) and p >= 0 for p in price):
-        raise EndpointError(f"{path}: {name}.price: expected [prompt, completion], in dollars")
-    _check_settings(values.get("settings", {}), f"{path}: {name}.settings")
-    return Endpoint(**{"settings": known[name].settings} | values | {"price": tuple(price)})
-
-
-# arguments of the client's `create` that are not a model's settings, or that we set ourselves
-_NOT_SETTINGS = {
-    *("self", "messages", "model", "stream", "stream_options", "n", "timeout"),
-    *("extra_headers", "extra_query", "functions", "tools"),
-}
+        raise VlaaError(f"{path}: expected a section for each of {', '.join(known)}")
+    found = dict(known)
+    for name, values in given.items():
+        if name not in known:
+            raise VlaaError(f"{path}: {name!r} is no step; use {', '.join(known)}")
+        if not isinstance(values, dict):
+            raise VlaaError(f"{path}: {name}: expected a section with at least 'model'")
+        try:
+            found[name] = Endpoint(**{"settings": known[name].settings} | values)
+        except ValidationError as errors:
+            wrong = errors.errors()[0]
+            where = ".".join(map(str, (name, *wrong["loc"])))
+            raise VlaaError(
+                f"{path}: {where}: {wrong['msg']}; a section has model, base_url, api_key_env, "
+                "price: [prompt, completion] in dollars a million tokens, and settings"
+            ) from None
+        _check_settings(found[name].settings, f"{path}: {name}.settings")
+    return found
 
 
 def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what the client would stumble over at each call."""
     import inspect
 
     from openai.resources.chat.completions import AsyncCompletions
 
-    known = inspect.signature(AsyncCompletions.create).parameters.keys() - _NOT_SETTINGS
-    for key in settings:
-        if key in _NOT_SETTINGS:
-            raise EndpointError(f"{where}.{key}: not to be set here")
-        if key not in known:
-            raise EndpointError(
-                f"{where}.{key}: the client knows no such setting; put what only "
-                "your server knows under extra_body"
-            )
+    ours = {"self", "messages", "model", "stream", "stream_options", "n", "timeout", "tools",
+            "functions", "extra_headers", "extra_query"}  # fmt: skip
+    settable = inspect.signature(AsyncCompletions.create).parameters.keys() - ours
+    if unknown := sorted(settings.keys() - settable):
+        raise VlaaError(
+            f"{where}.{unknown[0]}: no setting of the client, or not to be set here; put what only "
+            "your server knows under extra_body"
+        )

@@ -1,25 +1,22 @@
-"""What goes to an endpoint and comes from it: keys, pictures, request bodies, replies."""
+"""What goes to an endpoint and comes from it: requests, pictures, bodies, replies."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .endpoints import Endpoint
 from .ledger import Reply, call_key
-
-if TYPE_CHECKING:
-    from .endpoints import Endpoint
-
 
 CHARS_A_TOKEN = 4  # ours: the usual rule of thumb for English
 IMAGE_TOKENS = 1000  # ours: about what GPT-4o counts for a picture of 1024 x 1024 pixels
-# formats that teachers take as they are, by PIL's name; others are sent as PNG
+# formats that endpoints take as they are, by PIL's name; others are sent as PNG
 SENT_AS = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
@@ -37,7 +34,7 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher; `image` is the record's image path, empty for text only."""
+    """One question; `image` is the record's image path, empty for text only."""
 
     step: str
     text: str
@@ -52,8 +49,18 @@ class CallFailed(Exception):
         self.reason, self.detail = reason, detail
 
 
-class NotACompletion(ValueError):
-    """A body that is no chat completion, whatever its status."""
+SLOT = re.compile(r"\{(caption|question|input|gold|pred)\}")
+
+
+def fill(template: str, **values: str) -> str:
+    """Put values into a template's slots, in one pass: braces inside a value stay text.
+
+    `str.format` would trip over LaTeX braces, in templates and values alike.
+
+    >>> fill("Q: {question} in {braces}", question="what is {gold}?", gold="3")
+    'Q: what is {gold}? in {braces}'
+    """
+    return SLOT.sub(lambda slot: values[slot[1]], template)
 
 
 def key_of(endpoint: Endpoint, request: Request, image: bytes) -> str:
@@ -63,11 +70,9 @@ def key_of(endpoint: Endpoint, request: Request, image: bytes) -> str:
 
 
 def read_image(image: str, images: Path) -> bytes:
-    """Return an image file's bytes.
-
-    Raises:
-        CallFailed: it cannot be read.
-    """
+    """Return an image file's bytes; none for no image. Raises CallFailed: it cannot be read."""
+    if not image:
+        return b""
     try:
         return (images / image).read_bytes()
     except OSError as error:
@@ -96,42 +101,38 @@ def data_url(image: str, data: bytes, images: Path) -> str:
     return f"data:{SENT_AS[kind]};base64,{base64.b64encode(data).decode()}"
 
 
-def body(endpoint: Endpoint, text: str, url: str, is_plain: bool = False) -> dict[str, Any]:
-    """Return the body of a chat completion request: one user message, the picture first.
-
-    Args:
-        is_plain: no client stands between, which would merge `extra_body` in.
-    """
+def body(endpoint: Endpoint, text: str, url: str) -> dict[str, Any]:
+    """Return the arguments of a chat completion: one user message, the picture first."""
     content: Any = text
     if url:
         picture = {"type": "image_url", "image_url": {"url": url}}
         content = [picture, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
-    settings = dict(endpoint.settings)
-    if is_plain:
-        settings |= settings.pop("extra_body", {})
-    return {"model": endpoint.model, "messages": messages, **settings}
+    return {"model": endpoint.model, "messages": messages, **endpoint.settings}
 
 
-def read_completion(data: Any, endpoint: Endpoint | None, sent_tokens: int = 0) -> Reply:
+def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Reply:
     """Read the JSON of a chat completion, whoever wrote it, trusting nothing in it.
 
     Args:
         endpoint: gives model name and price.
         sent_tokens: estimate of the prompt's tokens, used where the endpoint counts none.
     Raises:
-        NotACompletion: there is no message in it, or its content is no text.
+        CallFailed: there is no message in it, or its content is no text.
     """
     try:
-        choice = data["choices"][0]
-        message, usage = choice["message"], data.get("usage")
+        found = json.loads(data)
+        choice, usage = found["choices"][0], found.get("usage")
+        message = choice["message"]
         content = message.get("content")
-        if not isinstance(content, (str, NoneType)):
+        if not isinstance(content, (str, type(None))):
             raise TypeError
-    except (LookupError, TypeError, AttributeError):
-        raise NotACompletion("no chat completion") from None
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        said = data[:80].decode("utf-8", "replace")
+        detail = f"no chat completion (is the address right?), it begins {said!r}"
+        raise CallFailed("no chat completion", detail) from None
     text, refusal = _text(content), _text(message.get("refusal"))
-    finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+    finish = choice.get("finish_reason")
     problem = _PROBLEMS.get(finish, "") if isinstance(finish, str) else ""
     if refusal:
         problem = f"the teacher refused: {refusal[:200]}"
@@ -143,13 +144,13 @@ def read_completion(data: Any, endpoint: Endpoint | None, sent_tokens: int = 0) 
         counts = [sent_tokens, len(text) // CHARS_A_TOKEN]
     return Reply(
         text=text,
-        model=endpoint.model if endpoint else "",
+        model=endpoint.model,
         # beside the text: `reasoning_content` (DeepSeek, older vLLM) or `reasoning` (newer vLLM)
         reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
         problem=problem,
         prompt_tokens=counts[0],
         completion_tokens=counts[1],
-        cost=endpoint.cost(*counts) if endpoint else 0.0,
+        cost=endpoint.cost(*counts),
     )
 
 
@@ -160,17 +161,3 @@ def _text(value: Any) -> str:
 
 def _count(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**31 else 0
-
-
-SLOT = re.compile(r"\{(caption|question|input|gold|pred)\}")
-
-
-def fill(template: str, **values: str) -> str:
-    """Put values into a template's slots, in one pass: braces inside a value stay text.
-
-    `str.format` would trip over LaTeX braces, in templates and values alike.
-
-    >>> fill("Q: {question} in {braces}", question="what is {gold}?", gold="3")
-    'Q: what is {gold}? in {braces}'
-    """
-    return SLOT.sub(lambda slot: values[slot[1]], template)

@@ -12,7 +12,7 @@ from vlaa_lib.traces.steps import split
 from .microworld import facts, questions, truth
 from .microworld.facts import Fact
 from .microworld.solve import UNANSWERABLE, CannotAnswer, found
-from .rules import agrees
+from .teacher import agrees
 
 
 @lru_cache(maxsize=4096)  # rollouts of a group repeat each other, and each is read several times

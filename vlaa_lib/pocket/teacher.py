@@ -1,19 +1,20 @@
-"""The local teacher itself: it captions scenes with mistakes and answers from text alone."""
+"""The local teacher: it captions scenes with mistakes, and answers the rest from text alone."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import random
 import re
+import string
 from collections.abc import Mapping
+from typing import Any
 
 from vlaa_lib import prompts
-from vlaa_lib.construct.templates import read
+from vlaa_lib.llm.messages import SLOT
+from vlaa_lib.rewards.verifiers import iou
 
-from . import rules
-from .microworld import narrator
+from .microworld import facts, narrator
 from .microworld.narrator import Rates
 
 TEMPLATES = {
@@ -24,8 +25,8 @@ TEMPLATES = {
 }
 
 
-class TeacherError(Exception):
-    """A request the teacher does not answer: HTTP status and an OpenAI error code."""
+class Refusal(Exception):
+    """A request that the teacher does not answer: HTTP status and an OpenAI error code."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -46,82 +47,143 @@ class LocalTeacher:
     def __init__(self, scenes: Mapping[str, dict], rates: Rates | None = None) -> None:
         self._scenes, self._rates = scenes, rates or Rates()
 
-    def reply(self, model: str, messages: object) -> tuple[str, str]:
-        """Return (prompt text, reply text).
+    def reply(self, model: str, messages: list[dict[str, Any]]) -> tuple[str, str]:
+        """Return (prompt text, reply text) to the last message.
 
         Raises:
-            TeacherError: the request cannot be read or answered.
+            Refusal: it does not answer this; the message says why.
         """
-        template = TEMPLATES.get(model)
-        if template is None:
+        if model not in TEMPLATES:
             known = ", ".join(TEMPLATES)
-            raise TeacherError(404, "model_not_found", f"no model {model!r} here; use {known}")
-        text, image = _read_messages(messages)
-        slots = read(template, text)
+            raise Refusal(404, "model_not_found", f"no model {model!r} here; use {known}")
+        text, image = _read(messages[-1]["content"])
+        slots = read_back(TEMPLATES[model], text)
         if slots is None:
-            raise TeacherError(
-                422, "unknown_prompt", f"{model} only understands this library's own prompt for it"
-            )
+            said = f"{model} only understands this library's own prompt for it"
+            raise Refusal(422, "unknown_prompt", said)
         # escapes of half a character are legal JSON
         named = f"{model}\0{text}\0{image}".encode("utf-8", "surrogatepass")
-        seed = hashlib.sha256(named).hexdigest()
-        rng = random.Random(int(seed, 16))
+        rng = random.Random(int(hashlib.sha256(named).hexdigest(), 16))
         if model == "teacher-caption":
-            return text, self._caption(image, rng)
+            if image not in self._scenes:
+                raise Refusal(
+                    422,
+                    "unknown_image",
+                    "the local teacher only knows micro-world images, and this is none of those it "
+                    "was started with; give records with captions, or a real endpoint's address",
+                )
+            return text, narrator.caption(self._scenes[image], self._rates, rng)
         if model == "teacher-distil":
-            return text, self._distil(slots["caption"], slots["question"], rng)
+            sight, question = slots["caption"], slots["question"]
+            try:
+                told = narrator.reason(sight, question, self._rates, rng)
+            except narrator.CannotAnswer as error:
+                raise Refusal(422, "cannot_answer", str(error)) from None
+            return text, prompts.join_think_answer(*told)
         if model == "teacher-rewrite":
-            return text, rules.rewrite(slots["input"])
-        return text, "Yes" if rules.agrees(slots["gold"], slots["pred"]) else "No"
-
-    def _caption(self, image: str, rng: random.Random) -> str:
-        if not image:
-            raise TeacherError(400, "missing_image", "a caption needs an image as a data URL")
-        if image not in self._scenes:
-            raise TeacherError(
-                422,
-                "unknown_image",
-                "the local teacher only knows micro-world images, and this is none of those it "
-                "was started with; give records with captions, or the address of a real endpoint",
-            )
-        return narrator.caption(self._scenes[image], self._rates, rng)
-
-    def _distil(self, caption: str, question: str, rng: random.Random) -> str:
-        try:
-            return prompts.join_think_answer(*narrator.reason(caption, question, self._rates, rng))
-        except narrator.CannotAnswer as error:
-            raise TeacherError(422, "cannot_answer", str(error)) from None
+            return text, rewrite(slots["input"])
+        return text, "Yes" if agrees(slots["gold"], slots["pred"]) else "No"
 
 
-def _read_messages(messages: object) -> tuple[str, str]:
-    """Return the text of the last user message and the sha256 hex digest of its image, if any.
+def _read(content: str | list[dict[str, Any]]) -> tuple[str, str]:
+    """Return a message's text and the sha256 hex digest of its image, if any."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    if not urls:
+        return text, ""
+    data = base64.b64decode(urls[-1].partition(";base64,")[2], validate=True)
+    return text, hashlib.sha256(data).hexdigest()
 
-    Takes what `transformers serve` and vLLM take too: content as text or as a list of parts, an
-    image's address as `{"url": ...}` or bare.
+
+def read_back(template: str, text: str) -> dict[str, str] | None:
+    """Read the slot values back out of a filled template; None when the text is not one.
+
+    >>> read_back("Q: {question} A: {gold}", "Q: how many? A: 3")
+    {'question': 'how many?', 'gold': '3'}
     """
-    try:
-        content = [said["content"] for said in messages if said["role"] == "user"]
-        if not content:
-            raise TeacherError(400, "invalid_messages", "no message of role 'user' in 'messages'")
-        parts = content[-1]
-        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-        # both servers drop other parts, an image among them, without a word
-        if odd := sorted({str(part["type"]) for part in parts} - {"text", "image_url"}):
-            message = f"unknown content part {odd[0]!r}; use 'text' and 'image_url'"
-            raise TeacherError(400, "invalid_messages", message)
-        text = "".join(part["text"] for part in parts if part["type"] == "text")
-        urls = [part["image_url"] for part in parts if part["type"] == "image_url"]
-        urls = [url if isinstance(url, str) else url["url"] for url in urls]
-        images = [base64.b64decode(_data_of(url), validate=True) for url in urls]
-    except (TypeError, LookupError, AttributeError, binascii.Error) as error:
-        raise TeacherError(
-            400, "invalid_messages", f"cannot read 'messages': {type(error).__name__}: {error}"
-        ) from None
-    return text, hashlib.sha256(images[-1]).hexdigest() if images else ""
+    pieces = SLOT.split(template)  # text, slot, text, slot, ..., text
+    pattern = "".join(
+        f"(?P<{piece}>.*?)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
+    )
+    match = re.fullmatch(pattern, text, re.DOTALL)
+    return match.groupdict() if match else None
 
 
-def _data_of(url: str) -> str:
-    head, comma, data = url.partition(",")
-    if not comma or not re.fullmatch(r"data:[\w/+.-]*;base64", head):
-        raise TeacherError(400, "invalid_image_url", "images must be base64 data URLs")
-    return data
+# --- rewrite and verify: plain text in, plain text out -------------------------------------------
+
+_WORDS = "caption|description|rationale"
+_SAYS = "says|states|mentions|describes|notes|reads|tells"
+# said of the text, then said of the picture; the first letter keeps its case
+_SEEN = (
+    (rf"\baccording to the (?:{_WORDS})\b,?", "the image shows"),
+    (rf"\b(?:the|this) (?:{_WORDS}) (?:{_SAYS})\b", "the image shows"),
+    (rf"\b(?:the|this) (?:{_WORDS})\b", "the image"),
+)
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w%])")
+_LETTER = re.compile(
+    r"\b(?:option|choice|answer(?: is)?):?\s*\(?([A-H])\b|^\W*([A-H])\W*$", re.IGNORECASE
+)
+_BOX = re.compile(r"\[([-\d.,\s]+)\]")
+
+
+def rewrite(text: str) -> str:
+    """Turn wording such as "the caption says" into "the image shows", and change nothing else.
+
+    >>> rewrite("According to the description, there are two. So the caption has two.")
+    'The image shows there are two. So the image has two.'
+    """
+    for said, seen in _SEEN:
+        cased = {True: seen[0].upper() + seen[1:], False: seen}
+        pattern = re.compile(said, re.IGNORECASE)
+        text = pattern.sub(lambda match, cased=cased: cased[match[0][0].isupper()], text)
+    return text
+
+
+def agrees(gold: str, pred: str) -> bool:
+    """Tell whether an answer is the gold, by the kind of gold: box, number, letter or text.
+
+    Boxes agree at an intersection over union of 0.5; of several numbers or letters in prose the
+    last counts; texts are equal without case, spaces and punctuation, or a gold of plain words
+    stands as such in the answer; a description shares a fact with the gold. Ours: rules a fair
+    reader would accept on the micro-world; mathematics is compared as text.
+
+    >>> agrees("3", "There are 3 left."), agrees("C", "So it is 2 (Option C)"), agrees("3", "4")
+    (True, True, False)
+    """
+    if box := _box(gold):
+        other = _box(pred)
+        return other is not None and iou(box, other) >= 0.5
+    # signs and brackets count
+    plain = [re.sub(r"[\s$]", "", text.lower()).rstrip(".") for text in (gold, pred)]
+    if plain[0] and plain[0] == plain[1]:
+        return True
+    if _NUMBER.fullmatch(gold.strip()):
+        numbers = [] if "\\" in pred or "^" in pred else _NUMBER.findall(pred)
+        return bool(numbers) and float(numbers[-1]) == float(gold)
+    if re.fullmatch(r"[A-H]", gold.strip()):
+        letters = ["".join(found).upper() for found in _LETTER.findall(pred)]
+        return bool(letters) and letters[-1] == gold.strip()
+    is_words = re.fullmatch(r"[A-Za-z' -]{3,}", gold.strip())
+    if is_words and f" {_bare(gold)} " in f" {_bare(pred)} ":
+        return True
+    return bool(set(facts.extract(gold)) & set(facts.extract(pred)))
+
+
+def _bare(text: str) -> str:
+    """Lower-case, without dollar signs and the punctuation around words."""
+    words = (word.strip(string.punctuation) for word in text.lower().replace("$", " ").split())
+    return " ".join(filter(None, words))
+
+
+def _box(text: str) -> tuple[float, ...] | None:
+    """Read the last `[x1, y1, x2, y2]` of a text, or None."""
+    for inside in reversed(_BOX.findall(text)):
+        try:
+            values = tuple(float(value) for value in inside.split(","))
+        except ValueError:
+            continue
+        if len(values) == 4:
+            return values
+    return None

@@ -14,9 +14,10 @@ from vlaa_lib.records import Record
 from vlaa_lib.traces.measures import measure
 from vlaa_lib.traces.steps import check_steps
 
-from . import microworld, rules
+from . import microworld
 from .microworld import narrator, truth
 from .microworld.narrator import Rates
+from .teacher import agrees
 
 
 def false_steps_by_noise(
@@ -41,7 +42,7 @@ def false_steps_by_noise(
         noisy = replace(rates, **{k: min(1.0, getattr(rates, k) * factor) for k in caught})
         told = [trial for i in range(n) if (trial := _teach(source, i, seed, noisy))[0]]
         is_false = [measure(_text(said), r.meta["scene"])["false_steps"] > 0 for said, _, r in told]
-        is_right = [rules.agrees(record.gt, answer) for _, answer, record in told]
+        is_right = [agrees(record.gt, answer) for _, answer, record in told]
         kept = [false for false, right in zip(is_false, is_right, strict=True) if right]
         table.append(
             {

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders, rewards
-from vlaa_lib.llm.client import Limits
-from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+from vlaa_lib.llm import Endpoint, Limits, read_endpoints
 
 from . import best_of_n, pools, scorers
 

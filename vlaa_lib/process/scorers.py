@@ -8,7 +8,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,18 @@ from typing import TYPE_CHECKING
 from vlaa_lib import VlaaError, evaluate, folders, traces
 from vlaa_lib.evaluate.generate import Ask, answer
 from vlaa_lib.images import ImageError, open_image
-from vlaa_lib.llm.client import Limits
-from vlaa_lib.llm.endpoints import Endpoint
-from vlaa_lib.llm.ledger import Ledger, Reply, call_key
-from vlaa_lib.llm.messages import EMPTY, CallFailed, Request, fill, read_image
+from vlaa_lib.llm import (
+    EMPTY,
+    CallFailed,
+    Endpoint,
+    Ledger,
+    Limits,
+    Reply,
+    Request,
+    call_key,
+    fill,
+    read_image,
+)
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_json
 from vlaa_lib.rewards.judge import Judge
@@ -289,7 +296,7 @@ def policy_judge(
         digests = {image: digest(image) for image in {request.image for request in requests}}
         keys = {r: d if isinstance(d := digests[r.image], CallFailed)
                 else call_key(r.step, "local", settings, r.text, d) for r in requests}  # fmt: skip
-        with closing(Ledger(ledger)) as kept:
+        with Ledger(ledger) as kept:
             todo = [(r, k) for r, k in keys.items() if isinstance(k, str) and kept.get(k) is None]
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]

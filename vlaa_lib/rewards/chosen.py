@@ -34,7 +34,7 @@ def reward_model(
         raise ValueError(f"unknown reward model {name!r}; use one of {', '.join(REWARD_MODELS)}")
     if endpoints is None:
         raise ValueError("a judge needs grpo.endpoints, a YAML file with the section `judge`")
-    from vlaa_lib.llm.endpoints import Endpoint, read_endpoints
+    from vlaa_lib.llm import Endpoint, read_endpoints
 
     from .judge import Judge
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from vlaa_lib.llm.client import BudgetSpent, Limits, Stopped, Teacher
-from vlaa_lib.llm.endpoints import Endpoint
-from vlaa_lib.llm.ledger import Ledger, Reply, call_key
-from vlaa_lib.llm.loop import run_all, run_apart
-from vlaa_lib.llm.messages import CallFailed, Request, fill
+from vlaa_lib.llm import (
+    CallFailed,
+    Endpoint,
+    Limits,
+    Reply,
+    Request,
+    Spent,
+    ask_all,
+    call_key,
+    fill,
+)
 from vlaa_lib.prompts import JUDGE_PROMPT
 from vlaa_lib.records import Record
 
@@ -65,7 +70,7 @@ class Judge:
         self._endpoint = replace(endpoint, settings=settings)
         self._ledger, self._images = Path(ledger), Path(images)
         self._limits = limits or Limits()
-        self._spent = (0.0, 0)  # dollars, tokens
+        self._spent = Spent()
         # the digest stands for settings and wording
         digest = call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
         self.name, self.beta = f"judge {endpoint.model} {digest}", beta
@@ -79,9 +84,8 @@ class Judge:
         """Return the judge's number for each answer, or None.
 
         Raises:
-            TeacherUnreachable: the endpoint answers nobody.
-            BudgetSpent: no further call may be made.
-            EndpointError: the endpoint has no address or no key.
+            VlaaError: the endpoint answers nobody, or has no address or no key.
+            Halted: no further call may be made.
         """
         requests = [
             Request("judge", fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
@@ -93,35 +97,11 @@ class Judge:
         """Return the reply to each request of the step `judge`, or why there is none.
 
         Raises:
-            TeacherUnreachable, BudgetSpent, EndpointError: as `score`.
+            VlaaError, Halted: as `score`.
         """
-        return run_apart(lambda: self._ask(requests))
-
-    async def _ask(self, requests: list[Request]) -> list[Reply | CallFailed]:
-        found: dict[int, Reply | CallFailed] = {}
-        waiting = iter(enumerate(requests))
-
-        async def some() -> None:
-            for i, request in waiting:
-                try:
-                    found[i] = (await teacher.ask(request)).reply
-                except CallFailed as error:
-                    found[i] = error
-
-        with closing(Ledger(self._ledger)) as ledger:
-            who = {"judge": self._endpoint}, "", ledger, self._images, self._limits, self._spent
-            teacher = Teacher(*who)
-            try:
-                async with teacher:
-                    await run_all([some() for _ in range(self._limits.concurrency)])
-                    teacher.check_reached()
-            except Stopped as error:
-                raise BudgetSpent(
-                    f"judge: {error}; replies are in {self._ledger}: start again with more"
-                ) from None
-            finally:
-                self._spent = teacher.spent
-        return [found[i] for i in range(len(requests))]
+        return ask_all(
+            requests, self._endpoint, self._ledger, self._images, self._limits, self._spent
+        )
 
     def _read(self, reply: Reply | CallFailed) -> float | None:
         if isinstance(reply, CallFailed):

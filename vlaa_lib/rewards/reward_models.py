@@ -7,7 +7,6 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -126,12 +125,12 @@ class Kept:
         """Return kept scores, and score and keep the others.
 
         Raises:
-            LedgerError: the file cannot be used.
+            VlaaError: the file cannot be used.
         """
-        from vlaa_lib.llm.ledger import Ledger, Reply, call_key
+        from vlaa_lib.llm import Ledger, Reply, call_key
 
         keys = [call_key("score", self.name, {}, text) for text in _texts(records, answers)]
-        with closing(Ledger(self.path)) as ledger:
+        with Ledger(self.path) as ledger:
             kept = [ledger.get(key) for key in keys]
             found = [float(reply.text) if reply else None for reply in kept]
             new = [i for i, reply in enumerate(kept) if reply is None]

@@ -1,0 +1,470 @@
+"""The room of the language models: ledger, endpoints, limits, and a client on bad days."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sqlite3
+import threading
+import time
+import traceback
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from fault_server import (
+    GARBAGE,
+    KINDS,
+    RETRIED,
+    WRONG_SHAPES,
+    by_step,
+    completion,
+    endpoint,
+    faulty_teacher,
+    trace,
+)
+from test_construct import NOBODY, num_paid, outputs, run, totals
+from vlaa_lib import Halted, VlaaError, construct, pocket, prompts
+from vlaa_lib.llm import (
+    CallFailed,
+    Endpoint,
+    Ledger,
+    Limits,
+    Reply,
+    Request,
+    Spent,
+    ask_all,
+    call_key,
+    client,
+    fill,
+    messages,
+)
+from vlaa_lib.pocket import microworld, server
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Forty micro-world records and their image root."""
+    path = tmp_path_factory.mktemp("world")
+    sources = ["solids", "panel", "plot", "locate", "describe"]
+    return microworld.write_split(path, sources, "train", 8, seed=3), path / "images"
+
+
+@pytest.fixture
+def one(world):
+    """A counting record with caption and image root."""
+    items, images = world
+    return replace(items[0], caption="There are 3 things.", solution="3", gt="3"), images
+
+
+def test_retry_after_is_heeded(one, tmp_path):
+    record, images = one
+    tries = []
+
+    def answer(body):
+        if body["model"] == "teacher-distil":
+            tries.append(time.monotonic())
+            if len(tries) == 1:
+                return 429, "slow down", {"Retry-After": "1"}
+        return by_step(distil=trace())(body)
+
+    with endpoint(answer) as (base_url, _):
+        result = run([record], images, base_url, tmp_path, max_retries=2)
+    assert len(result.sft) == 1
+    assert len(tries) == 2 and tries[1] - tries[0] >= 0.95
+
+
+def test_one_silent_call_drops_one_record(world, tmp_path):
+    items, images = world
+    items = [replace(r, caption="There are 3 things.", solution="3") for r in items]
+    silent, over = items[7].question, threading.Event()
+
+    def answer(body):
+        if silent in body["messages"][0]["content"] and body["model"] == "teacher-distil":
+            over.wait(20)
+        return by_step(distil=trace())(body)
+
+    expected = [r.id for r in items if r.question == silent]
+    with endpoint(answer) as (base_url, _):
+        result = run(items, images, base_url, tmp_path, timeout_s=2.0)
+        over.set()
+    assert [d.id for d in result.drops] == expected
+    assert {d.reason for d in result.drops} == {"no reply from the endpoint (TimeoutError)"}
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_an_endpoint_that_is_not_there_is_named(world, tmp_path, count):
+    items, images = world
+    with pytest.raises(VlaaError, match="127.0.0.1:9/v1"):
+        run(items[:count], images, NOBODY, tmp_path)
+    assert not (tmp_path / "sft.jsonl").exists()
+
+
+def test_an_endpoint_that_dies_midway_stops_the_run_and_loses_nothing(world, tmp_path):
+    items, images = world
+    items = [replace(r, caption=f"There are 3 things {n}.") for n, r in enumerate(items[:20])]
+    alive = []
+
+    def answer(body):
+        alive.append(1)
+        return by_step(distil=trace())(body) if len(alive) <= 10 else (503, "gone", {})
+
+    stops = pytest.raises(VlaaError, match="8 calls in a row")
+    with endpoint(answer) as (base_url, _), stops:
+        run(items, images, base_url, tmp_path, concurrency=2)
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        result = run(items, images, base_url, tmp_path, concurrency=2)
+    assert len(result.sft) == 20
+    assert num_paid(tmp_path) == 10 + len(bodies) and len(bodies) == totals(result, "calls")
+
+
+def test_the_ledger_tells_every_part_of_a_call_apart():
+    base = ("verify", "m", {"temperature": 0.0}, "prompt", "image")
+    others = [
+        ("rewrite", *base[1:]),
+        ("verify", "n", *base[2:]),
+        (*base[:2], {"temperature": 0.1}, *base[3:]),
+        (*base[:3], "prompt ", "image"),
+        (*base[:4], ""),
+    ]
+    assert len({call_key(*base), *(call_key(*other) for other in others)}) == 6
+
+
+def test_the_ledger_keeps_the_first_reply(tmp_path):
+    first = Reply("one", "m", "because", "", 3, 1, 0.5)
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.put("k", "verify", first)
+        ledger.put("k", "verify", Reply("two"))
+    with Ledger(tmp_path / "l.sqlite") as again:
+        assert again.get("k") == first and again.get("other") is None and len(again) == 1
+
+
+def test_a_file_that_is_no_ledger_is_named(tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(b"something else entirely" * 100)
+    with pytest.raises(VlaaError, match="ledger.sqlite: not a ledger"):
+        run([], tmp_path, NOBODY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "status", "most"),
+    [("caption", 401, 2), ("distil", 404, 2), ("rewrite", 400, 9), ("verify", 402, 2)],
+)
+def test_one_bad_endpoint_of_four_ends_the_run(world, tmp_path, bad, status, most):
+    items, images = world
+    good = by_step(distil=trace())
+
+    def answer(body):
+        return (status, "not you", {}) if body["model"] == f"teacher-{bad}" else good(body)
+
+    stops = pytest.raises(VlaaError, match=f"teacher of {bad} at .*not you")
+    with endpoint(answer) as (base_url, bodies), stops:
+        run(items, images, base_url, tmp_path, concurrency=2)
+    asked = Counter(body["model"] == f"teacher-{bad}" for body in bodies)
+    assert num_paid(tmp_path) == asked[False]
+    assert asked[True] <= most, "nobody goes on asking"
+
+
+ODD = [
+    {"usage": "x"},
+    {"usage": {"prompt_tokens": 2**70, "completion_tokens": -1}},
+    {"choices": [{"message": {"content": "Yes"}, "finish_reason": []}]},
+    {"choices": [{"message": {"content": "Yes", "reasoning": {"a": 1}, "refusal": {"b": 2}}}]},
+    {"choices": [{"message": {"content": "Yes", "reasoning_content": "\ud800"}}]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_but_readable_replies_are_read(odd):
+    said = json.dumps(completion("Yes") | odd).encode()
+    reply = messages.read_completion(said, construct.ENDPOINTS["verify"], 5)
+    assert (reply.text, reply.problem) == ("Yes", "")
+    assert 0 <= reply.prompt_tokens < 2**31 and reply.completion_tokens >= 0
+    with Ledger(":memory:") as ledger:
+        ledger.put("k", "verify", reply)
+        assert ledger.get("k") == reply
+
+
+NO_COMPLETIONS = [*GARBAGE, *(json.dumps(shape).encode() for shape in WRONG_SHAPES)]
+
+
+@pytest.mark.parametrize("said", NO_COMPLETIONS, ids=range(len(NO_COMPLETIONS)))
+def test_what_is_no_completion_is_refused(said):
+    with pytest.raises(CallFailed, match="no chat completion"):
+        messages.read_completion(said, construct.ENDPOINTS["verify"])
+
+
+@pytest.mark.parametrize("format", ["MPO", "BMP", "TIFF", "WEBP"])
+def test_pictures_go_out_in_a_form_that_teachers_take(tmp_path, format):
+    image = Image.new("RGB", (40, 30), "red")
+    image.save(tmp_path / "a.x", format, **({"save_all": True} if format == "MPO" else {}))
+    data = (tmp_path / "a.x").read_bytes()
+    head, _, sent = messages.data_url("a.x", data, tmp_path).partition(",")
+    assert head.split(";")[0] in {"data:image/jpeg", "data:image/png", "data:image/webp"}
+    assert Image.open(io.BytesIO(base64.b64decode(sent))).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"concurrency": 0}, {"max_cost": -5}, {"max_tokens": 0}, {"timeout_s": 0}]
+)
+def test_limits_that_cannot_be_meant_are_refused(limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        construct.Limits(**limits)
+
+
+def test_a_budget_of_money_needs_prices_and_a_step_needs_an_address(world, tmp_path):
+    items, images = world
+    with pytest.raises(VlaaError, match="caption: no price"):
+        run(items, images, NOBODY, tmp_path, max_cost=1.0)
+    with pytest.raises(VlaaError, match="caption: no address"):
+        run(items, images, "", tmp_path)
+
+
+def test_a_locked_or_unusable_ledger_is_not_to_be_thrown_away(tmp_path):
+    (tmp_path / "ledger.sqlite").mkdir()
+    with pytest.raises(VlaaError, match="cannot be used .*start again"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(world, tmp_path, monkeypatch):
+    items, images = world
+    free = iter([10**12] * 50)
+
+    def usage(_):
+        return SimpleNamespace(free=next(free, 0))
+
+    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+        monkeypatch.setattr(client.shutil, "disk_usage", usage)
+        with pytest.raises(Halted, match="MiB are free"):
+            run(items, images, base_url, tmp_path)
+        assert num_paid(tmp_path) == len(bodies) == 50
+        monkeypatch.undo()
+        result = run(items, images, base_url, tmp_path)
+    assert num_paid(tmp_path) == len(bodies) and len(result.sft) == len(items)
+
+
+def test_a_ledger_that_cannot_be_written_says_so(tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger._db.execute("PRAGMA max_page_count = 12")
+        with pytest.raises(VlaaError, match="disk is full.*free space"):
+            for n in range(100):
+                ledger.put(f"k{n}", "verify", Reply("x" * 2000))
+        kept = len(ledger)
+    with Ledger(tmp_path / "l.sqlite") as again:
+        assert len(again) == kept > 0
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as old:
+        old.execute("CREATE TABLE calls (key TEXT PRIMARY KEY)")
+    with pytest.raises(VlaaError, match="version 0, this library writes 2"):
+        run([], tmp_path, NOBODY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "match"),
+    [
+        (401, "Incorrect API key provided: sk-very-secret", r"provided: \*\*\*"),
+        (404, "The model teacher-caption does not exist", "model teacher-caption does not exist"),
+    ],
+)
+def test_a_wrong_key_or_model_is_named_and_no_key_is_told(
+    world, tmp_path, monkeypatch, status, said, match
+):
+    items, images = world
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    keyed = {s: replace(e, api_key_env="MY_KEY") for s, e in construct.ENDPOINTS.items()}
+    stops = pytest.raises(VlaaError, match=match)
+    with endpoint(lambda body: (status, said, {})) as (base_url, _), stops as caught:
+        run(items, images, base_url, tmp_path, keyed)
+    assert "sk-very-secret" not in "".join(traceback.format_exception(caught.value))
+    for file in tmp_path.iterdir():
+        assert b"sk-very-secret" not in file.read_bytes()
+
+
+def test_a_missing_key_is_asked_for_before_anything_is_sent(world, tmp_path, monkeypatch):
+    items, images = world
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(VlaaError, match="OPENAI_API_KEY"):
+        run(items, images, "http://teacher.invalid/v1", tmp_path)
+
+
+def test_an_endpoint_that_returns_html_is_named(world, tmp_path):
+    items, images = world
+    stops = pytest.raises(VlaaError, match="no chat completion.*html")
+    with endpoint(lambda body: (200, b"<html>hello</html>", {})) as (base_url, _), stops:
+        run(items, images, base_url, tmp_path)
+    assert not (tmp_path / "sft.jsonl").exists()
+
+
+@pytest.mark.parametrize("said", ["no such model", {"detail": "no such model"}])
+def test_an_endpoint_that_refuses_everybody_is_not_a_thousand_drops(world, tmp_path, said):
+    """Some servers answer an unknown model with 400, as if the record were at fault."""
+    items, images = world
+    stops = pytest.raises(VlaaError, match="calls in a row got no reply.*no such model")
+    with endpoint(lambda body: (400, said, {})) as (base_url, _), stops:
+        run(items, images, base_url, tmp_path)
+
+
+def test_empty_replies_are_asked_for_again_and_paid(world, tmp_path):
+    items, images = world
+    tries = Counter()
+
+    def answer(body):
+        tries[json.dumps(body)] += 1
+        is_first = tries[json.dumps(body)] == 1
+        return (200, " ", {}) if is_first else by_step(distil=trace())(body)
+
+    with endpoint(answer) as (base_url, bodies):
+        result = run(items[:10], images, base_url, tmp_path)
+    assert len(result.sft) == 10
+    assert len(bodies) == 2 * num_paid(tmp_path)
+    assert totals(result, "completion_tokens") == 2 * len(bodies)
+
+
+def test_a_slow_drip_ends_at_the_time_limit(one, tmp_path):
+    """Each piece comes well within any pause that a client would bear."""
+    record, images = one
+
+    class Slow(server.Handler):
+        def do_POST(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            for _ in range(10_000):
+                self.wfile.write(b" " * 100)
+                self.wfile.flush()
+                time.sleep(0.05)
+
+    started = time.monotonic()
+    stops = pytest.raises(VlaaError, match="no call was answered")
+    with server.serve(Slow) as base_url, stops:
+        run([record], images, base_url, tmp_path, timeout_s=0.5)
+    assert time.monotonic() - started < 30, "whole, the reply would take eight minutes"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("verfy: {model: m}", "'verfy' is no step"),
+        ("verify: m", "verify: expected a section with at least 'model'"),
+        ("verify: {price: [1, 2]}", "verify.model: Field required"),
+        ("verify: {model: 3}", "verify.model: .*valid string"),
+        ("verify: {model: m, key: sk}", "verify.key: .*a section has model, base_url"),
+        ("verify: {model: m, price: 3}", "verify.price: .*valid tuple.*.prompt, completion"),
+        ("verify: {model: m, price: [1]}", "verify.price.1: .*.prompt, completion"),
+        ("verify: {model: m, price: [1, -1]}", "verify.price.1: .*greater than or equal to 0"),
+        ("verify: {model: m, settings: {top_k: 3}}", "settings.top_k: .*extra_body"),
+        ("verify: {model: m, settings: {stream: true}}", "settings.stream: .*not to be set"),
+        ("verify: [", "cannot be read as YAML"),
+        ("- a", "expected a section"),
+    ],
+)
+def test_a_wrong_endpoints_file_is_named(tmp_path, text, match):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(VlaaError, match=f"e.yaml: .*{match}"):
+        construct.read_endpoints(tmp_path / "e.yaml")
+
+
+def ask(base_url, text, folder, **limits):
+    """Ask the endpoint to rewrite a text; return its reply, or why there is none."""
+    said = [Request("rewrite", fill(prompts.REWRITE_PROMPT, input=text))]
+    made = Endpoint("teacher-rewrite", base_url)
+    limits = Limits(**{"max_retries": 4, "timeout_s": 20.0} | limits)
+    return ask_all(said, made, folder / "l.sqlite", limits=limits)[0]
+
+
+READ = {"drip": "", "empty": "empty reply", "truncated": "reply cut at the token limit"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_that_stays_is_told(tmp_path, kind):
+    with faulty_teacher({}, 1.0, (kind,)) as (base_url, outcomes):
+        if kind in READ:
+            assert ask(base_url, "The caption has 3.", tmp_path).problem == READ[kind]
+        else:
+            # the only call of a run is unanswered: then nobody is there
+            with pytest.raises(VlaaError, match="teacher of rewrite at .*no call was answered"):
+                ask(base_url, "The caption has 3.", tmp_path, max_retries=1)
+    tries = {"drip": 1, "truncated": 1} | dict.fromkeys(RETRIED, 2)
+    assert outcomes == {kind: tries.get(kind, client.TRIES)}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"truncated"}))
+def test_a_fault_that_passes_is_not_seen(tmp_path, kind):
+    with faulty_teacher({}, 0.5, (kind,)) as (base_url, outcomes):
+        for number in range(20):  # until one was hit
+            said = ask(base_url, f"The caption has {number}.", tmp_path)
+            assert (said.text, said.problem) == (f"The image has {number}.", "")
+            if outcomes[kind]:
+                break
+    assert outcomes[kind]
+
+
+def test_equal_questions_are_one_call_and_a_failure_is_one_answers(tmp_path):
+    def answer(body):
+        said = body["messages"][0]["content"]
+        return (422, "not that", {}) if said == "bad" else (200, said.upper(), {})
+
+    with endpoint(answer) as (base_url, bodies):
+        made = Endpoint("m", base_url, price=(1.0, 1.0))
+        asked = [Request("judge", text) for text in ("a", "b", "a", "bad", "c")]
+        spent = Spent()
+        found = ask_all(asked, made, tmp_path / "l.sqlite", spent=spent)
+        assert len(bodies) == 4 and spent.tokens == 3 * 9
+        again = ask_all(asked[:3], made, tmp_path / "l.sqlite", spent=spent)
+        assert again == found[:3] and len(bodies) == 4
+        with pytest.raises(Halted, match=r"judge: the budget of 9 tokens .*l\.sqlite"):
+            tight = Limits(max_tokens=9)
+            ask_all([Request("judge", "d")], made, tmp_path / "l.sqlite", limits=tight, spent=spent)
+    assert [reply.text for reply in found if isinstance(reply, Reply)] == ["A", "B", "A", "C"]
+    assert found[3].reason == "refused by the endpoint (HTTP 422)" and "not that" in found[3].detail
+    assert ask_all([], made, tmp_path / "l.sqlite") == []
+
+
+@pytest.fixture(scope="module")
+def quiet(world, tmp_path_factory):
+    """What a run without faults writes."""
+    out = tmp_path_factory.mktemp("quiet")
+    with pocket.serve_teacher(pocket.scenes_of(*world)) as base_url:
+        run(*world, base_url, out)
+    files = outputs(out)
+    assert all(text.count(b"\n") >= 4 for text in files.values()), "each file has some"
+    return files
+
+
+def test_faults_that_pass_leave_no_trace(world, quiet, tmp_path):
+    with faulty_teacher(pocket.scenes_of(*world), 0.2, RETRIED) as (base_url, outcomes):
+        run(*world, base_url, tmp_path, concurrency=16, max_retries=6)
+    assert outputs(tmp_path) == quiet
+    assert set(outcomes) == {"", *RETRIED} and outcomes.total() - outcomes[""] > 20
+
+
+def test_faults_that_stay_are_drops_with_a_reason(world, quiet, tmp_path):
+    scenes = pocket.scenes_of(*world)
+    with faulty_teacher(scenes, 0.2, RETRIED, persistent=True) as (base_url, _):
+        result = run(*world, base_url, tmp_path, concurrency=16, max_retries=1)
+        files = outputs(tmp_path)
+    hit = [drop for drop in result.drops if drop.reason.startswith("no reply from the endpoint")]
+    assert len(hit) > 10 and {drop.step for drop in hit} == set(construct.ENDPOINTS)
+    said = " ".join(drop.reason for drop in hit)
+    assert all(word in said for word in ("HTTP 429", "HTTP 500", "HTTP 503", "ConnectionError"))
+    with pocket.serve_teacher(scenes) as base_url:
+        run(*world, base_url, tmp_path)
+    assert outputs(tmp_path) == quiet != files, "the next run asks what had no reply, and only that"
+
+
+def test_faults_of_every_kind_lose_no_record(world, tmp_path):
+    with faulty_teacher(pocket.scenes_of(*world), 0.2) as (base_url, outcomes):
+        result = run(*world, base_url, tmp_path, concurrency=16, max_retries=6)
+    assert set(outcomes) == {"", *KINDS}
+    ids = [row.id for row in (*result.sft, *result.rl, *result.drops)]
+    assert sorted(ids) == sorted(record.id for record in world[0]), "each in one file, once"
+    assert all(row["in"] == row["out"] + row["dropped"] for row in result.counts)
+    assert totals(result, "dropped") == len(result.drops)
+    assert all(drop.step and drop.reason for drop in result.drops)
+    assert len(result.sft) >= 5, "most come through"

@@ -1,0 +1,200 @@
+"""The local teacher of the pocket world: its rules, its server, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fault_server import trace
+from vlaa_lib import ROOT, VlaaError, pocket, prompts, records
+from vlaa_lib.llm import fill
+from vlaa_lib.pocket import microworld, teacher
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two micro-world records and their image root."""
+    path = tmp_path_factory.mktemp("world")
+    return microworld.write_split(path, ["solids"], "train", 2, seed=3), path / "images"
+
+
+@given(
+    st.text(alphabet="ab {}\n\\capt", max_size=40), st.text(alphabet="ab {}\nquest", max_size=40)
+)
+def test_templates_read_back_what_was_filled_in(caption, question):
+    text = fill(prompts.DISTIL_PROMPT, caption=caption, question=question)
+    found = teacher.read_back(prompts.DISTIL_PROMPT, text)
+    assert found == {"caption": caption, "question": question}
+
+
+def test_values_are_filled_in_once():
+    filled = fill(prompts.VERIFY_PROMPT, question="{gold}", gold="{pred}", pred="3")
+    values = teacher.read_back(prompts.VERIFY_PROMPT, filled)
+    assert values == {"question": "{gold}", "gold": "{pred}", "pred": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("The caption says there are 3.", "The image shows there are 3."),
+        ("so this description mentions that\n\n  x", "so the image shows that\n\n  x"),
+        ("According to the rationale, yes.", "The image shows yes."),
+        ("It is in the caption itself.", "It is in the image itself."),
+        ("The text says 5; captions differ.", "The text says 5; captions differ."),
+        (trace("The Caption states 3", "3"), trace("The image shows 3", "3")),
+    ],
+)
+def test_rewrite_rules(text, seen):
+    assert teacher.rewrite(text) == seen
+
+
+@pytest.mark.parametrize(
+    ("gold", "pred", "agree"),
+    [
+        ("3", "3", True),
+        ("3", "3.0", True),
+        ("3", "4 minus 1 leaves 3 objects.", True),
+        ("3", "3 minus 1 leaves 2", False),
+        ("3", "13", False),
+        ("3", "\\frac{1}{3}", False),
+        ("3", "three", False),
+        ("3", "", False),
+        ("-2", "-2", True),
+        ("-2", "2", False),
+        ("B", "B", True),
+        ("B", "(b).", True),
+        ("B", "Option B: red", True),
+        ("B", "Choice A, no, choice B", True),
+        ("B", "A", False),
+        ("B", "triangle ABC has side B", False),
+        ("[0.1, 0.1, 0.5, 0.5]", "[0.1,0.1,0.5,0.6]", True),
+        ("[0.1, 0.1, 0.5, 0.5]", "[0.5, 0.5, 0.9, 0.9]", False),
+        ("[0.1, 0.1, 0.5, 0.5]", "[0.1, 0.1, 0.5]", False),
+        ("[0.1, 0.1, 0.5, 0.5]", "near the top", False),
+        ("2x + 1", "$2x+1$", True),
+        ("2x + 1", "2x - 1", False),
+        ("|x|", "x", False),
+        ("blue", "It is blue.", True),
+        ("blue", "bluebell", False),
+        ("There are 2 red cubes.", "I count 2 red cubes. There is 1 blue ball.", True),
+        ("There are 2 red cubes.", "There are 3 red cubes.", False),
+    ],
+)
+def test_verify_rules(gold, pred, agree):
+    assert teacher.agrees(gold, pred) is agree
+
+
+def test_the_server_answers_the_official_client(world):
+    items, images = world
+    picture = base64.b64encode((images / items[0].image).read_bytes()).decode()
+    look = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "text", "text": prompts.CAPTION_PROMPT},
+    ]
+    think = fill(
+        prompts.DISTIL_PROMPT,
+        caption="There are 2 red cubes. There is 1 blue ball.",
+        question="How many objects are there?",
+    )
+    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
+        client = openai.OpenAI(base_url=base_url, api_key="any", max_retries=0)
+
+        def ask(model, content, **options):
+            messages = [{"role": "user", "content": content}]
+            return client.chat.completions.create(model=model, messages=messages, **options)
+
+        caption = ask("teacher-caption", look)
+        assert caption == ask("teacher-caption", look)
+        sampled = ask("teacher-caption", look, temperature=0.6, seed=3, stream=False)
+        assert caption.choices == sampled.choices, "settings change nothing"
+        assert caption.choices[0].finish_reason == "stop"
+        assert caption.usage.total_tokens == (
+            caption.usage.prompt_tokens + caption.usage.completion_tokens
+        )
+        thought = ask("teacher-distil", think).choices[0].message.content
+        assert prompts.split_think_answer(thought).answer == "3", "from the text alone"
+
+        for model, content, status in [
+            ("gpt-4o", "hello", 404),
+            ("teacher-caption", prompts.CAPTION_PROMPT, 422),
+            ("teacher-caption", "hello", 422),
+            ("teacher-distil", "hello", 422),
+            ("teacher-distil", think.replace("How many", "Why are"), 422),
+            ("teacher-verify", think, 422),
+            ("teacher-caption", [{"type": "image_url", "image_url": {"url": ";base64,x"}}], 400),
+            ("teacher-caption", [{"type": "image_url"}], 400),
+        ]:
+            with pytest.raises(openai.APIStatusError) as caught:
+                ask(model, content)
+            assert caught.value.status_code == status
+            assert caught.value.body["message"] and caught.value.body["type"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"model": 1}',
+     b'{"model": "teacher-verify", "messages": "hello"}',
+     b'{"model": "teacher-verify", "messages": [{"role": "user", "content": null}]}'],
+)  # fmt: skip
+def test_a_hostile_body_is_a_bad_request(body, capfd):
+    with pocket.serve_teacher({}) as base_url:
+        request = urllib.request.Request(base_url + "/chat/completions", data=body)
+        with pytest.raises(urllib.error.HTTPError, match="40[04]"):
+            urllib.request.urlopen(request)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_half_a_character_is_only_an_unknown_prompt():
+    said = [{"role": "user", "content": "\ud800"}]
+    with pytest.raises(teacher.Refusal, match="only understands"):
+        teacher.LocalTeacher({}).reply("teacher-verify", said)
+
+
+def test_a_taken_port_is_an_error():
+    with pocket.serve_teacher({}) as base_url:
+        port = int(base_url.split(":")[2].split("/")[0])
+        with pytest.raises(OSError, match="in use"), pocket.serve_teacher({}, port=port):
+            pass
+
+
+def test_serve_forever_serves_until_interrupted(world):
+    _, images = world
+    code = (
+        "import signal, sys; from vlaa_lib import pocket\n"
+        # a shell's background jobs, and so what they start, ignore Ctrl-C
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "pocket.serve_forever(*sys.argv[1:], 0)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = child.stdout.readline()
+    base_url = next(word for word in said.split() if word.startswith("http")).rstrip(",")
+    text = fill(prompts.VERIFY_PROMPT, question="?", gold="3", pred="3")
+    body = {"model": "teacher-verify", "messages": [{"role": "user", "content": text}]}
+    request = urllib.request.Request(base_url + "/chat/completions", json.dumps(body).encode())
+    reply = json.load(urllib.request.urlopen(request))
+    assert reply["choices"][0]["message"]["content"] == "Yes"
+    child.send_signal(signal.SIGINT)
+    rest, _ = child.communicate(timeout=20)
+    assert (child.returncode, rest) == (0, "stopped\n")
+
+
+def test_serve_forever_refuses_records_without_scenes(tmp_path):
+    records.write([records.Record("r", "a.png", "q?", "3", source="s")], tmp_path / "r.jsonl")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(VlaaError, match="no record with 'meta.scene'"):
+        pocket.serve_forever(tmp_path / "r.jsonl", tmp_path, 0)
