@@ -111,10 +111,10 @@ def rewards() -> Net:
     bare = [case["answer"] for case in cases]
     kinds = {"tagged": [prompts.join_think_answer("I look.", text) for text in bare], "bare": bare}
     found: Net = {"cases": len(cases)}
-    for format, kind in product(prompts.FORMATS, kinds):
-        said = [(s.value, s.reason) for s in rewards.score_all(made, kinds[kind], format=format)]
-        found[f"values/{format}/{kind}"] = sha([value for value, _ in said])
-        found[f"reasons/{format}/{kind}"] = sha(said)
+    for kind, texts in kinds.items():
+        said = [(s.value, s.reason) for s in rewards.score_all(made, texts)]
+        found[f"values/strict/{kind}"] = sha([value for value, _ in said])
+        found[f"reasons/strict/{kind}"] = sha(said)
     return found
 
 

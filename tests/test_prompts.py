@@ -41,6 +41,14 @@ def test_think_may_be_empty_and_hold_other_markup():
     ("<think>a</think><answer>3", "tags are"),
     ("<THINK>a</THINK><ANSWER>3</ANSWER>", "tags are"),
     ("< think>a</think><answer>3</answer>", "tags are"),
+    ("<answer>4</answer>" + GOOD, "tags are"),
+    (GOOD + "</answer>", "tags are"),
+    ("<think>" + GOOD, "tags are"),
+    (GOOD + "<THINK>", "tags are"),
+    ("<think>a<answer>3</answer></think>", "tags are"),
+    ("<answer><answer>3</answer></answer>", "tags are"),
+    ("3</answer>", "tags are"),
+    ("<Answer>3</answer>", "tags are"),
     ("so " + GOOD, "text outside"),
     (GOOD + ".", "text outside"),
     ("<think>a</think> hence <answer>3</answer>", "text outside"),
@@ -51,45 +59,6 @@ def test_wrong_format_says_what_is_wrong(text, problem):
     parsed = prompts.split_think_answer(text)
     assert parsed.problem.startswith(problem)
     assert (parsed.think, parsed.answer) == ("", "")
-
-
-def _only(*formats):
-    return [name in formats for name in prompts.FORMATS]
-
-
-@pytest.mark.parametrize(("text", "right"), [
-    (GOOD, _only("strict", "text_before", "text_after")),
-    (f"\n {GOOD} \n", _only("strict", "text_before", "text_after")),
-    ("Sure! " + GOOD, _only("text_before")),
-    ("1 < 2\n\n" + GOOD + "\n", _only("text_before")),
-    (GOOD + " I am sure.", _only("text_after")),
-    (f"Sure! {GOOD} Done.", _only()),
-    ("<answer>3</answer>", _only("no_think")),
-    (" \n<answer> 3 </answer>\n", _only("no_think")),
-    ("so <answer>3</answer>", _only()), ("<answer>3</answer>.", _only()),
-    ("<think>a</think> hence <answer>3</answer>", _only()),
-    ("<answer> \n</answer>", _only()), ("<think>a</think><answer></answer>", _only()),
-    # repeated, nested, reordered, not closed, in capitals: never
-    (GOOD + GOOD, _only()), ("<answer>4</answer>" + GOOD, _only()), (GOOD + "</answer>", _only()),
-    (GOOD + "<think>b</think>", _only()), ("<think>" + GOOD, _only()), (GOOD + "<THINK>", _only()),
-    ("<think><think>a</think></think><answer>3</answer>", _only()),
-    ("<think>a<answer>3</answer></think>", _only()),
-    ("<answer>3</answer><think>a</think>", _only()),
-    ("<answer><answer>3</answer></answer>", _only()), ("<answer>3</answer>" * 2, _only()),
-    ("<think>a<answer>3</answer>", _only()), ("<answer>3", _only()), ("3</answer>", _only()),
-    (GOOD.upper(), _only()), ("<ANSWER>3</ANSWER>", _only()), ("<Answer>3</answer>", _only()),
-    ("", _only()), ("3", _only()),
-])
-def test_formats_for_ablations_allow_what_they_name_and_no_more(text, right):
-    found = [prompts.split_think_answer(text, name) for name in prompts.FORMATS]
-    assert [parsed.problem is None for parsed in found] == right
-    assert {parsed.answer for parsed in found} <= {"", "3"}
-    assert prompts.split_think_answer(text) == found[0]
-
-
-def test_an_unknown_format_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'lax'; use one of strict, text_before, text_after"):
-        prompts.split_think_answer(GOOD, "lax")
 
 
 PLAIN = st.text(st.characters(blacklist_categories=("Cs",))).filter(lambda s: "<" not in s)
@@ -122,8 +91,7 @@ def test_only_one_order_of_tags_is_right(pieces):
 ])
 def test_hostile_text_is_read_in_time(text):
     start = time.monotonic()
-    for name in prompts.FORMATS:
-        prompts.split_think_answer(text, name)
+    prompts.split_think_answer(text)
     assert time.monotonic() - start < 2
 
 

@@ -39,22 +39,6 @@ def test_wrong_format_earns_nothing(completion, reward, gt):
     assert found.reason.startswith("format: ")
 
 
-@pytest.mark.parametrize(("format", "completion"), [
-    ("text_before", "Sure! " + wrap("3")), ("text_after", wrap("3") + " Done."),
-    ("no_think", "<answer>3</answer>"),
-])
-def test_the_format_is_one_setting_of_all_that_score(format, completion):
-    made = record("digit", "3")
-    rows = columns([made])
-    assert rewards.score_all([made], [completion])[0].is_format
-    assert rewards.mixed_reward([], [completion], **rows) == [0.0]
-    assert mixed.read_answer(completion, format) == ("3", None)
-    assert rewards.score_all([made], [completion], format=format)[0].value == 1.0
-    assert rewards.mixed_reward([], [completion], **rows, format=format) == [1.0]
-    with pytest.raises(ValueError, match="use one of strict"):
-        rewards.mixed_reward([], [completion], **rows, format="lax")
-
-
 def test_lengths_are_capped():
     long = rewards.score(record("digit", "3"), wrap("3") + " " * mixed.MAX_COMPLETION_CHARS)
     assert long == Score(

@@ -90,17 +90,16 @@ def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none
 ):
     folder, made = micro_data
     made = [replace(r, reward="math", gt="y = 2x", solution="y = 2x") for r in made]
-    cfg = settings(tiny_model, **{"grpo.max_steps": 1, "grpo.max_completion_tokens": 12,
-                                  "grpo.format": "no_think"})  # fmt: skip
+    cfg = settings(tiny_model, **{"grpo.max_steps": 1, "grpo.max_completion_tokens": 12})
     calls, start, mixed_reward = [], rewards.start, rewards.mixed_reward
 
-    def started(columns, completions, format):
-        calls.append(("start", format, columns["id"], list(completions)))
-        start(columns, completions, format)
+    def started(columns, completions):
+        calls.append(("start", columns["id"], list(completions)))
+        start(columns, completions)
 
-    def scored(*args, completions, format, **columns):
-        calls.append(("score", format, columns["id"], list(completions)))
-        return mixed_reward(*args, completions=completions, format=format, **columns)
+    def scored(*args, completions, **columns):
+        calls.append(("score", columns["id"], list(completions)))
+        return mixed_reward(*args, completions=completions, **columns)
 
     monkeypatch.setattr(rewards, "start", started)
     scored.__name__ = "mixed_reward"
@@ -114,7 +113,6 @@ def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none
     assert found[True] == found[False] and found[True]
     assert [name for name, *_ in calls] == ["start", "score", "score"]
     assert calls[0][1:] == calls[1][1:], "workers get what is scored"
-    assert calls[0][1] == "no_think"
 
 
 def test_grpo_never_samples_an_image_token(tiny_model, micro_data, tmp_path):

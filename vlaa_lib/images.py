@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import VlaaError
 from .records import RecordError, clean_image_path
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 MIN_PIXELS = 56 * 56  # Qwen2-VL image processor default
-MAX_PIXELS = 256 * 32 * 32  # paper appendix B.2 (262,144); training pixels are not stated
+MAX_PIXELS = 256 * 32 * 32  # paper B.2 (262,144, evaluation); of training it is silent: the same
 MIN_SIDE_PX = 28  # Qwen2.5-VL: patch 14 x merge 2, the smallest side its resize rule accepts
 MAX_RATIO = 200  # Qwen2.5-VL resize rule
 MAX_FILE_BYTES = 64 * 2**20  # ours: ten times the largest picture of the paper's sources
@@ -24,8 +25,8 @@ MAX_DECODED_PIXELS = 50_000_000  # ours: a phone's largest photograph; 150 MB wh
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-class ImageError(ValueError):
-    """An image that cannot be used; the message says what, where and what to do."""
+class ImageError(VlaaError):
+    """An image that cannot be used; caught where one broken picture leaves one record out."""
 
 
 def open_image(path: str, root: str | Path) -> Image.Image:
@@ -44,7 +45,12 @@ def open_image(path: str, root: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
-                _check_size(path, *image.size)
+                width, height = image.size
+                if width * height > MAX_DECODED_PIXELS:
+                    raise ImageError(
+                        f"image {path!r} is {width} x {height} px, more than "
+                        f"{MAX_DECODED_PIXELS:,} pixels; shrink it"
+                    )
                 return _as_rgb(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path!r} is too large to decode ({error}); shrink it") from None
@@ -83,14 +89,6 @@ def _resolve(path: str, root: str | Path) -> Path:
     return file
 
 
-def _check_size(path: str, width: int, height: int) -> None:
-    if width * height > MAX_DECODED_PIXELS:
-        raise ImageError(
-            f"image {path!r} is {width} x {height} px, more than {MAX_DECODED_PIXELS:,} pixels; "
-            "shrink it"
-        )
-
-
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Decode, turn upright (EXIF), put transparency on white, convert to RGB."""
     from PIL import Image, ImageOps
@@ -106,8 +104,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted_size(
-    width: int, height: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS,
-    min_side: int = MIN_SIDE_PX, max_ratio: float = MAX_RATIO,
+    width: int, height: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
     """Return the size (px) an image must have for the model, aspect kept (Qwen2.5-VL's limits).
 
@@ -115,44 +112,43 @@ def fitted_size(
 
     Raises:
         ImageError: too elongated for the limits, or empty.
-        ValueError: the limits contradict each other.
+        VlaaError: the limits contradict each other.
 
     >>> fitted_size(320, 240), fitted_size(1024, 1024), fitted_size(14, 28)
     ((320, 240), (512, 512), (40, 80))
     """
     if min_pixels > max_pixels:
-        raise ValueError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}")
-    if min_side * min_side > max_pixels:
-        raise ValueError(f"max_pixels {max_pixels} is less than {min_side} x {min_side} px")
+        raise VlaaError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}")
+    if max_pixels < MIN_SIDE_PX**2:
+        raise VlaaError(f"max_pixels {max_pixels} is less than {MIN_SIDE_PX} x {MIN_SIDE_PX} px")
     if min(width, height) < 1:
         raise ImageError(f"an image of {width} x {height} px is empty; replace it")
     short, long = sorted((width, height))
-    if long / short > max_ratio:
+    if long / short > MAX_RATIO:
         raise ImageError(
-            f"an image of {width} x {height} px is more elongated than 1:{max_ratio:g}; crop it"
+            f"an image of {width} x {height} px is more elongated than 1:{MAX_RATIO}; crop it"
         )
-    if long / short * min_side * min_side > max_pixels:
+    if long / short * MIN_SIDE_PX**2 > max_pixels:
         raise ImageError(
-            f"an image of {width} x {height} px cannot have both a side of {min_side} px and at "
-            f"most {max_pixels} pixels; crop it or raise max_pixels"
+            f"an image of {width} x {height} px cannot have both a side of {MIN_SIDE_PX} px and "
+            f"at most {max_pixels} pixels; crop it or raise max_pixels"
         )
     area = width * height
-    if short >= min_side and min_pixels <= area <= max_pixels:
+    if short >= MIN_SIDE_PX and min_pixels <= area <= max_pixels:
         return width, height
-    grow = max(min_side / short, math.sqrt(min_pixels / area), 1.0)
+    grow = max(MIN_SIDE_PX / short, math.sqrt(min_pixels / area), 1.0)
     scale = min(grow, math.sqrt(max_pixels / area))
     whole = math.ceil if scale > 1 else math.floor  # rounding must not break a limit
-    short = max(min_side, whole(round(short * scale, 6)))
-    long = min(whole(round(long * scale, 6)), int(max_ratio * short), max_pixels // short)
+    short = max(MIN_SIDE_PX, whole(round(short * scale, 6)))
+    long = min(whole(round(long * scale, 6)), MAX_RATIO * short, max_pixels // short)
     return (short, long) if width <= height else (long, short)
 
 
 def fit_image(
-    image: Image.Image, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS,
-    min_side: int = MIN_SIDE_PX, max_ratio: float = MAX_RATIO,
+    image: Image.Image, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Scale an image to `fitted_size`; the same object when there is nothing to do."""
-    size = fitted_size(*image.size, min_pixels, max_pixels, min_side, max_ratio)
+    size = fitted_size(*image.size, min_pixels, max_pixels)
     if size == image.size:
         return image
     from PIL import Image

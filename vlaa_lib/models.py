@@ -15,29 +15,15 @@ from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl import Qwen2VLConfig
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import logging as transformers_logging
 
-from . import ROOT
-from .progress import progress_bar
-
-# paper B.2 (evaluation); in training the paper does not say, so we use the same
-MAX_PIXELS = 256 * 32 * 32
-MIN_PIXELS = 56 * 56  # Qwen2-VL image processor default
+from . import ROOT, VlaaError, progress
+from .images import MAX_PIXELS, MIN_PIXELS
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
-
-
-def _bar(_: Any, args: tuple, options: dict[str, Any]) -> Any:
-    """Show a bar of transformers, for loading or saving, as ours; a small model shows none."""
-    disable = not transformers_logging.is_progress_bar_enabled()
-    return progress_bar(*args, **{"leave": False, "delay": 2, "disable": disable} | options)
-
-
-transformers_logging.set_tqdm_hook(_bar)
 
 
 class ImageProcessor(Qwen2_5_VLProcessor):
@@ -64,13 +50,9 @@ for config in (Qwen2_5_VLConfig, Qwen2VLConfig):  # the paper trains both famili
 def load_processor(
     path: str | Path, max_pixels: int = MAX_PIXELS, min_pixels: int = MIN_PIXELS
 ) -> ImageProcessor:
-    """Load a processor with left padding and an image budget in pixels (area).
-
-    Raises:
-        ValueError: min_pixels above max_pixels.
-    """
+    """Load a processor with left padding and an image budget in pixels (area)."""
     if min_pixels > max_pixels:
-        raise ValueError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+        raise VlaaError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
     processor = ImageProcessor.from_pretrained(str(path))
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     # generation needs left padding; TRL pads training rows itself
@@ -110,9 +92,10 @@ def load_policy(
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
+    progress.take_over_transformers()
     path = resolve(path)
     if mode not in ("full", "lora", "4bit"):
-        raise ValueError(f"unknown mode {mode!r}; use full, lora or 4bit")
+        raise VlaaError(f"unknown mode {mode!r}; use full, lora or 4bit")
     dtype = dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     quantisation = None
     if mode == "4bit":
@@ -123,8 +106,7 @@ def load_policy(
             bnb_4bit_compute_dtype=getattr(torch, dtype),
             llm_int8_skip_modules=NOT_QUANTISED,
         )
-    adapter_config = Path(path) / "adapter_config.json"
-    weights = path
+    weights, adapter_config = path, Path(path) / "adapter_config.json"
     if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
         weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
     model = (kind or AutoModelForImageTextToText).from_pretrained(
@@ -204,7 +186,7 @@ def freeze_vision(model: Any) -> int:
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not frozen:
-        raise ValueError("no parameter named 'visual': not a Qwen2-VL or Qwen2.5-VL model?")
+        raise VlaaError("no parameter named 'visual': not a Qwen2-VL or Qwen2.5-VL model?")
     for name, module in model.named_modules():
         if name.endswith("visual"):
             module.forward = torch.no_grad()(module.forward)

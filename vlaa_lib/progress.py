@@ -22,6 +22,17 @@ def progress_bar(items: Iterable | None = None, desc: str = "", **options: Any) 
     return tqdm(items, desc, file=_Output() if hasattr(shell, "kernel") else None, **options)
 
 
+def take_over_transformers() -> None:
+    """Show the bars of transformers, for loading or saving, as ours; a small model shows none."""
+    from transformers.utils import logging
+
+    def bar(_: Any, args: tuple, options: dict[str, Any]) -> tqdm:
+        disable = not logging.is_progress_bar_enabled()
+        return progress_bar(*args, **{"leave": False, "delay": 2, "disable": disable} | options)
+
+    logging.set_tqdm_hook(bar)
+
+
 class _Output(io.TextIOBase):
     """What tqdm writes to, as to a terminal: each line takes the place of the one before it."""
 

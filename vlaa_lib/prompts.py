@@ -31,19 +31,10 @@ TASK_INSTRUCTIONS = {
 }
 
 _ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
-_THINK = rf"{THINK_OPEN}(?P<think>.*){THINK_CLOSE}\s*"
-_ANSWER = rf"{ANSWER_OPEN}(?P<answer>.*){ANSWER_CLOSE}"
-# name: the tags, each once and in this order, and what the whole text must look like
-_FORMATS = {
-    name: (tags, re.compile(pattern, re.DOTALL))
-    for name, tags, pattern in (
-        ("strict", TAGS, rf"\s*{_THINK}{_ANSWER}\s*"),
-        ("text_before", TAGS, rf".*{_THINK}{_ANSWER}\s*"),
-        ("text_after", TAGS, rf"\s*{_THINK}{_ANSWER}.*"),
-        ("no_think", TAGS[2:], rf"\s*(?P<think>){_ANSWER}\s*"),
-    )
-}
-FORMATS = tuple(_FORMATS)
+_BLOCKS = re.compile(
+    rf"\s*{THINK_OPEN}(?P<think>.*){THINK_CLOSE}\s*{ANSWER_OPEN}(?P<answer>.*){ANSWER_CLOSE}\s*",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -55,40 +46,25 @@ class Parsed:
     problem: str | None = None
 
 
-def split_think_answer(text: str, format: str = "strict") -> Parsed:
+def split_think_answer(text: str) -> Parsed:
     """Split a completion into think and answer, strictly (paper §4, implicit format reward).
 
     Exactly one think block, then exactly one non-empty answer block, white space elsewhere.
     Anything else yields empty fields and a `problem` that says what is wrong.
 
-    Args:
-        format: `strict`, or one of three that are ours, for ablations. `text_before`: any text may
-            stand before the think block, since base models like to greet first. `text_after`: any
-            text after the answer block, for models that run on past the end. `no_think`: the
-            answer block alone, to see what reasoning is worth. In each, a tag that is repeated,
-            nested, not closed or in capitals is wrong: the answer would no longer be one.
-    Raises:
-        ValueError: a format of another name.
-
     >>> split_think_answer("<think>two and one</think> <answer>3</answer>").answer
     '3'
     >>> split_think_answer("3").problem
     'no think or answer tags'
-    >>> split_think_answer("Sure! <think></think><answer>3</answer>", "text_before").answer
-    '3'
     """
-    if format not in _FORMATS:
-        raise ValueError(f"format {format!r}; use one of {', '.join(FORMATS)}")
-    wanted, pattern = _FORMATS[format]
     tags = _ANY_TAG.findall(text)
     if not tags:
         return Parsed("", "", "no think or answer tags")
-    if tags != list(wanted):
-        return Parsed("", "", f"tags are {' '.join(tags)} instead of {' '.join(wanted)}")
-    match = pattern.fullmatch(text)
+    if tags != list(TAGS):  # repeated, nested, not closed, in capitals: no longer one answer
+        return Parsed("", "", f"tags are {' '.join(tags)} instead of {' '.join(TAGS)}")
+    match = _BLOCKS.fullmatch(text)
     if match is None:
-        blocks = "think and answer blocks" if format != "no_think" else "answer block"
-        return Parsed("", "", f"text outside the {blocks}")
+        return Parsed("", "", "text outside the think and answer blocks")
     if not match["answer"].strip():
         return Parsed("", "", "empty answer block")
     return Parsed(match["think"].strip(), match["answer"].strip())
@@ -223,16 +199,8 @@ def sentences(text: str) -> list[str]:
 
 
 # paper §2, step 6: a plain substring test, so that "checkered" counts as "check"
-AHA_KEYWORDS = (
-    "wait",
-    "again",
-    "double-check",
-    "hmm",
-    "mistake",
-    "alternatively",
-    "check",
-    "i should confirm",
-)
+AHA_KEYWORDS = ("wait", "again", "double-check", "hmm", "mistake", "alternatively", "check",
+                "i should confirm")  # fmt: skip
 
 
 def has_aha(text: str) -> bool:

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from vlaa_lib import VlaaError, prompts
+from vlaa_lib import VlaaError
 from vlaa_lib.records import REWARDS
 
 FOLDER = Path(__file__).parent
@@ -130,7 +130,6 @@ class Grpo:
     sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
     sampler_url: str
     save_rounds: NonNegativeInt
-    format: Literal[tuple(prompts.FORMATS)]
     fast: list[Literal[FAST]]
 
     @property

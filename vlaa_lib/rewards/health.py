@@ -48,21 +48,19 @@ def doctor(
     completions: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     reward_model: RewardModel | None = None,
-    format: str = "strict",
 ) -> list[dict[str, Any]]:
     """Score sampled completions and sum up each reward part, and all of them (`all`).
 
     Args:
         records: one a completion.
         groups: group id of each completion; default: the record's id.
-        format: one of `prompts.FORMATS`.
     Returns:
         Rows of `part, n, hit_rate, format_rate, mean, low, high, zero_variance, bad_golds`:
         shares in [0, 1]; `low, high` the extreme rewards; `zero_variance` the share of groups of
         two or more whose rewards are all equal (None without such groups); `bad_golds` a count of
         records, whose completions are left out of all the rest.
     """
-    return examine(records, completions, groups, reward_model, format).table
+    return examine(records, completions, groups, reward_model).table
 
 
 def examine(
@@ -70,7 +68,6 @@ def examine(
     completions: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     reward_model: RewardModel | None = None,
-    format: str = "strict",
 ) -> Checkup:
     """Score sampled completions like `doctor`; return table, reasons and verdict together."""
     ids = list(groups) if groups is not None else [record.id for record in records]
@@ -80,7 +77,7 @@ def examine(
     bad = {reject.id for reject in rejects}
     usable = [row for row in rows if row[0].id not in bad]
     made, texts = [record for record, *_ in usable], [text for _, text, _ in usable]
-    scores = score_all(made, texts, reward_model, format)
+    scores = score_all(made, texts, reward_model)
     table = []
     for part in (*dict.fromkeys(record.reward for record in records), "all"):
         mine = [

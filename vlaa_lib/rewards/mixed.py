@@ -22,15 +22,11 @@ MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of t
 _RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
 
 
-def read_answer(completion: str, format: str = "strict") -> tuple[str, Score | None]:
-    """Return the answer of a completion, or the zero that its format earns (paper §4).
-
-    Args:
-        format: one of `prompts.FORMATS`, see `prompts.split_think_answer`.
-    """
+def read_answer(completion: str) -> tuple[str, Score | None]:
+    """Return the answer of a completion, or the zero that its format earns (paper §4)."""
     if len(completion) > MAX_COMPLETION_CHARS:
         return "", _misformed(f"more than {MAX_COMPLETION_CHARS} characters")
-    parsed = prompts.split_think_answer(completion, format)
+    parsed = prompts.split_think_answer(completion)
     if parsed.problem:
         return "", _misformed(parsed.problem)
     if len(parsed.answer) > MAX_ANSWER_CHARS:
@@ -56,18 +52,16 @@ def score_all(
     records: Sequence[Record],
     completions: Sequence[str],
     reward_model: RewardModel | None = None,
-    format: str = "strict",
 ) -> list[Score]:
     """Score completions, each with its own record; mathematics runs in parallel workers.
 
     Args:
         records: one a completion; a record may repeat, as in a group.
         reward_model: for open answers; default: facts of the micro-world's scenes.
-        format: one of `prompts.FORMATS`.
     Raises:
         GoldError: a gold that its verifier cannot use; run `audit` when loading data.
     """
-    scores = _score_each(records, completions, reward_model, format)
+    scores = _score_each(records, completions, reward_model)
     for record, found in zip(records, scores, strict=True):
         if isinstance(found, GoldError):
             raise GoldError(f"record {record.id}: {found} (`rewards.audit` lists all such records)")
@@ -78,12 +72,11 @@ def _score_each(
     records: Sequence[Record],
     completions: Sequence[str],
     model: RewardModel | None,
-    format: str = "strict",
 ) -> list[Score | GoldError]:
     """Score like `score_all`, with a gold's error in the place of its score."""
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
-    read = [read_answer(text, format) for text in completions]
+    read = [read_answer(text) for text in completions]
     scores: list[Any] = [problem for _, problem in read]
     rows = [(i, records[i], answer) for i, (answer, problem) in enumerate(read) if not problem]
     for i, record, answer in rows:  # first of all, so that the workers run meanwhile
@@ -197,18 +190,16 @@ def mixed_reward(
     log_metric: Callable[[str, float], None] | None = None,
     parts: Collection[str] = REWARDS,
     reward_model: RewardModel | None = None,
-    format: str = "strict",
     **columns: Any,
 ) -> list[float | None]:
     """Score a batch as TRL's GRPOTrainer asks for it (paper §4, mixed reward).
 
-    For other `parts`, a format or a reward model: `functools.update_wrapper(partial(mixed_reward,
+    For other `parts` or a reward model: `functools.update_wrapper(partial(mixed_reward,
     ...), mixed_reward)`, since TRL names a reward by its `__name__`.
 
     Args:
         columns: of the dataset, one value a completion; `Record.to_columns` made them.
         parts: rewards to score; other records get None, which TRL leaves out.
-        format: one of `prompts.FORMATS`.
     Returns:
         One reward in [0, 1] a completion, or None.
     """
@@ -217,7 +208,7 @@ def mixed_reward(
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
     chosen = [i for i, r in enumerate(records) if r.reward in parts]
     texts = [text_of(completions[i]) for i in chosen]
-    found = score_all([records[i] for i in chosen], texts, reward_model, format)
+    found = score_all([records[i] for i in chosen], texts, reward_model)
     by_index = dict(zip(chosen, found, strict=True))
     scores = [by_index.get(i) for i in range(len(records))]
     if log_extra:
@@ -228,19 +219,17 @@ def mixed_reward(
     return [s.value if s else None for s in scores]
 
 
-def start(
-    columns: Mapping[str, Sequence[Any]], completions: Sequence, format: str = "strict"
-) -> None:
+def start(columns: Mapping[str, Sequence[Any]], completions: Sequence) -> None:
     """Let the workers begin with a batch's mathematics; `mixed_reward` finds it done, or waits.
 
     Nothing has to be handed over and nothing changes but the time: see `maths.submit`.
 
     Args:
-        columns, completions, format: as `mixed_reward` will get them.
+        columns, completions: as `mixed_reward` will get them.
     """
     for made, completion in zip(from_columns(columns), completions, strict=True):
         if made.reward == "math":
-            answer, problem = read_answer(text_of(completion), format)
+            answer, problem = read_answer(text_of(completion))
             if problem is None:
                 _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`
 

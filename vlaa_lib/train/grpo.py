@@ -73,7 +73,7 @@ def grpo(
         )
     if bool(g.process_weight) != bool(process_reward):
         raise ValueError("a process reward and grpo.process_weight above 0 go together; give both")
-    reward = partial(rewards.mixed_reward, reward_model=reward_model, format=g.format)
+    reward = partial(rewards.mixed_reward, reward_model=reward_model)
     # TRL names a reward by its __name__
     parts = [update_wrapper(reward, rewards.mixed_reward), *filter(None, [process_reward])]
     trainer = trainer_class()(
@@ -89,7 +89,7 @@ def grpo(
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
     trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
-    trainer.format, trainer.overlap, trainer.fast = g.format, overlap, g.fast
+    trainer.overlap, trainer.fast = overlap, g.fast
     trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
     return complete(trainer, out, resume)
 

@@ -45,7 +45,6 @@ def trainer_class() -> type:
         token_logps = False
         controller: AdaptiveKL | None = None
         dead_rounds = 0
-        format = "strict"
         overlap = True
 
         def __init__(self, *args: Any, **kwargs: Any):
@@ -76,7 +75,7 @@ def trainer_class() -> type:
             generated = super()._generate(prompts)
             if self.overlap:
                 completions = generated[3]  # prompt ids, completion ids, tool mask, completions
-                rewards.start(_columns(self._rows), completions, self.format)
+                rewards.start(_columns(self._rows), completions)
             return generated
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def trainer_class() -> type:
                 self._stop(inputs, [row["completion"] for row in rows])
 
         def _stop(self, inputs: list[dict], completions: list[str]) -> None:
-            table = rewards.doctor(from_columns(_columns(inputs)), completions, format=self.format)
+            table = rewards.doctor(from_columns(_columns(inputs)), completions)
             raise DeadReward(
                 f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
                 f"whose rewards differ; {rewards.dead(table)}. The doctor on the last round:\n"
