@@ -82,3 +82,19 @@ def test_a_fingerprint_follows_the_weights(tmp_path):
     weights.write_bytes(b"\0" * (2**17 - 1) + b"\1")
     assert folders.fingerprint(tmp_path) != first
     assert folders.fingerprint("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_origin_names_commit_and_changes_only_in_git(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "ROOT", tmp_path)
+    found = folders.provenance()
+    assert found["commit"] is None and found["dirty"] is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "new.txt").write_text("x")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-qm", "one"], check=True)
+    found = folders.provenance()
+    assert len(found["commit"]) == 40 and found["dirty"] is False
+    (tmp_path / "new.txt").write_text("y")
+    assert folders.provenance()["dirty"] is True
+    assert "cores" in found["machine"] and "GiB" in found["machine"]
