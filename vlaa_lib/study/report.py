@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import ROOT, folders
-from vlaa_lib.show import figures, results
 from vlaa_lib.show.style import PAPER_COLOR
 from vlaa_lib.tables import Rows, html_table, read, thinned
 
@@ -96,6 +95,8 @@ def _card(run: Path) -> list[str]:
 
 def _result(file: Path) -> str:
     """Return figures and table of one results file; a figure without numbers says so."""
+    from vlaa_lib.show import figures, results
+
     rows = read(file)
     if not rows:
         return _missing(f"results/{file.name}", "the file holds no rows")
