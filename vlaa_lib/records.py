@@ -231,7 +231,7 @@ def _iter_array(stream: TextIO, key: str, chunk_chars: int) -> Iterator[tuple[in
             return
 
 
-def iter_file(path: str | Path) -> Iterator[tuple[int, Any]]:
+def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of a file as `iter_json` does.
 
     Raises:
@@ -239,7 +239,7 @@ def iter_file(path: str | Path) -> Iterator[tuple[int, Any]]:
     """
     try:
         with open(path, encoding="utf-8") as stream:
-            yield from iter_json(stream)
+            yield from iter_json(stream, key)
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
     except (FileNotFoundError, IsADirectoryError):

@@ -282,14 +282,9 @@ def _check(s: Settings) -> None:
     g = s.grpo
     if s.model.min_pixels > s.model.max_pixels:
         raise VlaaError("model.min_pixels: above model.max_pixels")
-    for key, whole, part, size in (
-        ("sft.global_batch", s.sft.global_batch, "sft.per_device_batch", s.sft.per_device_batch),
-        ("prm.global_batch", s.prm.global_batch, "prm.per_device_batch", s.prm.per_device_batch),
-        ("grpo.train_batch", g.train_batch, "grpo.per_device_batch", g.per_device_batch),
-        ("grpo.rollout_prompts x num_generations", g.rollouts, "grpo.train_batch", g.train_batch),
-    ):
-        if whole % size:
-            raise VlaaError(f"{key}: {whole} is not a multiple of {part} {size}")
+    accumulation(s.sft.global_batch, s.sft.per_device_batch)
+    accumulation(s.prm.global_batch, s.prm.per_device_batch, key="prm.global_batch")
+    accumulation(g.train_batch, g.per_device_batch, key="grpo.train_batch", rollouts=g.rollouts)
     if g.kl != "off" and not g.beta:
         raise VlaaError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
     if g.process_weight and not g.process_model:
@@ -303,6 +298,46 @@ def _check(s: Settings) -> None:
         )
     if g.min_learning_rate > g.learning_rate:
         raise VlaaError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
+
+
+def accumulation(
+    batch: int,
+    per_device_batch: int,
+    processes: int = 1,
+    key: str = "sft.global_batch",
+    rollouts: int = 0,
+) -> int:
+    """Return how many forward passes on each process make one batch.
+
+    Args:
+        key: the setting that `batch` is.
+        rollouts: completions of a sampling round (GRPO), which holds whole batches.
+    Raises:
+        VlaaError: the numbers do not divide; names those that do.
+
+    >>> accumulation(128, 4, processes=8)
+    4
+    """
+    if rollouts % batch:
+        raise VlaaError(
+            f"grpo.rollout_prompts x num_generations: {rollouts} is not a multiple of {key} {batch}"
+        )
+    each = per_device_batch * processes
+    if batch % each == 0:
+        return batch // each
+    section = key.partition(".")[0]
+    counts = [n for n in range(1, batch + 1) if batch % (per_device_batch * n) == 0]
+    near = [max((n for n in counts if n < processes), default=0),
+            min((n for n in counts if n > processes), default=0)]  # fmt: skip
+    sizes = [n for n in range(1, per_device_batch) if batch % (n * processes) == 0]
+    around = [n for n in (batch // each * each, (batch // each + 1) * each) if n]
+    remedies = {"--gpus ": filter(None, near), f"{section}.per_device_batch=": sizes,
+                f"{key}=": (n for n in around if rollouts % n == 0)}  # fmt: skip
+    said = {name: " or ".join(map(str, values)) for name, values in remedies.items()}
+    raise VlaaError(
+        f"{key}: {batch} is not per_device_batch {per_device_batch} x accumulation x {processes} "
+        f"processes; these work: {'; '.join(n + values for n, values in said.items() if values)}"
+    )
 
 
 def changes(settings: Settings) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlaa_lib.records import RecordError, clean_image_path, iter_json
+from vlaa_lib.records import RecordError, clean_image_path, iter_file
 
 BATCH_ROWS = 64  # ours: rows of a parquet file, with their pictures, held at a time
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
@@ -36,24 +37,14 @@ def find(root: str | Path, patterns: Iterable[str], home: str) -> list[Path]:
 
 
 def lines(files: Iterable[Path], key: str = "") -> Iterator[Line]:
-    """Yield the rows of parquet, JSON Lines or JSON files, holding one chunk at a time.
-
-    Args:
-        key: the rows of a JSON file are the list under this key of one object.
-    """
+    """Yield the rows of parquet, JSON Lines or JSON files, streaming; `key` as of `iter_json`."""
     for file in files:
         try:
-            rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, key)
+            rows = _parquet_rows(file) if file.suffix == ".parquet" else iter_file(file, key)
             for number, row in rows:
                 yield Line(file, number, row)
-        except ValueError as error:  # not UTF-8, or a number with thousands of digits
-            reason = f"cannot be read further ({error}); is it an archive, or cut short?"
-            yield Line(file, 0, RecordError(reason))
-
-
-def _json_rows(file: Path, key: str) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8") as stream:
-        yield from iter_json(stream, key)
+        except RecordError as error:  # not UTF-8
+            yield Line(file, 0, error)
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
@@ -98,8 +89,6 @@ def image_extension(data: Any) -> str:
     Raises:
         RecordError: not one of the formats that `images.open_image` reads.
     """
-    from io import BytesIO
-
     from PIL import Image
 
     try:
