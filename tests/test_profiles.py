@@ -87,7 +87,7 @@ BAD = {
     "grpo.temperature": (float("nan"), "greater than 0"),
     "teacher.omit": (1.5, "less than or equal to 1"),
     "grpo.num_generations": (1, "greater than or equal to 2"),
-    "sft.per_device_batch": (5, r"16 is not .* 5 x .* these work: sft.per_device_batch=1 or 2 or 4;"),
+    "sft.per_device_batch": (5, r"16 is not .* 5 x .*: sft.per_device_batch=1 or 2 or 4;"),
     "grpo.per_device_batch": (7, r"grpo.train_batch: 16 is not per_device_batch 7"),
     "model.min_pixels": (10**9, r"above model\.max_pixels"),
     "sft.mode": ("qlora", "'full', 'lora' or '4bit'"),
