@@ -3,7 +3,6 @@
 import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -75,12 +74,12 @@ class Watched:
         return self.asked + self.trouble + ran
 
 
-def alone(browser, script: Path, style: Path, **options) -> Watched:
+def alone(browser, script: str, style: str, **options) -> Watched:
     """Open an empty page that may do anything, with the viewer's script at hand."""
     watched = Watched(browser, SITE, **options)
     page = f"<!doctype html><meta charset=utf-8><link rel=stylesheet href={SITE}/viewer.css><body>"
-    served = {"/": ("text/html", page), "/viewer.js": ("text/javascript", script.read_text()),
-              "/viewer.css": ("text/css", style.read_text())}  # fmt: skip
+    served = {"/": ("text/html", page), "/viewer.js": ("text/javascript", script),
+              "/viewer.css": ("text/css", style)}  # fmt: skip
 
     def answer(route):
         path = route.request.url.removeprefix(SITE)

@@ -238,13 +238,14 @@ def viewer() -> Net:
     """Three curated traces: the whole page, the data it is given, pictures, and the table."""
     from vlaa_lib import traces
     from vlaa_lib.show import html, prepare
+    from vlaa_lib.show.text import picture
 
     examples = traces.curated()[::12][:3]
     state = prepare.prepare(examples)
     found: Net = {f"data/{example['id']}": example for example in state.pop("examples")}
     found |= {f"data/{key}": value for key, value in state.items()}
     found["data of all"] = prepare.prepare(traces.curated())
-    found["pictures"] = [prepare.picture(example, 384) for example in examples]
+    found["pictures"] = [picture(example, 384) for example in examples]
     with tempfile.TemporaryDirectory() as home:
         page = html.to_html(examples, Path(home) / "page.html").read_text(encoding="utf-8")
     return found | {"page": page, "table": html.render(examples)}

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from vlaa_lib import folders, images, prompts, show, tables
 from vlaa_lib.construct import AHA_KEYWORDS
 from vlaa_lib.show import html, style
+from vlaa_lib.show.text import segments, thumbnail
 from vlaa_lib.study import report
 
 PAYLOADS = (
@@ -57,12 +58,12 @@ def test_model_text_stays_text(payload, field):
 
 @given(st.text(alphabet=st.sampled_from("<>/&wait\"' \nthinkanswer3"), max_size=80))
 def test_segments_lose_nothing(text):
-    assert "".join(part for _, part in html.segments(text)) == text
+    assert "".join(part for _, part in segments(text)) == text
 
 
 def test_segments_mark_aha_words_and_the_answer():
     text = prompts.join_think_answer("Wait, let me double-check.", "3 again")
-    kinds = list(html.segments(text))
+    kinds = list(segments(text))
     assert ("aha", "Wait") in kinds and ("aha", "double-check") in kinds
     assert ("answer", "3 ") in kinds and ("aha", "again") in kinds
     assert [k for k, _ in kinds].count("tag") == 4
@@ -72,7 +73,7 @@ def test_segments_mark_aha_words_and_the_answer():
 
 @pytest.mark.parametrize("word", AHA_KEYWORDS)
 def test_every_aha_word_is_marked_whatever_its_case(word):
-    assert ("aha", word.upper()) in list(html.segments(f"so {word.upper()} then"))
+    assert ("aha", word.upper()) in list(segments(f"so {word.upper()} then"))
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_pictures_are_small_jpeg_data(tmp_path):
     picture = Image.new("RGBA", (800, 400), (255, 0, 0, 128))
     picture.save(tmp_path / "a.png")
     for given_image in (picture, tmp_path / "a.png", str(tmp_path / "a.png")):
-        url = html.thumbnail(given_image)
+        url = thumbnail(given_image)
         head, data = url.split(",")
         assert head == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (192, 96)
     with pytest.raises(images.ImageError, match=r"none\.png"):
-        html.thumbnail(tmp_path / "none.png")
+        thumbnail(tmp_path / "none.png")
 
 
 def test_trace_html_is_shown_by_notebooks_without_script():
@@ -111,8 +112,8 @@ def test_trace_html_is_shown_by_notebooks_without_script():
 
 
 def test_source_is_the_live_function_and_escaped():
-    shown = show.source(html.segments)
-    assert shown.data.startswith("# vlaa_lib/show/prepare.py, line ")
+    shown = show.source(segments)
+    assert shown.data.startswith("# vlaa_lib/show/text.py, line ")
     assert "def segments(" in shown.data
     page = shown._repr_html_()
     assert "<answer>" not in page and "&lt;answer&gt;" in page

@@ -5,15 +5,15 @@
 """
 
 import re
-from pathlib import Path
 
 import pytest
 
 import chromium
 import viewer_cases
 from vlaa_lib.show import TraceViewer, html, prepare
+from vlaa_lib.show.text import picture
 
-FOLDER = Path(prepare.__file__).parent
+pytestmark = pytest.mark.browser
 MOUNT = """async (state) => {
   const { mount } = await import("/viewer.js");
   document.body.replaceChildren();
@@ -57,13 +57,13 @@ def viewer(browser, examples):
     opened = []
 
     def mount(given=None, filters=None, **options):
-        found = chromium.alone(browser, FOLDER / "viewer.js", FOLDER / "viewer.css", **options)
+        found = chromium.alone(browser, html.SCRIPT, html.STYLE, **options)
         opened.append(found)
         given = examples if given is None else given
         state = prepare.prepare(given)
         state["filters"] = filters or {}
         state["pictures"] = {  # as in a notebook: the selected example's alone
-            made["id"]: prepare.picture(first, 384)
+            made["id"]: picture(first, 384)
             for made, first in zip(state["examples"][:1], given[:1], strict=True)
         }
         found.took_ms = found.page.evaluate(MOUNT, state)
@@ -106,7 +106,7 @@ def test_nothing_of_a_trace_runs_or_leaves(viewer):
 
 
 def test_an_attack_that_did_run_would_be_seen(browser):
-    found = chromium.alone(browser, FOLDER / "viewer.js", FOLDER / "viewer.css")
+    found = chromium.alone(browser, html.SCRIPT, html.STYLE)
     found.page.evaluate("(text) => { document.body.innerHTML = text }", viewer_cases.HOSTILE[1])
     found.page.wait_for_function("'hit' in window")
     assert found.hits()

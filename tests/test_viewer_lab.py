@@ -16,6 +16,7 @@ import pytest
 import chromium
 from vlaa_lib import ROOT
 
+pytestmark = [pytest.mark.browser, pytest.mark.notebooks, pytest.mark.slow]
 NOTEBOOK = "06_sft_vs_rl_traces.ipynb"
 WAIT_S = 300  # for a server, a kernel or all cells; the machine may be busy
 NEWS = "@jupyterlab/apputils-extension:announcements"  # asks whether to fetch news

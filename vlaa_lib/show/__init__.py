@@ -18,14 +18,10 @@ __all__ = ["AskAgain", "TraceViewer", "minutes", "source", "table", "trace_html"
 
 def __getattr__(name: str) -> Any:
     """Load the widgets where they are used: they bring ipywidgets with them."""
-    if name == "AskAgain":
-        from .controls import AskAgain
+    if name in ("AskAgain", "TraceViewer"):
+        from . import viewer
 
-        return AskAgain
-    if name == "TraceViewer":
-        from .viewer import TraceViewer
-
-        return TraceViewer
+        return getattr(viewer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

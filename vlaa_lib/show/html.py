@@ -1,4 +1,4 @@
-"""Traces side by side as plain HTML: no script, so GitHub, nbconvert and the report show it too."""
+"""Traces side by side as plain HTML: a table without a script, or the viewer as a page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 from vlaa_lib import folders
 from vlaa_lib.tables import known, number
 
-from .prepare import beginning, picture, prepare, segments, thumbnail, visible
+from .prepare import prepare
+from .text import beginning, picture, segments, visible
 
-__all__ = ["render", "segments", "thumbnail", "to_html", "trace_html"]
-
+HERE = Path(__file__).parent
+STYLE = (HERE / "viewer.css").read_text(encoding="utf-8")
+# one script of two files: what is drawn, and the controls
+SCRIPT = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("trace.js", "viewer.js"))
 MAX_CHARS = 4000  # ours, of any text: a trace that never ends must not fill the page
 THUMB_PX = 192  # longest side of a picture in a table: about 18 kB as JPEG
 PAGE_PX = 384  # in a page of its own: 30 kB, to be zoomed
@@ -31,37 +34,7 @@ _WRAP = {
 _CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid #bbb;min-width:8em"'
 
 
-def _lines(text: Any) -> str:
-    return escape(beginning(text, MAX_CHARS)).replace("\n", "<br>")
-
-
-def _trace(text: str) -> str:
-    shown = "".join(_WRAP[kind].format(_lines(part)) for kind, part in segments(text[:MAX_CHARS]))
-    left = len(text) - MAX_CHARS
-    return shown + (f" <em>({left:,} more characters)</em>" if left > 0 else "")
-
-
-def _picture(item: dict[str, Any]) -> str:
-    if known(item.get("image")) is None:
-        return ""
-    found = picture(item, THUMB_PX)
-    if not found.startswith("data:"):
-        return f"<em>{_lines(found)}</em><br>"
-    return f'<img src="{found}" alt="the picture asked about"><br>'
-
-
-def _side(side: dict[str, Any]) -> str:
-    """Draw one trace: text, then reward, reason and length, as far as they are known."""
-    facts = []
-    if "reward" in side:
-        reward = number(side["reward"])
-        facts.append("not scored" if reward is None else f"reward {reward:.3g}")
-    if side.get("reason"):
-        facts.append(str(side["reason"]))
-    if side.get("tokens") is not None:
-        facts.append(f"{side['tokens']} tokens")
-    note = f"<br><small>{_lines(' · '.join(facts))}</small>" if facts else ""
-    return f"<td {_CELL}>{_trace(str(side.get('text', '')))}{note}</td>"
+# --- a table, for GitHub, nbconvert and every page where no widget runs ---------------------------
 
 
 def render(traces: Sequence[dict[str, Any]]) -> str:
@@ -81,6 +54,37 @@ def render(traces: Sequence[dict[str, Any]]) -> str:
     return "\n".join(tables) or "<p>No traces to show.</p>"
 
 
+def _side(side: dict[str, Any]) -> str:
+    """Draw one trace: text, then reward, reason and length, as far as they are known."""
+    text = str(side.get("text", ""))
+    left = len(text) - MAX_CHARS
+    shown = "".join(_WRAP[kind].format(_lines(part)) for kind, part in segments(text[:MAX_CHARS]))
+    shown += f" <em>({left:,} more characters)</em>" if left > 0 else ""
+    facts = []
+    if "reward" in side:
+        reward = number(side["reward"])
+        facts.append("not scored" if reward is None else f"reward {reward:.3g}")
+    if side.get("reason"):
+        facts.append(str(side["reason"]))
+    if side.get("tokens") is not None:
+        facts.append(f"{side['tokens']} tokens")
+    note = f"<br><small>{_lines(' · '.join(facts))}</small>" if facts else ""
+    return f"<td {_CELL}>{shown}{note}</td>"
+
+
+def _picture(item: dict[str, Any]) -> str:
+    if known(item.get("image")) is None:
+        return ""
+    found = picture(item, THUMB_PX)
+    if not found.startswith("data:"):
+        return f"<em>{_lines(found)}</em><br>"
+    return f'<img src="{found}" alt="the picture asked about"><br>'
+
+
+def _lines(text: Any) -> str:
+    return escape(beginning(text, MAX_CHARS)).replace("\n", "<br>")
+
+
 def trace_html(traces: Sequence[dict[str, Any]]) -> Any:
     """Show pictures and questions beside their traces, aha words and answers marked.
 
@@ -93,6 +97,9 @@ def trace_html(traces: Sequence[dict[str, Any]]) -> Any:
     from IPython.display import HTML
 
     return HTML(render(traces))
+
+
+# --- the viewer as a page -------------------------------------------------------------------------
 
 
 def to_html(
@@ -110,20 +117,25 @@ def to_html(
     Raises:
         ValueError: as for `prepare.prepare`.
     """
-    here = Path(__file__).parent
     state = prepare(examples)
     state["pictures"] = {
         made["id"]: picture(example, side_px)
         for made, example in zip(state["examples"], examples, strict=True)
     }
-    style = (here / "viewer.css").read_text(encoding="utf-8")
-    script = (here / "viewer.js").read_text(encoding="utf-8") + _BOOT
+    data = json.dumps(state, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":  # so that the data end no script block
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    script = SCRIPT + _BOOT
     page = _PAGE.format(
-        title=escape(visible(title)), style=style, script=script, data=_inert(state),
-        style_hash=_hash(style), script_hash=_hash(script),
+        title=escape(visible(title)), style=STYLE, script=script, data=data,
+        style_hash=_hash(STYLE), script_hash=_hash(script),
     )  # fmt: skip
     folders.write_text(path, page)
     return Path(path)
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 _BOOT = """
@@ -149,15 +161,3 @@ style-src '{style_hash}'; script-src '{script_hash}'; base-uri 'none'; form-acti
 </body>
 </html>
 """
-
-
-def _inert(state: dict[str, Any]) -> str:
-    """Write JSON that ends no script block: no `<`, `>` or `&` is left in it."""
-    text = json.dumps(state, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

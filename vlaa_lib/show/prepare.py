@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import re
-from collections.abc import Iterator, Sequence
-from io import BytesIO
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vlaa_lib import traces
 from vlaa_lib.images import open_image
-from vlaa_lib.prompts import AHA_KEYWORDS, ANSWER_CLOSE, ANSWER_OPEN, TAGS, split_think_answer
+from vlaa_lib.prompts import split_think_answer
 from vlaa_lib.tables import known, number
+from vlaa_lib.traces.steps import untagged
 
-from .given import MAX_NAME_CHARS, beginning, checked, visible
 from .style import style_of
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .text import MAX_NAME_CHARS, beginning, segments, visible
 
 Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its start
 
@@ -29,63 +27,9 @@ MIN_CHARS = 50  # ours: a shorter beginning of a text shows nothing
 MAX_BYTES = 5_000_000  # ours: more is slow to open, and a notebook that keeps it is no longer shown
 RIGHT_FROM = 0.5  # ours: a reward from here on counts as right where `correct` is not given
 
-_PARTS = re.compile(
-    f"(?P<tag>{'|'.join(map(re.escape, TAGS))})"
-    # longest first: "double-check" is one word, not its parts
-    f"|(?P<aha>{'|'.join(map(re.escape, sorted(AHA_KEYWORDS, key=len, reverse=True)))})",
-    re.IGNORECASE,
-)
-
-
-def segments(text: str) -> Iterator[tuple[str, str]]:
-    """Cut a trace into (kind, text), kind being tag, aha, answer or text; nothing is lost.
-
-    >>> list(segments("Wait, 3.<answer>3"))
-    [('aha', 'Wait'), ('text', ', 3.'), ('tag', '<answer>'), ('answer', '3')]
-    """
-    kind, end = "text", 0
-    for match in _PARTS.finditer(text):
-        if match.start() > end:
-            yield kind, text[end : match.start()]
-        yield match.lastgroup or "text", match[0]
-        if match["tag"]:
-            opens = match["tag"].lower() == ANSWER_OPEN
-            closes = match["tag"].lower() == ANSWER_CLOSE
-            kind = "answer" if opens else "text" if closes else kind
-        end = match.end()
-    if end < len(text):
-        yield kind, text[end:]
-
-
-def thumbnail(image: Image.Image | str | Path, side_px: int = 192) -> str:
-    """Return an image as a small JPEG data URL.
-
-    Raises:
-        ValueError: no such file, or not a picture.
-    """
-    if isinstance(image, (str, Path)):
-        image = open_image(Path(image).name, Path(image).parent)
-    if not hasattr(image, "convert"):
-        raise ValueError(f"{type(image).__name__} is neither a path nor a PIL image")
-    small = image.convert("RGB")
-    small.thumbnail((side_px, side_px))
-    stream = BytesIO()
-    small.save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def picture(example: dict[str, Any], side_px: int) -> str:
-    """Return an example's picture as a data URL, or in its place the words why there is none."""
-    if (image := known(example.get("image"))) is None:
-        return "no picture"
-    try:
-        return thumbnail(image, side_px)
-    except ValueError as error:  # ImageError is one; a path may also hold a NUL
-        return beginning(f"no picture: {error}", MAX_NAME_CHARS)
-
 
 def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Turn examples into what `viewer.js` draws: JSON without NaN, pixels or offsets.
+    """Turn examples into what the viewer's script draws: JSON without NaN, pixels or offsets.
 
     Args:
         examples: dicts with `id`, `source`, `image` (PIL or path), `question`, `gold`, `scene`
@@ -104,7 +48,8 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: an example is malformed or its id is used twice, says which and why; or there
             are too many for `MAX_BYTES`.
     """
-    examples = checked(examples)
+    examples = [_checked(example, f"examples[{n}]", n) for n, example in enumerate(examples)]
+    _refuse_twice("examples: id", [example["id"] for example in examples])
     sides = [side for example in examples for side in example["sides"]]
     unit = "tokens" if all(number(side.get("tokens")) is not None for side in sides) else "words"
     names = dict.fromkeys(side["name"] for side in sides)
@@ -129,29 +74,107 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         chars = max(MIN_CHARS, int(chars * min(0.7, MAX_BYTES / size)))
 
 
+# --- what is given, checked ----------------------------------------------------------------------
+
+# what a key holds where it holds anything; every other key is read as text or as a number
+_TABLES = ("parts", "reasons")
+_LISTS = ("group", "pieces", "logps", "entropies", "verdicts")
+
+
+def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
+    """Return an example with id, names and traces as text, steps found, what is missing as None."""
+    if not isinstance(example, dict) or not isinstance(example.get("sides"), (list, tuple)):
+        raise ValueError(f"{here} is not a dict with a list `sides`; see show.prepare.prepare")
+    example = {key: known(value) for key, value in example.items()}
+    image = example.get("image")
+    if image is not None and not isinstance(image, (str, Path)) and not hasattr(image, "convert"):
+        _refuse(f"{here}: `image`", image, "a path, a PIL image or None")
+    for key, kind, wanted in (("scene", dict, "a dict"), ("frame", str, "a text")):
+        if not isinstance(example.get(key), (kind, type(None))):
+            _refuse(f"{here}: `{key}`", example[key], f"{wanted} or None")
+    for at, side in enumerate(example["sides"]):
+        if not isinstance(side, dict) or not known(side.get("name")):
+            raise ValueError(f"{here}: sides[{at}] is not a dict with a `name`; name the model")
+    sides = [_checked_side(side, example.get("scene"), here) for side in example["sides"]]
+    _refuse_twice(f"{here}: side named", [side["name"] for side in sides])
+    return example | {"id": beginning(example.get("id", place), MAX_NAME_CHARS), "sides": sides}
+
+
+def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[str, Any]:
+    """Return a side with what is worked out once, on all of its text, however much is sent."""
+    side = {key: known(value) for key, value in side.items()}
+    side["name"] = beginning(side["name"], MAX_NAME_CHARS)
+    side["text"] = text = str(side["text"]) if side.get("text") is not None else ""
+    for key in (*_TABLES, *_LISTS):
+        is_table, value = key in _TABLES, side.get(key)
+        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
+        if value is not None and not (isinstance(value, Mapping) if is_table else is_list):
+            wanted = "a dict by part" if is_table else "a list"
+            _refuse(f"{here}: `{key}` of side {side['name']!r}", value, wanted)
+        if value is not None and is_list:
+            side[key] = list(value)  # of an array, too
+    if not all(isinstance(one, Mapping) for one in side.get("group") or ()):
+        said = "has more than dicts; give one a rollout"
+        raise ValueError(f"{here}: `group` of side {side['name']!r} {said}")
+    try:
+        steps = traces.check_steps(text, scene)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{here}: `scene` is none of the micro-world's: {error!r}") from error
+    judged = None if scene else side.get("verdicts")
+    if judged is not None:
+        if len(judged) != len(steps) or any(one not in (True, False, None) for one in judged):
+            raise ValueError(
+                f"{here}: `verdicts` of side {side['name']!r}: give True, False or None for each "
+                f"of its {len(steps)} steps (traces.check_steps); there are {len(judged)} values"
+            )
+        told = (None if one is None else bool(one) for one in judged)
+        steps = [replace(step, truth=one) for step, one in zip(steps, told, strict=True)]
+    # who says what is true, as `traces.measure` does
+    side["truth_from"] = "scene" if scene else "judge" if judged is not None else None
+    return side | {"steps": _places(text, steps) if side["truth_from"] else []}
+
+
+def _places(text: str, steps: list[traces.Step]) -> list[tuple[int, int, bool | None]]:
+    """Find each step of `traces.check_steps` in its text: (start, end, truth)."""
+    text, found, cursor = untagged(text), [], 0  # or "think" is found in the tag of that name
+    for step in steps:
+        start = text.index(step.text, cursor)  # a step is a piece of the text, in order
+        cursor = start + len(step.text)
+        while cursor < len(text) and text[cursor] in ".!?;":
+            cursor += 1
+        found.append((start, cursor, step.truth))
+    return found
+
+
+def _refuse(what: str, value: Any, wanted: str) -> None:
+    raise ValueError(f"{what} is of type {type(value).__name__}; give {wanted}")
+
+
+def _refuse_twice(what: str, keys: list[str]) -> None:
+    for key, times in Counter(keys).items():
+        if times > 1:
+            first = keys.index(key)
+            raise ValueError(f"{what} {key!r} twice, at {first} and {keys.index(key, first + 1)}; "
+                             "each must be unique")  # fmt: skip
+
+
+# --- what is sent --------------------------------------------------------------------------------
+
+
 def _example(example: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     short = min(chars, MAX_OTHER_CHARS)
     made = {key: beginning(example.get(key), short) for key in ("question", "gold")}
     made["source"] = beginning(example.get("source"), MAX_NAME_CHARS)
     read, problem = _box_reader(example)
     gold = read(str(example.get("gold", "")))
-    sides = []
-    for side in example["sides"]:
-        parsed = split_think_answer(side["text"])
-        answer = side.get("answer")  # evaluation also reads untagged replies
-        answer = parsed.answer if answer is None else str(answer)
-        made_side = _side(side, chars, unit)
-        made_side["answer"] = beginning(answer, short)
-        made_side["problem"] = beginning(parsed.problem, MAX_NAME_CHARS)
-        made_side["box"] = box = read(answer)
-        made_side["iou"] = _overlap(gold, box)
-        made_side["group"] = [_member(member, short) for member in side.get("group") or ()]
-        sides.append({key: value for key, value in made_side.items() if value not in (None, "")})
+    sides = [_side(side, chars, unit, read, gold) for side in example["sides"]]
     return made | {"id": example["id"], "box": gold, "boxProblem": problem, "sides": sides}
 
 
-def _side(side: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
-    """Return one trace's runs and numbers; None stands for what is not known."""
+def _side(side: dict[str, Any], chars: int, unit: str, read_box: Any, gold: Any) -> dict[str, Any]:
+    """Return one trace's runs and numbers; what is not known is left out."""
+    from vlaa_lib.rewards import iou  # here: the page is also drawn where no box is
+
     text, steps, by = side["text"], side["steps"], side["truth_from"]
     shown, short = text[:chars], min(chars, MAX_OTHER_CHARS)
     truths = [truth for _start, _end, truth in steps]
@@ -160,15 +183,24 @@ def _side(side: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
     correct = side.get("correct")
     if correct is None and reward is not None:
         correct = reward >= RIGHT_FROM
+    parsed = split_think_answer(text)
+    answer = side.get("answer")  # evaluation also reads untagged replies
+    answer = parsed.answer if answer is None else str(answer)
+    box = read_box(answer)
+    parts, reasons = side.get("parts") or {}, side.get("reasons") or {}
     facts = {key: number(side.get(key)) for key in ("advantage", "tokens", "mean_logp", "entropy")}
-    return facts | {
+    made = facts | {
         "name": side["name"],
         "body": _body(shown, steps, shades),
         "more": len(text) - len(shown),
         "length": facts["tokens"] if unit == "tokens" else len(text.split()),
         "reward": reward,
         "correct": None if correct is None else bool(correct),
-        "parts": _parts(side, short),
+        "parts": [
+            [beginning(name, MAX_NAME_CHARS), number(parts.get(name)),
+             beginning(reasons.get(name), short)]
+            for name in dict.fromkeys([*parts, *reasons])
+        ],
         "reason": beginning(side.get("reason"), short),
         "clipped": None if side.get("clipped") is None else bool(side["clipped"]),
         "truthFrom": by,
@@ -176,24 +208,41 @@ def _side(side: dict[str, Any], chars: int, unit: str) -> dict[str, Any]:
         "firstFalse": truths.index(False) + 1 if False in truths else None,
         "shaded": bool(shades),
         "shadeProblem": problem,
-    }
+        "answer": beginning(answer, short),
+        "problem": beginning(parsed.problem, MAX_NAME_CHARS),
+        "box": box,
+        "iou": iou(gold, box) if gold and box else None,
+        "group": [_rollout(one, short) for one in side.get("group") or ()],
+    }  # fmt: skip
+    return {key: value for key, value in made.items() if value not in (None, "")}
 
 
-def _parts(side: dict[str, Any], chars: int) -> list[list[Any]]:
-    """Return [name, value or None, reason] for each part of the reward."""
-    parts, reasons = side.get("parts") or {}, side.get("reasons") or {}
-    return [
-        [beginning(name, MAX_NAME_CHARS), number(parts.get(name)),
-         beginning(reasons.get(name), chars)]
-        for name in dict.fromkeys([*parts, *reasons])
-    ]  # fmt: skip
-
-
-def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
+def _rollout(one: Mapping[str, Any], chars: int) -> dict[str, Any]:
     """Return a rollout of a group: its numbers and the beginning of its text."""
-    text = str(member["text"]) if member.get("text") is not None else ""
-    facts = {key: number(member.get(key)) for key in ("reward", "advantage", "tokens")}
+    text = str(one["text"]) if one.get("text") is not None else ""
+    facts = {key: number(one.get(key)) for key in ("reward", "advantage", "tokens")}
     return facts | {"text": visible(text[:chars]), "more": max(0, len(text) - chars)}
+
+
+def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
+    """Return the function that reads a box of this example, and why no box can be read."""
+    from vlaa_lib.rewards import GoldError, parse_box
+
+    frame, size = example.get("frame"), example.get("image_size")
+    if not frame:
+        return (lambda text: None), ""
+    if size is None and frame == "pixel_original":
+        image = example.get("image")
+        try:
+            size = getattr(image, "size", None)
+            size = size or open_image(Path(image).name, Path(image).parent).size
+        except (TypeError, ValueError):
+            size = None
+    try:
+        parse_box("", frame, size)
+    except GoldError as error:
+        return (lambda text: None), beginning(error, MAX_OTHER_CHARS)
+    return (lambda text: parse_box(text, frame, size)), ""
 
 
 # --- the body of a trace: three layers laid over each other --------------------------------------
@@ -201,19 +250,19 @@ def _member(member: dict[str, Any], chars: int) -> dict[str, Any]:
 
 def _shades(side: dict[str, Any], text: str) -> tuple[list[Span], str]:
     """Return the end and (log-prob, entropy) of each token, or nothing and why."""
-    pieces = side.get("pieces")
+    pieces = list(map(str, side.get("pieces") or ()))
     if not pieces:
         return [], ""
-    if not "".join(map(str, pieces)).startswith(text):  # tokens of the end may follow
+    if not "".join(pieces).startswith(text):  # tokens of the end may follow
         return [], "the tokens do not spell this text, so it is not shaded"
-    values = [list(side.get(key) or ()) for key in ("logps", "entropies")]
-    if any(found and len(found) != len(pieces) for found in values):
+    values = [side.get(key) or [None] * len(pieces) for key in ("logps", "entropies")]
+    if any(len(found) != len(pieces) for found in values):
         return [], f"{len(pieces)} tokens have other numbers of log-probs; not shaded"
     spans, end = [], 0
-    for place, piece in enumerate(map(str, pieces)):
+    for piece, *told in zip(pieces, *values, strict=True):
         end += len(piece)
-        told = [number(found[place]) if found else None for found in values]
-        spans.append((end, [None if value is None else round(value, 2) for value in told]))
+        found = map(number, told)
+        spans.append((end, [None if value is None else round(value, 2) for value in found]))
     return spans, ""
 
 
@@ -230,8 +279,7 @@ def _overlay(end: int, *layers: Sequence[Span]) -> Iterator[tuple[int, int, list
         for which, layer in enumerate(layers):
             while places[which] < len(layer) and layer[places[which]][0] <= start:
                 places[which] += 1
-            inside = places[which] < len(layer)
-            values.append(layer[places[which]][1] if inside else None)
+            values.append(layer[places[which]][1] if places[which] < len(layer) else None)
         if cut > start:
             yield start, cut, values
         start = cut
@@ -254,48 +302,13 @@ def _body(
     for place, (start, stop, truth) in enumerate(steps):
         held += [(start, (place, -1)), (stop, (place, 2 if truth is None else int(truth)))]
     held.append((len(text), (len(steps), -1)))
+
+    def run(start: int, end: int, kind: str, shade: list[float | None] | None) -> str | list[Any]:
+        said = visible(text[start:end])
+        return said if kind == "text" and shade is None else [kind, said, *(shade or ())]
+
     cuts = _overlay(len(text), kinds, held, shades)
     return [
-        [truth, [_run(visible(text[a:b]), kind, shade) for a, b, (kind, _, shade) in runs]]
+        [truth, [run(start, end, kind, shade) for start, end, (kind, _, shade) in runs]]
         for (_place, truth), runs in groupby(cuts, key=lambda cut: cut[2][1])
     ]
-
-
-def _run(text: str, kind: str, shade: list[float | None] | None) -> str | list[Any]:
-    return text if kind == "text" and shade is None else [kind, text, *(shade or ())]
-
-
-# --- boxes ---------------------------------------------------------------------------------------
-
-
-def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
-    """Return the function that reads a box of this example, and why no box can be read."""
-    from vlaa_lib.rewards import (  # here: the page is also drawn where no box is
-        GoldError,
-        parse_box,
-    )
-
-    frame = example.get("frame")
-    if not frame:
-        return (lambda text: None), ""
-    size = example.get("image_size")
-    if size is None and frame == "pixel_original":
-        size = getattr(example.get("image"), "size", None) or _size(example.get("image"))
-    try:
-        parse_box("", frame, size)
-    except GoldError as error:
-        return (lambda text: None), beginning(error, MAX_OTHER_CHARS)
-    return (lambda text: parse_box(text, frame, size)), ""
-
-
-def _size(image: Any) -> tuple[int, int] | None:
-    try:
-        return open_image(Path(image).name, Path(image).parent).size
-    except (TypeError, ValueError):
-        return None
-
-
-def _overlap(gold: Any, box: Any) -> float | None:
-    from vlaa_lib.rewards import iou
-
-    return iou(gold, box) if gold and box else None

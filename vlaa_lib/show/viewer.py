@@ -1,4 +1,4 @@
-"""The trace viewer in a notebook: `viewer.js` draws what `prepare` worked out, Python reads back.
+"""The trace viewer in a notebook: a script draws what `prepare` worked out, Python reads back.
 
 The same script draws the page of `html.to_html`. Where no widget runs (GitHub, nbconvert, an
 untrusted notebook) the first examples stand there as an escaped table.
@@ -6,21 +6,27 @@ untrusted notebook) the first examples stand there as an escaped table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as widgets
 import traitlets
 
+from vlaa_lib import traces
+from vlaa_lib.prompts import MAX_NEW_TOKENS
+from vlaa_lib.records import Record
 from vlaa_lib.tables import number
 
 from . import html
-from .prepare import picture, prepare
+from .prepare import prepare
+from .text import picture
 
-HERE = Path(__file__).parent
 PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom
 FALLBACK = 5  # examples in the table for pages without widgets
+COLUMNS = 4  # models on view at first, and answers of `AskAgain`
 
 
 class TraceViewer(anywidget.AnyWidget):
@@ -41,8 +47,8 @@ class TraceViewer(anywidget.AnyWidget):
         traitlets.TraitError: an id, model or filter that is not there, or no model.
     """
 
-    _esm = HERE / "viewer.js"
-    _css = HERE / "viewer.css"
+    _esm = html.SCRIPT
+    _css = html.STYLE
 
     examples = traitlets.List(read_only=True).tag(sync=True)
     names = traitlets.List(read_only=True).tag(sync=True)
@@ -69,10 +75,8 @@ class TraceViewer(anywidget.AnyWidget):
         for key, value in state.items():
             self.set_trait(key, value)
         ids = list(self._given)
-        super().__init__(
-            **{"selected": ids[0] if ids else "", "shown": ids, "columns": self._columns[:4]}
-            | traits
-        )
+        chosen = {"selected": ids[0] if ids else "", "shown": ids}
+        super().__init__(**chosen | {"columns": self._columns[:COLUMNS]} | traits)
         self._draw_picture()
 
     @property
@@ -129,3 +133,77 @@ def _one_of(where: str, key: Any, known: Collection[str]) -> None:
     if key not in known:
         some = ", ".join(list(known)[:8])
         raise traitlets.TraitError(f"{where}: {key!r} is not there; there are {some}")
+
+
+class AskAgain(widgets.VBox):
+    """Let a model answer the question that a viewer shows, now, at a temperature of your choice.
+
+    The last four answers to a question stand side by side in a viewer of their own, with their
+    steps checked and their reward.
+
+    Args:
+        viewer: whose selected example is asked.
+        records: those that the viewer shows.
+        images: their image root.
+        policies: checkpoint by name; each is loaded when it is first asked.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        viewer: TraceViewer,
+        records: Sequence[Record],
+        images: str | Path,
+        policies: Mapping[str, str | Path],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ):
+        from vlaa_lib import models
+
+        self.viewer, self.images, self.max_new_tokens = viewer, images, max_new_tokens
+        self.records = {record.id: record for record in records}
+        self.load = lru_cache(2)(lambda name: models.load_policy(policies[name]))
+        self.rows: list[dict[str, Any]] = []  # the answers to the last question asked
+        self.model = widgets.Dropdown(options=list(policies), description="Model")
+        self.temperature = widgets.FloatSlider(0.8, min=0.0, max=1.2, description="Temperature",
+                                               style={"description_width": "initial"})  # fmt: skip
+        self.button = widgets.Button(
+            description="Answer again", tooltip="Ask this model the question selected above"
+        )
+        self.said = widgets.Output()
+        self.button.on_click(lambda _button: self.answer())
+        super().__init__([widgets.HBox([self.model, self.temperature, self.button]), self.said])
+
+    def __repr__(self) -> str:
+        return "Controls: open this notebook in JupyterLab and run it, and a model answers here."
+
+    def answer(self) -> str | None:
+        """Ask once, show the answer beside the ones before it, and return it.
+
+        In a kernel what goes wrong is shown below the button as well, and there is no answer.
+
+        Raises:
+            ValueError: the selected example is none of `records`.
+        """
+        from IPython.display import clear_output, display
+
+        from vlaa_lib import evaluate
+
+        if (asked := self.viewer.selected) not in self.records:
+            raise ValueError(f"{asked!r} is not among the records given; give those of the viewer")
+        record, name, heat = self.records[asked], self.model.value, self.temperature.value
+        self.button.disabled = True
+        text = None
+        try:
+            with self.said:  # in a kernel it shows an error and lets none through
+                text = evaluate.generate(self.load(name), [record], self.images,
+                                         max_new_tokens=self.max_new_tokens, temperature=heat)[0]
+                if self.rows and self.rows[0]["record_id"] != record.id:
+                    self.rows.clear()
+                column = f"{len(self.rows) + 1} · {name}, T {heat:.1f}"
+                self.rows += evaluate.score_rows([record], [text], model=column)
+                answers = {row["model"]: [row] for row in self.rows[-COLUMNS:]}
+                clear_output(wait=True)
+                display(TraceViewer(traces.examples([record], self.images, answers)))
+        finally:
+            self.button.disabled = False
+        return text
