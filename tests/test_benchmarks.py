@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vlaa_lib import images, profiles, rewards
-from vlaa_lib.evaluate import benchmarks as tables
-from vlaa_lib.evaluate import files
+from vlaa_lib.evaluate import stats
+from vlaa_lib.evaluate.benchmarks import read as read_benchmark
 from vlaa_lib.evaluate.tasks import letters
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld import benchmarks, facts, questions, scenes, solve, truth
@@ -319,8 +319,9 @@ def test_wemath_groups_are_whole_and_share_a_picture():
 
 def test_a_file_reads_back(tmp_path):
     made = benchmarks.write_tsv("micro-WeMath", tmp_path / "w.tsv", 7)
-    found = files.read("micro-WeMath", tmp_path / "w.tsv", tmp_path / "images")
-    assert not found.rejects and found.indices == [str(row["index"]) for row in made]
+    found = read_benchmark("micro-WeMath", tmp_path / "w.tsv", tmp_path / "images")
+    assert not found.rejects
+    assert [row["index"] for row in found.rows] == [str(row["index"]) for row in made]
     for read, row in zip(found.rows, made, strict=True):
         assert {k: read[k] for k in row if k != "image"} == {
             k: str(v) for k, v in row.items() if k != "image"
@@ -342,7 +343,7 @@ def test_the_stage_answers_all_six_once(tiny_model, tmp_path):
     sizes = {"micro-DynaMath": 10, "micro-WeMath": 3}
     assert counts == {(n, b): sizes.get(n, 4) for n in NAMES for b in (False, True)}
     assert {row["model"] for row in rows} == {"instruct"} and all(row["gold"] for row in rows)
-    table = tables.table4(rows, resamples=20)
+    table = stats.table4(rows, resamples=20)
     assert [row["benchmark"] for row in table] == [*NAMES, "average"]
     assert all(row["value"] is not None and row["blank_value"] is not None for row in table)
     out = run / "evaluation" / "instruct-micro"

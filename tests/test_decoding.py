@@ -55,7 +55,7 @@ def test_the_completions_are_those_of_the_stock_loop(tiny_model, bias, wanted):
 
 
 def test_ended_rows_leave_with_a_picture_and_several_ends(tiny_model, micro_data):
-    from vlaa_lib.evaluate.generate import ask, complete
+    from vlaa_lib.evaluate.generate import Limits, ask, complete
 
     folder, made = micro_data
     policy = models.load_policy(tiny_model, dtype="float32")
@@ -63,13 +63,13 @@ def test_ended_rows_leave_with_a_picture_and_several_ends(tiny_model, micro_data
     rows = []
     policy.model.register_forward_hook(lambda *passed: rows.append(len(passed[-1].logits)))
     torch.manual_seed(0)
-    own = complete(policy, [ask(r) for r in made], folder / "images", 40, temperature=1.0)
+    own = complete(policy, [ask(r) for r in made], folder / "images", Limits(40, temperature=1.0))
     assert rows[0] == len(made) and rows[-1] < len(made)
     assert len({c.num_tokens for c in own}) > 3
     generate = policy.model.generate
     policy.model.generate = lambda **given: generate(**given | {"custom_generate": None})
     torch.manual_seed(0)
-    stock = complete(policy, [ask(r) for r in made], folder / "images", 40, temperature=1.0)
+    stock = complete(policy, [ask(r) for r in made], folder / "images", Limits(40, temperature=1.0))
     assert own == stock
 
 

@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from fault_server import endpoint
 from vlaa_lib import construct
 from vlaa_lib.evaluate import extract as extraction
-from vlaa_lib.evaluate.extract import MODES, extract, option
-from vlaa_lib.evaluate.files import family, listed
+from vlaa_lib.evaluate.benchmarks import family, listed
+from vlaa_lib.evaluate.extract import MODES, extract, extract_task
 from vlaa_lib.evaluate.judge import Judge
 from vlaa_lib.evaluate.scoring import score_all, score_row
-from vlaa_lib.evaluate.tasks import letters, real, task
+from vlaa_lib.evaluate.tasks import Task, letters, real, task
 from vlaa_lib.pocket.microworld import benchmarks
 from vlaa_lib.prompts import join_think_answer
+
+
+def option(text, choices, mode="ours"):
+    return extract_task("", Task("option", "", choices=choices), {}, text, mode).answer
+
 
 CHOICES = {"A": "30", "B": "45", "C": "60", "D": "dark blue", "E": "blue"}
 VISION = {"index": 1, "question": "Which?", "answer": "B", "choices": str(list(CHOICES.values()))}

@@ -7,12 +7,12 @@ import pytest
 
 from benchmark_files import picture, rows, write
 from vlaa_lib import prompts
-from vlaa_lib.evaluate import files, prompting
+from vlaa_lib.evaluate import benchmarks, prompting
 from vlaa_lib.images import open_image
-from vlaa_lib.pocket.microworld import benchmarks
+from vlaa_lib.pocket.microworld import benchmarks as micro
 from vlaa_lib.records import RecordError
 
-NAMES = [name for name in files.LAYOUTS if not name.startswith("micro-")]
+NAMES = [name for name in benchmarks.LAYOUTS if not name.startswith("micro-")]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def load(tmp_path):
 
     def call(name, made, **more):
         write(tmp_path / "b.tsv", made)
-        return files.read(name, tmp_path / "b.tsv", tmp_path / "cache", **more)
+        return benchmarks.read(name, tmp_path / "b.tsv", tmp_path / "cache", **more)
 
     return call
 
@@ -42,7 +42,7 @@ def test_ten_rows_of_each_benchmark(load, name):
 
 def test_pictures_are_written_once(load, monkeypatch):
     load("MathVision", rows("MathVision"))
-    monkeypatch.setattr(files.os, "replace", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(benchmarks.os, "replace", lambda *_: pytest.fail("written again"))
     assert len(load("MathVision", rows("MathVision")).rows) == 10
 
 
@@ -130,12 +130,12 @@ def test_only_the_vision_only_rows_are_asked_and_the_others_counted(load):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_missing_column_is_named(tmp_path, name):
-    layout = files.LAYOUTS[name]
+    layout = benchmarks.LAYOUTS[name]
     for column in ("index", "question", *layout.columns, *layout.asked):
         made = [{k: v for k, v in row.items() if k != column} for row in rows(name)]
         write(tmp_path / "b.tsv", made)
         with pytest.raises(RecordError, match=f"b.tsv:1: no column '{column}'; is it {name}"):
-            files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
+            benchmarks.read(name, tmp_path / "b.tsv", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_a_bad_file_is_one_clear_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / "b.tsv").write_bytes(content)
     with pytest.raises(RecordError, match=message):
-        files.read("LogicVista", tmp_path / "b.tsv", tmp_path / "cache")
+        benchmarks.read("LogicVista", tmp_path / "b.tsv", tmp_path / "cache")
 
 
 def test_an_unknown_benchmark_lists_the_known():
     with pytest.raises(ValueError, match="'MMMU'.*MathVista_MINI"):
-        files.family("MMMU")
+        benchmarks.family("MMMU")
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def test_a_users_own_template(load, tmp_path):
             prompting.settings(template_file=path)
 
 
-@pytest.mark.parametrize("name", [name for name in files.LAYOUTS if name.startswith("micro-")])
+@pytest.mark.parametrize("name", [name for name in benchmarks.LAYOUTS if name.startswith("micro-")])
 def test_micro_rows_are_asked_as_training_asks(tmp_path, name):
-    made = benchmarks.write_tsv(name, tmp_path / "b.tsv", 8)
-    found = files.read(name, tmp_path / "b.tsv", tmp_path / "cache")
+    made = micro.write_tsv(name, tmp_path / "b.tsv", 8)
+    found = benchmarks.read(name, tmp_path / "b.tsv", tmp_path / "cache")
     said = [ask.user for ask in prompting.asks(found, prompting.settings())]
-    options = [benchmarks.lettered([r[c] for c in "ABCDE"]) if "E" in r else "" for r in made]
+    options = [micro.lettered([r[c] for c in "ABCDE"]) if "E" in r else "" for r in made]
     assert said == [
         prompts.user_text(row["question"] + more, row["micro_reward"])
         for row, more in zip(made, options, strict=True)

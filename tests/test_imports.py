@@ -11,7 +11,7 @@ from vlaa_lib import ROOT
 FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
     ("images", "profiles", "options"), ("models", "llm"), ("rewards",),
-    ("sources", "construct", "traces"), ("train",), ("perplexity", "subsets", "evaluate"),
+    ("sources", "construct", "traces"), ("train",), ("subsets", "evaluate"),
     ("process", "checks"), ("show", "doctor"), ("pocket",), ("study",), ("cli", "__main__"),
 )  # fmt: skip
 

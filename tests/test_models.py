@@ -11,7 +11,7 @@ import torch
 
 from vlaa_lib import ROOT, models, prompts
 from vlaa_lib.evaluate import generate
-from vlaa_lib.evaluate.generate import prompt_text
+from vlaa_lib.evaluate.generate import ask, render
 from vlaa_lib.pocket import lessons as pocket_data
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket import tower as pocket_tower
@@ -23,7 +23,7 @@ def test_processor_reloads_and_counts_visual_tokens(tiny_model):
     processor = models.load_processor(tiny_model)
     sample = microworld.generate("solids", "train", 0)
     policy = models.Policy(None, processor, "")
-    text = prompt_text(policy, sample.record)
+    text = render(policy.processor, ask(sample.record))
     batch = processor(images=[sample.image], text=[text], return_tensors="pt")
     assert int((batch["input_ids"] == processor.image_token_id).sum()) == pocket_data.CELLS
     assert prompts.SYSTEM_PROMPT in text and text.endswith("<|im_start|>assistant\n")
@@ -56,7 +56,9 @@ def test_a_frozen_tower_stays_out_of_the_backward_pass(mode, tiny_model):
         if not frozen:  # as transformers has it
             del model.model.visual.forward
         batch = policy.processor(
-            images=[sample.image], text=[prompt_text(policy, sample.record)], return_tensors="pt"
+            images=[sample.image],
+            text=[render(policy.processor, ask(sample.record))],
+            return_tensors="pt",
         )
         tower, outputs = model.model.visual, []
         if mode == "lora":
@@ -179,11 +181,14 @@ def test_instruct_sees():
     import tempfile
 
     from vlaa_lib import evaluate
+    from vlaa_lib.evaluate import benchmarks, prompting
 
     with tempfile.TemporaryDirectory() as folder:
         made = microworld.write_split(folder, list(microworld.SOURCES), "test", 8)
         policy = models.load_policy("data/pocket/instruct")
-        rows = evaluate.evaluate(policy, made, f"{folder}/images", "instruct")
+        asked = [benchmarks.held_out(made, f"{folder}/images")]
+        chosen = prompting.settings(max_new_tokens=prompts.MAX_NEW_TOKENS)
+        rows = evaluate.run(policy, asked, chosen, folder, "instruct", batch=64)
     total = evaluate.summary(rows, resamples=10)[-1]
     assert total["accuracy"] > total["blank_accuracy"] + 0.25
 

@@ -9,8 +9,8 @@ import pytest
 
 from vlaa_lib import ROOT, checks, evaluate, pocket, prompts, rewards, traces
 from vlaa_lib.construct import AHA_KEYWORDS, has_aha
-from vlaa_lib.evaluate.compare import mcnemar
 from vlaa_lib.evaluate.metrics import wemath_class
+from vlaa_lib.evaluate.stats import mcnemar
 from vlaa_lib.process import aggregate, search
 from vlaa_lib.rewards import open_ended, verifiers
 from vlaa_lib.train import objective

@@ -194,12 +194,35 @@ def subset(
     Example: python -m vlaa_lib subset --records R.jsonl --images images --out runs/sub
     --perplexity data/pocket/instruct --top 50
     """
-    from vlaa_lib import subsets
+    import re
+
+    from vlaa_lib import models, subsets
+    from vlaa_lib import records as recording
 
     if (top and not perplexity) or not (perplexity or aha):
         raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    given = SimpleNamespace(**{k: v for k, v in locals().items() if k != "subsets"})
-    raise typer.Exit(subsets.main(given, usable(records, images, out, any_open=True)))
+    made, folder, scores = usable(records, images, out, any_open=True), Path(out), {}
+    limits = batch_tokens or subsets.BATCH_TOKENS, shard
+    for model in perplexity:
+        place = folder / "scores" / re.sub(r"[^\w.-]+", "_", model)
+        scores[model] = subsets.load(place, made)
+        if len(scores[model]) < len(made):  # with nothing left to do no model is loaded
+            policy = models.load_policy(model)
+            scores[model] = subsets.score(policy, made, images, place, *limits)
+    if shard != (1, 1):
+        print("scored; once every shard is done, choose with the same command without --shard")
+        return
+    if scores:
+        table, rejects = subsets.average(made, scores)
+        folders.write_csv(folder / "perplexity.csv", table)
+        recording.write(rejects, folder / "not_scored.jsonl")
+        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in top}
+    if aha:
+        chosen[f"aha-{aha}"] = subsets.aha(made, aha, seed)
+    for name, kept in chosen.items():
+        recording.write(kept, folder / f"{name}.jsonl")
+        print(f"{len(kept)} records in {out}/{name}.jsonl")
 
 
 @data.command()
@@ -373,8 +396,7 @@ def evaluate(
     judge: o.Judge = None,
     shard: o.Shard = "1/1",
     blank: Annotated[bool, Option("--blank", help="grey pictures: what is guessed")] = False,
-    export: Annotated[str | None, Option(help="file for the kit: .tsv, .json or .xlsx")] = None,
-    kit_config: Annotated[str | None, Option(help="file for the kit's entry of the model")] = None,
+    export: Annotated[str | None, Option(help="file for the kit: .tsv or .json")] = None,
     model: o.MaybeModel = None,
     mode: o.Mode = "full",
     backend: o.Backend = "hf",
@@ -392,24 +414,79 @@ def evaluate(
     For several GPUs start one --shard on each.
 
     Example: python -m vlaa_lib evaluate --records R.jsonl --images images --model runs/grpo
-    --out runs/rows.jsonl
+    --out runs/answers
     """
-    given = SimpleNamespace(**locals())
-    from json import dumps
-
     from vlaa_lib import evaluate as evaluation
     from vlaa_lib import models
-    from vlaa_lib.evaluate import command as evaluating
+    from vlaa_lib.evaluate import extract, kit, runner
+    from vlaa_lib.evaluate.benchmarks import held_out, read
 
-    if benchmark:
-        raise typer.Exit(evaluating.main(given, show))
-    if not (records and images and model):
-        raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
-    made, limits = usable(records, images), {"batch": batch, "max_new_tokens": max_new_tokens}
-    limits = {name: limit for name, limit in limits.items() if limit}
-    rows = evaluation.evaluate(models.load_policy(model), made, images, model, **limits)
-    folders.write_lines(out, (dumps(row) + "\n" for row in rows))
-    show(evaluation.summary(rows))
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+    prompt = system_prompt_file, no_system_prompt
+    if not benchmark:
+        if not (records and images and model):
+            raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
+        asked = held_out(usable(records, images), images)
+        limits["max_new_tokens"] = max_new_tokens or MAX_NEW_TOKENS
+        chosen, policy = asking(model, preset, *prompt, **limits), models.load_policy(model)
+        rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
+        folders.write_lines(Path(out) / "rows.jsonl", runner.lines(rows))
+        return show(evaluation.summary(rows))
+    if not tsv or bool(model) == bool(predictions):
+        raise ValueError("--benchmark needs --tsv FILE, and either --model or --predictions")
+    extract.check_mode(extraction)  # before a model has answered for hours
+    reader = judge_of(judge, extraction, out)
+    chosen = asking(model, preset, *prompt, template, **limits)
+    pictures = cache or Path(tsv).with_suffix(".images")
+    asked = read(benchmark, tsv, pictures, image_root)
+    print(asked)
+    if predictions:
+        found = kit.read(predictions, asked)
+    else:
+        found = runner.of_model(asked, chosen, out, model, mode, backend, batch or 16, blank, shard)
+    print(*asked.rejects, sep="\n", end="\n" * bool(asked.rejects), file=sys.stderr)
+    missing = len(asked.rows) - len(found)
+    if missing:
+        print(f"{missing} of {len(asked.rows)} rows have no answer", file=sys.stderr)
+    if missing and not predictions:
+        print("once every shard is done, score with the same command without --shard")
+        return None
+    if export:
+        kit.write(export, asked, found)
+    rows, table = runner.finish(out, asked, found, extraction, reader)
+    print(*runner.report(rows, reader), sep="\n", file=sys.stderr)
+    return show(table)
+
+
+def asking(
+    model: str | None, preset: str, prompt_file: str | None, no_prompt: bool,
+    template: str | None = None, **limits: int | None,
+) -> Any:  # fmt: skip
+    """Return the settings of an evaluation; note where the authors' own prompt is missed."""
+    from vlaa_lib.evaluate import prompting
+
+    if not prompt_file and not no_prompt and "vlaa-thinker" in str(model).lower():
+        print(
+            "note: the released VLAA-Thinker checkpoints want the authors' own system prompt; "
+            "copy it from inference.py of github.com/UCSC-VLAA/VLAA-Thinking into a file and name "
+            "that with --system-prompt-file. Now they get ours.",
+            file=sys.stderr,
+        )
+    prompt = prompting.read_text(prompt_file) if prompt_file else "" if no_prompt else None
+    return prompting.settings(preset, prompt, template, **limits)
+
+
+def judge_of(path: str | None, extraction: str, out: str) -> Any:
+    """Return the judge of the endpoint in a YAML file; its replies are kept in the run's folder."""
+    if not path:
+        return None
+    if extraction != "ours":
+        raise ValueError(f"--judge reads what our rules cannot; --extraction is {extraction}")
+    from vlaa_lib.evaluate.judge import Judge
+    from vlaa_lib.llm import Endpoint, read_endpoints
+
+    endpoint = read_endpoints(path, {"judge": Endpoint("judge")})["judge"]
+    return Judge(endpoint, Path(out) / "judge.sqlite")
 
 
 @app.command(rich_help_panel=METHOD)
@@ -430,10 +507,17 @@ def generate(
 
     Example: python -m vlaa_lib generate --model data/pocket/instruct --image a.png --question "?"
     """
-    given = SimpleNamespace(**locals())
-    from vlaa_lib.evaluate import command as evaluating
+    from vlaa_lib.evaluate.generate import Ask
+    from vlaa_lib.evaluate.generate import loaded as model_of
 
-    evaluating.answer_one(given)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+    chosen = asking(model, preset, system_prompt_file, no_system_prompt, **limits)
+    picture = Path(image)
+    answer = model_of(model, picture.parent, chosen, mode, backend)
+    (said,) = answer([Ask(question, chosen.system_prompt, (picture.name,))])
+    print(said.text)
+    if said.is_truncated:
+        print(f"cut off after {said.num_tokens} tokens; see --max-new-tokens", file=sys.stderr)
 
 
 @app.command(rich_help_panel=METHOD)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import models, prompts
-from vlaa_lib.evaluate.generate import generate, prompt_text
+from vlaa_lib.evaluate.generate import ask, generate, render
 from vlaa_lib.pocket import microworld
 
 from .timing import device, interleaved
@@ -69,7 +69,7 @@ def _plain(policy: Any, made: list, images: Path, batch: int, tokens: int) -> li
         some = made[start : start + batch]
         inputs = policy.processor(
             images=[Image.open(images / record.image) for record in some],
-            text=[prompt_text(policy, record) for record in some],
+            text=[render(policy.processor, ask(record)) for record in some],
             padding=True,
             return_tensors="pt",
         )

@@ -1,198 +1,303 @@
-"""Several benchmarks at once: answered in one pass, and models' scores set side by side."""
+"""Benchmarks: VLMEvalKit's TSVs, read row by row, or held-out records.
+
+Pictures of a file go to a cache, each once. A row that cannot be asked is a reject with file, line,
+column and reason. One whose gold makes no sense is asked, as it counts in the kit's mean too; its
+score names the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import ast
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import runner
-from .compare import Values, paired, quantiles, resampled
-from .files import Benchmark, Row, family
-from .generate import complete
-from .metrics import HEADLINES, Rows, measure, summarise, totals
-from .prompting import Settings, asks
-from .scoring import score_all
+from vlaa_lib import VlaaError, prompts
+from vlaa_lib import images as pictures
+from vlaa_lib.records import Record, RecordError, Reject, clean_image_path
+from vlaa_lib.sources.files import image_extension
 
-if TYPE_CHECKING:
-    from vlaa_lib.models import Policy
+MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
+MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
+HELD_OUT = "held-out"  # records of ours as a benchmark
+_NO_TEXT = ("", "nan")  # a missing cell, as pandas writes it and as str() shows it
 
-AVERAGE = "average"  # table 4's last column: the plain mean of its benchmarks
-RULES = ("ours", "strict", "kit-2025-04", "kit-2026-08")
+Row = dict[str, Any]  # the file's own columns as text, without the picture, and `images`
+Answers = dict[str, Row]  # index -> prediction, tokens, truncated; the last two not of the kit's
 
 
-def answer(
-    policy: Policy,
-    benchmarks: Sequence[Benchmark],
-    chosen: Settings,
-    out: str | Path,
-    model: str,
-    batch: int = 16,
-) -> Rows:
-    """Answer benchmarks that share one folder of pictures, and once more with grey ones; score.
+@dataclass(frozen=True)
+class Layout:
+    """What a benchmark's file must hold, besides index, question and a picture.
 
-    All in one pass, so that batches are full; resumable as `runner.answer`.
+    Attributes:
+        columns: those that VLMEvalKit reads.
+        asked: those that a prompt needs besides the question; never empty.
+        num_rows: of the split that the paper scores, or of the file; None for micro ones.
+    """
+
+    columns: tuple[str, ...]
+    asked: tuple[str, ...] = ()
+    num_rows: int | None = None
+
+
+_VISTA = ("question_type", "answer_type", "choices", "answer", "answer_option", "task", "skills")
+_VERSE = ("question_for_eval", "answer", "question_type", "problem_version", "metadata")
+_DYNA = ("qid", "varid", "answer", "answer_type", "subject", "knowledge_level")
+_WE = ("ID", "key", "knowledge concept", "A", "B", "answer")
+LAYOUTS = {
+    "MathVista_MINI": Layout(_VISTA, (), 1000),
+    "MathVision": Layout(("choices", "answer", "category"), (), 3040),
+    "MathVerse_MINI_Vision_Only": Layout(_VERSE, (), 788),
+    "MathVerse_MINI_Vision_Only_cot": Layout(_VERSE, ("query_cot",), 788),
+    "MathVerse_MINI": Layout(_VERSE, (), 5 * 788),  # all problem versions
+    "DynaMath": Layout(_DYNA, (), 5010),
+    "WeMath": Layout(_WE, (), 1740),
+    "WeMath_COT": Layout(_WE, ("requirement",), 1740),
+    "LogicVista": Layout(("answer", "skill"), (), 447),
+}
+LAYOUTS |= {
+    f"micro-{name.partition('_')[0]}": Layout(layout.columns, ("micro_reward",))
+    for name, layout in LAYOUTS.items()
+}
+
+
+@dataclass
+class Benchmark:
+    """A benchmark's rows in the file's order, and everything that is not among them."""
+
+    name: str
+    images: Path  # the root that the rows' `images` are below
+    rows: list[Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    num_other_split: int = 0
+
+    def __str__(self) -> str:
+        """Say how many rows there are, and how many the paper's split has."""
+        split = LAYOUTS[self.name].num_rows if self.name in LAYOUTS else None
+        said = f"{self.name}: {len(self.rows)} rows"
+        if split not in (None, len(self.rows)):
+            said += f" (the paper's split has {split})"
+        others = {"cannot be asked": len(self.rejects),
+                  "are of another split": self.num_other_split}  # fmt: skip
+        return "; ".join([said, *(f"{n} {what}" for what, n in others.items() if n)])
+
+
+def family(name: str) -> str:
+    """Return which of the six a benchmark is, real or micro.
+
+    >>> family("MathVerse_MINI_Vision_Only"), family("micro-WeMath")
+    ('MathVerse', 'WeMath')
+    """
+    if name not in LAYOUTS:
+        raise VlaaError(f"unknown benchmark {name!r}; use one of {', '.join(LAYOUTS)}")
+    return name.removeprefix("micro-").partition("_")[0]
+
+
+def held_out(records: Iterable[Record], images: str | Path) -> Benchmark:
+    """Make a benchmark of records: asked as training asks, scored by their own verifiers."""
+    # numbered: an id may be there twice
+    rows = [{"index": str(i), "images": [one.image], "record": one}
+            for i, one in enumerate(records)]  # fmt: skip
+    return Benchmark(HELD_OUT, Path(images), rows)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def read(
+    name: str, path: str | Path, images: str | Path, image_root: str | Path | None = None
+) -> Benchmark:
+    """Read a benchmark's TSV; write its pictures to `images`, each under the hash of its bytes.
+
+    Of a file with all problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
 
     Args:
-        model: what the scored rows name in their column `model`, beside `blank`.
+        image_root: what `image_path` starts from, where a file has that instead of pictures; by
+            default the file's own folder.
+    Raises:
+        RecordError: the file cannot be used at all; names file, line, column and remedy.
     """
-    keys = [f"{one.name}/{index}" for one in benchmarks for index in one.indices]
-    asked, images = [ask for one in benchmarks for ask in asks(one, chosen)], benchmarks[0].images
-    rows = []
-    for blank in (False, True):
-        more = chosen.limits() | {"blank": blank}
-        answering = partial(complete, policy, images=images, **more)
-        part = Path(out) / ("blank" if blank else "seen")
-        found = runner.answer(keys, asked, part, lambda made=answering: made, batch)
-        for one in benchmarks:
-            mine = {index: found[f"{one.name}/{index}"] for index in one.indices}
-            rows += [{"model": model, "blank": blank, **row} for row in runner.score(one, mine)]
-    return rows
+    family(name)  # refuses an unknown name
+    path, layout, found = Path(path), LAYOUTS[name], Benchmark(name, Path(images))
+    root = Path(image_root or path.parent).resolve()
+    # index -> its pictures, the index of the row that has them, or why there are none
+    shown: dict[str, list[str] | str | RecordError] = {}
+    lines: dict[str, int] = {}
+    asked: list[Row] = []
+    for line, row in tsv_rows(path, ("index", "question", *layout.columns, *layout.asked), name):
+        index = ""
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            index = row["index"] = row["index"].strip()
+            if not 0 < len(index) <= MAX_REFERENCE_CHARS:
+                raise RecordError(f"column 'index': {index[:40]!r} is no index; number the rows")
+            if index in lines:
+                raise RecordError(
+                    f"column 'index': {index!r} is used on line {lines[index]}; number anew"
+                )
+            lines[index] = line
+            given = row.pop("image", None), row.pop("image_path", None)
+            shown[index] = _pictures(*given, found.images, root)
+            if "Vision_Only" in name and row["problem_version"] != "Vision Only":
+                found.num_other_split += 1  # another row may refer to its picture
+                continue
+            _check(name, row)
+            asked.append(row)
+        except RecordError as error:
+            found.rejects.append(Reject(path.name, line, index, str(error)))
+    for row in asked:
+        mine = shown[row["index"]]
+        if isinstance(mine, str):
+            other, mine = mine, shown.get(mine)
+            if not isinstance(mine, list):
+                mine = RecordError(
+                    f"column 'image': {other!r} is neither a picture nor the index of a row "
+                    "that has a usable one"
+                )
+        if isinstance(mine, list):
+            found.rows.append(row | {"images": mine})
+        else:
+            found.rejects.append(Reject(path.name, lines[row["index"]], row["index"], str(mine)))
+    found.rejects.sort(key=lambda reject: reject.line)
+    if not found.rows:
+        why = found.rejects[0] if found.rejects else "it holds another split"
+        raise RecordError(f"{path}: no row can be asked; the first reason: {why}")
+    return found
 
 
-def metrics(rows: Rows, resamples: int = 1000) -> Rows:
-    """Return every metric of each benchmark and model, each beside that of blank pictures.
+def tsv_rows(
+    path: Path, columns: Iterable[str], what: str
+) -> Iterator[tuple[int, dict[str, str] | RecordError]]:
+    """Yield (first line, row) of a TSV that has the columns, one row in memory at a time.
 
-    Args:
-        rows: scored rows with the columns model and blank.
-    Returns:
-        model, then what `metrics.summarise` says, and blank_value (None where none was shown).
-    """
-    table = []
-    for (model, name), mine in _runs(rows).items():
-        twin = measure(name, [row for row in mine if row["blank"]]).parts
-        seen = [row for row in mine if not row["blank"]]
-        for row in summarise(name, seen, resamples):
-            blank_value = totals(twin.get(row["metric"], {}))["value"]
-            table.append({"model": model, **row, "blank_value": blank_value})
-    return table
-
-
-def is_headline(row: Row) -> bool:
-    """Tell whether a row of `metrics` is what the paper reports of its benchmark."""
-    return row["metric"] == HEADLINES[family(row["benchmark"])]
-
-
-def table4(rows: Rows, resamples: int = 1000) -> Rows:
-    """Return the paper's table 4 of scored rows: each model's headline of each benchmark.
-
-    A model's last row is the average of its benchmarks; its interval draws rows (seeds, problems)
-    of every benchmark anew. None where a benchmark has no value.
-    """
-    heads = [row for row in metrics(rows, resamples) if is_headline(row)]
-    table = []
-    for model, found in _headlines(rows).items():
-        mine = [row for row in heads if row["model"] == model]
-        earned = [paired([values]) for values in found.values()]
-        low, high = None, None
-        if resamples and all(one.size for one in earned):
-            low, high = quantiles(sum(resampled(one, resamples)[0] for one in earned) / len(earned))
-        means = {key: _mean([row[key] for row in mine]) for key in ("value", "blank_value")}
-        average = dict.fromkeys(mine[0]) | {"model": model, "benchmark": AVERAGE, "metric": AVERAGE}
-        table += [*mine, average | {"n": len(mine), **means, "low": low, "high": high}]
-    return table
-
-
-def relative_change(rows: Rows, baseline: str, resamples: int = 1000) -> Rows:
-    """Return how far each model's headlines are from a baseline's, as a share (paper figure 3).
-
-    Of each benchmark over the rows (seeds, problems) that both have, drawn anew for both at once;
-    None where the baseline has nothing to lose, or, of an interval, in one of the draws.
+    Not pandas, which fills a row that is too short and forgets the lines: a row with more or fewer
+    cells than the header is yielded as its RecordError.
 
     Raises:
-        ValueError: no such model among the rows.
+        RecordError: no such file, no rows, a column missing, or not a TSV in UTF-8.
     """
-    found = _headlines(rows)
-    if baseline not in found:
-        raise ValueError(f"no rows of {baseline!r}; there are {', '.join(found)}")
-    table = []
-    for model in [model for model in found if model != baseline]:
-        pairs = {
-            name: paired([values, found[model][name]])
-            for name, values in found[baseline].items() if name in found[model]
-        }  # fmt: skip
-        named = {"model": model, "baseline": baseline}
-        for name, pair in pairs.items():
-            n = pair.shape[1]
-            table.append(named | {"benchmark": name, "n": n, **_change([pair], resamples)})
-        change = _change(list(pairs.values()), resamples)
-        table.append(named | {"benchmark": AVERAGE, "n": len(pairs), **change})
-    return table
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; check the path given for {what}")
+    csv.field_size_limit(pictures.MAX_FILE_BYTES * 2)  # a picture as base64 is a third longer
+    line, is_empty = 1, True
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, delimiter="\t", strict=True)
+            if missing := [c for c in columns if c not in (reader.fieldnames or [])]:
+                raise RecordError(
+                    f"{path.name}:1: no column {', '.join(map(repr, missing))}; is it {what}?"
+                )
+            line = reader.line_num + 1
+            for row in reader:
+                if None in row or None in row.values():
+                    row = RecordError(
+                        f"the row does not have the header's {len(reader.fieldnames)} columns; "
+                        "quote tabs and line breaks"
+                    )
+                yield line, row
+                line, is_empty = reader.line_num + 1, False
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"{path.name}:{line}: not a TSV file in UTF-8 ({error}); fetch it again"
+        ) from None
+    if is_empty:
+        raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
 
 
-def _change(pairs: list[Any], resamples: int) -> Row:
-    """Return the relative change of the mean over benchmarks: of each a baseline and a model."""
-    if not all(pair.size for pair in pairs):
-        return dict.fromkeys(("change", "low", "high"))
-    before, after = sum(pair.mean(axis=1) for pair in pairs)
-    drawn = sum(resampled(pair, resamples) for pair in pairs)
-    low, high = quantiles(drawn[1] / drawn[0] - 1) if drawn[0].all() else (None, None)
-    return {"change": float(after / before - 1) if before else None, "low": low, "high": high}
+def listed(value: Any) -> list[str] | None:
+    """Read a list, or its text as JSON or a Python literal, running nothing; None for all else.
 
-
-def flips(rows: Rows, first: str, second: str) -> Rows:
-    """Return the rows that one of two models has right and the other has not, pictures shown.
-
-    Returns:
-        benchmark, index, question, images, gold, gained (the second has it right), and of each
-        model its whole reply and its answer (`first`, `first_answer`, `second`, ...). Rows
-        without verdict are none.
+    >>> listed('["a"]'), listed("['a', 2]"), listed("[]"), listed("[1, 2"), listed("3")
+    (['a'], ['a', '2'], [], None, None)
     """
-    mine = {
-        model: {
-            (row["benchmark"], row["index"]): row
-            for row in rows if row["model"] == model and not row["blank"]
-        }
-        for model in (first, second)
-    }  # fmt: skip
-    table = []
-    for key, row in mine[first].items():
-        other = mine[second].get(key)
-        if other is None or None in (row["hit"], other["hit"]) or row["hit"] == other["hit"]:
-            continue
-        table.append(
-            {k: row[k] for k in ("benchmark", "index", "question", "images", "gold")}
-            | {"gained": other["hit"]}
-            | {"first": row["prediction"], "first_answer": row["extracted"]}
-            | {"second": other["prediction"], "second_answer": other["extracted"]}
-        )
-    return table
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # hostile text's
+                value = None
+    return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else None
 
 
-def by_rule(rows: Rows, rules: Sequence[str] = RULES, resamples: int = 1000) -> Rows:
-    """Score the same completions once more under several extraction rules: table 4 of each rule.
-
-    Args:
-        rules: of `extract.MODES`. Where the kit would ask its judge it is `undecided`, and counts
-            as wrong.
-    Returns:
-        rule, then what `table4` says.
-    """
-    table = []
-    for rule in rules:
-        scored = []
-        for (_, name), mine in _runs([row for row in rows if not row["blank"]]).items():
-            scored += score_all(name, mine, [row["prediction"] for row in mine], rule)
-        table += [{"rule": rule, **row} for row in table4(scored, resamples)]
-    return table
+def is_missing(text: str | None) -> bool:
+    """Tell whether a cell is empty, or a NaN that became text."""
+    return text is None or text.strip().lower() in _NO_TEXT
 
 
-def _runs(rows: Rows) -> dict[tuple[str, str], Rows]:
-    """Group rows by model and benchmark, in the order in which they come."""
-    found: dict[tuple[str, str], Rows] = {}
-    for row in rows:
-        found.setdefault((row["model"], row["benchmark"]), []).append(row)
-    return found
+def _check(name: str, row: Row) -> None:
+    """Refuse a row without the texts that its prompt and its score need."""
+    needed = ["question", "answer", *LAYOUTS[name].asked]
+    if row.get("question_type") == "multi_choice":  # MathVista's gold is then a letter
+        needed[1] = "answer_option"
+    for column in needed:
+        if is_missing(row[column]):
+            raise RecordError(f"column {column!r} is empty or NaN; fill it in or delete the row")
+        if special := re.search(r"<\|\w+\|>", row[column]):  # would be read as the token itself
+            raise RecordError(f"column {column!r} spells the special token {special[0]}")
+    if row.get("micro_reward", "mcq") not in prompts.TASK_INSTRUCTIONS:
+        raise RecordError(f"column 'micro_reward': unknown reward {row['micro_reward'][:40]!r}")
 
 
-def _headlines(rows: Rows) -> dict[str, dict[str, Values]]:
-    """Return what each model earned in each benchmark's headline."""
-    found: dict[str, dict[str, Values]] = {}
-    for (model, name), mine in _runs([row for row in rows if not row["blank"]]).items():
-        found.setdefault(model, {})[name] = measure(name, mine).parts[HEADLINES[family(name)]]
-    return found
+def _pictures(
+    image: str | None, image_path: str | None, images: Path, root: Path
+) -> list[str] | str | RecordError:
+    """Write a row's pictures and return their names, another row's index, or what is wrong."""
+    try:
+        if not is_missing(image):
+            image = image.strip()
+            if len(image) <= MAX_REFERENCE_CHARS:
+                return image
+            # base64 has neither quotes nor backslashes, so any list of it is one of JSON
+            cells = _entries(image.replace("'", '"'))
+            return [_write(base64.b64decode("".join(cell.split()), validate=True), images)
+                    for cell in cells]  # fmt: skip
+        if is_missing(image_path):
+            raise RecordError("columns 'image' and 'image_path': the row has no picture")
+        names = []
+        for path in _entries(image_path.strip()):
+            if Path(path).is_relative_to(root):  # the kit writes absolute paths
+                path = str(Path(path).relative_to(root))
+            pictures.open_image(path, root)  # refuses what leaves the root, before it is read
+            names.append(_write((root / clean_image_path(path)).read_bytes(), images))
+        return names
+    except (RecordError, pictures.ImageError) as error:
+        return RecordError(str(error))
+    except ValueError as error:
+        return RecordError(f"column 'image': not base64 ({error}); fetch the file again")
 
 
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values or not values else sum(values) / len(values)
+def _entries(text: str) -> list[str]:
+    """Return a cell's entries: those of a list, or the cell itself."""
+    entries = listed(text) if text.startswith("[") else [text]
+    if not entries:
+        raise RecordError(f"{text[:40]!r} is no list of pictures; write it as JSON")
+    return entries
+
+
+def _write(data: bytes, images: Path) -> str:
+    """Write a picture under its hash, unless it is there; what is there has been checked."""
+    name = hashlib.sha256(data).hexdigest()[:32] + image_extension(data)
+    if (images / name).is_file():
+        return name
+    draft = f"{os.getpid()}-{name}"
+    images.mkdir(parents=True, exist_ok=True)
+    try:
+        (images / draft).write_bytes(data)
+        pictures.fitted_size(*pictures.open_image(draft, images).size)
+        os.replace(images / draft, images / name)
+    except pictures.ImageError as error:
+        raise RecordError(f"column 'image': {str(error).replace(draft, name)}") from None
+    finally:
+        (images / draft).unlink(missing_ok=True)
+    return name

@@ -22,15 +22,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from vlaa_lib import prompts
+from vlaa_lib import VlaaError, prompts
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
 from vlaa_lib.rewards.maths import MAX_MATH_CHARS
 from vlaa_lib.rewards.mixed import MAX_COMPLETION_CHARS
 from vlaa_lib.rewards.notation import clean, is_one
 from vlaa_lib.rewards.verifiers import choose
 
-from . import extract_answer, kit
-from .files import Row, family
+from . import kit
+from .benchmarks import Row, family
 from .tasks import LETTERS, Task, letters, numbers, real, task, text_of
 
 # ours; strict: the tags, or a reply without any, whole; the kit's rules of two times, each also
@@ -83,31 +83,36 @@ _YES_NO = re.compile(r"(yes|no)(?=[,!;:]|\.(?!\s?\d)|$)", re.IGNORECASE)  # but 
 _LIST = re.compile(r"\[[^\[\]]{1,400}\]")
 
 
-def extract(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Extracted:
-    """Find the answer of a completion to a row of a benchmark; never looks at the gold.
+def extract_answer(completion: str) -> tuple[str, str]:
+    """Return (answer, path): from the tags, from a reply without any tag, or nothing.
 
-    Args:
-        row: columns of the benchmark's file, see `tasks`.
-        completion: any cell: empty ones and NaN are empty completions.
-        mode: one of `MODES`; the kit's answer may come from rules that look at the gold.
-    Raises:
-        ValueError: unknown benchmark or mode.
+    A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format,
+    and of the chats that `instruct` learnt from all ask for it, but only some of the replies keep
+    it (`pocket_data.chat_text`). Of such a reply, what follows the last "the answer is" counts
+    (path `phrase`), or all of it (path `plain`).
+
+    >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
+    (('3', 'plain'), ('3', 'phrase'))
+    >>> extract_answer("<think>2 + 1")
+    ('', 'malformed')
+    """
+    parsed = prompts.split_think_answer(completion)
+    if parsed.problem is None:
+        return parsed.answer, "tags"
+    if any(tag in completion.lower() for tag in prompts.TAGS):
+        return "", "malformed"
+    _before, phrase, answer = completion.rpartition(prompts.ANSWER_PHRASE)
+    if phrase and answer.strip(" .\n"):
+        return answer.strip().removesuffix(".").strip(), "phrase"
+    return completion.strip(), "plain"
+
+
+def extract(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Extracted:
+    """Find the answer of a completion (any cell) to a row of a benchmark by one of `MODES`.
+
+    It never looks at the gold; the kit's answer may come from rules that do.
     """
     return extract_task(family(benchmark), task(benchmark, row), row, completion, mode)
-
-
-def option(text: str, choices: dict[str, str], mode: str = "ours") -> str:
-    """Return the letter of the one choice that a text names, or nothing.
-
-    >>> colours = {"A": "red", "B": "blue"}
-    >>> option("It is (B) because of the sea.", colours), option("A or B", colours)
-    ('B', '')
-    """
-    check_mode(mode)
-    if mode in kit.MODES:
-        return kit.infer(kit.prepared(text, mode), choices, mode)
-    made = Task("option", "", choices=choices)
-    return (_strict if mode == "strict" else _ours)("", made, text).answer
 
 
 def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) -> Extracted:
@@ -125,13 +130,9 @@ def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) ->
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that is none of `MODES`.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Refuse a mode that is none of `MODES`."""
     if mode not in MODES:
-        raise ValueError(f"unknown extraction mode {mode!r}; use one of {', '.join(MODES)}")
+        raise VlaaError(f"unknown extraction mode {mode!r}; use one of {', '.join(MODES)}")
 
 
 def _strict(name: str, made: Task, text: str) -> Extracted:
@@ -203,7 +204,9 @@ def _reader(made: Task) -> Reader:
     if made.kind == "option":
         return lambda text: choose(text, made.choices or dict.fromkeys(LETTERS, "\0"))[0]
     if made.kind == "letters":
-        return lambda text: _set(text, made.question)
+        return lambda text: ", ".join(
+            sorted(letters(re.sub(r"[()\[\]]", "", bare(text)), made.question) or ())
+        )
     if made.kind == "number":
         return lambda text: bare(text) if real(text, made.question) is not None else None
     if made.kind == "list":
@@ -217,11 +220,6 @@ def read_whole(made: Task, text: str) -> str:
 
 
 _ONE_LETTER = Task("option", "")
-
-
-def _set(text: str, question: str) -> str | None:
-    found = letters(re.sub(r"[()\[\]]", "", bare(text)), question)
-    return ", ".join(sorted(found)) if found else None
 
 
 def _expression(text: str) -> str | None:
@@ -252,9 +250,13 @@ def _search(text: str, read: Reader, made: Task) -> tuple[str, str]:
     lines = [line.strip() for line in tail.split("\n") if line.strip()]
     if not lines:
         return "", "none"
-    for rule, pieces in (("boxed", _boxed(tail)), ("phrase", _phrase(tail))):
-        if found := _first(read, pieces):
-            return found, rule
+    boxes, leads = _BOXED.findall(tail), list(_LEAD.finditer(tail))
+    if boxes and (found := _first(read, _shortened(boxes[-1]))):
+        return found, "boxed"
+    if leads:
+        said = tail[leads[-1].end() :].partition("\n")[0][:MAX_MATH_CHARS]
+        if found := _first(read, _shortened(said)):
+            return found, "phrase"
     last = lines[-1]
     if made.kind == "option":
         if _contradicts(last, made.choices or {}):
@@ -293,19 +295,6 @@ def _shortened(piece: str) -> Iterator[str]:
     yield piece
     if cut := _CUT.search(piece):
         yield piece[: cut.start()].strip("*_ ")
-
-
-def _boxed(text: str) -> Iterator[str]:
-    """Yield what is in the last box."""
-    for content in _BOXED.findall(text)[-1:]:
-        yield from _shortened(content)
-
-
-def _phrase(text: str) -> Iterator[str]:
-    """Yield what follows the last "the answer is"."""
-    leads = list(_LEAD.finditer(text))
-    if leads:
-        yield from _shortened(text[leads[-1].end() :].partition("\n")[0][:MAX_MATH_CHARS])
 
 
 def _letter(line: str, made: Task) -> tuple[str, str] | None:

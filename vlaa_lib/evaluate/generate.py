@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import prompts
+from vlaa_lib import VlaaError, prompts
 from vlaa_lib.images import MAX_PIXELS, MIN_PIXELS, fit_image, open_image
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.records import Record
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
 class Ask:
     """One question: its pictures stand before its text; no system prompt is the template's own.
 
-    Attributes:
-        reply: how the reply begins; what is generated goes on from there.
+    What is generated goes on from `reply`.
     """
 
     user: str
@@ -41,6 +43,17 @@ class Completion:
     is_truncated: bool
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long replies get, how they are drawn, and the bounds of a picture's area (px)."""
+
+    max_new_tokens: int = prompts.MAX_NEW_TOKENS
+    temperature: float = 0.0  # greedy; the kit's top_k 1 comes to the same
+    repetition_penalty: float = 1.0  # VLMEvalKit; Qwen2.5-VL's own file has 1.05
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+
+
 Complete = Callable[[list[Ask]], list[Completion]]  # one batch
 
 
@@ -53,11 +66,10 @@ def generate(
     temperature: float = 0.0,
     blank: bool = False,
 ) -> list[str]:
-    """Return one completion for each record, in the records' order.
+    """Return one completion for each record, asked as in training, in the records' order.
 
     Args:
         batch: records a forward pass; rows of similar length share one.
-        temperature: 0 is greedy.
         blank: show a grey picture of the same size instead.
     Raises:
         images.ImageError: a picture is missing or broken.
@@ -76,41 +88,50 @@ def answer(
     blank: bool = False,
 ) -> list[str]:
     """Return one completion for each ask, in their order; see `generate`."""
-    completions = [""] * len(asks)
-    order = by_length([asked.user + asked.reply for asked in asks], batch)
+    texts, limits = [""] * len(asks), Limits(max_new_tokens, temperature)
+    order = by_length([len(asked.user + asked.reply) for asked in asks], batch)
     for chosen in progress_bar(order, desc="generate", unit="batch", leave=False, delay=2):
-        some = [asks[i] for i in chosen]
-        made = complete(policy, some, images, max_new_tokens, temperature, blank)
+        made = complete(policy, [asks[i] for i in chosen], images, limits, blank)
         for i, completion in zip(chosen, made, strict=True):
-            completions[i] = completion.text
-    return completions
+            texts[i] = completion.text
+    return texts
 
 
-def by_length(texts: list[str], batch: int) -> list[list[int]]:
-    """Group positions so that texts of similar length share a batch.
+def by_length(
+    lengths: Sequence[int],
+    rows: float = math.inf,
+    tokens: float = math.inf,
+    longest_first: bool = False,
+) -> list[list[int]]:
+    """Group positions of similar length: padding is work for nothing.
 
-    >>> by_length(["abc", "a", "ab"], batch=2)
-    [[1, 2], [0]]
+    Args:
+        rows: how many may share a group.
+        tokens: bound of a group, rows times its longest; what is longer goes alone.
+        longest_first: what does not fit the memory fails at once, not in the last hour.
+
+    >>> by_length([3, 1, 2], rows=2), by_length([3, 9, 4, 4], tokens=8, longest_first=True)
+    ([[1, 2], [0]], [[1], [2, 3], [0]])
     """
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    return [order[start : start + batch] for start in range(0, len(order), batch)]
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=longest_first):
+        group = groups[-1] if groups else []
+        longest = max(lengths[j] for j in (i, *group[:1]))  # it stands first or comes now
+        if not group or len(group) >= rows or (len(group) + 1) * longest > tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def complete(
     policy: Policy,
     asks: list[Ask],
     images: str | Path,
-    max_new_tokens: int,
-    temperature: float = 0.0,
+    limits: Limits,
     blank: bool = False,
-    min_pixels: int = MIN_PIXELS,
-    max_pixels: int = MAX_PIXELS,
-    repetition_penalty: float = 1.0,
 ) -> list[Completion]:
     """Answer one batch with a Hugging Face model.
 
-    Args:
-        repetition_penalty: 1 is none, whatever the checkpoint's own file says.
     Raises:
         images.ImageError: a picture is missing or broken.
     """
@@ -119,10 +140,10 @@ def complete(
     from vlaa_lib.train.decoding import decode
 
     policy.model.eval()
-    sampling = {"do_sample": False}
-    if temperature:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    shown = [show(ask, images, blank, min_pixels, max_pixels) for ask in asks]
+    sampling: dict[str, Any] = {"do_sample": False}
+    if limits.temperature:
+        sampling = {"do_sample": True, "temperature": limits.temperature, "top_k": 0}
+    shown = [show(ask, images, limits, blank) for ask in asks]
     inputs = policy.processor(
         images=[picture for pictures in shown for picture in pictures],
         text=[render(policy.processor, ask) for ask in asks],
@@ -132,9 +153,9 @@ def complete(
     with torch.inference_mode():
         ids = policy.model.generate(
             **inputs,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limits.max_new_tokens,
             **sampling,
-            repetition_penalty=repetition_penalty,
+            repetition_penalty=limits.repetition_penalty,  # whatever the checkpoint's file says
             use_cache=True,
             # a sampled image token would ask for features that are not there
             suppress_tokens=[policy.model.config.image_token_id],
@@ -142,16 +163,11 @@ def complete(
         )
     ids = ids[:, inputs["input_ids"].shape[1] :]  # [B, T]
     texts = policy.processor.batch_decode(ids, skip_special_tokens=True)
-    ends = _ends(policy)
+    ends = policy.model.generation_config.eos_token_id  # one, or several
+    if ends is None:
+        ends = policy.processor.tokenizer.eos_token_id
+    ends = set(ends) if isinstance(ends, list) else {ends}
     return [_completion(text, row, ends) for text, row in zip(texts, ids.tolist(), strict=True)]
-
-
-def _ends(policy: Policy) -> set[int]:
-    """Return the tokens that end a turn; checkpoints name one or several."""
-    named = policy.model.generation_config.eos_token_id
-    if named is None:
-        named = policy.processor.tokenizer.eos_token_id
-    return set(named) if isinstance(named, list) else {named}
 
 
 def _completion(text: str, ids: list[int], ends: set[int]) -> Completion:
@@ -160,45 +176,56 @@ def _completion(text: str, ids: list[int], ends: set[int]) -> Completion:
     return Completion(text, len(ids) if last is None else last + 1, last is None)
 
 
-def complete_vllm(
-    path: str | Path,
+def loaded(
+    model: str | Path,
     images: str | Path,
-    max_new_tokens: int,
-    temperature: float = 0.0,
+    limits: Limits,
+    mode: str = "full",
+    backend: str = "hf",
     blank: bool = False,
-    min_pixels: int = MIN_PIXELS,
-    max_pixels: int = MAX_PIXELS,
-    repetition_penalty: float = 1.0,
 ) -> Complete:
-    """Load a checkpoint into vLLM, which batches by itself; return what answers with it.
+    """Load a checkpoint, an adapter unmerged, or either in 4 bit; return what answers with it.
 
     Raises:
-        ValueError: vLLM is not installed, or the folder is an adapter.
+        VlaaError: vLLM is not installed, or cannot do it.
     """
     from vlaa_lib import models
 
-    path = models.resolve(path)
+    if backend == "vllm":
+        if mode != "full":
+            raise VlaaError(f"--mode {mode} is for --backend hf")
+        return _vllm(models.resolve(model), images, limits, blank)
+    policy = models.load_policy(model, mode, limits.max_pixels, limits.min_pixels, merge=False)
+    return lambda asks: complete(policy, asks, images, limits, blank)
+
+
+def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complete:
+    """Load a checkpoint into vLLM, which batches by itself."""
+    from vlaa_lib import models
+
     if (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(f"{path} is an adapter; take --backend hf, or merge it first")
+        raise VlaaError(f"{path} is an adapter; take --backend hf, or merge it first")
     try:
         from vllm import LLM, SamplingParams
     except ImportError:
-        raise ValueError(
+        raise VlaaError(
             "vLLM is not installed; `pip install 'vlaa_lib[vllm]'` on Linux with a GPU, or take "
             "--backend hf"
         ) from None
-    processor = models.load_processor(path, max_pixels, min_pixels)
-    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    processor = models.load_processor(path, limits.max_pixels, limits.min_pixels)
+    pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     model = LLM(model=path, mm_processor_kwargs=pixels)
     sampling = SamplingParams(
-        temperature=temperature, max_tokens=max_new_tokens, repetition_penalty=repetition_penalty
+        temperature=limits.temperature,
+        max_tokens=limits.max_new_tokens,
+        repetition_penalty=limits.repetition_penalty,
     )
 
     def answer(asks: list[Ask]) -> list[Completion]:
         inputs: list[Any] = [
             {
                 "prompt": render(processor, ask),
-                "multi_modal_data": {"image": show(ask, images, blank, min_pixels, max_pixels)},
+                "multi_modal_data": {"image": show(ask, images, limits, blank)},
             }
             for ask in asks
         ]
@@ -208,13 +235,12 @@ def complete_vllm(
     return answer
 
 
-def show(
-    ask: Ask, images: str | Path, blank: bool, min_pixels: int, max_pixels: int
-) -> list[Image.Image]:
+def show(ask: Ask, images: str | Path, limits: Limits, blank: bool = False) -> list[Image.Image]:
     """Open an ask's pictures, fitted to the limits, or grey ones of their sizes."""
     from PIL import Image
 
-    opened = [fit_image(open_image(name, images), min_pixels, max_pixels) for name in ask.images]
+    pixels = limits.min_pixels, limits.max_pixels
+    opened = [fit_image(open_image(name, images), *pixels) for name in ask.images]
     return [Image.new("RGB", p.size, (128,) * 3) for p in opened] if blank else opened
 
 
@@ -235,6 +261,23 @@ def ask(record: Record) -> Ask:
     return Ask(user, prompts.SYSTEM_PROMPT, (record.image,))
 
 
-def prompt_text(policy: Policy, record: Record) -> str:
-    """Render a record's prompt as training does."""
-    return render(policy.processor, ask(record))
+def fingerprint(policy: Policy) -> dict[str, Any]:
+    """Say what a policy's numbers depend on: weights, precision, wording, pixels."""
+    import torch
+
+    weights = hashlib.sha256()
+    for name, tensor in policy.model.state_dict().items():
+        # the beginning of each tensor: training moves it, and 3B parameters take no time
+        some = tensor.detach().reshape(-1)[:4096].cpu().contiguous()
+        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        weights.update(some.view(torch.uint8).numpy().tobytes())
+    wording = [prompts.SYSTEM_PROMPT, prompts.TASK_INSTRUCTIONS, policy.processor.chat_template]
+    size = policy.processor.image_processor.size
+    return {
+        "policy": str(policy.path),
+        "weights": weights.hexdigest()[:16],
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "wording": hashlib.sha256(json.dumps(wording, sort_keys=True).encode()).hexdigest()[:16],
+        "min_pixels": size["shortest_edge"],
+        "max_pixels": size["longest_edge"],
+    }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlaa_lib.llm import CallFailed, Endpoint, Limits, Reply, Request, call_key, fill
+from vlaa_lib.llm import CallFailed, Endpoint, Limits, Request, call_key, fill
 from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS
 from vlaa_lib.rewards.judge import Judge as Grader
 
@@ -35,12 +35,7 @@ class Judge(Grader):
 
     Calls, ledger and budgets are those of the reward's judge: an equal question is found again at
     no cost, and a failed call is no answer, counted in `unusable`. At most 4,000 characters of a
-    completion's end are sent.
-
-    Args:
-        endpoint: `settings` are added to greedy decoding and 64 new tokens.
-        ledger: file that keeps the replies.
-        limits: budgets are of the judge's life.
+    completion's end are sent, and 64 new tokens asked for.
     """
 
     def __init__(
@@ -52,13 +47,18 @@ class Judge(Grader):
         self.name = f"extraction by {endpoint.model} {digest}"
 
     def extract(self, asked: Sequence[tuple[Task, str]]) -> list[str | None]:
-        """Return what the judge copied from each completion, or None.
-
-        Raises:
-            VlaaError, Halted: as for the reward's judge.
-        """
+        """Return what the judge copied from each completion, or None."""
         requests = [Request("judge", self.prompt(made, text)) for made, text in asked]
-        return [self._copied(reply) for reply in self.replies(requests)]
+        found: list[str | None] = []
+        for reply in self.replies(requests):
+            if isinstance(reply, CallFailed) or reply.problem:
+                problem = reply.reason if isinstance(reply, CallFailed) else reply.problem
+                self.unusable[problem.partition(":")[0]] += 1
+                found.append(None)
+            else:
+                text = reply.text.strip()
+                found.append(None if text == NO_ANSWER else text)
+        return found
 
     @staticmethod
     def prompt(made: Task, text: str) -> str:
@@ -67,11 +67,3 @@ class Judge(Grader):
         if made.choices and not all(choice in question for choice in made.choices.values()):
             question += "".join(f"\n{letter}: {c}" for letter, c in made.choices.items())
         return fill(EXTRACT_PROMPT, question=question, pred=text[-MAX_ANSWER_CHARS:])
-
-    def _copied(self, reply: Reply | CallFailed) -> str | None:
-        if isinstance(reply, CallFailed) or reply.problem:
-            problem = reply.reason if isinstance(reply, CallFailed) else reply.problem
-            self.unusable[problem.partition(":")[0]] += 1
-            return None
-        text = reply.text.strip()
-        return None if text == NO_ANSWER else text

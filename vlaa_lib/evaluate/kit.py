@@ -1,4 +1,5 @@
-"""VLMEvalKit's extraction rules, rebuilt from their described behaviour, for comparison only.
+"""VLMEvalKit: its extraction rules, rebuilt from their described behaviour for comparison only,
+and its prediction files.
 
 `kit-2025-04` is the paper's time, `kit-2026-08` today; `-vlaa` puts the tag rule of the kit's
 VLAA-Thinker class in front. Where the kit would ask its judge, nothing is decided here: the path
@@ -8,22 +9,30 @@ model text, crashes (they become a verdict with the reason) and its four refusal
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from vlaa_lib import VlaaError, folders, records
 from vlaa_lib.prompts import ANSWER_CLOSE, ANSWER_OPEN
+from vlaa_lib.records import RecordError, Reject
 
-from .files import Row, listed
+from .benchmarks import Answers, Benchmark, Row, listed, tsv_rows
 from .tasks import Task, text_of
 
 MODES = ("kit-2025-04", "kit-2026-08", "kit-2025-04-vlaa", "kit-2026-08-vlaa")
+
+# --- rules ----------------------------------------------------------------------------------------
 
 _API_FAILURE = "Failed to obtain answer via API"
 _TO_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _ANSWER_IS = re.compile(r"answer is\s{0,9}\*{0,9}\s{0,9}([a-d])", re.IGNORECASE)  # no word boundary
 _LAST_TOKENS = 4  # today's kit: a letter counts only among so many
+MAX_CELL_CHARS = 32_767  # Excel's limit; the kit's writer cuts what is longer, the answer with it
 
 
 class Verdict(NamedTuple):
@@ -69,31 +78,21 @@ def infer(text: str, choices: dict[str, str], mode: str) -> str:
     tokens = text.translate(_TO_BLANKS).split()
     present = set(tokens)
     named = [letter for letter in choices if letter in present]
-    if len(named) == 1 and (
-        not is_today or tokens.index(named[0]) >= len(tokens) - _LAST_TOKENS
-    ):
+    first = len(tokens) - _LAST_TOKENS if is_today else 0
+    if len(named) == 1 and tokens.index(named[0]) >= first:
         return named[0]
     if not named and "Z" in present:
         return "Z"
     if is_today and (match := _ANSWER_IS.search(text)):
         return match[1].upper()
-    return _infer_text(text, choices, is_today)
-
-
-def _infer_text(text: str, choices: dict[str, str], is_today: bool) -> str:
     if is_today and len(text) > 2 * sum(map(len, choices.values())):
         return ""
-    text = text.lower()
-    named = [letter for letter, option in choices.items() if option.lower() in text]
+    named = [letter for letter, option in choices.items() if option.lower() in text.lower()]
     return named[0] if len(named) == 1 else ""
 
 
 def verdict(name: str, made: Task, row: Row, text: str, mode: str) -> Verdict:
-    """Read and judge a completion as the kit would, up to where it asks its judge.
-
-    Args:
-        name: one of the six, see `tasks.family`.
-    """
+    """Read and judge a completion as the kit would, up to where it asks its judge."""
     text = prepared(text, mode)
     if name in ("MathVerse", "LogicVista"):
         return _JUDGE  # nothing but the judge reads these
@@ -155,3 +154,100 @@ def _float(text: str) -> float | None:
         return float(word.removesuffix("π")) * factor
     except ValueError:
         return None
+
+
+# --- prediction files -----------------------------------------------------------------------------
+
+
+def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
+    """Write a prediction file that the kit scores: the benchmark's columns and `prediction`."""
+    import pandas
+
+    path = Path(path)
+    rows = [
+        {key: value for key, value in row.items() if key != "images"}
+        | {"prediction": found[row["index"]]["prediction"]}
+        for row in benchmark.rows
+        if row["index"] in found
+    ]
+    if path.suffix == ".json":
+        folders.write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    elif path.suffix == ".tsv":
+        # the kit quotes every cell: so its reader sees line breaks and tabs inside
+        quoted = {"quoting": csv.QUOTE_ALL, "lineterminator": "\n"}
+        folders.write_text(path, pandas.DataFrame(rows).to_csv(sep="\t", index=False, **quoted))
+    else:
+        raise VlaaError(
+            f"{path}: write .tsv or .json (kit: PRED_FORMAT); a cell of xlsx holds "
+            f"{MAX_CELL_CHARS:,} characters, and traces are longer"
+        )
+
+
+def read(path: str | Path, benchmark: Benchmark) -> Answers:
+    """Read a prediction file of the kit or of ours for a benchmark's rows.
+
+    What is wrong is added to the benchmark's rejects: rows without prediction (kept as an empty
+    one), of another benchmark, given twice, or as long as the cell in which xlsx cuts texts.
+
+    Raises:
+        RecordError: the file cannot be read, or has no prediction for any row.
+    """
+    path = Path(path)
+    asked, found, notes = {row["index"] for row in benchmark.rows}, {}, benchmark.rejects
+    for line, row in _prediction_rows(path):
+        index, reasons = "", []
+        if isinstance(row, RecordError):
+            reasons = [str(row)]
+        elif (index := text_of(row.get("index"))) not in asked:
+            reasons = [f"no row of {benchmark.name} has this index"]
+        elif index in found:
+            reasons = ["this index is there twice; the first one counts"]
+        else:
+            text = row.get("prediction")
+            if text is None or text == "" or text != text:  # NaN
+                text, reasons = "", ["no prediction; it counts as an empty one"]
+            if path.suffix == ".xlsx" and len(str(text)) >= MAX_CELL_CHARS:
+                reasons = [f"{MAX_CELL_CHARS:,} characters, where xlsx cuts; set PRED_FORMAT=tsv"]
+            found[index] = {"index": index, "prediction": str(text)}
+        notes += [Reject(path.name, line, index, reason) for reason in reasons]
+    if not found:
+        why = f"; the last reason: {notes[-1]}" if notes else ""
+        raise RecordError(f"{path}: no prediction for a row of {benchmark.name}{why}")
+    return found
+
+
+def _prediction_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
+    columns = ("index", "prediction")
+    if path.suffix == ".tsv":
+        yield from tsv_rows(path, columns, "a prediction file")
+    elif path.suffix == ".json":
+        try:
+            with path.open(encoding="utf-8") as stream:
+                for line, row in records.iter_json(stream):
+                    is_row = isinstance(row, (dict, RecordError))
+                    yield line, row if is_row else RecordError("not a JSON object")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path}: not UTF-8 text ({error.reason})") from None
+    elif path.suffix == ".xlsx":
+        table = _sheet(path)
+        if missing := [name for name in columns if name not in table]:
+            raise RecordError(f"{path.name}:1: no column {missing[0]!r}; is it a prediction file?")
+        yield from enumerate(table.to_dict("records"), 2)
+    else:
+        raise RecordError(f"{path}: not .tsv, .json or .xlsx, the formats of VLMEvalKit")
+
+
+def _sheet(path: Path) -> Any:
+    """Return a spreadsheet's cells as they are; formulas are never computed."""
+    import pandas
+
+    try:
+        return pandas.read_excel(path, dtype=object, na_filter=False, engine="openpyxl")
+    except ImportError:
+        raise RecordError(
+            "xlsx needs openpyxl: `pip install openpyxl`; or take .tsv (kit: PRED_FORMAT=tsv)"
+        ) from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken archive raises whatever its parts make openpyxl raise
+        raise RecordError(f"{path}: not an xlsx file ({error}); write it again") from None

@@ -1,4 +1,4 @@
-"""The six benchmarks' metrics over scored rows: each number with its count and what it lacks.
+"""The six benchmarks' metrics: what scored rows earned, and what they lack.
 
 Formulas are those of VLMEvalKit on complete data. On partial data a number is over what is there:
 a seed or problem that lacks a row or has one twice is left out and counted, an index that is there
@@ -12,23 +12,20 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import bootstrap
-from .files import LAYOUTS, MAX_LITERAL_CHARS, Row, family, listed
+from .benchmarks import MAX_LITERAL_CHARS, Row, family, listed
 from .tasks import text_of
 
 Rows = list[Row]
-Parts = dict[str, dict[str, float]]  # metric -> what each row, seed or problem earned, by its id
+Values = dict[str, float]  # what each row, seed or problem earned, by its id
+Parts = dict[str, Values]  # by metric, the headline first
+Earned = tuple[Parts, int, int]  # with the seeds or problems left out, and the rows they lack
 
 VARIANTS = 10  # DynaMath: variants of a seed question
 # the metric of each benchmark that the paper reports (table 4; DynaMath's is the worst case)
 HEADLINES = {
-    "MathVista": "overall",
-    "MathVision": "overall",
-    "MathVerse": "overall",
-    "DynaMath": "worst case",
-    "WeMath": "strict",
-    "LogicVista": "overall",
-}
+    "MathVista": "overall", "MathVision": "overall", "MathVerse": "overall",
+    "DynaMath": "worst case", "WeMath": "strict", "LogicVista": "overall",
+}  # fmt: skip
 
 
 class Measured(NamedTuple):
@@ -54,8 +51,6 @@ def measure(benchmark: str, rows: Rows) -> Measured:
     Args:
         rows: as `scoring.score_all` returns them, in any order; read are `hit`, `index` and the
             columns that the benchmark groups by.
-    Raises:
-        ValueError: unknown benchmark.
     """
     by_index: dict[str, Rows] = {}
     for number, row in enumerate(rows):
@@ -64,35 +59,6 @@ def measure(benchmark: str, rows: Rows) -> Measured:
     parts, left_out, missing = _METRICS[family(benchmark)](unique)
     undecided = sum(row["hit"] is None for row in unique.values())
     return Measured(parts, left_out, missing, len(rows) - len(unique), undecided)
-
-
-def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
-    """Return a benchmark's metrics for the scored rows of one model, the headline first.
-
-    Columns: benchmark, metric, n (rows, seeds or problems that it is over), points (what they
-    earned together), value (points / n, None over nothing), low, high (95 % by bootstrap, None
-    where `resamples` is 0), the counts of `Measured`, and full_rows (of the whole split; None for
-    micro ones).
-
-    >>> rows = [{"index": 1, "hit": True}, {"index": 2, "hit": None}]
-    >>> [(r["metric"], r["value"], r["undecided"]) for r in summarise("LogicVista", rows)]
-    [('overall', 0.5, 1)]
-    """
-    measured = measure(benchmark, rows)
-    counts = measured._asdict() | {"full_rows": LAYOUTS[benchmark].num_rows}
-    del counts["parts"]
-    return [
-        {"benchmark": benchmark, "metric": metric, **totals(values, resamples), **counts}
-        for metric, values in measured.parts.items()
-    ]
-
-
-def totals(values: dict[str, float], resamples: int = 0) -> Row:
-    """Return n, points, value and, where there are resamples, the interval of one metric."""
-    low, high = bootstrap(values.values(), resamples) if values and resamples else (None, None)
-    points = sum(values.values())
-    value = points / len(values) if values else None
-    return {"n": len(values), "points": points, "value": value, "low": low, "high": high}
 
 
 # --- accuracies -----------------------------------------------------------------------------------
@@ -114,14 +80,10 @@ def _by(rows: dict[str, Row], *columns: str) -> Parts:
 
 
 def _hit(row: Row) -> float:
-    return float(row["hit"] is not None and bool(row["hit"]))
+    return float(bool(row["hit"]))
 
 
-def _plain(*columns: str) -> Callable[[dict[str, Row]], tuple[Parts, int, int]]:
-    return lambda rows: (_by(rows, *columns), 0, 0)
-
-
-def _mathverse(rows: dict[str, Row]) -> tuple[Parts, int, int]:
+def _mathverse(rows: dict[str, Row]) -> Earned:
     """Also group by subject and subfield, which stand in the column `metadata`."""
     told = {index: row | _metadata(row.get("metadata")) for index, row in rows.items()}
     return _by(told, "problem_version", "question_type", "subject", "subfield"), 0, 0
@@ -138,20 +100,27 @@ def _metadata(cell: Any) -> dict[str, str]:
     return {key: text_of(cell.get(key)) for key in ("subject", "subfield")}
 
 
-# --- DynaMath -------------------------------------------------------------------------------------
-
-
-def _dynamath(rows: dict[str, Row]) -> tuple[Parts, int, int]:
-    """Average over rows; worst case over the seeds of which every variant is there once."""
-    seeds: dict[str, dict[str, Rows]] = {}
+def _grouped(rows: dict[str, Row], group: str, member: str) -> dict[str, dict[str, Rows]]:
+    """Group rows by one column, and inside by another: a seed's variants, a problem's steps."""
+    groups: dict[str, dict[str, Rows]] = {}
     for row in rows.values():
-        seed = seeds.setdefault(text_of(row.get("qid")), {})
-        seed.setdefault(text_of(row.get("varid")), []).append(row)
+        one = groups.setdefault(text_of(row.get(group)), {})
+        one.setdefault(text_of(row.get(member)), []).append(row)
+    return groups
+
+
+def _is_whole(found: dict[str, Rows], wanted: set[str]) -> bool:
+    return found.keys() == wanted and all(len(rows) == 1 for rows in found.values())
+
+
+def _dynamath(rows: dict[str, Row]) -> Earned:
+    """Average over rows; worst case over the seeds of which every variant is there once."""
+    seeds = _grouped(rows, "qid", "varid")
     wanted = {str(number) for number in range(1, VARIANTS + 1)}
-    worst: dict[str, Row] = {}
-    for qid, seed in seeds.items():
-        if seed.keys() == wanted and all(len(found) == 1 for found in seed.values()):
-            worst[qid] = seed["1"][0] | {"hit": all(_hit(row) for (row,) in seed.values())}
+    worst = {
+        qid: seed["1"][0] | {"hit": all(_hit(row) for (row,) in seed.values())}
+        for qid, seed in seeds.items() if _is_whole(seed, wanted)
+    }  # fmt: skip
     columns = ("subject", "knowledge_level")
     average, least = _by(rows, *columns), _by(worst, *columns)
     parts = {"worst case": least.pop("overall"), "average": average.pop("overall")} | average
@@ -179,18 +148,15 @@ def wemath_class(steps: list[bool], multi: bool, is_loose: bool = False) -> str:
     return "IG" if all(steps) else "IK"
 
 
-def _wemath(rows: dict[str, Row]) -> tuple[Parts, int, int]:
+def _wemath(rows: dict[str, Row]) -> Earned:
     """Score complete problems: (CM + IG / 2) / problems; RM's share is of all solved ones."""
-    problems: dict[str, dict[str, Rows]] = {}
-    for row in rows.values():
-        one = problems.setdefault(text_of(row.get("ID")), {})
-        one.setdefault(text_of(row.get("key")), []).append(row)
+    problems = _grouped(rows, "ID", "key")
     complete: dict[str, tuple[list[bool], bool]] = {}
     missing = 0
     for ID, found in problems.items():
         keys = _keys(ID)
         missing += len(keys - found.keys())
-        if keys and found.keys() == keys and all(len(one) == 1 for one in found.values()):
+        if keys and _is_whole(found, keys):
             *steps, multi = (bool(_hit(found[key][0])) for key in sorted(keys))
             complete[ID] = steps, multi
     parts: Parts = {}
@@ -206,27 +172,25 @@ def _wemath(rows: dict[str, Row]) -> tuple[Parts, int, int]:
         steps, mark, part = text_of(row.get("key")).partition("steps_")
         label = "key: (none)" if not mark else f"S{steps}" if part == "multi" else "S1"
         parts.setdefault(label, {})[index] = _hit(row)
-        single |= {index: row} if label == "S1" else {}
+        if label == "S1":
+            single[index] = row
     concepts = _by(single, "knowledge concept")
     del concepts["overall"]
     return parts | concepts, len(problems) - len(complete), missing
 
 
 def _keys(ID: str) -> set[str]:
-    """Return the keys that a problem's rows have: 2steps_1, 2steps_2, 2steps_multi.
-
-    They sort with the problem itself last.
-    """
+    """Return a problem's keys: 2steps_1, 2steps_2, 2steps_multi; the last sorts last."""
     match = re.fullmatch(r"[2-9]steps_\d{1,9}", ID, re.ASCII)
     parts = (*range(1, int(ID[0]) + 1), "multi") if match else ()
     return {f"{ID[:6]}_{part}" for part in parts}
 
 
-_METRICS: dict[str, Callable[[dict[str, Row]], tuple[Parts, int, int]]] = {
-    "MathVista": _plain("task", "skills"),
-    "MathVision": _plain("level", "category"),
+_METRICS: dict[str, Callable[[dict[str, Row]], Earned]] = {
+    "MathVista": lambda rows: (_by(rows, "task", "skills"), 0, 0),
+    "MathVision": lambda rows: (_by(rows, "level", "category"), 0, 0),
     "MathVerse": _mathverse,
     "DynaMath": _dynamath,
     "WeMath": _wemath,
-    "LogicVista": _plain("skill"),
+    "LogicVista": lambda rows: (_by(rows, "skill"), 0, 0),
 }

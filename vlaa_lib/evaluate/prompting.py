@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
-from vlaa_lib import images, prompts
+from vlaa_lib import VlaaError, images, prompts
 
-from .files import Benchmark, Row, family, is_missing
-from .generate import Ask
+from .benchmarks import HELD_OUT, Benchmark, Row, family, is_missing
+from .generate import Ask, Limits, ask
 
 # VLMEvalKit: the question alone, as custom prompts are off (appendix B.2), but for two benchmarks,
 # whose prompts are written here in our own words
@@ -41,46 +42,37 @@ _SLOT = re.compile(r"\{(question|options|hint|requirement|instruction)\}")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Limits):
     """How rows are asked; recorded with every run.
 
     Attributes:
-        min_pixels, max_pixels: bounds of a picture's area, px.
         system_prompt: empty for none, so that the chat template sets its own.
         template: a text with slots, empty for the benchmark's own.
         instructions: what the slot {instruction} becomes, by answer type.
     """
 
-    preset: str
-    min_pixels: int
-    max_pixels: int
-    max_new_tokens: int
-    temperature: float = 0.0  # greedy; the kit's top_k 1 comes to the same
-    repetition_penalty: float = 1.0  # VLMEvalKit; Qwen2.5-VL's own file has 1.05
+    preset: str = "paper"
     system_prompt: str = prompts.SYSTEM_PROMPT
     template: str = ""
     instructions: dict[str, str] = field(default_factory=lambda: dict(INSTRUCTIONS))
 
     def __post_init__(self) -> None:
         if self.min_pixels > self.max_pixels:
-            raise ValueError(
+            raise VlaaError(
                 f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}; pictures "
                 "cannot be both, and the kit would enlarge some and shrink others"
             )
         if self.min_pixels < 1 or self.max_new_tokens < 1:
-            raise ValueError("min_pixels and max_new_tokens start at 1")
-
-    def limits(self) -> dict[str, float]:
-        """Return what `generate.complete` and `generate.complete_vllm` take of it."""
-        names = "max_new_tokens", "temperature", "repetition_penalty", "min_pixels", "max_pixels"
-        return {name: getattr(self, name) for name in names}
+            raise VlaaError("min_pixels and max_new_tokens start at 1")
 
 
 PRESETS = {
     # appendix B.2; it is silent on the lower bound, so that of Qwen2-VL's image processor
-    "paper": Settings("paper", images.MIN_PIXELS, images.MAX_PIXELS, 800),
+    "paper": Settings(800, min_pixels=images.MIN_PIXELS, max_pixels=images.MAX_PIXELS),
     # what the kit registers for VLAA-Thinker and Qwen2.5-VL (vlmeval/config.py)
-    "vlmevalkit": Settings("vlmevalkit", 1280 * 28 * 28, 16384 * 28 * 28, 2048),
+    "vlmevalkit": Settings(
+        2048, min_pixels=1280 * 28 * 28, max_pixels=16384 * 28 * 28, preset="vlmevalkit"
+    ),
 }
 
 
@@ -97,11 +89,11 @@ def settings(
         template_file: YAML with `template` and, optionally, `instructions` by answer type.
         changes: min_pixels, max_pixels, max_new_tokens; None keeps the preset's.
     Raises:
-        ValueError: unknown preset, limits that contradict each other, a file that cannot be used.
+        VlaaError: unknown preset, limits that contradict each other, a file that cannot be used.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
-    chosen = {key: value for key, value in changes.items() if value is not None}
+        raise VlaaError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
+    chosen: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     if system_prompt is not None:
         chosen["system_prompt"] = system_prompt
     if template_file:
@@ -110,66 +102,59 @@ def settings(
 
 
 def read_text(path: str | Path) -> str:
-    """Read a prompt's file, less the line break that editors put at its end.
-
-    Raises:
-        ValueError: not text.
-    """
+    """Read a prompt's file, less the line break that editors put at its end."""
     try:
         return Path(path).read_text(encoding="utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from None
+        raise VlaaError(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
-def _read_template(path: Path) -> dict:
+def _read_template(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
         found = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
+        raise VlaaError(f"{path}: not YAML ({error})") from None
     template = found.get("template") if isinstance(found, dict) else None
     if not isinstance(template, str) or "{question}" not in template:
-        raise ValueError(f"{path}: no text under 'template' with the slot {{question}}; add it")
+        raise VlaaError(f"{path}: no text under 'template' with the slot {{question}}; add it")
     given = found.get("instructions") or {}
     if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-        raise ValueError(f"{path}: 'instructions' is not answer type: sentence; write it so")
+        raise VlaaError(f"{path}: 'instructions' is not answer type: sentence; write it so")
     return {"template": template, "instructions": INSTRUCTIONS | given}
 
 
-def user_text(name: str, row: Row, chosen: Settings) -> str:
-    """Return what a row is asked, filled in one pass: braces inside a value stay text.
+def asks(benchmark: Benchmark, chosen: Settings) -> list[Ask]:
+    """Return what each row of a benchmark is asked; held-out records as training asks them."""
+    if benchmark.name == HELD_OUT:
+        return [ask(row["record"]) for row in benchmark.rows]
+    return [
+        Ask(_user_text(benchmark.name, row, chosen), chosen.system_prompt, tuple(row["images"]))
+        for row in benchmark.rows
+    ]
 
-    Micro rows are asked as training asks: the pocket VLM knows no other way.
-    """
-    hint, needs = row.get("hint"), row.get("requirement")
-    options = [c for c in ascii_uppercase if not is_missing(row.get(c))]
+
+def _user_text(name: str, row: Row, chosen: Settings) -> str:
+    """Fill a template in one pass: braces inside a value stay text."""
+    hint, options = row.get("hint"), [c for c in ascii_uppercase if not is_missing(row.get(c))]
     if "micro_reward" in row and not chosen.template:
-        return prompts.user_text(
-            row["question"] + prompts.lettered([row[c] for c in options]), row["micro_reward"]
-        )
+        # micro rows are asked as training asks: the pocket VLM knows no other way
+        choices = prompts.lettered([row[c] for c in options])
+        return prompts.user_text(row["question"] + choices, row["micro_reward"])
+    sentences = chosen.instructions
     values = {
         "question": row["query_cot" if name.endswith("_cot") else "question"],
         "hint": "" if is_missing(hint) else f"Hint: {hint}\n",
         "options": "".join(f"{letter}. {row[letter]}\n" for letter in options),
-        "requirement": needs if name.endswith("_COT") else "",
-        "instruction": chosen.instructions.get(
-            row.get("answer_type", ""), chosen.instructions["other"]
-        ),
+        "requirement": row["requirement"] if name.endswith("_COT") else "",
+        "instruction": sentences.get(row.get("answer_type", ""), sentences["other"]),
     }
     template = chosen.template or TEMPLATES.get(family(name), QUESTION)
     return _SLOT.sub(lambda slot: values[slot[1]], template)
 
 
-def asks(benchmark: Benchmark, chosen: Settings) -> list[Ask]:
-    """Return what each row of a benchmark is asked, pictures first."""
-    return [
-        Ask(user_text(benchmark.name, row, chosen), chosen.system_prompt, tuple(row["images"]))
-        for row in benchmark.rows
-    ]
-
-
 def digest(asked: list[Ask]) -> str:
     """Return a hash of all prompts and pictures, whose names are hashes of what they show."""
     said = json.dumps([[ask.system, ask.user, ask.images] for ask in asked])
-    return hashlib.sha256(said.encode()).hexdigest()
+    return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -1,204 +1,150 @@
-"""Run a benchmark: answer its rows, resumable and in shards, then score what was answered.
+"""Run benchmarks: answer their rows, resumable and in shards, then score what was answered.
 
-In the folder of a run: `run.json` (what it was made with), `rejects.jsonl`, `answers*.jsonl`
-(appended to, one file a shard), `rows-MODE.jsonl` (scored, in the file's order), `scores-MODE.csv`.
+In the folder of a run: `run.json` (what it was made with), `answers.jsonl` (appended to; of a shard
+in a folder of its own). Where it is scored: `rejects.jsonl`, `rows-MODE.jsonl` (in the file's
+order), `scores-MODE.csv`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlaa_lib import folders, records
-from vlaa_lib.folders import provenance
+from vlaa_lib import VlaaError, folders, models, records
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import AHA_KEYWORDS
-from vlaa_lib.records import RecordError
 
-from . import files, prompting
-from .files import Benchmark
-from .generate import Ask, Complete, Completion, by_length
-from .metrics import summarise
-from .scoring import score_all
+from . import prompting
+from .benchmarks import HELD_OUT, Answers, Benchmark, Row
+from .generate import Complete, by_length, complete, loaded
+from .scoring import score_all, score_rows
+from .stats import summarise
 
 if TYPE_CHECKING:
+    from vlaa_lib.models import Policy
+
     from .judge import Judge
 
-# what answers depend on; a batch's size only in the last bits of bfloat16, so it may change
-IDENTITY = ("benchmark", "weights", "mode", "backend", "settings", "prompts_sha256", "blank")
-
-Answers = dict[str, dict[str, Any]]  # index -> prediction, tokens, truncated
+SHOWN = 5  # ours: rows that are named for each reason
 
 
-def card(
-    benchmark: Benchmark,
-    asked: list[Ask],
+def run(
+    policy: Policy,
+    benchmarks: Sequence[Benchmark],
     chosen: prompting.Settings,
+    out: str | Path,
     model: str,
-    mode: str = "full",
-    backend: str = "hf",
     batch: int = 16,
-    blank: bool = False,
-) -> dict[str, Any]:
-    """Return what a run is made with and what it is made of."""
-    return {
-        "benchmark": benchmark.name,
-        "model": model,
-        "weights": weights(model),
-        "mode": mode,
-        "backend": backend,
-        "batch": batch,
-        "blank": blank,
-        "settings": asdict(chosen),
-        "prompts_sha256": prompting.digest(asked),
-        "num_rows": len(benchmark.rows),
-        "num_rows_of_the_split": files.LAYOUTS[benchmark.name].num_rows,
-        "num_rejects": len(benchmark.rejects),
-        "num_other_split": benchmark.num_other_split,
-        **provenance(),
-    }
+    blanks: Sequence[bool] = (False, True),
+) -> list[Row]:
+    """Answer benchmarks that share one folder of pictures, and once more with grey ones; score.
 
+    The grey pictures tell seeing from guessing: same prompts, same sizes. All rows in one pass, so
+    that batches are full; resumable in `out`, see `answer`.
 
-def weights(model: str) -> str:
-    """Return a hash of a checkpoint's folder, or the name of one on the hub.
-
-    Small files whole; of each large one its size and last 64 KiB, which training changes.
+    Args:
+        model: what the scored rows name in their column `model`, beside `blank`.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    found = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt")):
-        found.update(path.name.encode() + path.read_bytes())
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
-        with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - 2**16))
-            found.update(f"{path.name} {size}".encode() + stream.read())
-    return found.hexdigest()[:16]
-
-
-def start(out: str | Path, benchmark: Benchmark, made_with: dict[str, Any]) -> None:
-    """Write `run.json` and the rejects, or hold them to those of the run that is there.
-
-    Raises:
-        RecordError: the folder has a run of another model, other settings or other prompts.
-    """
-    path = Path(out) / "run.json"
-    if path.is_file():
-        found = _object(path.read_text(encoding="utf-8"), str(path))
-        wanted = json.loads(json.dumps(made_with))
-        if other := [key for key in IDENTITY if found.get(key) != wanted[key]]:
-            raise RecordError(
-                f"{path}: a run with another {' and '.join(other)}; name another --out, or "
-                "delete this one"
-            )
-    else:
-        folders.write_text(path, json.dumps(made_with, indent=1, ensure_ascii=False) + "\n")
-    records.write(benchmark.rejects, Path(out) / "rejects.jsonl")
+    rows = []
+    for blank in blanks:
+        answering = partial(complete, policy, images=benchmarks[0].images, limits=chosen,
+                            blank=blank)  # fmt: skip
+        part, who = Path(out) / ("blank" if blank else "seen"), policy.path
+        found = answer(benchmarks, chosen, part, who, lambda made=answering: made, batch, blank)
+        for one in benchmarks:
+            rows += [row | {"model": model, "blank": blank} for row in score(one, found[one.name])]
+    return rows
 
 
 def answer(
-    indices: list[str],
-    asked: list[Ask],
+    benchmarks: Sequence[Benchmark],
+    chosen: prompting.Settings,
     out: str | Path,
+    model: str,
     load: Callable[[], Complete],
     batch: int = 16,
+    blank: bool = False,
     shard: tuple[int, int] = (1, 1),
-) -> Answers:
-    """Answer the rows that have no answer yet; return all answers found in the folder, by index.
+    **made_with: str,
+) -> dict[str, Answers]:
+    """Answer the rows that have no answer yet; return all answers in the folder, by benchmark.
 
     Killed at any moment and started again, it ends with the same answers: batches stay the same,
     one that is not whole is answered again.
 
     Args:
+        model: the checkpoint's folder or name.
         load: gives what answers one batch; called only where something is left to do.
-        shard: (i, n): every n-th row from the i-th (1 to n) on, into a file of its own.
+        shard: (i, n): every n-th row from the i-th (1 to n) on.
+        made_with: what else the answers depend on.
     Raises:
-        RecordError: an answer file is broken, or another process writes it.
+        VlaaError: the folder has a run of another model, other settings or other prompts, an
+            answer file is broken, or another process writes it.
     """
-    from filelock import FileLock, Timeout
-
     number, count = shard
-    path = Path(out) / ("answers.jsonl" if count == 1 else f"answers-{number}-of-{count}.jsonl")
-    mine = list(zip(indices, asked, strict=True))[number - 1 :: count]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=0):
-            _cut_half_line(path)
-            done = answers(out)
-            batches = by_length([ask.user for _, ask in mine], batch)
-            todo = [b for b in batches if any(mine[i][0] not in done for i in b)]
-            _answer([[mine[i] for i in b] for b in todo], path, load)
-    except Timeout:
-        raise RecordError(f"{path}: another process writes it; wait, or take --shard") from None
-    return answers(out)
+    asked = [(one.name, row["index"], ask) for one in benchmarks
+             for row, ask in zip(one.rows, prompting.asks(one, chosen), strict=True)]  # fmt: skip
+    # what answers depend on; a batch's size only in the last bits of bfloat16, so it may change
+    identity = {"benchmarks": [one.name for one in benchmarks],
+                "weights": folders.fingerprint(model), "blank": blank, **made_with,
+                **asdict(chosen), "prompts_sha256": prompting.digest([a for *_, a in asked])}
+    about = {"model": model, "batch": batch, "rows": [str(one) for one in benchmarks],
+             **folders.provenance()}  # fmt: skip
+    folders.claim(out, identity | about, "run.json", names=about)
+    mine = asked[number - 1 :: count]
+    folder = Path(out) if count == 1 else Path(out) / f"{number}-of-{count}"
+    with folders.lock(folder):
+        done = answers(out)
+        folders.whole_lines(folder / "answers.jsonl", cut=True)
+        order = by_length([len(ask.user) for *_, ask in mine], batch)
+        parts = [[mine[i] for i in group] for group in order]
+        todo = [part for part in parts if any(key[1] not in done.get(key[0], ()) for key in part)]
+        complete_batch = load() if todo else None
+        for part in progress_bar(todo, desc="evaluate", unit="batch", disable=None):
+            made = complete_batch([ask for *_, ask in part])
+            for (name, index, _), said in zip(part, made, strict=True):
+                row = {"benchmark": name, "index": index, "prediction": said.text}
+                row |= {"tokens": said.num_tokens, "truncated": said.is_truncated}
+                folders.append_line(folder / "answers.jsonl", row)
+    found = answers(out)
+    return {one.name: found.get(one.name, {}) for one in benchmarks}
 
 
-def _answer(batches: list[list[tuple[str, Ask]]], path: Path, load: Callable) -> None:
-    if not batches:
-        return
-    complete = load()
-    with path.open("a", encoding="utf-8") as stream:
-        for rows in progress_bar(batches, desc="evaluate", unit="batch", disable=None):
-            made = complete([ask for _, ask in rows])
-            lines = [_line(index, said) for (index, _), said in zip(rows, made, strict=True)]
-            stream.write("".join(lines))
-            stream.flush()
-            os.fsync(stream.fileno())
+def of_model(
+    benchmark: Benchmark,
+    chosen: prompting.Settings,
+    out: str | Path,
+    model: str,
+    mode: str = "full",
+    backend: str = "hf",
+    batch: int = 16,
+    blank: bool = False,
+    shard: tuple[int, int] = (1, 1),
+) -> Answers:
+    """Answer one benchmark with a checkpoint, which is loaded where something is left to do."""
+    model, how = models.resolve(model), {"mode": mode, "backend": backend}
+    given = [benchmark], chosen, out, model
+
+    def load() -> Complete:
+        return loaded(model, benchmark.images, chosen, blank=blank, **how)
+
+    return answer(*given, load, batch, blank, shard, **how)[benchmark.name]
 
 
-def _line(index: str, said: Completion) -> str:
-    fields = {"index": index, "prediction": said.text}
-    fields |= {"tokens": said.num_tokens, "truncated": said.is_truncated}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
-
-
-def _cut_half_line(path: Path) -> None:
-    """Cut off the half line that a killed run left at the end."""
-    text = path.read_bytes() if path.is_file() else b""
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        os.truncate(path, whole)
-
-
-def answers(out: str | Path) -> Answers:
-    """Read the answers of all shards.
-
-    Raises:
-        RecordError: a line is no answer.
-    """
-    found: Answers = {}
-    for path in sorted(Path(out).glob("answers*.jsonl")):
-        for number, line in enumerate(_whole_lines(path), 1):
-            row = _object(line, f"{path}:{number}")
-            if not isinstance(row.get("index"), str) or not isinstance(row.get("prediction"), str):
-                raise RecordError(f"{path}:{number}: not an answer; delete this line")
-            found[row["index"]] = row
+def answers(out: str | Path) -> dict[str, Answers]:
+    """Read the answers of all shards, by benchmark."""
+    found: dict[str, Answers] = {}
+    for path in [Path(out) / "answers.jsonl", *sorted(Path(out).glob("*-of-*/answers.jsonl"))]:
+        for number, row in enumerate(folders.whole_lines(path), 1):
+            if not all(isinstance(row.get(k), str) for k in ("benchmark", "index", "prediction")):
+                raise VlaaError(f"{path}:{number}: not an answer; delete this line")
+            found.setdefault(row["benchmark"], {})[row["index"]] = row
     return found
-
-
-def _whole_lines(path: Path) -> Iterator[str]:
-    """Yield lines up to one that another shard is still writing."""
-    with path.open("rb") as stream:
-        for line in stream:
-            if line.endswith(b"\n"):
-                yield line.decode("utf-8", errors="replace")
-
-
-def _object(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise RecordError(f"{place}: not a JSON object; delete it")
-    return value
 
 
 # --- scoring --------------------------------------------------------------------------------------
@@ -206,29 +152,29 @@ def _object(text: str, place: str) -> dict[str, Any]:
 
 def score(
     benchmark: Benchmark, found: Answers, mode: str = "ours", judge: Judge | None = None
-) -> list[dict[str, Any]]:
-    """Score answered rows, in the file's order.
+) -> list[Row]:
+    """Score answered rows, in the file's order; held-out records by their own verifiers.
 
     Returns:
         What `scoring.score_all` says of each, with its tokens, whether it was truncated (None
-        where an imported file does not say), and its counts of aha keywords.
+        where an imported file does not say), and its counts of aha keywords; of records what
+        `scoring.score_rows` says.
     """
     rows = [row for row in benchmark.rows if row["index"] in found]
-    texts = [found[row["index"]]["prediction"] for row in rows]
-    made = []
-    for row, text in zip(score_all(benchmark.name, rows, texts, mode, judge), texts, strict=True):
-        answered = found[row["index"]]
-        more = {key: answered.get(key) for key in ("tokens", "truncated")}
-        made.append(row | more | {"aha": aha_counts(text)})
-    return made
+    given = [found[row["index"]] for row in rows]
+    texts = [one["prediction"] for one in given]
+    if benchmark.name == HELD_OUT:
+        return score_rows([row["record"] for row in rows], texts)
+    scored = score_all(benchmark.name, rows, texts, mode, judge)
+    return [
+        row | {"tokens": one.get("tokens"), "truncated": one.get("truncated"),
+               "aha": _aha_counts(one["prediction"])}
+        for row, one in zip(scored, given, strict=True)
+    ]  # fmt: skip
 
 
-def aha_counts(text: str) -> dict[str, int]:
-    """Count each aha keyword (paper §2, step 6) that occurs; a plain substring test, as there.
-
-    >>> aha_counts("Wait. Wait, let me check.")
-    {'wait': 2, 'check': 1}
-    """
+def _aha_counts(text: str) -> dict[str, int]:
+    """Count each aha keyword (paper §2, step 6) that occurs; a plain substring test, as there."""
     lowered = text.lower()
     return {word: n for word in AHA_KEYWORDS if (n := lowered.count(word))}
 
@@ -239,7 +185,7 @@ def finish(
     found: Answers,
     mode: str = "ours",
     judge: Judge | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Row], list[Row]]:
     """Score, write `rows-MODE.jsonl` and `scores-MODE.csv`; return the rows and the scores.
 
     With a judge the files are of MODE-judge, and the scores name it.
@@ -247,7 +193,30 @@ def finish(
     rows = score(benchmark, found, mode, judge)
     label, rule = (f"{mode}-judge", f"{mode}, then {judge.name}") if judge else (mode, mode)
     table = [{"extraction": rule} | row for row in summarise(benchmark.name, rows, resamples=1000)]
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    folders.write_lines(Path(out) / f"rows-{label}.jsonl", lines)
+    folders.write_lines(Path(out) / f"rows-{label}.jsonl", lines(rows))
     folders.write_csv(Path(out) / f"scores-{label}.csv", table)
+    records.write(benchmark.rejects, Path(out) / "rejects.jsonl")
     return rows, table
+
+
+def lines(rows: list[Row]) -> Iterator[str]:
+    """Return rows as JSON Lines."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def report(rows: list[Row], judge: Judge | None = None) -> list[str]:
+    """Say what could not be scored, by which paths answers were found, how many were cut off."""
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        if row["hit"] is None:
+            missing.setdefault(row["reason"], []).append(row["index"])
+    told = [
+        f"{len(found)} without verdict: {reason} (index {', '.join(found[:SHOWN])}"
+        + (", ...)" if len(found) > SHOWN else ")")
+        for reason, found in missing.items()
+    ]
+    paths = Counter("tags" if row["path"].startswith("tags") else row["path"] for row in rows)
+    cut = sum(bool(row["truncated"]) for row in rows)
+    unusable = judge.unusable.items() if judge else ()
+    told += [f"{n} replies of the judge could not be used: {reason}" for reason, n in unusable]
+    return [*told, "; ".join([*(f"{n} {p}" for p, n in paths.most_common()), f"{cut} truncated"])]

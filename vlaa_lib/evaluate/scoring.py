@@ -1,4 +1,4 @@
-"""Score benchmark rows: extract, compare with the gold, say why."""
+"""Score what a model said, with the reason: rows of benchmarks, and records of ours."""
 
 from __future__ import annotations
 
@@ -6,19 +6,47 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from vlaa_lib import VlaaError, prompts, rewards
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths
 from vlaa_lib.rewards.answers import GoldError, bare, excerpt
 
 from . import kit
-from .extract import Extracted, extract_task, read_whole
-from .files import Row, family
+from .benchmarks import Row, family
+from .extract import Extracted, extract_answer, extract_task, read_whole
 from .tasks import Task, letters, numbers, real, task, text_of
 
 if TYPE_CHECKING:
     from .judge import Judge
 
 CHUNK = 512  # ours: rows whose mathematics the workers hold at a time
+
+
+def score_rows(records: list[Record], completions: list[str], **columns: Any) -> list[Row]:
+    """Score completions of records: strict reward, and correctness of the extracted answer.
+
+    `correct` is reward 1 for digit, mcq and math, an intersection over union of at least 0.5
+    for boxes, and for open ones an answer that states as many facts as the gold.
+    """
+    answers = [extract_answer(text) for text in completions]
+    wrapped = [prompts.join_think_answer("", answer) for answer, _ in answers]
+    strict, lenient = (rewards.score_all(records, texts) for texts in (completions, wrapped))
+    rows = []
+    for record, text, (answer, path), reward, score in zip(
+        records, completions, answers, strict, lenient, strict=True
+    ):
+        if record.reward == "open":
+            is_correct = bool(answer) and rewards.is_as_good(record, answer)
+        else:
+            is_correct = score.value >= (0.5 if record.reward == "iou" else 1.0)
+        rows.append({
+            "record_id": record.id, "source": record.source, "part": record.reward,
+            "image": record.image, "question": record.question, "gold": record.solution,
+            "completion": text, "answer": answer, "path": path,
+            "reward": reward.value, "reason": reward.reason,
+            "score": score.value, "correct": is_correct, **columns,
+        })  # fmt: skip
+    return rows
 
 
 def score_row(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Row:
@@ -36,7 +64,6 @@ def score_all(
     """Score completions of a benchmark's rows; mathematics runs in parallel workers.
 
     Args:
-        rows: columns of the benchmark's file, see `tasks`.
         completions: one a row; empty cells and NaN are empty completions.
         mode: one of `extract.MODES`.
         judge: an LLM that reads the completions in which no rule finds an answer; mode ours only.
@@ -44,11 +71,9 @@ def score_all(
         The row's columns without its picture, and: benchmark, prediction (the raw completion),
         extracted, path (see `extract`), gold, hit, reason. `hit` is None where nobody can say: the
         gold cannot be used, or the kit would ask its judge.
-    Raises:
-        ValueError: unknown benchmark or mode, or not one completion a row.
     """
     if len(rows) != len(completions):
-        raise ValueError(f"{len(rows)} rows for {len(completions)} completions")
+        raise VlaaError(f"{len(rows)} rows for {len(completions)} completions")
     name, scored = family(benchmark), []
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
@@ -59,13 +84,13 @@ def score_all(
             found = _with_judge(judge, asked, found)
         for (_, made, _), (answer, _) in zip(asked, found, strict=True):
             if mode not in kit.MODES and made.kind == "maths" and answer and not made.problem:
-                _submit(made, answer)  # the workers begin; `verdict` finds it done, or waits
+                _submit(made, answer)  # the workers begin; `_verdict` finds it done, or waits
         for (row, made, completion), one in zip(asked, found, strict=True):
             text = text_of(completion)
             if mode in kit.MODES and text and not made.problem:
                 hit, reason = kit.verdict(name, made, row, text, mode)[2:]
             else:
-                hit, reason = verdict(made, one)
+                hit, reason = _verdict(made, one)
             own = {key: value for key, value in row.items() if key != "image"}
             scored.append(own | {
                 "benchmark": benchmark,
@@ -74,17 +99,6 @@ def score_all(
                 "hit": hit, "reason": reason,
             })  # fmt: skip
     return scored
-
-
-def verdict(made: Task, found: Extracted) -> tuple[bool | None, str]:
-    """Compare an extracted answer with the gold: (hit, reason); None where the gold is at fault."""
-    if made.problem:
-        return None, made.problem
-    if not found.answer:
-        return False, f"no answer: {found.path}"
-    hit, problem = _RULES[made.kind](made, found.answer)
-    said = f"{made.kind}: {excerpt(found.answer)}, gold {excerpt(made.gold)}"
-    return hit, f"{said}: {problem}" if problem else said
 
 
 def _with_judge(
@@ -102,38 +116,49 @@ def _with_judge(
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _number(made: Task, answer: str) -> tuple[bool, str]:
+def _verdict(made: Task, found: Extracted) -> tuple[bool | None, str]:
+    """Compare an extracted answer with the gold: (hit, reason); None where the gold is at fault."""
+    if made.problem:
+        return None, made.problem
+    if not (answer := found.answer):
+        return False, f"no answer: {found.path}"
+    problem = ""
+    match made.kind:
+        case "option":
+            hit = answer == made.gold
+        case "letters":
+            hit = letters(answer) == letters(made.gold)
+        case "list":
+            hit = numbers(answer) == numbers(made.gold)
+        case "number":
+            hit, problem = _same_number(made, answer)
+        case "maths":
+            hit, problem = _same_maths(made, answer)
+        case _:
+            hit = _same_text(made, answer)
+    said = f"{made.kind}: {excerpt(answer)}, gold {excerpt(made.gold)}"
+    return hit, f"{said}: {problem}" if problem else said
+
+
+def _same_number(made: Task, answer: str) -> tuple[bool, str]:
     gold, found = real(made.gold, made.question), real(answer, made.question)
     if gold is None or found is None:
         return False, "not one number"
-    if made.places is not None:
+    # 28 digits can round what is below 10^15
+    if made.places is not None and max(abs(gold), abs(found)) < Decimal(10) ** 15:
         unit = Decimal(1).scaleb(-made.places)
-        if max(abs(gold), abs(found)) < Decimal(10) ** 15:  # what 28 digits can round
-            gold, found = gold.quantize(unit), found.quantize(unit)
+        gold, found = gold.quantize(unit), found.quantize(unit)
     return abs(gold - found) <= (made.tolerance or 0), ""
 
 
-def _text(made: Task, answer: str) -> tuple[bool, str]:
+def _same_text(made: Task, answer: str) -> bool:
     gold, found = (" ".join(bare(text).casefold().split()) for text in (made.gold, answer))
-    numbers_said = real(gold), real(found)
-    return gold == found or (None not in numbers_said and len(set(numbers_said)) == 1), ""
+    said = real(gold), real(found)
+    return gold == found or (None not in said and said[0] == said[1])
 
 
-def _record(made: Task) -> Record:
-    return Record(id="", image="", question=made.question, gt=made.gold, reward="math",
-                  solution=made.gold)  # fmt: skip
-
-
-def _submit(made: Task, answer: str) -> Any:
-    """Send a comparison to the workers; None where the gold is no mathematics but words."""
-    try:
-        return maths.submit(_record(made), answer)
-    except GoldError:
-        return None
-
-
-def _maths(made: Task, answer: str) -> tuple[bool, str]:
-    if _text(made, answer)[0]:
+def _same_maths(made: Task, answer: str) -> tuple[bool, str]:
+    if _same_text(made, answer):
         return True, ""
     pending = _submit(made, answer)
     try:
@@ -145,11 +170,14 @@ def _maths(made: Task, answer: str) -> tuple[bool, str]:
     return score.value == 1.0, score.reason
 
 
-_RULES = {
-    "option": lambda made, answer: (answer == made.gold, ""),
-    "letters": lambda made, answer: (letters(answer) == letters(made.gold), ""),
-    "number": _number,
-    "list": lambda made, answer: (numbers(answer) == numbers(made.gold), ""),
-    "maths": _maths,
-    "text": _text,
-}
+def _submit(made: Task, answer: str) -> Any:
+    """Send a comparison to the workers; None where the gold is no mathematics but words."""
+    try:
+        return maths.submit(_record(made), answer)
+    except GoldError:
+        return None
+
+
+def _record(made: Task) -> Record:
+    return Record(id="", image="", question=made.question, gt=made.gold, reward="math",
+                  solution=made.gold)  # fmt: skip

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +20,7 @@ from vlaa_lib import rewards
 from vlaa_lib.rewards.answers import bare, excerpt
 from vlaa_lib.rewards.verifiers import choose, read_number
 
-from .files import Row, family, listed
+from .benchmarks import Row, family, listed
 
 LETTERS = "ABCDEFGHI"  # the most that We-Math and LogicVista offer
 
@@ -107,26 +106,57 @@ def letters(text: str, question: str = "") -> frozenset[str] | None:
 
 
 def task(benchmark: str, row: Row) -> Task:
-    """Read what a row asks for and what is right.
-
-    Raises:
-        ValueError: unknown benchmark.
-    """
-    name = family(benchmark)
-    micro = _MICRO.get(text_of(row.get("micro_reward")))
-    made = micro(name, row) if micro else _TASKS[name](row)
-    problem = made.problem or ("is empty" if not made.gold else _CHECKS[made.kind](made))
-    if not problem:
-        return made
-    return Task(**(vars(made) | {"problem": f"gold {excerpt(made.gold)} {problem}"}))
+    """Read what a row asks for and what is right."""
+    made = _read(family(benchmark), row)
+    problem = made.problem or ("is empty" if not made.gold else _gold_problem(made))
+    return replace(made, problem=f"gold {excerpt(made.gold)} {problem}") if problem else made
 
 
-def _option(row: Row, choices: dict[str, str] | None, gold: str) -> Task:
+def _read(name: str, row: Row) -> Task:
+    """Read a benchmark's columns; all else depends on the kind of the task alone."""
+
+    def cell(column: str) -> str:
+        return text_of(row.get(column))
+
+    question, answer, kind = cell("question"), cell("answer"), cell("answer_type")
+    micro = cell("micro_reward")  # micro rows say which verifier their answer is meant for
+    if micro in ("digit", "math"):
+        return Task("number" if micro == "digit" else "maths", answer, question)
+    told = text_of(row.get("question_for_eval") or row.get("question"))  # with its choices
+    if micro == "mcq" and name in ("MathVision", "MathVerse", "DynaMath"):
+        return _option(question, rewards.options(told), answer)
+    match name:
+        case "MathVista" if cell("question_type") == "multi_choice":
+            return _option(question, _of_list(row), cell("answer_option") or answer)
+        case "MathVista":
+            # the benchmark's own scorer rounds a float to the row's precision; the kit does not
+            digits = re.fullmatch(r"(\d)(?:\.0)?", cell("precision")) if kind == "float" else None
+            places = int(digits[1]) if digits else None
+            kinds = {"integer": "number", "float": "number", "list": "list"}
+            return Task(kinds.get(kind, "text"), answer, question, places=places)
+        case "MathVision" if (choices := _of_list(row)) != {}:
+            return _option(question, choices, answer)
+        case "MathVerse" if cell("question_type").startswith("multi"):
+            return _option(question, rewards.options(told), answer)
+        case "MathVision" | "MathVerse":
+            return Task("maths", answer, question)
+        case "DynaMath" if kind == "multiple choice":
+            return _option(question, rewards.options(question), answer)
+        case "DynaMath" if kind in ("float", "int", "integer"):
+            return Task("number", answer, question, tolerance=Decimal("0.001"))  # DynaMath's own
+        case "DynaMath":
+            return Task("text", answer, question)
+        case "WeMath":
+            return _option(question, {c: text for c in LETTERS if (text := cell(c))}, answer)
+    return Task("letters", answer, question)  # LogicVista
+
+
+def _option(question: str, choices: dict[str, str] | None, gold: str) -> Task:
     """Make the task of choosing; a gold that is a choice's text becomes that choice's letter."""
     if choices is None:
         return Task("option", gold, problem="has choices that cannot be read as a list")
     letter = choose(gold, choices)[0] if choices else gold.upper()
-    return Task("option", letter or gold, text_of(row.get("question")), choices)
+    return Task("option", letter or gold, question, choices)
 
 
 def _of_list(row: Row) -> dict[str, str] | None:
@@ -137,84 +167,12 @@ def _of_list(row: Row) -> dict[str, str] | None:
     return None if found is None else {chr(65 + i): text for i, text in enumerate(found[:26])}
 
 
-def _free(kind: str, row: Row, **more: Any) -> Task:
-    return Task(kind, text_of(row.get("answer")), text_of(row.get("question")), **more)
-
-
-def _mathvista(row: Row) -> Task:
-    if text_of(row.get("question_type")) == "multi_choice":
-        gold = text_of(row.get("answer_option")) or text_of(row.get("answer"))
-        return _option(row, _of_list(row), gold)
-    kind = {"integer": "number", "float": "number", "list": "list"}
-    answer_type, places = text_of(row.get("answer_type")), text_of(row.get("precision"))
-    # the benchmark's own scorer rounds a float to the row's precision; the kit leaves that out
-    digits = re.fullmatch(r"(\d)(?:\.0)?", places) if answer_type == "float" else None
-    return _free(kind.get(answer_type, "text"), row, places=int(digits[1]) if digits else None)
-
-
-def _mathvision(row: Row) -> Task:
-    choices, gold = _of_list(row), text_of(row.get("answer"))
-    return _free("maths", row) if choices == {} else _option(row, choices, gold)
-
-
-def _mathverse(row: Row) -> Task:
-    if not text_of(row.get("question_type")).startswith("multi"):
-        return _free("maths", row)
-    choices = rewards.options(text_of(row.get("question_for_eval") or row.get("question")))
-    return _option(row, choices, text_of(row.get("answer")))
-
-
-def _dynamath(row: Row) -> Task:
-    kind = text_of(row.get("answer_type"))
-    if kind == "multiple choice":
-        choices = rewards.options(text_of(row.get("question")))
-        return _option(row, choices, text_of(row.get("answer")))
-    if kind in ("float", "int", "integer"):
-        return _free("number", row, tolerance=Decimal("0.001"))  # DynaMath's own
-    return _free("text", row)
-
-
-def _wemath(row: Row) -> Task:
-    choices = {c: text for c in LETTERS if (text := text_of(row.get(c)))}
-    return _option(row, choices, text_of(row.get("answer")))
-
-
-def _logicvista(row: Row) -> Task:
-    return _free("letters", row)
-
-
-def _micro_choice(name: str, row: Row) -> Task:
-    if name == "MathVista":
-        return _mathvista(row)
-    if name in ("WeMath", "LogicVista"):
-        return _TASKS[name](row)
-    asked = text_of(row.get("question_for_eval") or row.get("question"))
-    return _option(row, rewards.options(asked), text_of(row.get("answer")))
-
-
-# the columns of each benchmark are read by one function; all else depends on the kind of the task
-_TASKS: dict[str, Callable[[Row], Task]] = {
-    "MathVista": _mathvista,
-    "MathVision": _mathvision,
-    "MathVerse": _mathverse,
-    "DynaMath": _dynamath,
-    "WeMath": _wemath,
-    "LogicVista": _logicvista,
-}
-# micro rows say which verifier their answer is meant for
-_MICRO: dict[str, Callable[[str, Row], Task]] = {
-    "digit": lambda name, row: _free("number", row),
-    "math": lambda name, row: _free("maths", row),
-    "mcq": _micro_choice,
-}
-_CHECKS: dict[str, Callable[[Task], str]] = {
-    "option": lambda t: (
-        "" if t.gold in (t.choices or LETTERS) and len(t.gold) == 1
-        else f"is none of the choices {', '.join(t.choices or LETTERS)}"
-    ),
-    "letters": lambda t: "" if letters(t.gold, t.question) else "is no set of letters",
-    "number": lambda t: "" if real(t.gold, t.question) is not None else "is not one number",
-    "list": lambda t: "" if numbers(t.gold) else "is no list of numbers",
-    "maths": lambda t: "",
-    "text": lambda t: "",
-}
+def _gold_problem(made: Task) -> str:
+    known = made.choices or LETTERS
+    if made.kind == "option" and not (made.gold in known and len(made.gold) == 1):
+        return f"is none of the choices {', '.join(known)}"
+    if made.kind == "letters" and not letters(made.gold, made.question):
+        return "is no set of letters"
+    if made.kind == "number" and real(made.gold, made.question) is None:
+        return "is not one number"
+    return "is no list of numbers" if made.kind == "list" and not numbers(made.gold) else ""

@@ -25,6 +25,7 @@ def measure(folder: Path, stage: str, per_source: int = 56) -> tuple[list[dict],
         whose answers are checked by rule, and the share of sampled replies in the format.
     """
     from vlaa_lib import evaluate
+    from vlaa_lib.evaluate import benchmarks, prompting
     from vlaa_lib.models import load_policy
 
     policy = load_policy(folder)
@@ -32,7 +33,9 @@ def measure(folder: Path, stage: str, per_source: int = 56) -> tuple[list[dict],
         # `dev` is what recipes are chosen on; a run's own `test` records are drawn with seed 0
         made = microworld.write_split(work, list(SOURCES), "test", per_source, seed=1)
         images = Path(work) / "images"
-        rows = evaluate.evaluate(policy, made, images, stage)
+        chosen = prompting.settings(max_new_tokens=prompts.MAX_NEW_TOKENS)
+        asked = [benchmarks.held_out(made, images)]
+        rows = evaluate.run(policy, asked, chosen, work, stage, batch=64)
         torch.manual_seed(0)
         sampled = evaluate.generate(policy, made, images, temperature=0.8)
     closed = [row["correct"] for row in rows if row["part"] in CLOSED and not row["blank"]]

@@ -82,12 +82,12 @@ def sample(
     """
     import torch
 
-    from vlaa_lib import perplexity
+    from vlaa_lib.evaluate.generate import fingerprint
 
     settings = {"generator": generator, "n": n, "temperature": temperature, "seed": seed,
                 "questions": questions, "batch": batch, "max_new_tokens": max_new_tokens,
                 "records": zlib.crc32(repr([(r.id, r.question) for r in records]).encode()),
-                **perplexity.fingerprint(policy)}  # fmt: skip
+                **fingerprint(policy)}  # fmt: skip
     folders.claim(folder, settings, "pool.json", names=["policy"])
     store, done = traces.TraceStore(folder), {row["record_id"] for row in _rows(folder)}
     given = images, batch, max_new_tokens

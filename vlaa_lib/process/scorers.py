@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlaa_lib import VlaaError, evaluate, folders, traces
-from vlaa_lib.evaluate.generate import Ask, answer
+from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
 from vlaa_lib.images import ImageError, open_image
 from vlaa_lib.llm import (
     EMPTY,
@@ -278,9 +278,7 @@ def policy_judge(
 
     The policy's weights are part of the key: a policy trained further is another judge.
     """
-    from vlaa_lib import perplexity
-
-    settings = perplexity.fingerprint(policy) | {"max_new_tokens": max_new_tokens}
+    settings = fingerprint(policy) | {"max_new_tokens": max_new_tokens}
     del settings["policy"]  # a path names nothing
 
     def digest(image: str) -> str | CallFailed:

@@ -202,7 +202,7 @@ def search(
     questions grow in fixed parts, each with a seed of its own.
 
     Args:
-        policy: who answers, as `perplexity.fingerprint` names it; part of the settings.
+        policy: who answers, as `evaluate.generate.fingerprint` names it; part of the settings.
         verifier: default: each record's own, answers without tags included.
     """
     settings = {**asdict(s), "seed": seed, "questions": questions, "policy": policy}
@@ -243,15 +243,14 @@ def run(
     """Search with a policy; also write `processes.json` and `statistics.csv` into `out`."""
     import torch
 
-    from vlaa_lib import perplexity
-    from vlaa_lib.evaluate.generate import answer, ask
+    from vlaa_lib.evaluate.generate import answer, ask, fingerprint
 
     def sample(made: list[Record], prefixes: list[str], seed: int) -> list[str]:
         torch.manual_seed(seed)
         asks = [replace(ask(r), reply=prefix) for r, prefix in zip(made, prefixes, strict=True)]
         return answer(policy, asks, images, s.batch, s.max_new_tokens, s.temperature)
 
-    trees = search(made, sample, out, s, seed, perplexity.fingerprint(policy)["weights"])
+    trees = search(made, sample, out, s, seed, fingerprint(policy)["weights"])
     # one JSON array, as the released file is; `released.read_processes` reads both
     text = json.dumps(rows(trees), ensure_ascii=False, indent=0) + "\n"
     folders.write_text(Path(out) / "processes.json", text)

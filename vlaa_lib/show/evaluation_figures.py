@@ -20,7 +20,7 @@ def by_benchmark(rows: Rows, paper: Rows = (), y: str = "value") -> Table:
     """Set models in lines and benchmarks in columns, in points of a hundred (paper table 4).
 
     Args:
-        rows: model, benchmark, `y`, low, high: of `benchmarks.table4` or `relative_change`.
+        rows: model, benchmark, `y`, low, high: of `stats.table4` or `relative_change`.
         paper: the paper's: `named`, benchmark and `y`; in grey under ours, without an interval.
 
     >>> by_benchmark([{"model": "sft", "benchmark": "micro-X", "value": 0.5, "low": None}])
@@ -54,7 +54,7 @@ def relative_change(rows: Rows, paper: Rows = (), title: str = "") -> Figure:
     """Draw how far models are from a baseline, by benchmark (paper figure 3).
 
     Args:
-        rows: of `benchmarks.relative_change`; no bar where there is no value.
+        rows: of `stats.relative_change`; no bar where there is no value.
         paper: the paper's, with model, benchmark and change: grey marks on the model's bar.
     """
     ours, theirs = (
@@ -74,7 +74,7 @@ def differences(rows: Rows, title: str = "", x_title: str = "difference") -> Fig
     """Draw differences with their intervals, one a line; filled where the interval misses zero.
 
     Args:
-        rows: name, difference, low, high; `compare.compare` returns all but the name.
+        rows: name, difference, low, high; `stats.compare` returns all but the name.
     """
     rows = read(rows)
     data = frame(rows)
@@ -95,7 +95,7 @@ def flips(
     """Draw by benchmark how many rows the second model gained over the first, and lost.
 
     Args:
-        rows: of `benchmarks.flips` of these two.
+        rows: of `stats.flips` of these two.
         benchmarks: which ones, also without a flip; by default those of the rows.
     """
     rows, marks = read(rows), []

@@ -229,12 +229,14 @@ def _answers(
     cfg: Settings, run: Path, name: str, model: Path, made: list[Record]
 ) -> list[dict[str, Any]]:
     from vlaa_lib import evaluate
+    from vlaa_lib.evaluate import benchmarks, prompting
 
     held_out = stages.world(cfg, run, "test")
+    chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens)
 
-    def answer(policy: Policy, _out: Path) -> list[dict[str, Any]]:
-        given = made, held_out / "images", name, cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        return evaluate.evaluate(policy, *given, blank=False)
+    def answer(policy: Policy, out: Path) -> list[dict[str, Any]]:
+        asked = [benchmarks.held_out(made, held_out / "images")]
+        return evaluate.run(policy, asked, chosen, out, name, cfg.evaluate.batch, [False])
 
     place = run / "process" / "answers" / name.replace(" ", "_")
     return stages.answered(cfg, model, place, held_out, answer)

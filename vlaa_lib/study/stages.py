@@ -149,7 +149,6 @@ def perplexity(cfg: Settings, run: Path) -> Path:
     Returns:
         `results/perplexity.csv`, one row a trace.
     """
-    from vlaa_lib import perplexity as scorer
     from vlaa_lib import subsets
 
     data, images = dataset(cfg, run), pictures(cfg, run)
@@ -157,7 +156,7 @@ def perplexity(cfg: Settings, run: Path) -> Path:
 
     def build(path: Path) -> None:
         made = _take(split(data, "sft"), images, cfg.data.scored_per_source)
-        scores = {"instruct": scorer.score(policy(cfg, cfg.model.policy), made, images, path)}
+        scores = {"instruct": subsets.score(policy(cfg, cfg.model.policy), made, images, path)}
         write_csv(table, subsets.average(made, scores)[0])
 
     settings = {"model": asdict(cfg.model), "per_source": cfg.data.scored_per_source}
@@ -254,13 +253,16 @@ def policy(cfg: Settings, path: Path | str) -> Policy:
 def evaluation(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the held-out records with a model, and with blank pictures; return scored rows."""
     from vlaa_lib import evaluate
+    from vlaa_lib.evaluate import prompting
+    from vlaa_lib.evaluate.benchmarks import held_out as benchmark_of
 
     held_out = world(cfg, run, "test")
+    chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens)
 
-    def answer(policy: Any, _out: Path) -> list[dict[str, Any]]:
-        asked = records.load(held_out / "records.jsonl", held_out / "images").records
-        limits = cfg.evaluate.batch, cfg.evaluate.max_new_tokens
-        return evaluate.evaluate(policy, asked, held_out / "images", model, *limits)
+    def answer(policy: Any, out: Path) -> list[dict[str, Any]]:
+        made = records.load(held_out / "records.jsonl", held_out / "images").records
+        asked = [benchmark_of(made, held_out / "images")]
+        return evaluate.run(policy, asked, chosen, out, model, cfg.evaluate.batch)
 
     return answered(cfg, model_path(cfg, run, model), run / "evaluation" / model, held_out, answer)
 
@@ -302,18 +304,20 @@ def benchmarks(cfg: Settings, run: Path, model: str) -> list[dict[str, Any]]:
     """Answer the six micro benchmarks with a model, and with blank pictures; return scored rows.
 
     The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
-    `evaluate.benchmarks` for tables of them.
+    `evaluate.stats` for tables of them.
     """
-    from vlaa_lib.evaluate import benchmarks, files, prompting
+    from vlaa_lib import evaluate
+    from vlaa_lib.evaluate import prompting
+    from vlaa_lib.evaluate.benchmarks import read
     from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS
 
-    folder, batch = benchmark_files(cfg, run), cfg.evaluate.batch
+    folder = benchmark_files(cfg, run)
     limits = {"max_pixels": cfg.model.max_pixels, "min_pixels": cfg.model.min_pixels}
     chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens, **limits)
 
     def answer(policy: Any, out: Path) -> list[dict[str, Any]]:
-        asked = [files.read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
-        return benchmarks.answer(policy, asked, chosen, out, model, batch)
+        asked = [read(n, folder / f"{n}.tsv", folder / "images") for n in BENCHMARKS]
+        return evaluate.run(policy, asked, chosen, out, model, cfg.evaluate.batch)
 
     into = run / "evaluation" / f"{model}-micro"
     return answered(cfg, model_path(cfg, run, model), into, folder, answer)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from vlaa_lib import models, perplexity, prompts, records, subsets
+from vlaa_lib import VlaaError, models, prompts, records, subsets
 from vlaa_lib.__main__ import main
+from vlaa_lib.evaluate.generate import by_length, fingerprint
 from vlaa_lib.images import open_image
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld import narrator
@@ -40,7 +41,7 @@ def traced(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(policy, traced, tmp_path_factory):
     images, made = traced
-    return perplexity.score(policy, made, images, tmp_path_factory.mktemp("scored"))
+    return subsets.score(policy, made, images, tmp_path_factory.mktemp("scored"))
 
 
 def values(scores):
@@ -83,9 +84,9 @@ def test_scores_do_not_depend_on_the_batch(
     policy, traced, scored, tmp_path, batch_tokens, monkeypatch
 ):
     images, made = traced
-    monkeypatch.setattr(perplexity, "WINDOW", 7)
-    monkeypatch.setattr(perplexity, "HEAD_TOKENS", 33)
-    again = perplexity.score(policy, made, images, tmp_path, batch_tokens)
+    monkeypatch.setattr(subsets, "WINDOW", 7)
+    monkeypatch.setattr(subsets, "HEAD_TOKENS", 33)
+    again = subsets.score(policy, made, images, tmp_path, batch_tokens)
     assert values(again) == pytest.approx(values(scored), rel=1e-4)
     assert set(again) == {record.id for record in made}
 
@@ -101,8 +102,8 @@ def test_labels_are_those_of_sft(policy, traced, tmp_path):
     args = SFTConfig(output_dir=str(tmp_path), max_length=None, report_to="none", use_cpu=True)
     trainer = SFTTrainer(policy.model, args, train_dataset=rows, processing_class=policy.processor)
     theirs = trainer.data_collator([rows[i] for i in range(3)])
-    encoded = perplexity._Encoded(policy, made[:3], images)
-    ours = perplexity._join([encoded[i][1] for i in range(3)])
+    encoded = subsets._Encoded(policy, made[:3], images)
+    ours = subsets._join([encoded[i][1] for i in range(3)])
     assert theirs.keys() == ours.keys()
     real = theirs["attention_mask"].bool()  # what stands in the padding is never read
     for name in ("input_ids", "labels", "mm_token_type_ids"):
@@ -113,7 +114,7 @@ def test_labels_are_those_of_sft(policy, traced, tmp_path):
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
 def test_batches_hold_each_position_once_within_the_bound(lengths, batch_tokens):
-    made = list(perplexity.batches(lengths, batch_tokens))
+    made = by_length(lengths, tokens=batch_tokens, longest_first=True)
     assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
     for batch in made:
         padded = len(batch) * max(lengths[i] for i in batch)
@@ -122,7 +123,7 @@ def test_batches_hold_each_position_once_within_the_bound(lengths, batch_tokens)
 
 def test_a_killed_run_goes_on_where_it_stopped(policy, traced, scored, tmp_path, monkeypatch):
     images, made = traced
-    plain, seen = perplexity.mean_nll, []
+    plain, seen = subsets.mean_nll, []
 
     def dies(model, inputs):
         if sum(seen) >= 6:
@@ -130,82 +131,75 @@ def test_a_killed_run_goes_on_where_it_stopped(policy, traced, scored, tmp_path,
         seen.append(len(inputs["labels"]))
         return plain(model, inputs)
 
-    monkeypatch.setattr(perplexity, "mean_nll", dies)
+    monkeypatch.setattr(subsets, "mean_nll", dies)
     with pytest.raises(KeyboardInterrupt):
-        perplexity.score(policy, made, images, tmp_path, batch_tokens=700)
+        subsets.score(policy, made, images, tmp_path, batch_tokens=700)
     path = tmp_path / "scores.jsonl"
     before = path.read_text()
-    assert before.count("\n") == 1 + sum(seen) < 1 + len(made)
+    assert before.count("\n") == sum(seen) < len(made)
     path.write_text(before + '{"id": "solids-dev-')  # killed in the middle of a line
     seen_again = []
     monkeypatch.setattr(
-        perplexity,
+        subsets,
         "mean_nll",
         lambda model, inputs: seen_again.append(len(inputs["labels"])) or plain(model, inputs),
     )
-    resumed = perplexity.score(policy, made, images, tmp_path, batch_tokens=700)
+    resumed = subsets.score(policy, made, images, tmp_path, batch_tokens=700)
     assert sum(seen) + sum(seen_again) == len(made)
     assert values(resumed) == pytest.approx(values(scored), rel=1e-4)
     assert path.read_text().startswith(before)
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_a_torn_header_is_written_again(policy, traced, tmp_path):
-    images, made = traced
-    (tmp_path / "scores.jsonl").write_text('{"policy": "da')
-    assert len(perplexity.score(policy, made[:2], images, tmp_path)) == 2
-    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
-
-
 def test_shards_together_equal_one_run(policy, traced, scored, tmp_path):
     images, made = traced
-    first = perplexity.score(policy, made, images, tmp_path, shard=(1, 2))
+    first = subsets.score(policy, made, images, tmp_path, shard=(1, 2))
     assert set(first) == {record.id for record in made[::2]}
-    both = perplexity.score(policy, made, images, tmp_path, shard=(2, 2))
+    both = subsets.score(policy, made, images, tmp_path, shard=(2, 2))
     assert values(both) == pytest.approx(values(scored), rel=1e-4)
-    assert perplexity.load(tmp_path, made) == both
+    assert subsets.load(tmp_path, made) == both
     # one process more finds nothing left to do
-    assert perplexity.score(policy, made, images, tmp_path) == both
-    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1
+    assert subsets.score(policy, made, images, tmp_path) == both
+    assert not (tmp_path / "scores.jsonl").exists()
     with pytest.raises(ValueError, match="shard 3/2"):
-        perplexity.score(policy, made, images, tmp_path, shard=(3, 2))
+        subsets.score(policy, made, images, tmp_path, shard=(3, 2))
 
 
 def test_scores_of_something_else_are_refused(policy, traced, tiny_model, tmp_path):
     images, made = traced
-    perplexity.score(policy, made[:2], images, tmp_path)
+    subsets.score(policy, made[:2], images, tmp_path)
     other = models.load_policy(tiny_model)
-    with pytest.raises(records.RecordError, match=r"scores.jsonl:1: .*weights \w+ instead of"):
-        perplexity.score(other, made[:2], images, tmp_path)
+    with pytest.raises(VlaaError, match=r"other settings \(weights '\w+' instead of"):
+        subsets.score(other, made[:2], images, tmp_path)
     fewer_pixels = models.load_policy(INSTRUCT, max_pixels=100_000)
-    with pytest.raises(records.RecordError, match="max_pixels 262144 instead of 100000"):
-        perplexity.score(fewer_pixels, made[:2], images, tmp_path)
+    with pytest.raises(VlaaError, match="max_pixels 262144 instead of 100000"):
+        subsets.score(fewer_pixels, made[:2], images, tmp_path)
     changed = replace(made[1], answer=prompts.join_think_answer("no", "7"))
     with pytest.raises(records.RecordError, match="scored with another question, image or answer"):
-        perplexity.score(policy, [made[0], changed], images, tmp_path)
+        subsets.score(policy, [made[0], changed], images, tmp_path)
     # a set that grew is scored where it is new
-    assert len(perplexity.score(policy, made[:3], images, tmp_path)) == 3
+    assert len(subsets.score(policy, made[:3], images, tmp_path)) == 3
 
 
 def test_a_training_step_is_another_policy(policy):
     """The header reads a part of each tensor: a part that training moves."""
-    before = perplexity.fingerprint(policy)
+    before = fingerprint(policy)
     again = models.load_policy(INSTRUCT)
-    assert perplexity.fingerprint(again) == before
+    assert fingerprint(again) == before
     norm = again.model.get_parameter("model.language_model.norm.weight")
     with torch.no_grad():
         norm += 1e-3
-    assert perplexity.fingerprint(again)["weights"] != before["weights"]
+    assert fingerprint(again)["weights"] != before["weights"]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"id": "a"}'])
 def test_a_broken_line_is_named(policy, traced, tmp_path, line):
     images, made = traced
-    perplexity.score(policy, made[:1], images, tmp_path)
+    subsets.score(policy, made[:1], images, tmp_path)
     with (tmp_path / "scores.jsonl").open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(records.RecordError, match=r"scores.jsonl:3: not a score; delete"):
-        perplexity.load(tmp_path, made)
+    with pytest.raises(VlaaError, match=r"scores.jsonl:2: (not a score|not a JSON object); delete"):
+        subsets.load(tmp_path, made)
 
 
 def test_what_cannot_be_scored_says_why_and_stops_nothing(policy, traced, tmp_path):
@@ -218,7 +212,7 @@ def test_what_cannot_be_scored_says_why_and_stops_nothing(policy, traced, tmp_pa
         "is not below": replace(made[2], image="none.png"),
     }
     mixed = [*bad.values(), *made[3:5]]
-    scores = perplexity.score(policy, mixed, images, tmp_path)
+    scores = subsets.score(policy, mixed, images, tmp_path)
     for reason, record in bad.items():
         assert reason in scores[record.id]["problem"] and "perplexity" not in scores[record.id]
     found = subsets.select(mixed, {"pocket": scores}, 2)
@@ -232,7 +226,7 @@ def test_a_model_that_says_nan_is_a_problem_not_a_number(traced, tiny_model, tmp
     broken = models.load_policy(tiny_model)
     with torch.no_grad():
         broken.model.get_parameter("model.language_model.norm.weight").fill_(math.nan)
-    scores = perplexity.score(broken, made[:2], images, tmp_path)
+    scores = subsets.score(broken, made[:2], images, tmp_path)
     assert all("likelihood is nan" in row["problem"] for row in scores.values())
     assert "NaN" not in (tmp_path / "scores.jsonl").read_text()
     with pytest.raises(records.RecordError, match="0 records have a perplexity"):
@@ -243,7 +237,7 @@ def test_a_template_without_replies_is_refused(traced, tmp_path):
     images, made = traced
     base = models.load_policy("data/pocket/base")
     with pytest.raises(ValueError, match=r"template of .*base leaves out .* instruct"):
-        perplexity.score(base, made[:1], images, tmp_path)
+        subsets.score(base, made[:1], images, tmp_path)
 
 
 def test_a_lora_policy_is_scored_with_its_adapter(traced, tiny_model, tmp_path):
@@ -251,7 +245,7 @@ def test_a_lora_policy_is_scored_with_its_adapter(traced, tiny_model, tmp_path):
 
     images, made = traced
     base = models.load_policy(tiny_model)
-    before = perplexity.score(base, made[:2], images, tmp_path / "base")
+    before = subsets.score(base, made[:2], images, tmp_path / "base")
     lora = LoraConfig(r=4, target_modules=models.LANGUAGE_LINEARS, init_lora_weights=False)
     get_peft_model(base.model, lora).save_pretrained(tmp_path / "lora")
     base.processor.save_pretrained(tmp_path / "lora")
@@ -260,10 +254,10 @@ def test_a_lora_policy_is_scored_with_its_adapter(traced, tiny_model, tmp_path):
         json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tiny_model)})
     )
     adapted = models.load_policy(tmp_path / "lora")
-    after = perplexity.score(adapted, made[:2], images, tmp_path / "lora-scores")
+    after = subsets.score(adapted, made[:2], images, tmp_path / "lora-scores")
     assert values(after) != pytest.approx(values(before), rel=1e-3)
-    with pytest.raises(records.RecordError, match="weights"):
-        perplexity.score(adapted, made[:2], images, tmp_path / "base")
+    with pytest.raises(VlaaError, match="weights"):
+        subsets.score(adapted, made[:2], images, tmp_path / "base")
 
 
 def test_the_papers_other_architecture_is_scored(policy, traced, tmp_path):
@@ -288,8 +282,8 @@ def test_the_papers_other_architecture_is_scored(policy, traced, tmp_path):
     older = models.load_policy(tmp_path / "older")
     assert isinstance(older.model, Qwen2VLForConditionalGeneration)
     images, made = traced
-    together = perplexity.score(older, made[:5], images, tmp_path / "together")
-    alone = perplexity.score(older, made[:5], images, tmp_path / "alone", batch_tokens=1)
+    together = subsets.score(older, made[:5], images, tmp_path / "together")
+    alone = subsets.score(older, made[:5], images, tmp_path / "alone", batch_tokens=1)
     assert values(together) == pytest.approx(values(alone), rel=1e-4)
 
 
