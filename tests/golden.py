@@ -263,7 +263,7 @@ def _replies(golds: list[str], seed: int) -> list[str]:
 def scores() -> Net:
     """Metrics, intervals and comparisons of two made-up models; reports on micro records."""
     from vlaa_lib import evaluate, pocket
-    from vlaa_lib.evaluate import benchmarks, compare
+    from vlaa_lib.evaluate import stats
     from vlaa_lib.evaluate.scoring import score_all
     from vlaa_lib.pocket import microworld
     from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, rows
@@ -281,15 +281,15 @@ def scores() -> Net:
             runs[model, blank] = [{"model": model, "blank": blank, **row} for row in made]
             scored += runs[model, blank]
         one, two = runs["a", False], runs["b", False]
-        found[f"compare/{name}"] = compare.compare(name, [one], [two])
-        found[f"compare runs/{name}"] = compare.compare(name, [one, two], [two])
-        found[f"metrics/{name}"] = benchmarks.metrics([r for m in runs.values() for r in m], 200)
-    for row in benchmarks.table4(scored, 200):
+        found[f"compare/{name}"] = stats.compare(name, [one], [two])
+        found[f"compare runs/{name}"] = stats.compare(name, [one, two], [two])
+        found[f"metrics/{name}"] = stats.by_metric([r for m in runs.values() for r in m], 200)
+    for row in stats.table4(scored, 200):
         found[f"table4/{row['model']}/{row['benchmark']}"] = row
-    found["relative change"] = benchmarks.relative_change(scored, "a", 200)
-    found["flips"] = benchmarks.flips(scored, "a", "b")
-    found["by rule"] = benchmarks.by_rule(scored, resamples=100)
-    found["mcnemar"] = [compare.mcnemar(k, 9) for k in range(12)]
+    found["relative change"] = stats.relative_change(scored, "a", 200)
+    found["flips"] = stats.flips(scored, "a", "b")
+    found["by rule"] = stats.by_rule(scored, resamples=100)
+    found["mcnemar"] = [stats.mcnemar(k, 9) for k in range(12)]
     found["bootstrap"] = evaluate.bootstrap([0.0, 1.0, 1.0, 0.25, 0.5], 500)
 
     made = [microworld.record(s, "test", i) for s in microworld.SOURCES for i in range(8)]
