@@ -99,6 +99,8 @@ def plan(root: str | Path, revision: str | None = None, only: list[str] | None =
                        f.lfs.sha256 if f.lfs else f.blob_id)
             for f in info.siblings
         ]  # fmt: skip
+        if not re.fullmatch("[0-9a-f]{40}", info.sha):
+            raise ValueError(f"{info.sha!r} is no commit")
     if pinned and info.sha != pinned:
         raise VlaaError(
             f"{root} holds revision {pinned}, and {revision!r} is {info.sha}; two revisions are "
