@@ -89,16 +89,20 @@ def refused(result):
     return sum("HTTP" in drop.reason for drop in result.drops)
 
 
-def test_twenty_records_go_through_every_step(world, tmp_path):
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """What a run over the twenty records made."""
     items, images = world
     with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
-        result = run(items, images, base_url, tmp_path)
+        return run(items, images, base_url, tmp_path_factory.mktemp("finished"))
 
-    ids = [record.id for record in items]
-    kept = result.sft + result.rl
-    assert sorted([r.id for r in kept] + [d.id for d in result.drops]) == sorted(ids)
-    assert kept and result.drops, "the lossy captions of this seed leave both"
-    for split in (result.sft, result.rl, result.drops):
+
+def test_twenty_records_go_through_every_step(world, finished):
+    ids = [record.id for record in world[0]]
+    kept = finished.sft + finished.rl
+    assert sorted([r.id for r in kept] + [d.id for d in finished.drops]) == sorted(ids)
+    assert kept and finished.drops, "the lossy captions of this seed leave both"
+    for split in (finished.sft, finished.rl, finished.drops):
         assert [r.id for r in split] == sorted((r.id for r in split), key=ids.index)
     for record in kept:
         parsed = prompts.split_think_answer(record.answer)
@@ -106,17 +110,14 @@ def test_twenty_records_go_through_every_step(world, tmp_path):
         assert record.caption and record.ds_answer
         assert "caption" not in record.answer and "description" not in record.answer
         assert record.meta["caption_model_id"] == "teacher-caption"
-    assert not any(construct.has_aha(r.answer) for r in result.sft)
-    assert all(construct.has_aha(r.answer) for r in result.rl)
-    assert records.load(tmp_path / "sft.jsonl").records == result.sft
-    assert records.load(tmp_path / "rl.jsonl").records == result.rl
+    assert not any(construct.has_aha(r.answer) for r in finished.sft)
+    assert all(construct.has_aha(r.answer) for r in finished.rl)
+    assert records.load(finished.out / "sft.jsonl").records == finished.sft
+    assert records.load(finished.out / "rl.jsonl").records == finished.rl
 
 
-def test_counts_add_up_and_are_written(world, tmp_path):
-    items, images = world
-    with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
-        result = run(items, images, base_url, tmp_path)
-    table = {(row["step"], row["source"]): row for row in result.counts}
+def test_counts_add_up_and_are_written(finished):
+    table = {(row["step"], row["source"]): row for row in finished.counts}
     chain = ("caption", "distil", "rewrite", "verify")
     for source in SOURCES:
         assert table["caption", source]["in"] == 4
@@ -124,16 +125,18 @@ def test_counts_add_up_and_are_written(world, tmp_path):
             assert table[before, source]["out"] == table[after, source]["in"]
         split = table["split: sft", source]["out"] + table["split: rl", source]["out"]
         assert split == table["verify", source]["out"]
-    for row in result.counts:
+    for row in finished.counts:
         assert row["in"] == row["out"] + row["dropped"]
     for step in chain:
-        rows = [row for row in result.counts if row["step"] == step]
-        unanswered = sum(drop.step == step and "HTTP" in drop.reason for drop in result.drops)
+        rows = [row for row in finished.counts if row["step"] == step]
+        unanswered = sum(drop.step == step and "HTTP" in drop.reason for drop in finished.drops)
         assert sum(row["calls"] for row in rows) == sum(row["in"] for row in rows) - unanswered
         assert all(row["prompt_tokens"] > 0 and row["seconds"] > 0 for row in rows if row["in"])
-    with (tmp_path / "counts.csv").open() as stream:
+    with (finished.out / "counts.csv").open() as stream:
         written = list(csv.DictReader(stream))
-    assert [{k: str(v) for k, v in row.items()} for row in result.counts] == written
+    assert [{k: str(v) for k, v in row.items()} for row in finished.counts] == written
+    sizes = len(finished.sft), len(finished.rl), len(finished.drops)
+    assert finished.summary == "{} for SFT, {} for RL, {} dropped".format(*sizes)
 
 
 def test_a_teacher_that_never_errs_loses_nothing(world, tmp_path):
@@ -173,8 +176,7 @@ def test_order_and_result_do_not_depend_on_concurrency(world, tmp_path):
     assert outputs(tmp_path / "one") == outputs(tmp_path / "many")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how):
+def test_an_interrupted_run_resumes_to_the_same_result(world, tmp_path, monkeypatch):
     items, images = world
     answer, finished = LocalTeacher.reply, []
 
@@ -184,17 +186,15 @@ def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how
         return answer(self, model, messages)
 
     monkeypatch.setattr(LocalTeacher, "reply", slow)
-    out, code = (
-        tmp_path / "killed",
-        (
-            "import signal, sys; from vlaa_lib import construct, records\n"
-            # a shell's background jobs, and so what they start, ignore Ctrl-C
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "path, url, out = sys.argv[1:]\n"
-            "items = records.load(path + '/records.jsonl').records\n"
-            "limits = construct.Limits(concurrency=4)\n"
-            "construct.run(items, path + '/images', url, out, limits=limits, progress=False)\n"
-        ),
+    out = tmp_path / "interrupted"
+    code = (
+        "import signal, sys; from vlaa_lib import construct, records\n"
+        # a shell's background jobs, and so what they start, ignore Ctrl-C
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "path, url, out = sys.argv[1:]\n"
+        "items = records.load(path + '/records.jsonl').records\n"
+        "limits = construct.Limits(concurrency=4)\n"
+        "construct.run(items, path + '/images', url, out, limits=limits, progress=False)\n"
     )
     with pocket.serve_teacher(pocket.scenes_of(items, images)) as base_url:
         child = subprocess.Popen(
@@ -205,11 +205,10 @@ def test_killed_run_resumes_to_the_same_result(world, tmp_path, monkeypatch, how
         deadline = time.monotonic() + 60
         while len(finished) < 25 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        child.send_signal(how)
+        child.send_signal(signal.SIGINT)
         _, stderr = child.communicate(timeout=20)
-        assert child.returncode != 0, "the run ended before it was killed"
-        if how == signal.SIGINT:
-            assert b"KeyboardInterrupt" in stderr and b"never retrieved" not in stderr
+        assert child.returncode != 0, "the run ended before it was interrupted"
+        assert b"KeyboardInterrupt" in stderr and b"never retrieved" not in stderr
         assert not (out / "sft.jsonl").exists()
         paid = num_paid(out)
         time.sleep(0.3)  # what the dead child had still asked is answered to nobody
@@ -231,47 +230,38 @@ def one(world):
     return replace(items[0], caption="There are 3 things.", solution="3", gt="3"), images
 
 
-@pytest.mark.parametrize(
-    ("replies", "step", "reason"),
-    [
-        ({"distil": "no tags at all"}, "distil", "malformed trace"),
-        ({"distil": "3" + prompts.THINK_CLOSE + " "}, "distil", "malformed trace"),
-        ({"distil": trace("a " + prompts.THINK_OPEN + "b")}, "distil", "malformed trace"),
-        ({"distil": trace("a", "b" + prompts.THINK_CLOSE)}, "distil", "malformed trace"),
-        ({"distil": trace("a") + trace("b")}, "distil", "malformed trace"),
-        ({"distil": "Sure! " + trace()}, "distil", "malformed trace"),
-        ({"distil": trace("", "3")}, "distil", "malformed trace"),
-        ({"distil": trace("a", " ")}, "distil", "malformed trace"),
-        ({"distil": " "}, "distil", "unusable reply"),
-        ({"distil": {"content": None, "refusal": "I will not."}}, "distil", "unusable reply"),
-        (
-            {"distil": {"content": trace(), "finish_reason": "length"}},
-            "distil",
-            "unusable reply",
-        ),
-        (
-            {"distil": {"content": trace(), "finish_reason": "content_filter"}},
-            "distil",
-            "unusable reply",
-        ),
-        ({"rewrite": "two and one, 3"}, "rewrite", "rewrite broke the trace"),
-        (
-            {"rewrite": trace("two and one" + " more" * 16)},
-            "rewrite",
-            "rewrite changed the length by more than 15 words",
-        ),
-        ({"verify": "No."}, "verify", "answer is not the gold"),
-        ({"verify": "Yes, I think"}, "verify", "verdict is neither Yes nor No"),
-        ({"verify": "maybe"}, "verify", "verdict is neither Yes nor No"),
-        ({"verify": (422, "what?", {})}, "verify", "refused by the endpoint (HTTP 422)"),
-        ({"verify": (400, "too long", {})}, "verify", "refused by the endpoint (HTTP 400)"),
-        ({"verify": (500, "oops", {})}, "verify", "no reply from the endpoint (HTTP 500)"),
-        ({"verify": (429, "slow", {})}, "verify", "no reply from the endpoint (HTTP 429)"),
+# step and reason -> what the step's endpoint says: a text, fields of the message, or a status
+BAD_REPLIES = {
+    ("distil", "malformed trace"): [
+        "no tags at all", "3" + prompts.THINK_CLOSE + " ", "Sure! " + trace(), trace("", "3"),
+        trace("a", " "), trace("a " + prompts.THINK_OPEN + "b"), trace("a") + trace("b"),
+        trace("a", "b" + prompts.THINK_CLOSE),
     ],
+    ("distil", "unusable reply"): [
+        " ", {"content": None, "refusal": "I will not."},
+        {"content": trace(), "finish_reason": "length"},
+        {"content": trace(), "finish_reason": "content_filter"},
+    ],
+    ("rewrite", "rewrite broke the trace"): ["two and one, 3"],
+    ("rewrite", "rewrite changed the length by more than 15 words"): [
+        trace("two and one" + " more" * 16)
+    ],
+    ("verify", "answer is not the gold"): ["No."],
+    ("verify", "verdict is neither Yes nor No"): ["Yes, I think", "maybe"],
+    ("verify", "refused by the endpoint (HTTP 422)"): [(422, "what?", {})],
+    ("verify", "refused by the endpoint (HTTP 400)"): [(400, "too long", {})],
+    ("verify", "no reply from the endpoint (HTTP 500)"): [(500, "oops", {})],
+    ("verify", "no reply from the endpoint (HTTP 429)"): [(429, "slow", {})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "reason", "said"),
+    [(*named, said) for named, replies in BAD_REPLIES.items() for said in replies],
 )
-def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, replies, step, reason):
+def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, step, reason, said):
     record, images = one
-    with endpoint(by_step(**{"distil": trace()} | replies)) as (base_url, _):
+    with endpoint(by_step(**{"distil": trace()} | {step: said})) as (base_url, _):
         result = run([record], images, base_url, tmp_path)
     assert result.sft == result.rl == []
     (drop,) = result.drops

@@ -41,6 +41,7 @@ T = TypeVar("T")
 ABOUT_THE_RECORD = (400, 403, 413, 422)
 FATAL = (401, 402, 404)  # wrong key, no money left, wrong address or model: never about one record
 TRIES = 3  # ours: how often a reply that is empty, or no chat completion, is asked for
+RETRY_AFTER_S = 120  # the longest pause before another try that the client lets an endpoint ask for
 FREE_BYTES = 64 * 2**20  # ours: room for the replies in flight, and SQLite's own files
 
 
@@ -195,7 +196,8 @@ class Client:
         create = self._clients[step].chat.completions.with_raw_response.create
         sent_tokens = len(request.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if url else 0)
         # the client's own limit is between two pieces of a reply: a slow drip never reaches it
-        whole_s = self._limits.timeout_s * (1 + self._limits.max_retries)
+        limits = self._limits
+        whole_s = limits.timeout_s * (1 + limits.max_retries) + RETRY_AFTER_S * limits.max_retries
         started, tokens = time.perf_counter(), [0, 0]
         for tries_left in reversed(range(TRIES)):
             try:

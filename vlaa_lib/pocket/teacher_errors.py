@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -40,20 +40,16 @@ def false_steps_by_noise(
     for source, factor in product(sources, factors):
         caught = ("omit", "confuse", "miscount")
         noisy = replace(rates, **{k: min(1.0, getattr(rates, k) * factor) for k in caught})
-        told = [trial for i in range(n) if (trial := _teach(source, i, seed, noisy))[0]]
-        is_false = [measure(_text(said), r.meta["scene"])["false_steps"] > 0 for said, _, r in told]
-        is_right = [agrees(record.gt, answer) for _, answer, record in told]
+        told = [trial for trial in _trials(source, n, seed, noisy) if trial[1]]
+        is_false = [measure(_text(said), r.meta["scene"])["false_steps"] > 0 for r, said, _ in told]
+        is_right = [agrees(record.gt, answer) for record, _, answer in told]
         kept = [false for false, right in zip(is_false, is_right, strict=True) if right]
-        table.append(
-            {
-                "source": source,
-                "noise": factor,
-                "answered": len(told),
-                "verified": len(kept) / max(1, len(told)),
-                "false_all": sum(is_false) / max(1, len(told)),
-                "false_verified": sum(kept) / max(1, len(kept)),
-            }
-        )
+        table.append({
+            "source": source, "noise": factor, "answered": len(told),
+            "verified": len(kept) / max(1, len(told)),
+            "false_all": sum(is_false) / max(1, len(told)),
+            "false_verified": sum(kept) / max(1, len(kept)),
+        })  # fmt: skip
     return table
 
 
@@ -66,11 +62,11 @@ def checker_quality(
     `n` scenes a source: sentences, how many are false, and precision and recall of finding those.
     """
     meant, marked = [], []
-    for source, index in product(sources, range(n)):
-        told, _answer, record = _teach(source, index, seed, rates)
-        scene = record.meta["scene"]
-        meant += [any(truth.holds(fact, scene) is False for fact in t.facts) for t in told]
-        marked += [s.truth is False for s in check_steps(_text(told), scene)]
+    for source in sources:
+        for record, told, _ in _trials(source, n, seed, rates):
+            scene = record.meta["scene"]
+            meant += [any(truth.holds(fact, scene) is False for fact in t.facts) for t in told]
+            marked += [s.truth is False for s in check_steps(_text(told), scene)]
     both = sum(a and b for a, b in zip(meant, marked, strict=True))
     return {
         "sentences": len(meant),
@@ -80,30 +76,17 @@ def checker_quality(
     }
 
 
-def _text(told: list[narrator.Told]) -> str:
-    return " ".join(sentence.text for sentence in told)
-
-
-def _teach(
-    source: str, index: int, seed: int, rates: Rates
-) -> tuple[list[narrator.Told], str, Record]:
-    """Return one teacher trace, its answer and its record; no sentences without an answer."""
-    record = microworld.record(source, "dev", index, seed)
-    rng = random.Random(f"{source}/{index}/{seed}")
-    caption = narrator.caption(record.meta["scene"], rates, rng)
-    try:
-        return *narrator.tell(caption, record.question, rates, rng), record
-    except narrator.CannotAnswer:
-        return [], "", record
-
-
 def taught(records: Sequence[Record], rates: Rates) -> list[dict[str, Any]]:
     """Return the teacher's trace of each record as scored rows of a store.
 
     That is the record's own trace, or for a scene without one what the narrator says of a caption
     at these rates; records whose question the caption does not answer have no row.
     """
-    texts = {record.id: record.answer or _told(record, rates) for record in records}
+    texts = {record.id: record.answer for record in records}
+    for record in records:
+        if not record.answer and record.meta.get("scene"):
+            told, answer = _told(record, record.id, rates)
+            texts[record.id] = join_think_answer(_text(told), answer) if told else ""
     known = [record for record in records if texts[record.id]]
     scores = rewards.score_all(known, [texts[record.id] for record in known])
     return [
@@ -116,12 +99,24 @@ def taught(records: Sequence[Record], rates: Rates) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _told(record: Record, rates: Rates) -> str:
-    if not (scene := record.meta.get("scene")):
-        return ""
-    rng = random.Random(record.id)
+def _trials(
+    source: str, n: int, seed: int, rates: Rates
+) -> Iterator[tuple[Record, list[narrator.Told], str]]:
+    """Yield records of the `dev` split, each with the teacher's sentences and its answer."""
+    for index in range(n):
+        record = microworld.record(source, "dev", index, seed)
+        yield record, *_told(record, f"{source}/{index}/{seed}", rates)
+
+
+def _told(record: Record, seed: str, rates: Rates) -> tuple[list[narrator.Told], str]:
+    """Return what the teacher says of a scene's caption; no sentences without an answer."""
+    rng = random.Random(seed)
+    caption = narrator.caption(record.meta["scene"], rates, rng)
     try:
-        caption = narrator.caption(scene, rates, rng)
-        return join_think_answer(*narrator.reason(caption, record.question, rates, rng))
+        return narrator.tell(caption, record.question, rates, rng)
     except narrator.CannotAnswer:
-        return ""
+        return [], ""
+
+
+def _text(told: list[narrator.Told]) -> str:
+    return " ".join(sentence.text for sentence in told)
