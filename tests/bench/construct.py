@@ -7,6 +7,8 @@ import contextlib
 import json
 import multiprocessing
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +70,7 @@ async def _bare_loop(
 ) -> None:
     from openai import AsyncOpenAI
 
-    from vlaa_lib.llm.endpoints import ENDPOINTS
+    from vlaa_lib.llm import ENDPOINTS
     from vlaa_lib.llm.messages import body, data_url
 
     texts = {step: getattr(prompts, f"{step.upper()}_PROMPT") for step in ENDPOINTS}
@@ -95,35 +97,25 @@ def _endpoint(latency_s: float) -> Iterator[str]:
     process = context.Process(target=_serve, args=(theirs, latency_s), daemon=True)
     process.start()
     try:
-        yield f"http://127.0.0.1:{ours.recv()}/v1"
+        yield ours.recv()
     finally:
         process.terminate()
         process.join()
 
 
 def _serve(pipe: Any, latency_s: float) -> None:
-    from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_sockets
-    from tornado.web import Application, RequestHandler
+    from vlaa_lib.pocket.server import Handler, serve
 
-    class Completions(RequestHandler):
-        async def post(self) -> None:
-            step = json.loads(self.request.body)["model"].removeprefix("teacher-")
-            await asyncio.sleep(latency_s)
+    class Canned(Handler):
+        def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
+            step = json.loads(body)["model"].removeprefix("teacher-")
+            time.sleep(latency_s)
             message = {"role": "assistant", "content": _REPLIES.get(step, _TRACE)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
             shape = {"id": "x", "object": "chat.completion", "created": 0, "model": step}
-            self.finish({**shape, "choices": [choice], "usage": usage})
+            return 200, {**shape, "choices": [choice], "usage": usage}
 
-    async def main() -> None:
-        sockets = bind_sockets(0, "127.0.0.1")
-        application = Application(
-            [("/v1/chat/completions", Completions)], log_function=lambda handler: None
-        )
-        HTTPServer(application).add_sockets(sockets)
-        pipe.send(sockets[0].getsockname()[1])
-        await asyncio.Event().wait()
-
-    asyncio.run(main())
-
+    with serve(Canned) as base_url:
+        pipe.send(base_url)
+        threading.Event().wait()
