@@ -268,7 +268,7 @@ def scores() -> Net:
     from vlaa_lib.pocket import microworld
     from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS, rows
     from vlaa_lib.rewards import signs
-    from vlaa_lib.rewards.calibration import calibration
+    from vlaa_lib.study.calibration import calibration
 
     found: Net = {}
     scored: list[dict] = []

@@ -1,13 +1,15 @@
-"""`doctor rewards`: table, reasons, verdict; what is wrong is named, nothing dropped."""
+"""The reward doctor: table, reasons, verdict, its command; what is wrong is named, none dropped."""
 
 import json
 
 import pytest
 
-from scoring import record, wrap
-from vlaa_lib import doctor, prompts, records, rewards, traces
+from scoring import COLON, record, wrap
+from vlaa_lib import prompts, records, rewards, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
+from vlaa_lib.rewards import checkup
+from vlaa_lib.study import doctor
 
 
 @pytest.fixture
@@ -129,9 +131,7 @@ def test_a_bad_file_is_exit_code_2(micro, content, message, capsys):
 
 
 def test_a_model_or_completions_must_be_named(micro, capsys):
-    with pytest.raises(SystemExit) as end:
-        call(micro[0])
-    assert end.value.code == 2 and "--completions" in capsys.readouterr().err
+    assert call(micro[0]) == 2 and "--completions" in capsys.readouterr().err
 
 
 def test_a_trace_store_is_read_with_its_groups(micro):
@@ -200,3 +200,59 @@ def test_examine_returns_what_doctor_and_dead_return():
     assert [reject.id for reject in found.bad_golds] == ["bad"]
     assert [text for _, text in found.usable] == texts[:2] and len(found.scores) == 2
     assert rewards.examine([], []).problem == rewards.dead(rewards.doctor([], []))
+
+
+# --- table and verdict ---------------------------------------------------------------------------
+
+GOOD = [record("digit", "3", id="d"), record("iou", "[0, 0, 0.5, 0.5]", id="i", frame="norm01")]
+
+
+def test_doctor_sums_up_each_part():
+    made = [GOOD[0]] * 4 + [GOOD[1]] * 2 + [record("digit", "many", id="bad")]
+    texts = [wrap("3"), wrap("4"), "3", wrap("3"), *[wrap("[0, 0, 0.5, 0.25]")] * 2, wrap("1")]
+    digit, box, everything = rewards.doctor(made, texts)
+    assert digit == {
+        "part": "digit", "n": 4, "hit_rate": 0.5, "format_rate": 0.75, "mean": 0.5, "low": 0.0,
+        "high": 1.0, "zero_variance": 0.0, "bad_golds": 1,
+    }
+    assert (box["part"], box["mean"], box["hit_rate"]) == ("iou", 0.5, 1.0)
+    assert (box["zero_variance"], box["bad_golds"]) == (1.0, 0)
+    assert (everything["part"], everything["n"]) == ("all", 6)
+    assert (everything["zero_variance"], everything["bad_golds"]) == (0.5, 1)
+    assert rewards.dead([digit, box, everything]) is None
+    assert checkup.HIT == 0.5
+
+
+def test_doctor_takes_group_ids():
+    made, texts = [GOOD[0]] * 4, [wrap(a) for a in ("3", "3", "4", "4")]
+    assert rewards.doctor(made, texts)[0]["zero_variance"] == 0.0
+    assert rewards.doctor(made, texts, groups=[0, 0, 1, 1])[0]["zero_variance"] == 1.0
+    assert rewards.doctor(made, texts, groups=[0, 1, 2, 3])[0]["zero_variance"] is None
+
+
+@pytest.mark.parametrize(("answers", "groups", "reason"), [
+    (["3", "4"], None, None),
+    (["4", "5"], None, "every reward is 0"),
+    (["3", "3"], None, "every reward is 1"),
+    (["3", "3", "4", "4"], [0, 0, 1, 1], "in every group all rewards are equal"),
+    (["3", "4"], [0, 1], None),
+    ([], None, "no completion could be scored"),
+])
+def test_dead_rewards_are_named(answers, groups, reason):
+    found = rewards.dead(
+        rewards.doctor([GOOD[0]] * len(answers), [wrap(a) for a in answers], groups)
+    )
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_dead_when_the_format_is_never_right():
+    table = rewards.doctor([GOOD[0]] * 2, ["3", "3"])
+    assert "format right in 0%" in rewards.dead(table)
+
+
+def test_tried_answers_keep_their_kind_and_say_why():
+    table = rewards.tried(record("mcq", "B", COLON), {"right": ["(b)"], "hostile": ["B\x00" * 99]})
+    assert [(row["kind"], row["reward"]) for row in table] == [("right", 1), ("hostile", 0)]
+    assert all(row["reason"].startswith("mcq:") for row in table)
+    shown = table[1]["answer"]
+    assert "\x00" not in shown and "\\x00" in shown and shown.endswith("(198 characters)")

@@ -12,7 +12,7 @@ FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
     ("images", "profiles", "options"), ("models", "llm"), ("rewards",),
     ("sources", "construct", "traces"), ("train",), ("subsets", "evaluate"),
-    ("process", "checks"), ("show", "doctor"), ("pocket",), ("study",), ("cli", "__main__"),
+    ("process", "checks"), ("show",), ("pocket",), ("study",), ("cli", "__main__"),
 )  # fmt: skip
 
 

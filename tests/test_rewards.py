@@ -13,8 +13,8 @@ from scoring import COLON, columns, record, score, wrap
 from vlaa_lib import records, rewards
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld import facts, truth
-from vlaa_lib.rewards import GoldError, Score, health, maths, mixed, open_ended, verifiers
-from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
+from vlaa_lib.rewards import GoldError, Score, maths, mixed, open_ended, verifiers
+from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare
 
 SCENE = {
     "kind": "objects",
@@ -299,50 +299,7 @@ def test_completions_as_trl_passes_them(completion, text):
     assert mixed.text_of(completion) == text
 
 
-# --- doctor --------------------------------------------------------------------------------------
-
-def test_doctor_sums_up_each_part():
-    made = [GOOD[0]] * 4 + [GOOD[3]] * 2 + [record("digit", "many", id="bad")]
-    texts = [wrap("3"), wrap("4"), "3", wrap("3"), *[wrap("[0, 0, 0.5, 0.25]")] * 2, wrap("1")]
-    digit, box, everything = rewards.doctor(made, texts)
-    assert digit == {
-        "part": "digit", "n": 4, "hit_rate": 0.5, "format_rate": 0.75, "mean": 0.5, "low": 0.0,
-        "high": 1.0, "zero_variance": 0.0, "bad_golds": 1,
-    }
-    assert (box["part"], box["mean"], box["hit_rate"]) == ("iou", 0.5, 1.0)
-    assert (box["zero_variance"], box["bad_golds"]) == (1.0, 0)
-    assert (everything["part"], everything["n"]) == ("all", 6)
-    assert (everything["zero_variance"], everything["bad_golds"]) == (0.5, 1)
-    assert rewards.dead([digit, box, everything]) is None
-    assert health.HIT == 0.5
-
-
-def test_doctor_takes_group_ids():
-    made, texts = [GOOD[0]] * 4, [wrap(a) for a in ("3", "3", "4", "4")]
-    assert rewards.doctor(made, texts)[0]["zero_variance"] == 0.0
-    assert rewards.doctor(made, texts, groups=[0, 0, 1, 1])[0]["zero_variance"] == 1.0
-    assert rewards.doctor(made, texts, groups=[0, 1, 2, 3])[0]["zero_variance"] is None
-
-
-@pytest.mark.parametrize(("answers", "groups", "reason"), [
-    (["3", "4"], None, None),
-    (["4", "5"], None, "every reward is 0"),
-    (["3", "3"], None, "every reward is 1"),
-    (["3", "3", "4", "4"], [0, 0, 1, 1], "in every group all rewards are equal"),
-    (["3", "4"], [0, 1], None),
-    ([], None, "no completion could be scored"),
-])
-def test_dead_rewards_are_named(answers, groups, reason):
-    found = rewards.dead(
-        rewards.doctor([GOOD[0]] * len(answers), [wrap(a) for a in answers], groups)
-    )
-    assert found is None if reason is None else found.startswith(reason)
-
-
-def test_dead_when_the_format_is_never_right():
-    table = rewards.doctor([GOOD[0]] * 2, ["3", "3"])
-    assert "format right in 0%" in rewards.dead(table)
-
+# --- the scene of these tests ------------------------------------------------------------------
 
 def test_facts_used_here_mean_what_the_tests_say():
     told = {text: [truth.holds(f, SCENE) for f in facts.extract(text)] for text in (

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from scoring import COLON, record, score
 from vlaa_lib import rewards
+from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import Score, verifiers
+from vlaa_lib.show import boxes
 
 # --- digit ---------------------------------------------------------------------------------------
 
@@ -229,3 +231,15 @@ def test_iou_is_symmetric_and_bounded(a, b):
         assert rewards.iou(a, b) == rewards.iou(b, a)
         if (a[2] - a[0]) * (a[3] - a[1]) > 1e-9:  # an area that floats can hold
             assert rewards.iou(a, a) == pytest.approx(1)
+
+
+def test_boxes_are_drawn_one_panel_an_answer():
+    sample = microworld.generate("locate", "train", 1)
+    gold = rewards.parse_box(sample.record.gt)
+    empty, same, other = (boxes.overlaps(sample.image, gold, answers)
+                          for answers in ([None], [gold], [(0.0, 0.0, 0.1, 0.1)] * 4))  # fmt: skip
+    assert empty.size == same.size and other.height > same.height and other.width <= 640
+    counts = [{c: n for n, c in p.getcolors(2**20)}.get(boxes.ANSWER, 0)
+              for p in (empty, same, other)]  # fmt: skip
+    assert counts[0] == 0 < counts[1]
+    assert counts[2] > 0

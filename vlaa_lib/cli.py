@@ -536,7 +536,7 @@ def doctor(
     """
     one_of(completions=completions, model=model)
     given = SimpleNamespace(**locals())
-    from vlaa_lib import doctor as checkup
+    from vlaa_lib.study import doctor as checkup
 
     raise typer.Exit(checkup.main(given, show))
 

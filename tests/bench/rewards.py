@@ -18,8 +18,8 @@ from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths, mixed
-from vlaa_lib.rewards.answers import excerpt, gold_text
-from vlaa_lib.rewards.health import HIT
+from vlaa_lib.rewards.checkup import HIT
+from vlaa_lib.rewards.verifiers import excerpt, gold_text
 
 from .timing import interleaved
 

@@ -23,11 +23,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from vlaa_lib import VlaaError, prompts
-from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS, bare
-from vlaa_lib.rewards.maths import MAX_MATH_CHARS
+from vlaa_lib.rewards.maths import MAX_MATH_CHARS, clean, is_one
 from vlaa_lib.rewards.mixed import MAX_COMPLETION_CHARS
-from vlaa_lib.rewards.notation import clean, is_one
-from vlaa_lib.rewards.verifiers import choose
+from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare, choose
 
 from . import kit
 from .benchmarks import Row, family

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlaa_lib.llm import CallFailed, Endpoint, Limits, Request, call_key, fill
-from vlaa_lib.rewards.answers import MAX_ANSWER_CHARS
-from vlaa_lib.rewards.judge import Judge as Grader
+from vlaa_lib.rewards.reward_models import Judge as Grader
+from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS
 
 from .tasks import Task
 

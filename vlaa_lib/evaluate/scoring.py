@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib import VlaaError, prompts, rewards
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths
-from vlaa_lib.rewards.answers import GoldError, bare, excerpt
+from vlaa_lib.rewards.verifiers import GoldError, bare, excerpt
 
 from . import kit
 from .benchmarks import Row, family

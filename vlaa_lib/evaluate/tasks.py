@@ -17,8 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 from vlaa_lib import rewards
-from vlaa_lib.rewards.answers import bare, excerpt
-from vlaa_lib.rewards.verifiers import choose, read_number
+from vlaa_lib.rewards.verifiers import bare, choose, excerpt, read_number
 
 from .benchmarks import Row, family, listed
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlaa_lib.records import Record
-from vlaa_lib.rewards.answers import GoldError, excerpt, gold_text
-from vlaa_lib.rewards.calibration import Candidate
-from vlaa_lib.rewards.reward_models import BETA
+from vlaa_lib.rewards.open_ended import BETA
+from vlaa_lib.rewards.verifiers import GoldError, excerpt, gold_text
 
 from .microworld import facts, questions, truth
 
@@ -19,7 +19,7 @@ _AFTER = " I went over it once more and I stay with what I said, since nothing s
 class SceneFacts:
     """Score answers by the scene's facts: distinct true ones minus false ones (ours).
 
-    The default, for micro-world records; the paper's reward model is `xcomposer.XComposerReward`.
+    The default for micro-world records; the paper's own is `reward_models.XComposerReward`.
     """
 
     name = "scene facts"
@@ -42,11 +42,7 @@ class SceneFacts:
         )
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Score each answer with its own record.
-
-        Raises:
-            GoldError: a record has no scene that facts can be held against.
-        """
+        """Score each answer with its own record; GoldError where its scene cannot be used."""
         scores: list[float | None] = []
         for record, answer in zip(records, answers, strict=True):
             try:
@@ -115,6 +111,14 @@ def _count_facts(
         is_answered = is_answered or bool(held and facts.covers(fact, needed))
     value = float(sum(told.values()))
     return value if is_answered else min(0.0, value)
+
+
+class Candidate(NamedTuple):
+    """An answer whose truth is known; `kind` names how it was made."""
+
+    answer: str
+    kind: str
+    is_right: bool
 
 
 def scene_candidates(records: Sequence[Record]) -> list[list[Candidate]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import evaluate, folders, prompts, traces
 from vlaa_lib.records import Record, RecordError
-from vlaa_lib.rewards.answers import bare
+from vlaa_lib.rewards.verifiers import bare
 
 if TYPE_CHECKING:
     from vlaa_lib.models import Policy

@@ -29,7 +29,7 @@ from vlaa_lib.llm import (
 )
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_json
-from vlaa_lib.rewards.judge import Judge
+from vlaa_lib.rewards.reward_models import Judge
 
 from .pools import Pool
 from .steps import split

@@ -14,8 +14,8 @@ from vlaa_lib.folders import atomic
 from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, read
 
 from . import maths, open_ended, verifiers
-from .answers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
-from .reward_models import RewardModel
+from .open_ended import RewardModel
+from .verifiers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
 
 AUDITED = 256  # ours: records whose gold is checked together
 MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
@@ -24,18 +24,13 @@ _RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
 
 def read_answer(completion: str) -> tuple[str, Score | None]:
     """Return the answer of a completion, or the zero that its format earns (paper §4)."""
-    if len(completion) > MAX_COMPLETION_CHARS:
-        return "", _misformed(f"more than {MAX_COMPLETION_CHARS} characters")
-    parsed = prompts.split_think_answer(completion)
-    if parsed.problem:
-        return "", _misformed(parsed.problem)
-    if len(parsed.answer) > MAX_ANSWER_CHARS:
-        return "", _misformed(f"answer of more than {MAX_ANSWER_CHARS} characters")
-    return parsed.answer, None
-
-
-def _misformed(problem: str) -> Score:
-    return Score(0.0, f"format: {problem}", is_format=True)
+    answer, problem = "", f"more than {MAX_COMPLETION_CHARS} characters"
+    if len(completion) <= MAX_COMPLETION_CHARS:
+        parsed = prompts.split_think_answer(completion)
+        answer, problem = parsed.answer, parsed.problem
+    if len(answer) > MAX_ANSWER_CHARS:
+        answer, problem = "", f"answer of more than {MAX_ANSWER_CHARS} characters"
+    return answer, Score(0.0, f"format: {problem}", is_format=True) if problem else None
 
 
 def is_misformed(completion: str) -> bool:
@@ -69,9 +64,7 @@ def score_all(
 
 
 def _score_each(
-    records: Sequence[Record],
-    completions: Sequence[str],
-    model: RewardModel | None,
+    records: Sequence[Record], completions: Sequence[str], model: RewardModel | None
 ) -> list[Score | GoldError]:
     """Score like `score_all`, with a gold's error in the place of its score."""
     if len(records) != len(completions):
@@ -121,14 +114,17 @@ def audit(
     golds = [prompts.join_think_answer("", gold_text(record)) for record in records]
     rejects = []
     for record, found in zip(records, _score_each(records, golds, reward_model), strict=True):
-        if isinstance(found, Score) and found.is_format:
-            found = GoldError(f"gold cannot stand in an answer ({found.reason}); correct 'gt'")
-        elif isinstance(found, Score) and not found.kind:
-            found = GoldError(f"{found.reason}; ask again, or leave the record out")
-        elif isinstance(found, Score) and record.reward != "open" and found.value < 1.0:
-            found = GoldError(f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'")
         if isinstance(found, GoldError):
-            rejects.append(Reject(file, 0, record.id, str(found)))
+            problem = str(found)
+        elif found.is_format:
+            problem = f"gold cannot stand in an answer ({found.reason}); correct 'gt'"
+        elif not found.kind:
+            problem = f"{found.reason}; ask again, or leave the record out"
+        elif record.reward != "open" and found.value < 1.0:
+            problem = f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'"
+        else:
+            continue
+        rejects.append(Reject(file, 0, record.id, problem))
     return rejects
 
 
@@ -220,12 +216,9 @@ def mixed_reward(
 
 
 def start(columns: Mapping[str, Sequence[Any]], completions: Sequence) -> None:
-    """Let the workers begin with a batch's mathematics; `mixed_reward` finds it done, or waits.
+    """Let the workers begin with the mathematics of what `mixed_reward` will get.
 
     Nothing has to be handed over and nothing changes but the time: see `maths.submit`.
-
-    Args:
-        columns, completions: as `mixed_reward` will get them.
     """
     for made, completion in zip(from_columns(columns), completions, strict=True):
         if made.reward == "math":

@@ -1,83 +1,66 @@
-"""Reward models: the protocol of what scores open answers, and the memory of their scores."""
+"""Reward models that look at the picture: the paper's own, and a judge behind an endpoint."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections import OrderedDict
-from collections.abc import Sequence
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any
 
+from vlaa_lib import Halted, VlaaError
 from vlaa_lib.images import ImageError, open_image
-from vlaa_lib.records import Record
+from vlaa_lib.llm import (
+    CallFailed,
+    Endpoint,
+    Limits,
+    Reply,
+    Request,
+    Spent,
+    ask_all,
+    call_key,
+    fill,
+    read_endpoints,
+)
+from vlaa_lib.prompts import JUDGE_PROMPT
+from vlaa_lib.records import Record, clean_image_path
 
-BETA = 1.0  # ours: the paper does not state it (appendix C.1); one point more earns 0.63
-REMEMBERED = 1 << 16  # ours: all of the paper's 5,000 open RL records with 12 answers each; 15 MB
+from .open_ended import BETA, Kept, RewardModel
+
+REPOSITORY = "internlm/internlm-xcomposer2d5-7b-reward"  # paper §4 names the model
+# ours: the paper names no revision. The last commit but one; the last changes the card alone
+REVISION = "f110c244d53a74f8cb0523c91d4d714610a2e8f7"
+HD_NUM = 9  # the model's card: how many tiles a picture may be cut into
+IMAGE_MARK = "<ImageHere>"  # where the remote code puts a picture into a text
+
+# ours: greedy, so that a question asked twice has one answer; a number needs no more tokens
+SETTINGS = {"temperature": 0.0, "max_tokens": 16}
+_SCORE = re.compile(r"(10(?:\.0{1,4})?|[0-9](?:\.[0-9]{1,4})?)(?: ?/ ?10)?\.?")
 
 
-class RewardModel(Protocol):
-    """Anything that scores answers to records' questions; higher is better, in any range.
+def by_name(
+    name: str,
+    images: str | Path,
+    out: str | Path,
+    trust_remote_code: bool = False,
+    endpoints: str | Path | None = None,
+) -> RewardModel | None:
+    """Return the model that `grpo.reward_model` names, its scores kept in `out`; None: the default.
 
-    Attributes:
-        name: who scores, at which revision and settings; names its scores where they are kept.
-        beta: of the open formula (paper §4); it has to fit the range of the scores.
+    Args:
+        trust_remote_code: `xcomposer` runs code that its repository brings.
+        endpoints: YAML file with the section `judge`, as `construct --endpoints` reads them.
     """
-
-    name: str
-    beta: float
-
-    def problem(self, record: Record) -> str:
-        """Say why no answer to this record can be scored, and the remedy; empty when it can."""
-        ...
-
-    def score(
-        self, records: Sequence[Record], answers: Sequence[str]
-    ) -> Sequence[float | None]:
-        """Return a finite score for each answer, or None where the model gave none."""
-        ...
-
-
-_MEMORY: WeakKeyDictionary[Any, OrderedDict[bytes, Any]] = WeakKeyDictionary()
-
-
-def scores_of(
-    model: RewardModel, records: Sequence[Record], answers: Sequence[str]
-) -> list[float | None]:
-    """Score answers in one call of the model, each (record, answer) once while it is remembered.
-
-    A missing score is not remembered: the next batch asks for it again.
-
-    Raises:
-        ValueError: the model did not give one finite number, or None, for each answer.
-    """
-    memory = _MEMORY.setdefault(model, OrderedDict())
-    keys = [hashlib.sha256(text.encode()).digest() for text in _texts(records, answers)]
-    found = {key: memory[key] for key in keys if key in memory}
-    new = {key: i for i, key in enumerate(keys) if key not in found}
-    if new:
-        asked = [records[i] for i in new.values()], [answers[i] for i in new.values()]
-        scores = list(model.score(*asked))
-        if len(scores) != len(new) or not all(s is None or math.isfinite(s) for s in scores):
-            raise ValueError(
-                f"{model.name} gave {scores[:8]} for {len(new)} answers, the first of them to "
-                f"record {asked[0][0].id}; it must give one finite number (or None) each"
-            )
-        found.update(zip(new, scores, strict=True))
-    _remember(memory, {key: value for key, value in found.items() if value is not None})
-    return [found[key] for key in keys]
-
-
-def problem_of(model: RewardModel, record: Record) -> str:
-    """Return what `model.problem` says, asked once a record while nothing is wrong with it."""
-    memory, (text,) = _MEMORY.setdefault(model, OrderedDict()), _texts([record], [None])
-    key = hashlib.sha256(text.encode()).digest()
-    said = "" if key in memory else model.problem(record)
-    if not said:
-        _remember(memory, {key: ""})
-    return said
+    file = Path(out) / "scores.sqlite"
+    if name == "xcomposer":
+        return Kept(XComposerReward(images, trust_remote_code=trust_remote_code), file)
+    if name != "judge":
+        return None
+    if endpoints is None:
+        raise VlaaError("a judge needs grpo.endpoints, a YAML file with the section `judge`")
+    return Judge(read_endpoints(endpoints, {"judge": Endpoint("judge")})["judge"], file, images)
 
 
 def picture_problem(record: Record, images: str | Path) -> str:
@@ -89,55 +72,221 @@ def picture_problem(record: Record, images: str | Path) -> str:
     return ""
 
 
-def _remember(memory: OrderedDict[bytes, Any], found: dict[bytes, Any]) -> None:
-    """Put what was used last at the end and forget what was used longest ago."""
-    for key, value in found.items():
-        memory[key] = value
-        memory.move_to_end(key)
-    while len(memory) > REMEMBERED:
-        memory.popitem(last=False)
+# --- the paper's -------------------------------------------------------------------------------
 
 
-def _texts(records: Sequence[Record], answers: Sequence[str | None]) -> list[str]:
-    """Return what names each record and answer; a record is written out once, it may be long."""
-    distinct = {id(record): record for record in records}
-    rows = {i: json.dumps(r.to_json(), sort_keys=True) for i, r in distinct.items()}
-    pairs = zip(records, answers, strict=True)
-    return [f"{rows[id(record)]}\n{json.dumps(answer)}" for record, answer in pairs]
+class XComposerReward:
+    """Score answers with InternLM-XComposer2.5-Reward (paper §4), 7 billion parameters.
 
+    Paper (appendix C.1): the model stays on the CPU and is on the GPU only while it scores. Ours:
+    half precision, tiles and batched calls as on the model's card; chunks of `batch`; marks
+    that are special to the model are broken up in questions and answers, which cannot forge turns
+    or pictures then. The card's own code is fetched and run: it was written for transformers
+    4.33, and takes the weights of its vision tower from a second repository, at no fixed revision.
 
-class Kept:
-    """A reward model whose scores stay in a ledger file (SQLite), for the next run (ours).
-
-    The key is the model's name, the record and the answer, not the picture's bytes: give a
-    picture that changed under its path another file.
+    Args:
+        images: image root.
+        trust_remote_code: must be True: the caller agrees to run code from the repository.
+        path: repository, or a folder with the same files; a folder has no revision.
+        revision: commit, 40 hexadecimal digits; a branch could change under us.
+        dtype: of weights and autocast, by torch's name; float32 does without autocast.
+        device: where to score; default: the GPU where there is one.
+        batch: answers a call of the model.
     """
 
-    def __init__(self, model: RewardModel, path: str | Path) -> None:
-        self.model, self.path = model, Path(path)
-        self.name, self.beta = model.name, model.beta
+    def __init__(
+        self,
+        images: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        path: str | Path = REPOSITORY,
+        revision: str = REVISION,
+        dtype: str = "float16",
+        device: str | None = None,
+        batch: int = 4,
+        hd_num: int = HD_NUM,
+        beta: float = BETA,
+    ) -> None:
+        is_folder = Path(path).is_dir()
+        if trust_remote_code is not True:
+            raise Halted(
+                f"{path} brings Python code of its own, which would run here with all your rights; "
+                "read it, then pass trust_remote_code=True, or score with a judge instead"
+            )
+        if not is_folder and not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise Halted(
+                f"revision {revision!r} of {path} is no commit; give 40 hexadecimal digits, so "
+                "that the code cannot change"
+            )
+        import torch
+
+        self._torch, self._images, self._hd_num = torch, Path(images), hd_num
+        self._batch, self._dtype = batch, getattr(torch, dtype)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.name = f"{path}@{'folder' if is_folder else revision} {dtype} hd_num={hd_num}"
+        self.beta = beta
+        self._model = _load(str(path), None if is_folder else revision, self._dtype)
+        tokens = self._model.tokenizer.get_added_vocab() | dict.fromkeys(
+            [IMAGE_MARK, *self._model.tokenizer.all_special_tokens]
+        )
+        self._marks = re.compile("|".join(re.escape(t) for t in tokens if len(t) > 1))
 
     def problem(self, record: Record) -> str:
-        """Say why no answer to this record can be scored."""
-        return self.model.problem(record)
+        """Say what is wrong with the record's picture: the remote code opens the file itself."""
+        return picture_problem(record, self._images)
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Return kept scores, and score and keep the others.
+        """Return the model's score of each answer."""
+        rows = list(zip(records, answers, strict=True))
+        scores: list[float | None] = []
+        with self._at_work():
+            for start in range(0, len(rows), self._batch):
+                scores += self._score_chunk(rows[start : start + self._batch])
+        return scores
+
+    def _score_chunk(self, rows: list[tuple[Record, str]]) -> list[float]:
+        torch = self._torch
+        chats = [
+            [{"role": "user", "content": self._plain(record.question)},
+             {"role": "assistant", "content": self._plain(answer)}]
+            for record, answer in rows
+        ]  # fmt: skip
+        pictures = [[str(self._images / clean_image_path(record.image))] for record, _ in rows]
+        is_half = self._dtype != torch.float32
+        half = torch.autocast(self._device.type, dtype=self._dtype if is_half else None,
+                              enabled=is_half)  # fmt: skip
+        try:
+            with torch.inference_mode(), half:
+                found = self._model.get_scores(chats, pictures, hd_num=self._hd_num)
+        except Exception as error:  # somebody else's code raises whatever it likes
+            ids = ", ".join(record.id for record, _ in rows)
+            raise Halted(
+                f"{self.name} failed on records {ids} ({error}); where memory ran out, lower batch "
+                "or hd_num"
+            ) from error
+        return [float(score) for score in found]
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Move the model to its device, and back to the CPU whatever happens (appendix C.1)."""
+        self._model.to(self._device)
+        try:
+            yield
+        finally:
+            self._model.to("cpu")
+            if self._device.type == "cuda":
+                self._torch.cuda.empty_cache()
+
+    def _plain(self, text: str) -> str:
+        return self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+
+
+def _load(path: str, revision: str | None, dtype: Any) -> Any:
+    """Load model and tokenizer as the model's card does, but on the CPU.
+
+    Without `device_map`: with it, the code meets empty weights and fails (upstream issue 473).
+    """
+    from transformers import AutoModel, AutoTokenizer, __version__
+
+    where = {"revision": revision, "trust_remote_code": True}
+    # the remote code's own version of the library knows the old name only
+    name = "torch_dtype" if __version__.startswith("4.") else "dtype"
+    try:
+        model = AutoModel.from_pretrained(path, **{name: dtype}, **where)
+        model.tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except Exception as error:  # download, remote code, weights: anything can be wrong
+        raise Halted(
+            f"{path} does not load ({type(error).__name__}: {error}); its code was written for "
+            "transformers 4.33 and timm 0.4: use an environment with these, or a judge"
+        ) from error
+    if not hasattr(model, "get_scores"):
+        raise Halted(f"{path}: the model has no get_scores; it is no such reward model")
+    return model.eval().requires_grad_(False)
+
+
+# --- a judge -----------------------------------------------------------------------------------
+
+
+def read_score(text: str) -> float | None:
+    """Read a judge's reply: one number from 0 to 10 and nothing else, or None.
+
+    >>> read_score(" 7.5/10. "), read_score("10"), read_score("11"), read_score("7 or 8")
+    (7.5, 10.0, None, None)
+    """
+    match = _SCORE.fullmatch(text.strip())
+    return float(match[1]) if match else None
+
+
+class Judge:
+    """Ask a vision model to grade each answer (ours; the paper uses a trained reward model).
+
+    It sees picture, question and answer, as the paper's does, and not the reference. Replies are
+    kept in the ledger, where an equal question is found again at no cost; calls run concurrently
+    in a thread of their own. A reply that is no number from 0 to 10, or a call that fails for
+    one answer, gives no score and is counted.
+
+    Args:
+        endpoint: `settings` are added to greedy decoding and 16 new tokens; a model that thinks
+            first needs more.
+        ledger: file that keeps the replies.
+        images: image root.
+        limits: budgets are of the judge's life; calls in flight are finished and can pass them.
+
+    Attributes:
+        unusable: how many answers got no score in its life, by reason.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        ledger: str | Path,
+        images: str | Path,
+        limits: Limits | None = None,
+        beta: float = BETA,
+    ) -> None:
+        settings = SETTINGS | dict(endpoint.settings)
+        self._endpoint = replace(endpoint, settings=settings)
+        self._ledger, self._images = Path(ledger), Path(images)
+        self._limits = limits or Limits()
+        self._spent = Spent()
+        # the digest stands for settings and wording
+        digest = call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
+        self.name, self.beta = f"judge {endpoint.model} {digest}", beta
+        self.unusable: Counter[str] = Counter()
+
+    def problem(self, record: Record) -> str:
+        """Say what is wrong with the record's picture."""
+        return picture_problem(record, self._images)
+
+    def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
+        """Return the judge's number for each answer, or None.
 
         Raises:
-            VlaaError: the file cannot be used.
+            VlaaError: the endpoint answers nobody, or has no address or no key.
+            Halted: no further call may be made.
         """
-        from vlaa_lib.llm import Ledger, Reply, call_key
+        requests = [
+            Request("judge", fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
+            for r, answer in zip(records, answers, strict=True)
+        ]
+        return [self._read(reply) for reply in self.replies(requests)]
 
-        keys = [call_key("score", self.name, {}, text) for text in _texts(records, answers)]
-        with Ledger(self.path) as ledger:
-            kept = [ledger.get(key) for key in keys]
-            found = [float(reply.text) if reply else None for reply in kept]
-            new = [i for i, reply in enumerate(kept) if reply is None]
-            asked = [records[i] for i in new], [answers[i] for i in new]
-            scores = self.model.score(*asked) if new else []
-            for i, score in zip(new, scores, strict=True):
-                found[i] = score
-                if score is not None:
-                    ledger.put(keys[i], "score", Reply(repr(float(score)), self.name))
-        return found
+    def replies(self, requests: list[Request]) -> list[Reply | CallFailed]:
+        """Return the reply to each request of the step `judge`, or why there is none.
+
+        Raises:
+            VlaaError, Halted: as `score`.
+        """
+        return ask_all(
+            requests, self._endpoint, self._ledger, self._images, self._limits, self._spent
+        )
+
+    def _read(self, reply: Reply | CallFailed) -> float | None:
+        if isinstance(reply, CallFailed):
+            self.unusable[reply.reason] += 1
+            return None
+        value = None if reply.problem else read_score(reply.text)
+        if value is None:
+            # the part before the colon: a refusal quotes the model
+            self.unusable[reply.problem.partition(":")[0] or "no number from 0 to 10"] += 1
+        return value

@@ -12,9 +12,8 @@ from typing import Any
 from vlaa_lib import prompts, tables
 from vlaa_lib.folders import write_csv
 
-from .answers import MAX_ANSWER_CHARS
 from .mixed import MAX_COMPLETION_CHARS, is_misformed
-from .verifiers import choose, options, read_number
+from .verifiers import BRACKETS, MAX_ANSWER_CHARS, choose, options, read_number
 
 ECHO_WORDS = 5  # a run of words that stands in the prompt and in the completion
 ECHO_SHARE = 0.5  # of a completion's words
@@ -32,7 +31,6 @@ _SPECIAL = re.compile(
 )
 _LETTER = re.compile(r"\b(?:[B-Z]|A(?!\s{1,3}(?!or\b|and\b)[a-z]))\b")  # not the article
 _NUMBER = re.compile(r"\d{1,30}(?:,\d{3}){0,6}(?:\.\d{1,30})?")
-_BRACKETS = re.compile(r"\[[^\[\]]{1,200}\]")
 _WORD = re.compile(r"[^\W_]{1,40}")
 
 
@@ -61,7 +59,7 @@ def lists_options(text: str, question: str = "", part: str = "") -> bool:
     if part == "digit":
         return len(set(_NUMBER.findall(answer))) > 1 and read_number(answer, question) is None
     if part == "iou":
-        return len(_BRACKETS.findall(answer)) > 1
+        return len(BRACKETS.findall(answer)) > 1
     has_or = re.search(r"\bor\b", answer) is not None
     return part == "math" and (has_or or answer.count("\\boxed") > 1)
 

@@ -1,18 +1,138 @@
-"""Rule verifiers that need no help: digit, multiple choice, intersection over union."""
+"""Rule verifiers (paper §4): one strict reader and one score each for a number, a letter, a box.
+
+Before them: what a score is, and the wrappers that people write around an answer. A verifier
+raises GoldError where it cannot use the record's gold.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
-from vlaa_lib.records import Record
-
-from .answers import GoldError, Score, bare, excerpt, gold_text, scored
-from .notation import symbols
+from vlaa_lib.records import Record, RecordError, normalise_gold
 
 Box = tuple[float, float, float, float]
+MAX_ANSWER_CHARS = 4_000  # ours: five times the paper's 800 new tokens holds any honest answer
+
+# --- scores, and the wrappers around answers ------------------------------------------------------
+
+# Bounded quantifiers throughout: model text may be built to make a pattern backtrack.
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore)\s{0,3},?\s{1,3})?(?:the\s{1,3})?"
+    r"(?:(?:final|correct|right|best)\s{1,3}){0,2}"
+    r"(?:answer|option|choice|result|value|equation|function|expression)\s{0,3}"
+    r"(?:is\s{0,3}:?|:|=)\s{0,3}(?=\S)",
+    re.IGNORECASE,
+)
+_WRAPPERS = (
+    ("\\boxed{", "}"), ("\\fbox{", "}"), ("\\text{", "}"), ("\\textbf{", "}"), ("\\mathrm{", "}"),
+    ("\\mathbf{", "}"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"),
+    ("`", "`"), ('"', '"'),
+)
+_MAX_WRAPPERS = 6  # ours: bold, dollar, boxed, text and two to spare
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a completion earned, in [0, 1], and why.
+
+    Attributes:
+        reason: for people to read; nothing else may depend on its words.
+        kind: the verifier that read the answer, as `Record.reward`; empty where the format is wrong
+            or a judge gave no number.
+        is_format: the format is wrong, so that no answer was verified.
+    """
+
+    value: float
+    reason: str
+    kind: str = ""
+    is_format: bool = False
+
+
+def scored(kind: str, value: float, said: str) -> Score:
+    """Return a verifier's score; its name stands in front of the reason."""
+    return Score(value, f"{kind}: {said}", kind)
+
+
+class GoldError(RecordError):
+    """A gold that its own verifier cannot use: a data error, found by `mixed.audit`."""
+
+
+def gold_text(record: Record) -> str:
+    """Return the gold's text, normalised also where the record was not read from a file."""
+    return normalise_gold(record.solution or record.gt)
+
+
+def excerpt(text: str, limit_chars: int = 60) -> str:
+    """Quote the start of a model's text for a reason.
+
+    >>> excerpt("3 or 7"), excerpt("a" * 9, 4)
+    ("'3 or 7'", "'aaaa...'")
+    """
+    return repr(text if len(text) <= limit_chars else text[:limit_chars] + "...")
+
+
+def bare(answer: str) -> str:
+    r"""Strip a lead-in, LaTeX and Markdown wrappers and the final full stop from an answer.
+
+    >>> bare(r"The final answer is: $\boxed{\text{B}}$."), bare(r"\boxed{3} or \boxed{7}")
+    ('B', '\\boxed{3} or \\boxed{7}')
+    """
+    text = answer.strip()
+    for _ in range(_MAX_WRAPPERS):
+        before, lead = text, _LEAD.match(text)
+        text = _unwrap(text[lead.end() :] if lead else text)
+        if text.endswith(".") and not text.endswith(".."):
+            text = text[:-1].rstrip()
+        if text == before:
+            break
+    return text
+
+
+def _unwrap(text: str) -> str:
+    """Take off one wrapper that the whole text is inside of."""
+    for opening, closing in _WRAPPERS:
+        inside = text[len(opening) : len(text) - len(closing)]
+        if len(text) <= len(opening) + len(closing) or text != opening + inside + closing:
+            continue
+        if closing == "}" and (inside.endswith("\\") or not _is_balanced(inside)):
+            continue  # the brace at the end is text, or belongs to something else
+        if closing != "}" and closing in inside:
+            continue
+        return inside.strip()
+    return text
+
+
+def _is_balanced(text: str) -> bool:
+    """Say whether braces pair up without ever closing one that the text did not open."""
+    depth = 0
+    for mark in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if mark == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+_SYMBOLS = str.maketrans({
+    "−": "-", "·": r"\cdot ", "×": r"\times ", "÷": "/", "π": r"\pi ", "θ": r"\theta ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ",
+    "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3", "\u00a0": " ",
+})  # fmt: skip
+_ROOT_SIGN = re.compile(r"√\s{0,3}(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+
+
+def symbols(text: str) -> str:
+    r"""Write Unicode mathematics as LaTeX; LaTeX stays as it is.
+
+    >>> symbols("√{3} − 2×π"), symbols("45°")
+    ('\\sqrt{3} - 2\\times \\pi ', '45^\\circ ')
+    """
+    text = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3] or ''}}}", text)
+    return text.translate(_SYMBOLS)
+
 
 # --- digit ---------------------------------------------------------------------------------------
 
@@ -61,11 +181,7 @@ def read_number(text: str, question: str = "") -> Decimal | None:
 
 
 def digit(record: Record, answer: str) -> Score:
-    """Score 1 when the whole answer is the gold number (paper §4).
-
-    Raises:
-        GoldError: the gold is not one number.
-    """
+    """Score 1 when the whole answer is the gold number."""
     gold = read_number(gold_text(record))
     if gold is None:
         raise GoldError(
@@ -124,7 +240,7 @@ def options(question: str) -> dict[str, str]:
 
 
 def _choice_text(tail: str, mark: re.Match, end: int) -> str:
-    """Return what stands behind a choice's mark, without the list's punctuation around it."""
+    """Return a choice's text without the list's punctuation around it."""
     text, quote = tail[mark.end() : end], tail[max(0, mark.start() - 1) : mark.start()]
     if quote and quote in "'\"" and quote in text:  # ['A) 1', 'B) 2']
         text = text.rpartition(quote)[0]
@@ -163,11 +279,7 @@ def choose(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
 
 
 def mcq(record: Record, answer: str) -> Score:
-    """Score 1 when the answer is the gold's letter, or exactly that choice's text (paper §4).
-
-    Raises:
-        GoldError: the gold names none of the question's choices.
-    """
+    """Score 1 when the answer is the gold's letter, or exactly that choice's text."""
     choices = options(record.question)
     gold, problem = choose(gold_text(record), choices)
     if gold is None:
@@ -182,7 +294,7 @@ def mcq(record: Record, answer: str) -> Score:
 
 # --- boxes ---------------------------------------------------------------------------------------
 
-_BRACKETS = re.compile(r"\[([^\[\]]{1,200})\]")
+BRACKETS = re.compile(r"\[([^\[\]]{1,200})\]")
 _COORDINATE = re.compile(r"[+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -192,20 +304,18 @@ def parse_box(
     """Read the one box `[x1, y1, x2, y2]` in a text, with words or JSON around it.
 
     Args:
-        frame: coordinates of the text: norm01, norm1000, pixel_original or pixel_resized.
+        frame: coordinates of the text, one of `records.FRAMES`.
         size: (width, height) in px of the picture that pixel coordinates count in.
     Returns:
         Ordered corners clipped to [0, 1], or None: no box or several, not four finite numbers,
         or no area.
-    Raises:
-        GoldError: a pixel frame without a size.
 
     >>> parse_box('{"bbox_2d": [500, 500, 250, 1200]}', "norm1000")
     (0.25, 0.5, 0.5, 1.0)
     """
     width, height = _units(frame, size)
     text = text.strip()
-    groups = _BRACKETS.findall(text)
+    groups = BRACKETS.findall(text)
     if not re.search(r"[\[\]]", text) and len(text) <= 200:  # (x1, y1, x2, y2), (x1, y1), (x2, y2)
         groups = [re.sub(r"[()]", " ", bare(text)).replace(" ,", ",")]
     fields = [re.split(r"\s*,\s*|\s+", group.strip()) for group in groups]
@@ -220,7 +330,7 @@ def parse_box(
 
 
 def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
-    """Return what one full width and height are in a frame's coordinates."""
+    """Return the full width and height in a frame's coordinates."""
     if frame == "norm01":
         return 1.0, 1.0
     if frame == "norm1000":
@@ -237,11 +347,7 @@ def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
 
 
 def box(record: Record, answer: str) -> Score:
-    """Score the intersection over union with the gold box, both in the record's frame (paper §4).
-
-    Raises:
-        GoldError: the gold is not one box with an area, or its frame lacks the image size.
-    """
+    """Score the intersection over union with the gold box, both in the record's frame."""
     frame, size = record.frame or "norm01", record.meta.get("image_size")
     gold = parse_box(gold_text(record), frame, size)
     if gold is None:

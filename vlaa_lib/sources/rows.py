@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vlaa_lib import prompts, rewards
 from vlaa_lib.records import RecordError, clean_image_path, normalise_gold
-from vlaa_lib.rewards.notation import latex
+from vlaa_lib.rewards.maths import latex
 
 from .files import image_extension
 

@@ -10,9 +10,7 @@ from typing import Any
 from vlaa_lib import models, rewards, traces
 from vlaa_lib.profiles import Settings
 from vlaa_lib.records import Record
-from vlaa_lib.rewards import chosen
-from vlaa_lib.rewards.open_ended import default_model
-from vlaa_lib.rewards.reward_models import problem_of
+from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
 
 from . import checkpoints
@@ -58,7 +56,7 @@ def grpo(
     g = cfg.grpo
     if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
         given = g.trust_remote_code, g.endpoints or None
-        reward_model = chosen.reward_model(g.reward_model, images, out, *given)
+        reward_model = reward_models.by_name(g.reward_model, images, out, *given)
     # the name of a judge stands for its model, settings and prompt
     judged = {"reward model": reward_model.name if reward_model else ""}
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start) | judged)
@@ -101,7 +99,8 @@ def _scored(
     for record in records:
         if record.reward not in parts:
             continue
-        problem = problem_of(model or default_model(), record) if record.reward == "open" else ""
+        scorer = model or open_ended.default_model()
+        problem = open_ended.problem_of(scorer, record) if record.reward == "open" else ""
         if problem:
             print(f"left out: {record.id}: {problem}")
         else:

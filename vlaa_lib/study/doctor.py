@@ -1,4 +1,4 @@
-"""The command line of `doctor rewards`: is there anything to learn from these completions?"""
+"""The command `doctor`: is there anything to learn from these completions?"""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import folders
-
-from . import records, rewards
-from .records import Record, RecordError
-from .rewards import signs
-from .rewards.answers import excerpt
+from vlaa_lib import folders, records, rewards
+from vlaa_lib.records import Record, RecordError
+from vlaa_lib.rewards import signs
+from vlaa_lib.rewards.verifiers import excerpt
 
 SHOWN = 12  # reasons printed; all are in the JSON file
 SAMPLES = 4  # completions of a record, where a model is asked
@@ -30,15 +28,14 @@ class Sampled:
     records: list[Record] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
     groups: list[Hashable] = field(default_factory=list)
-    unknown: dict[str, int] = field(default_factory=dict)  # id -> number of completions
+    unknown: Counter[str] = field(default_factory=Counter)  # id -> number of completions
 
 
 def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
-    """Run `python -m vlaa_lib doctor rewards`; 0 alive, 1 where nothing can be learnt."""
+    """Print what the reward doctor finds; 0 alive, 1 where nothing can be learnt."""
     with tempfile.TemporaryDirectory() as folder:
         made = list(rewards.usable(args.records, args.images, folder))
-        lines = (Path(folder) / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
-    rejects = [json.loads(line) for line in lines]
+        rejects = folders.whole_lines(Path(folder) / "rejects.jsonl")
     sampled = read(args.completions, made) if args.completions else _sample(args, made)
     found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
     table = [{k: v for k, v in row.items() if k != "bad_golds"} for row in found.table]
@@ -49,8 +46,8 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     asked = len({record.id for record in sampled.records})
     print(f"completions: {len(sampled.completions)}, for {asked} of {len(made)} usable records")
     if sampled.unknown:
-        total = sum(sampled.unknown.values())
-        print(f"not scored: {total} completions of {len(sampled.unknown)} unknown ids, named above")
+        total, ids = sampled.unknown.total(), len(sampled.unknown)
+        print(f"not scored: {total} completions of {ids} unknown ids, named above")
     details = "".join(f"; {count} {signs.KINDS[kind]}" for kind, count in counts.most_common())
     print(f"suspicious: {sum(map(bool, seen))} of {len(seen)}{details}\n")
     show(found.reasons[:SHOWN])
@@ -60,20 +57,16 @@ def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
     print(found.problem or "the reward is alive")
     if args.json:
         report = {
-            "problem": found.problem,
-            "warnings": found.warnings,
-            "table": table,
-            "reasons": found.reasons,
-            "suspicious": dict(counts),
-            "rejects": rejects,
+            "problem": found.problem, "warnings": found.warnings, "table": table,
+            "reasons": found.reasons, "suspicious": counts, "rejects": rejects,
             "unknown_ids": sampled.unknown,
-        }
+        }  # fmt: skip
         folders.write_text(args.json, json.dumps(report, indent=1) + "\n")
     return 1 if found.problem else 0
 
 
 def _sample(args: Namespace, made: list[Record]) -> Sampled:
-    from . import evaluate, models
+    from vlaa_lib import evaluate, models
 
     asked = [record for record in made[: args.n] for _ in range(SAMPLES)]
     policy = models.load_policy(args.model)
@@ -98,18 +91,18 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
             print(f"error: {place}: {error}", file=sys.stderr)
             bad += 1
             continue
-        if name not in by_id:
-            if name not in sampled.unknown:
-                print(
-                    f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, "
-                    "or sample again from these",
-                    file=sys.stderr,
-                )
-            sampled.unknown[name] = sampled.unknown.get(name, 0) + 1
+        if name in by_id:
+            sampled.records.append(by_id[name])
+            sampled.completions.append(completion)
+            sampled.groups.append(group)
             continue
-        sampled.records.append(by_id[name])
-        sampled.completions.append(completion)
-        sampled.groups.append(group)
+        if name not in sampled.unknown:
+            print(
+                f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, or "
+                "sample again from these",
+                file=sys.stderr,
+            )
+        sampled.unknown[name] += 1
     if bad:
         raise RecordError(f"{path}: {bad} bad lines, named above; repair or delete them")
     if not sampled.records:
@@ -120,7 +113,7 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (place, row or its error) of a completions file or a trace store."""
     if path.is_dir():
-        from . import traces
+        from vlaa_lib import traces
 
         for number, row in enumerate(traces.load(path), 1):
             step = f"{row.get('model')}/{row.get('optimizer_step')}"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from vlaa_lib.prompts import TAGS
+from vlaa_lib.prompts import TAGS, join_think_answer
 from vlaa_lib.records import Record, Reject
 
-from .answers import Score, excerpt
 from .mixed import audit, read_answer, score_all
-from .reward_models import RewardModel
+from .open_ended import RewardModel
+from .verifiers import Score, excerpt
 
 HIT = 0.5  # ours: the usual box threshold; digit, mcq and math score 0 or 1
+SHOWN_CHARS = 40  # ours: of an answer in a table, so that a megabyte stays a line
 _VARYING = re.compile(  # what differs between reasons of one kind: quoted text, letter, number
     r"(?P<quoted>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|"
     r"(?<![\w<])(?:[A-Z](?:, [A-Z])*|[+-]?\d+(?:[.,]\d+)*(?:[eE][+-]?\d+)?)(?![\w>])"
@@ -24,14 +25,19 @@ _VARYING = re.compile(  # what differs between reasons of one kind: quoted text,
 
 @dataclass(frozen=True)
 class Checkup:
-    """What the doctor found; `usable` and `scores` go together, one a completion scored.
+    """What the doctor found.
 
     Attributes:
-        table: rows of `doctor`.
+        table: rows `part, n, hit_rate, format_rate, mean, low, high, zero_variance, bad_golds` of
+            each reward part, and of all of them (`all`): shares in [0, 1]; `low, high` the extreme
+            rewards; `zero_variance` the share of groups of two or more whose rewards are all equal
+            (None without such groups); `bad_golds` a count of records, whose completions are left
+            out of all the rest.
         reasons: rows of `reasons`.
         bad_golds: records whose completions could not be scored.
         problem: why nothing can be learnt (`dead`), or None.
         warnings: the same, said of single parts where others are alive.
+        usable: record and completion of each score in `scores`.
     """
 
     table: list[dict[str, Any]]
@@ -43,39 +49,22 @@ class Checkup:
     scores: list[Score]
 
 
-def doctor(
-    records: Sequence[Record],
-    completions: Sequence[str],
-    groups: Sequence[Hashable] | None = None,
-    reward_model: RewardModel | None = None,
-) -> list[dict[str, Any]]:
-    """Score sampled completions and sum up each reward part, and all of them (`all`).
-
-    Args:
-        records: one a completion.
-        groups: group id of each completion; default: the record's id.
-    Returns:
-        Rows of `part, n, hit_rate, format_rate, mean, low, high, zero_variance, bad_golds`:
-        shares in [0, 1]; `low, high` the extreme rewards; `zero_variance` the share of groups of
-        two or more whose rewards are all equal (None without such groups); `bad_golds` a count of
-        records, whose completions are left out of all the rest.
-    """
-    return examine(records, completions, groups, reward_model).table
-
-
 def examine(
     records: Sequence[Record],
     completions: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     reward_model: RewardModel | None = None,
 ) -> Checkup:
-    """Score sampled completions like `doctor`; return table, reasons and verdict together."""
+    """Score sampled completions, each of its own record, and say what can be learnt from them.
+
+    Args:
+        groups: group id of each completion; default: the record's id.
+    """
     ids = list(groups) if groups is not None else [record.id for record in records]
-    rows = list(zip(records, completions, ids, strict=True))
     distinct = list({record.id: record for record in records}.values())
     rejects = audit(distinct, reward_model=reward_model)
     bad = {reject.id for reject in rejects}
-    usable = [row for row in rows if row[0].id not in bad]
+    usable = [row for row in zip(records, completions, ids, strict=True) if row[0].id not in bad]
     made, texts = [record for record, *_ in usable], [text for _, text, _ in usable]
     scores = score_all(made, texts, reward_model)
     table = []
@@ -92,6 +81,13 @@ def examine(
         table, reasons(made, texts, scores), rejects, problem, [] if problem else warnings,
         list(zip(made, texts, strict=True)), scores,
     )  # fmt: skip
+
+
+def doctor(
+    records: Sequence[Record], completions: Sequence[str], groups: Sequence[Hashable] | None = None
+) -> list[dict[str, Any]]:
+    """Return the table of `examine` alone."""
+    return examine(records, completions, groups).table
 
 
 def reasons(
@@ -136,14 +132,13 @@ def _kind(reason: str) -> str:
 
 def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
     values = [score.value for _, score in scored]
-    formatted = [not score.is_format for _, score in scored]
     groups: dict[Hashable, list[float]] = {}
     for group, score in scored:
         groups.setdefault(group, []).append(score.value)
     return {
         "n": len(values),
         "hit_rate": _mean([value >= HIT for value in values]),
-        "format_rate": _mean(formatted),
+        "format_rate": _mean([not score.is_format for _, score in scored]),
         "mean": _mean(values),
         "low": min(values, default=None),
         "high": max(values, default=None),
@@ -156,7 +151,7 @@ def _mean(values: list) -> float | None:
 
 
 def dead(table: list[dict[str, Any]]) -> str | None:
-    """Say why a `doctor` table means that nothing can be learnt, with the remedy; None if alive.
+    """Say why a table of `doctor` means that nothing can be learnt, with the remedy; None if alive.
 
     >>> dead(doctor([], []))
     'no completion could be scored: sample some, and see the golds that fail the audit'
@@ -177,3 +172,24 @@ def _problem(row: dict[str, Any]) -> str | None:
     if row["zero_variance"] == 1:
         return "in every group all rewards are equal: no advantage; sample hotter or more"
     return None
+
+
+def tried(record: Record, answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Score answers to one record, all in the right format: `kind, answer, reward, reason`.
+
+    Args:
+        answers: by kind, such as right, near miss and hostile.
+    """
+    rows = [(kind, answer) for kind, texts in answers.items() for answer in texts]
+    scores = score_all([record] * len(rows), [join_think_answer("I look.", a) for _, a in rows])
+    return [
+        {"kind": kind, "answer": _shown(answer), "reward": s.value, "reason": s.reason}
+        for (kind, answer), s in zip(rows, scores, strict=True)
+    ]
+
+
+def _shown(text: str) -> str:
+    """Return the start of a text, with marks that cannot be seen or turn a line around spelt."""
+    start = text[:SHOWN_CHARS]
+    start = start if start.isprintable() else repr(start)[1:-1]
+    return start if len(text) <= SHOWN_CHARS else f"{start}... ({len(text):,} characters)"

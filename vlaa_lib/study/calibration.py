@@ -1,0 +1,112 @@
+"""Calibration: does a reward model rank right answers above wrong ones, or just long ones (ours)?
+
+The paper trains on its reward model's scores without a report of this kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlaa_lib.records import Record
+from vlaa_lib.rewards.open_ended import RewardModel, problem_of, relative, scores_of
+from vlaa_lib.rewards.verifiers import gold_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = ("record_id", "kind", "is_right", "length_chars", "score", "reference", "reward", "problem")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reward model's report: one row a scored answer, one a kind, and the agreement.
+
+    Attributes:
+        rows: with the columns `ROWS`.
+        kinds: `kind, is_right, n, unscored, mean, sd, low, median, high, reward`: low and high
+            are the 5th and 95th percentile, reward the mean of the open formula.
+        agreement: `n, unscored, auc, auc_within, length_rho, length_rho_right`. AUC: chance that
+            a right answer scores above a wrong one, ties half (within: of the same record, mean
+            over records). Rho: Spearman's, of score and length. None where there is no spread.
+    """
+
+    rows: list[dict[str, Any]]
+    kinds: list[dict[str, Any]]
+    agreement: dict[str, Any]
+
+
+def calibration(
+    model: RewardModel,
+    records: Sequence[Record],
+    candidates: Sequence[Sequence[tuple[str, str, bool]]],
+) -> Calibration:
+    """Score candidates of known truth, and say how the scores agree with truth and length.
+
+    Args:
+        candidates: (answer, how it was made, is it right) of each record, as
+            `pocket.scene_candidates` makes them. What the model cannot score stays in, unscored,
+            with the `problem`.
+    """
+    import pandas as pd
+
+    problems = [problem_of(model, record) for record in records]
+    made = [
+        (record, *candidate, problem)
+        for record, mine, problem in zip(records, candidates, problems, strict=True)
+        for candidate in mine
+    ]
+    asked = [(record, answer) for record, answer, *_, problem in made if not problem]
+    texts = [answer for _, answer in asked] + [gold_text(record) for record, _ in asked]
+    found = scores_of(model, [record for record, _ in asked] * 2, texts)
+    scores = iter(zip(found[: len(asked)], found[len(asked) :], strict=True))
+    rows = []
+    for record, answer, kind, is_right, problem in made:
+        score, reference = (None, None) if problem else next(scores)
+        is_known = score is not None and reference is not None
+        reward = relative(score, reference, model.beta) if is_known else None
+        said = problem or ("" if is_known else "no score")
+        values = record.id, kind, is_right, len(answer), score, reference, reward, said
+        rows.append(dict(zip(ROWS, values, strict=True)))
+    frame = pd.DataFrame(rows, columns=ROWS).astype({"score": float, "reward": float})
+    kinds = [
+        {"kind": kind, "is_right": bool(is_right)} | _distribution(those)
+        for (kind, is_right), those in frame.groupby(["kind", "is_right"], sort=False)
+    ]
+    known = frame[frame["score"].notna()]
+    within = [_auc(those) for _, those in known.groupby("record_id", sort=False)]
+    within = [value for value in within if value is not None]
+    return Calibration(rows, kinds, {
+        "n": len(frame), "unscored": len(frame) - len(known), "auc": _auc(known),
+        "auc_within": sum(within) / len(within) if within else None,
+        "length_rho": _rho(known), "length_rho_right": _rho(known[known["is_right"].astype(bool)]),
+    })  # fmt: skip
+
+
+def _distribution(rows: pd.DataFrame) -> dict[str, Any]:
+    scores, rewards = rows["score"].dropna(), rows["reward"].dropna()
+    low, median, high = scores.quantile([0.05, 0.5, 0.95])
+    found = {"mean": scores.mean(), "sd": scores.std(ddof=0), "low": low, "median": median,
+             "high": high, "reward": rewards.mean()}  # fmt: skip
+    sizes = {"n": len(rows), "unscored": len(rows) - len(scores)}
+    return sizes | {k: None if v != v else float(v) for k, v in found.items()}
+
+
+def _auc(rows: pd.DataFrame) -> float | None:
+    """Return the area under the ROC curve, by rank sums (Mann and Whitney)."""
+    is_right = rows["is_right"].astype(bool)
+    num_right, num_wrong = int(is_right.sum()), int((~is_right).sum())
+    if not num_right or not num_wrong:
+        return None
+    total = float(rows["score"].rank()[is_right].sum())
+    return (total - num_right * (num_right + 1) / 2) / (num_right * num_wrong)
+
+
+def _rho(rows: pd.DataFrame) -> float | None:
+    """Return Spearman's correlation of score and length."""
+    import numpy as np
+
+    if min(rows["score"].nunique(), rows["length_chars"].nunique()) < 2:
+        return None
+    return float(np.corrcoef(rows["score"].rank(), rows["length_chars"].rank())[0, 1])
