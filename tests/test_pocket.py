@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlaa_lib import models, profiles, prompts, rewards
+from vlaa_lib import folders, models, profiles, prompts, rewards
 from vlaa_lib.pocket import lessons as pocket_data
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket import recipe as pocket
@@ -46,6 +46,7 @@ def built(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_small_build_learns(built):
     log = [json.loads(r) for r in (built / "instruct" / "training_log.jsonl").open()]
     for stage in ("tower", "base", "instruct"):
@@ -96,6 +97,7 @@ def test_optimizers_share_all_that_is_trained(tiny_model):
     assert model.get_input_embeddings().weight in set(adamw.param_groups[0]["params"])
 
 
+@pytest.mark.slow
 def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, capsys):
     """Stopped in the middle of `base`, after a kept state."""
     monkeypatch.setattr(pocket, "KEEP", 24)
@@ -125,10 +127,11 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
     assert logs[0] == logs[1] and len(logs[0]) == 8
 
 
-def test_stages_of_another_recipe_are_refused(built):
+def test_stages_of_another_recipe_are_refused(tmp_path):
+    folders.claim(tmp_path / "stages", dataclasses.asdict(SMALL), "recipe.json")
     recipe = dataclasses.replace(SMALL, base_steps=24)
     with pytest.raises(ValueError, match=r"other settings \(base_steps 48 instead of 24\)"):
-        pocket.build(built, recipe, last="base", card_records=1)
+        pocket.build(tmp_path, recipe, last="base", card_records=1)
 
 
 @pytest.fixture(scope="module")

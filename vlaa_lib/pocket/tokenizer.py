@@ -15,22 +15,9 @@ from . import microworld
 from .microworld import SOURCES, narrator
 
 # Qwen's special tokens, in Qwen's order
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    VISION_START,
-    VISION_END,
-    "<|vision_pad|>",
-    IMAGE_PAD,
-    "<|video_pad|>",
-)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
+           "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+           VISION_START, VISION_END, "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")  # fmt: skip
 NUMBERS = (*map(str, range(10, 200)), *(f"{n / 100:.2f}" for n in range(101)))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlaa_lib import records
+from vlaa_lib import VlaaError, records
 from vlaa_lib.images import sheet
 from vlaa_lib.records import Record
 
@@ -32,18 +32,8 @@ SOURCES = {
     "relation": ("iou", "VisualGenome"),
 }
 __all__ = [
-    "LEVELS",
-    "SOURCES",
-    "SPLITS",
-    "Sample",
-    "corner_points",
-    "generate",
-    "plot_point",
-    "record",
-    "render",
-    "sheet",
-    "stream",
-    "write_split",
+    "LEVELS", "SOURCES", "SPLITS", "Sample", "corner_points", "generate", "plot_point", "record",
+    "render", "sheet", "stream", "write_split",
 ]
 
 
@@ -64,11 +54,7 @@ class Sample:
 def generate(
     source: str, split: str, index: int, seed: int = 0, level: int | None = None
 ) -> Sample:
-    """Make sample number `index` of a source and split; the same values, the same sample.
-
-    Raises:
-        ValueError: unknown source, split or level.
-    """
+    """Make sample number `index` of a source and split; the same values, the same sample."""
     made = record(source, split, index, seed, level)
     return Sample(made, render(made.meta["scene"]))
 
@@ -78,7 +64,7 @@ def record(
 ) -> Record:
     """Make the record of `generate`, without its picture."""
     if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}; use one of {', '.join(SOURCES)}")
+        raise VlaaError(f"unknown source {source!r}; use one of {', '.join(SOURCES)}")
     rng = random.Random(f"{source}/{split}/{index}/{seed}")
     asked = None
     while asked is None:  # a few scenes do not suit the question drawn for them

@@ -25,11 +25,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vlaa_lib import folders
+from vlaa_lib import VlaaError, folders
 from vlaa_lib.images import font
 from vlaa_lib.prompts import lettered
 
-from . import compositions, facts, questions, scenes, solve, statements, truth
+from . import compositions, facts, questions, scenes, solve, truth
 from .compositions import Problem
 from .render import INK, render
 from .scenes import COLORS, FIELDS, SHAPES
@@ -70,12 +70,9 @@ def generate(name: str, index: int, seed: int = 0) -> list[Row]:
 
     The same values make the same rows. `index` of the rows, `qid`, and the image of a row that
     shares one are left to `rows`.
-
-    Raises:
-        ValueError: unknown benchmark.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
+        raise VlaaError(f"unknown benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
     return _BUILD[name](index, random.Random(f"{name}/{index}/{seed}"))
 
 
@@ -83,12 +80,9 @@ def rows(name: str, n: int, seed: int = 0) -> list[Row]:
     """Make at most `n` rows in whole groups, at least one group; no scene occurs in two of them.
 
     Variants are sorted as in DynaMath, whose worst case needs `qid` to be the index of variant 1.
-
-    Raises:
-        ValueError: unknown benchmark, or `n` below 1.
     """
     if n < 1:
-        raise ValueError(f"{n} rows: ask for at least one")
+        raise VlaaError(f"{n} rows: ask for at least one")
     made: list[Row] = []
     seen: set[str] = set()
     number = 0
@@ -112,11 +106,7 @@ def rows(name: str, n: int, seed: int = 0) -> list[Row]:
 
 
 def write_tsv(name: str, path: str | Path, n: int, seed: int = 0) -> list[Row]:
-    """Write at most `n` rows of a benchmark as a TSV file, atomically; return them.
-
-    Raises:
-        ValueError: see `rows`.
-    """
+    """Write at most `n` rows of a benchmark as a TSV file, atomically; return them."""
     made, text = rows(name, n, seed), io.StringIO()
     writer = csv.DictWriter(text, COLUMNS[name], delimiter="\t", lineterminator="\n")
     writer.writeheader()
@@ -378,7 +368,7 @@ def _wemath(index: int, rng: random.Random) -> list[Row]:
 
 
 def _logicvista(index: int, rng: random.Random) -> list[Row]:
-    scene, skill, chosen = statements.draw(index, rng)
+    scene, skill, chosen = compositions.draw_statements(index, rng)
     asked = "Which of these statements about the picture are true? Give all their letters."
     letters = [c for c, f in zip("ABCDE", chosen, strict=False) if truth.holds(f, scene)]
     question = asked + lettered([facts.say(fact, rng) for fact in chosen])

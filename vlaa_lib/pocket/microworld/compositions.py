@@ -1,6 +1,7 @@
 """Compositions: problems that join several facts of a scene, none of them asked in training.
 
-Their golds come straight from the scene, not from `solve`, which has no rule for any of them.
+Their golds come straight from the scene, not from `solve`, which has no rule for any of them. At
+the end lists of statements to be judged, which training never asks for either.
 """
 
 from __future__ import annotations
@@ -8,30 +9,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 
-from . import facts, truth
+from . import facts, scenes, truth
+from .facts import Fact
 from .scenes import AXIS, SHAPES
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question without its choices, and the answer itself.
-
-    Attributes:
-        kind: the question's kind; `questions.rivals` chooses wrong options by it.
-        reward: digit or math, by what a free answer is; empty where only choices make sense.
-        topic: the category, concept or task that the problem belongs to.
-        level: how hard it is, 1 to 3; 0 where nobody asks.
-        wrong: wrong options, where `questions.rivals` has none to offer.
-    """
+    """A question without its choices, and the answer itself."""
 
     text: str
     right: str
-    kind: str = ""
-    reward: str = "digit"
-    topic: str = ""
-    level: int = 0
-    wrong: tuple[str, ...] = ()
+    kind: str = ""  # the question's kind; `questions.rivals` chooses wrong options by it
+    reward: str = "digit"  # or math, by what a free answer is; empty: only choices make sense
+    topic: str = ""  # the category, concept or task that the problem belongs to
+    level: int = 0  # how hard it is, 1 to 3; 0 where nobody asks
+    wrong: tuple[str, ...] = ()  # wrong options, where `questions.rivals` has none to offer
 
 
 # what a template returns: the text and the answer, or None where the scene does not suit
@@ -152,9 +147,8 @@ def _angle_range(scene: dict, _: random.Random) -> Found:
 
 
 def _circumference(scene: dict, _: random.Random) -> Found:
-    return "What is the circumference of the circle, as a multiple of pi?", (
-        f"{2 * scene['radius']}\\pi"
-    )
+    text = "What is the circumference of the circle, as a multiple of pi?"
+    return text, f"{2 * scene['radius']}\\pi"
 
 
 def _disc(scene: dict, _: random.Random) -> Found:
@@ -197,8 +191,7 @@ SINGLE: tuple[tuple[str, Callable[[dict, random.Random], Found], str, int], ...]
 def single(number: int, scene: dict, rng: random.Random) -> Problem | None:
     """Pose composition `number` of `SINGLE` on a scene, or None where it does not suit."""
     _, template, topic, level = SINGLE[number]
-    found = template(scene, rng)
-    if found is None:
+    if (found := template(scene, rng)) is None:
         return None
     text, right = found
     kind = "angle" if topic == "angle" else ""
@@ -324,3 +317,80 @@ MULTI: tuple[tuple[str, Callable[[dict, random.Random], list[Problem] | None]], 
     ("rectangle", _half_rectangle),
     ("triangle", _bisector),
 )
+
+# --- statements about a scene, some true and some false: the answer is a set of letters -----------
+
+# scene kind, skill in LogicVista's words; nothing in the micro-world is mechanical
+SKILLS = (
+    ("objects", "numerical"), ("objects", "spatial"), ("function", "inductive"),
+    ("triangle", "deductive"), ("bars", "numerical"), ("line", "numerical"),
+    ("circle", "deductive"), ("scatter", "numerical"),
+)  # fmt: skip
+
+
+def draw_statements(index: int, rng: random.Random) -> tuple[dict, str, list[Fact]]:
+    """Return a scene of the split `bench`, a skill, and four or five statements, 1 to 3 true."""
+    kind, skill = SKILLS[index % len(SKILLS)]
+    while True:
+        scene = scenes.draw(kind, "bench", rng)
+        pool = list(dict.fromkeys(_candidates(scene, skill)))
+        true = [fact for fact in pool if truth.holds(fact, scene)]
+        false = [fact for fact in pool if truth.holds(fact, scene) is False]
+        total, right = rng.choice((4, 5)), rng.randint(1, 3)
+        if len(true) >= right and len(false) >= total - right:
+            chosen = rng.sample(true, right) + rng.sample(false, total - right)
+            rng.shuffle(chosen)
+            return scene, skill, chosen
+
+
+def _candidates(scene: dict, skill: str) -> list[Fact]:
+    """List statements about a scene that somebody may hold for true, right ones among them."""
+    kind = scene["kind"]
+    if skill == "spatial":
+        return _places(scene)
+    told = truth.of_scene(scene)
+    if kind == "objects":
+        named = [(o["color"], "") for o in scene["objects"]]
+        named += [("", o["shape"]) for o in scene["objects"]]
+        told = told + [Fact("count", (truth.count(scene, *name), *name)) for name in named]
+    elif kind == "triangle":
+        colors = [corner["color"] for corner in scene["corners"]]
+        told = [Fact("angle", (color, truth.angle_of(scene, color))) for color in colors]
+        told += [Fact("equal", pair) for pair in permutations(colors, 2) if pair[0] < pair[1]]
+    elif kind == "circle":
+        told = [Fact("length", (k, truth.length(scene, k))) for k in ("radius", "diameter")]
+    extremes = {"bars": ("tallest", "shortest"), "scatter": ("most",), "line": ("peak", "dip")}
+    subjects = [item["color"] for item in scene.get("bars") or scene.get("objects", [])]
+    subjects = subjects or list(range(1, len(scene.get("values", [])) + 1))
+    wide = [Fact(k, (subject,)) for k in extremes.get(kind, ()) for subject in subjects]
+    step = 10 if kind == "triangle" else 1
+    return told + wide + [other for fact in told for other in _varied(fact, step)]
+
+
+def _varied(fact: Fact, step: int) -> list[Fact]:
+    """Move a fact's last number a step up and down, or name every other family."""
+    if fact.kind == "family":
+        return [Fact("family", (fact.args[0], name)) for name in facts.FAMILIES.values()]
+    spots = [at for at, value in enumerate(fact.args) if isinstance(value, int)]
+    moved = []
+    for by in (-step, step) if spots else ():
+        args = list(fact.args)
+        args[spots[-1]] += by
+        if args[spots[-1]] or fact.kind != "length":  # no figure has a length of 0
+            moved.append(Fact(fact.kind, tuple(args)))
+    return moved
+
+
+def _places(scene: dict) -> list[Fact]:
+    """List where the things with a name of their own are, and how they stand to each other."""
+    named = [(o["color"], o["shape"]) for o in scene["objects"]]
+    unique = [name for name in named if named.count(name) == 1]
+    made = [Fact("area", (*name, area)) for name in unique for area in facts.AREAS]
+    opposite = dict(zip(facts.RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+    for one, other in permutations(unique, 2):
+        for relation, back in opposite.items():
+            stated = Fact("relation", (*one, relation, *other))
+            mirrored = Fact("relation", (*one, back, *other))
+            if truth.holds(stated, scene) or truth.holds(mirrored, scene):  # else it is unclear
+                made.append(stated)
+    return made

@@ -18,18 +18,8 @@ from .phrases import COMPARED, HEARD, PHRASES, PLAIN
 from .scenes import COLORS, FIELDS
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NOUNS = {
-    "cube": "cube",
-    "block": "cube",
-    "ball": "ball",
-    "sphere": "ball",
-    "cone": "cone",
-    "cylinder": "cylinder",
-    "point": "point",
-    "dot": "point",
-    "object": "",
-    "thing": "",
-}
+NOUNS = {"cube": "cube", "block": "cube", "ball": "ball", "sphere": "ball", "cone": "cone",
+         "cylinder": "cylinder", "point": "point", "dot": "point", "object": "", "thing": ""}
 PLURALS = {noun + "s": shape for noun, shape in NOUNS.items()} | NOUNS
 AREAS = tuple(
     f"{row} {column}".strip() if row + column else "center"

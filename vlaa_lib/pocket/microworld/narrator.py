@@ -15,21 +15,13 @@ __all__ = ["CannotAnswer", "Rates", "Told", "caption", "plain_trace", "reason", 
 
 @dataclass(frozen=True)
 class Rates:
-    """How often the caption and the teacher go wrong; each in [0, 1]. Ours: set to be visible.
+    """How often the caption and the teacher go wrong; each in [0, 1]. Ours: set to be visible."""
 
-    Attributes:
-        omit: a fact is left out of the caption.
-        confuse: an attribute is swapped: a colour, a shape, a word, or a box is moved.
-        miscount: a number is off by one (an angle by ten degrees).
-        hesitate: the teacher doubts itself aloud; harder scenes raise it.
-        waver: a doubting teacher first says a fact wrongly, then takes it back.
-    """
-
-    omit: float = 0.10
-    confuse: float = 0.06
-    miscount: float = 0.06
-    hesitate: float = 0.4
-    waver: float = 0.3
+    omit: float = 0.10  # a fact is left out of the caption
+    confuse: float = 0.06  # an attribute is swapped: a colour, a shape, a word, or a box is moved
+    miscount: float = 0.06  # a number is off by one (an angle by ten degrees)
+    hesitate: float = 0.4  # the teacher doubts itself aloud; harder scenes raise it
+    waver: float = 0.3  # a doubting teacher first says a fact wrongly, then takes it back
 
 
 @dataclass(frozen=True)
@@ -153,11 +145,7 @@ def reason(caption_text: str, question: str, rates: Rates, rng: random.Random) -
 def tell(
     caption_text: str, question: str, rates: Rates, rng: random.Random
 ) -> tuple[list[Told], str]:
-    """Do what `reason` does, sentence by sentence, each with the facts that it states.
-
-    Raises:
-        CannotAnswer: see `reason`.
-    """
+    """Do what `reason` does, sentence by sentence, each with the facts that it states."""
     asked = questions.read(question)
     known = facts.extract(caption_text)
     solution = solve(asked, known)

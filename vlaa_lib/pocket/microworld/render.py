@@ -236,15 +236,8 @@ def _paint_closeup(image: Image.Image, _: ImageDraw.ImageDraw, scene: dict) -> N
     image.paste(turned, mask=turned)
 
 
-_PAINT = {
-    "objects": _paint_objects,
-    "bars": _paint_bars,
-    "line": _paint_line,
-    "scatter": _paint_scatter,
-    "function": _paint_function,
-    "triangle": _paint_triangle,
-    "circle": _paint_circle,
-    "rectangle": _paint_rectangle,
-    "slip": _paint_slip,
-    "closeup": _paint_closeup,
-}
+_PAINT = {"objects": _paint_objects, "bars": _paint_bars, "line": _paint_line,
+          "scatter": _paint_scatter, "function": _paint_function,
+          "triangle": _paint_triangle, "circle": _paint_circle,
+          "rectangle": _paint_rectangle, "slip": _paint_slip,
+          "closeup": _paint_closeup}  # fmt: skip

@@ -6,6 +6,8 @@ import hashlib
 import json
 import random
 
+from vlaa_lib import VlaaError
+
 SIDE_PX = 112  # ours: 16 visual tokens of 28 px, the cheapest picture a person can still read
 COLORS = {
     "red": (214, 45, 45),
@@ -54,16 +56,12 @@ def bucket(scene: dict) -> int:
 
 
 def draw(kind: str, split: str, rng: random.Random, level: int | None = None) -> dict:
-    """Draw a scene of a kind (see `KINDS`) that belongs to a split, at a level or at any.
-
-    Raises:
-        ValueError: unknown kind, split or level.
-    """
+    """Draw a scene of a kind (see `KINDS`) that belongs to a split, at a level or at any."""
     for name, value, known in (("split", split, SPLITS), ("scene kind", kind, KINDS)):
         if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; use one of {', '.join(known)}")
+            raise VlaaError(f"unknown {name} {value!r}; use one of {', '.join(known)}")
     if level not in (None, *LEVELS):
-        raise ValueError(f"unknown level {level!r}; use one of {LEVELS}")
+        raise VlaaError(f"unknown level {level!r}; use one of {LEVELS}")
     while True:
         chosen = level or rng.choice(LEVELS)
         scene = {"kind": kind, "level": chosen} | KINDS[kind](rng, chosen)
@@ -202,18 +200,9 @@ def _closeup(rng: random.Random, level: int) -> dict:
     }
 
 
-KINDS = {
-    "objects": _objects,
-    "bars": _bars,
-    "line": _line,
-    "scatter": _scatter,
-    "function": _function,
-    "triangle": _triangle,
-    "circle": _circle,
-    "rectangle": _rectangle,
-    "slip": _slip,
-    "closeup": _closeup,
-}
+KINDS = {"objects": _objects, "bars": _bars, "line": _line, "scatter": _scatter,
+         "function": _function, "triangle": _triangle, "circle": _circle,
+         "rectangle": _rectangle, "slip": _slip, "closeup": _closeup}  # fmt: skip
 
 
 def expression(curve: dict) -> str:

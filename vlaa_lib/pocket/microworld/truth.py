@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vlaa_lib.rewards.verifiers import iou
 
@@ -178,6 +178,10 @@ def _most(scene: dict) -> str:
     return max(names, key=names.count)
 
 
+def _told(kind: str) -> Callable[..., bool]:
+    return lambda s, *args: Fact(kind, args) in of_scene(s)
+
+
 _COUNT = {
     "count": lambda s, n, color, shape: count(s, color, shape) == n,
     "seen": lambda s, color, shape, v: 1 <= v <= count(s, color, shape),
@@ -201,17 +205,8 @@ _CHECK = {
         "dip": lambda s, x: s["values"].index(min(s["values"])) + 1 == x,
     },
     "function": {
-        "family": lambda s, color, family: curve(s, color).get("family") == family,
-        "slope": lambda s, color, v: (curve(s, color).get("family"), v)
-        == ("line", curve(s, color).get("a")),
-        "crossing": lambda s, color, v: (curve(s, color).get("family"), v)
-        == ("line", curve(s, color).get("k")),
-        "vertex": lambda s, color, v, w: (v, w) == (curve(s, color).get("h"), curve(s, color)["k"])
-        if curve(s, color).get("family") in ("absolute", "parabola")
-        else False,
-        "factor": lambda s, color, v: curve(s, color).get("a") == v,
-        "middle": lambda s, color, v: (curve(s, color).get("family"), v)
-        == ("sine", curve(s, color).get("k")),
+        **{kind: _told(kind) for kind in ("family", "slope", "crossing", "vertex", "middle")},
+        "factor": lambda s, color, v: curve(s, color).get("a") == v,  # of a line, its slope as well
     },
     "triangle": {
         "angle": lambda s, color, v: angle_of(s, color) == v,
