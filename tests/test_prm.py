@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import scoring
 from vlaa_lib import VlaaError, models, profiles, prompts, train
 from vlaa_lib.process import prm, steps
-from vlaa_lib.process.released import Process
+from vlaa_lib.process.search import Process
 
 THREE = "Two cubes. One ball. The answer is 3."
 

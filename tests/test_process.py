@@ -13,7 +13,7 @@ from scoring import record, wrap
 from vlaa_lib import ROOT, VlaaError, construct, folders, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows
-from vlaa_lib.process import aggregate, best_of_n, pools, released, scorers, steps
+from vlaa_lib.process import aggregate, best_of_n, pools, scorers, search, steps
 from vlaa_lib.records import RecordError
 from vlaa_lib.show import process_figures
 
@@ -513,10 +513,10 @@ def test_vilreward_rows_are_read(tmp_path, is_array):
     rows = [ROW, ROW | {"value": 1, "process": "Step 1: y"}]
     text = json.dumps(rows) if is_array else "\n".join(map(json.dumps, rows))
     (tmp_path / "r.json").write_text(text)
-    found = released.read_processes(tmp_path / "r.json")
+    found = search.read_processes(tmp_path / "r.json")
     assert found.rejects == [] and [p.value for p in found.rows] == [0.2, 1.0]
-    assert found.rows[0] == released.Process("7", "a/b.png", "Q?", "Step 1: x", 0.2)
-    found = released.read_processes(tmp_path / "r.json", tmp_path)
+    assert found.rows[0] == search.Process("7", "a/b.png", "Q?", "Step 1: x", 0.2)
+    found = search.read_processes(tmp_path / "r.json", tmp_path)
     assert not found.rows and "not below" in found.rejects[1].reason
 
 
@@ -533,7 +533,7 @@ def test_vilreward_rows_are_read(tmp_path, is_array):
 )  # fmt: skip
 def test_bad_vilreward_rows_are_rejected_with_reasons(tmp_path, change, said):
     (tmp_path / "r.json").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n[]\n{{")
-    found = released.read_processes(tmp_path / "r.json")
+    found = search.read_processes(tmp_path / "r.json")
     assert len(found.rows) == 1 and [r.line for r in found.rejects] == [2, 3, 4]
     assert said in found.rejects[0].reason and str(found.rejects[1]).startswith("r.json:3: ")
 
@@ -545,7 +545,7 @@ def test_a_file_without_rows_is_named(tmp_path, text, said):
     if text is not None:
         (tmp_path / "r.json").write_bytes(text or b"")
     with pytest.raises(RecordError, match=f"r.json: .*{said}"):
-        released.read_processes(tmp_path / "r.json")
+        search.read_processes(tmp_path / "r.json")
 
 
 # --- figures --------------------------------------------------------------------------------------

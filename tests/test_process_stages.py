@@ -81,9 +81,10 @@ def test_the_arms_are_compared_on_the_same_questions():
 def test_calibration_is_drawn_beside_the_diagonal():
     table = prm.calibration([(0.1, 0.0), (0.9, 0.5), (0.95, 1.0)])
     figure = process_figures.calibration([{"seed": s, **row} for s in (0, 1) for row in table])
-    assert [line.name for line in figure.data] == ["score = value", "seed 0", "seed 1"]
-    assert list(figure.data[1].x) == pytest.approx([0.1, 0.925])
-    assert list(figure.data[1].y) == pytest.approx([0.0, 0.75])
+    named = {line.name: line for line in figure.data if line.name}
+    assert list(named) == ["score = value", "seed 0", "seed 1"]
+    assert list(named["seed 0"].x) == pytest.approx([0.1, 0.925])
+    assert list(named["seed 0"].y) == pytest.approx([0.0, 0.75])
 
 
 def test_the_report_draws_what_notebook_07_leaves(tmp_path):

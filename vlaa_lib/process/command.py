@@ -96,9 +96,9 @@ def _search(args: Namespace, show: Show) -> None:
 
 
 def _train_prm(args: Namespace, show: Show) -> None:
-    from . import prm, released
+    from . import prm, search
 
-    found = released.read_processes(args.rows, args.images)
+    found = search.read_processes(args.rows, args.images)
     for reject in found.rejects:
         print(f"rejected: {reject}")
     log = prm.train(args.cfg, found.rows, args.images, args.out, args.start)

@@ -33,8 +33,8 @@ from vlaa_lib.train.callbacks import complete, watchers
 from vlaa_lib.train.common import identity, starting_policy, supervised_args
 
 from . import steps
-from .released import Process
 from .scorers import Scorer
+from .search import Process
 
 CARD = "vilprm.json"  # beside the weights: says that their head is trained, and how
 UNKNOWN = -100.0  # a step without a label; the Trainer counts the others

@@ -98,9 +98,10 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
     found, images = search(cfg, run), stages.pictures(cfg, run)
 
     def build(path: Path) -> None:
-        from vlaa_lib.process import prm, released
+        from vlaa_lib.process import prm
+        from vlaa_lib.process.search import read_processes
 
-        rows = released.read_processes(found / "processes.json", images).rows
+        rows = read_processes(found / "processes.json", images).rows
         prm.train(replace(cfg, seed=seed), rows, images, path)
 
     settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
