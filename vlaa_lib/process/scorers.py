@@ -12,21 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlaa_lib import VlaaError, evaluate, folders, traces
+from vlaa_lib import VlaaError, evaluate, folders, llm, traces
 from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
 from vlaa_lib.images import ImageError, open_image
-from vlaa_lib.llm import (
-    EMPTY,
-    CallFailed,
-    Endpoint,
-    Ledger,
-    Limits,
-    Reply,
-    Request,
-    call_key,
-    fill,
-    read_image,
-)
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_json
 from vlaa_lib.rewards.reward_models import Judge
@@ -165,6 +153,8 @@ TOP = 5  # paper appendix A: 1 to 5
 INPUTS = ("step", "prefix", "context")
 _SCORE = re.compile(r"\W{0,6}score\W{0,6}([1-5])(?: ?/ ?5)?\W{0,6}", re.IGNORECASE)
 _LONE = re.compile(r"[1-5]")
+# for each request a reply, or why there is none
+Asker = Callable[[list[llm.Request]], list[llm.Reply | llm.CallFailed]]
 
 
 def read_score(text: str) -> int | None:
@@ -191,7 +181,7 @@ def shown(steps: Sequence[str], i: int, view: str) -> str:
     if view == "prefix" or (view == "context" and i == 0):
         return "\n".join(steps[: i + 1])
     if view == "context":
-        return fill(STEP_IN_CONTEXT, caption="\n".join(steps[:i]), input=steps[i])
+        return llm.fill(STEP_IN_CONTEXT, caption="\n".join(steps[:i]), input=steps[i])
     return steps[i]
 
 
@@ -203,15 +193,12 @@ class StepJudge:
     Args:
         name: names its scores, with the view.
         view: one of `INPUTS`.
-        ask: returns a reply, or why there is none, for each request.
 
     Attributes:
         asked: steps graded in its life; `unusable`: those without a score, by reason.
     """
 
-    def __init__(
-        self, name: str, view: str, ask: Callable[[list[Request]], list[Reply | CallFailed]]
-    ) -> None:
+    def __init__(self, name: str, view: str, ask: Asker) -> None:
         if view not in INPUTS:
             raise VlaaError(f"view {view!r}; use one of {', '.join(INPUTS)}")
         self.name, self.view, self._ask = f"{name} {view}", view, ask
@@ -226,7 +213,7 @@ class StepJudge:
         self, records: Sequence[Record], solutions: Sequence[list[str]]
     ) -> list[list[float]]:
         requests = [
-            Request("judge", fill(STEP_JUDGE_PROMPT, question=record.question,
+            llm.Request("judge", llm.fill(STEP_JUDGE_PROMPT, question=record.question,
                                   input=shown(steps, i, self.view)), record.image)
             for record, steps in zip(records, solutions, strict=True)
             for i in range(len(steps))
@@ -234,9 +221,9 @@ class StepJudge:
         scores = iter([self._read(reply) for reply in self._ask(requests)])
         return [[next(scores) for _ in steps] for steps in solutions]
 
-    def _read(self, reply: Reply | CallFailed) -> float:
+    def _read(self, reply: llm.Reply | llm.CallFailed) -> float:
         self.asked += 1
-        if isinstance(reply, CallFailed):
+        if isinstance(reply, llm.CallFailed):
             self.unusable[reply.reason] += 1
             return math.nan
         # a reply cut off or blocked is a problem, whatever number it holds
@@ -249,11 +236,11 @@ class StepJudge:
 
 
 def endpoint_judge(
-    endpoint: Endpoint,
+    endpoint: llm.Endpoint,
     ledger: str | Path,
     images: str | Path,
     view: str = "context",
-    limits: Limits | None = None,
+    limits: llm.Limits | None = None,
 ) -> StepJudge:
     """Return a judge behind any OpenAI-compatible endpoint; replies are kept in the ledger.
 
@@ -281,20 +268,24 @@ def policy_judge(
     settings = fingerprint(policy) | {"max_new_tokens": max_new_tokens}
     del settings["policy"]  # a path names nothing
 
-    def digest(image: str) -> str | CallFailed:
+    def key(request: llm.Request, digest: str | llm.CallFailed) -> str | llm.CallFailed:
+        if isinstance(digest, llm.CallFailed):
+            return digest
+        return llm.call_key(request.step, "local", settings, request.text, digest)
+
+    def digest(image: str) -> str | llm.CallFailed:
         try:
             open_image(image, images)
-            return hashlib.sha256(read_image(image, Path(images))).hexdigest()
+            return hashlib.sha256(llm.read_image(image, Path(images))).hexdigest()
         except ImageError as error:
-            return CallFailed("unusable image", str(error)[:300])
-        except CallFailed as error:
+            return llm.CallFailed("unusable image", str(error)[:300])
+        except llm.CallFailed as error:
             return error
 
-    def ask(requests: list[Request]) -> list[Reply | CallFailed]:
+    def ask(requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         digests = {image: digest(image) for image in {request.image for request in requests}}
-        keys = {r: d if isinstance(d := digests[r.image], CallFailed)
-                else call_key(r.step, "local", settings, r.text, d) for r in requests}  # fmt: skip
-        with Ledger(ledger) as kept:
+        keys = {request: key(request, digests[request.image]) for request in requests}
+        with llm.Ledger(ledger) as kept:
             todo = [(r, k) for r, k in keys.items() if isinstance(k, str) and kept.get(k) is None]
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
@@ -302,8 +293,8 @@ def policy_judge(
                 asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r, _ in part]
                 texts = answer(policy, asks, images, batch, max_new_tokens)
                 for (_, k), text in zip(part, texts, strict=True):
-                    problem = "" if text.strip() else EMPTY
-                    kept.put(k, "judge", Reply(text, policy.path, problem=problem))
+                    problem = "" if text.strip() else llm.EMPTY
+                    kept.put(k, "judge", llm.Reply(text, policy.path, problem=problem))
             found = {r: kept.get(k) if isinstance(k, str) else k for r, k in keys.items()}
         return [found[request] for request in requests]
 
