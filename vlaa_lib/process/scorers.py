@@ -16,7 +16,7 @@ from vlaa_lib import VlaaError, evaluate, folders, llm, traces
 from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
 from vlaa_lib.images import ImageError, open_image
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
-from vlaa_lib.records import Record, RecordError, iter_json
+from vlaa_lib.records import Record, RecordError, iter_file
 from vlaa_lib.rewards.reward_models import Judge
 
 from .pools import Pool
@@ -112,33 +112,27 @@ def write(path: str | Path, scorer: str, scores: Scores) -> None:
 
 
 def read(*paths: str | Path) -> dict[str, Scores]:
-    """Read what `write` wrote, of several pools and scorers: scores by scorer.
+    """Read what `process judge` wrote, of several pools and scorers: scores by scorer.
 
     Raises:
-        RecordError: a file is missing, a line is not of that shape, or scored before; file and line
-            are named.
+        RecordError: a line is not of that shape, or scored before; file and line are named.
     """
     found: dict[str, Scores] = {}
-    for path in map(Path, paths):
-        if not path.is_file():
-            said = "no such file; `python -m vlaa_lib process judge` writes one"
-            raise RecordError(f"{path}: {said}")
-        with path.open(encoding="utf-8") as stream:
-            for line, row in iter_json(stream):
-                if isinstance(row, RecordError):
-                    raise RecordError(f"{path}:{line}: {row}")
-                try:
-                    key = str(row["generator"]), str(row["record_id"]), int(row["sample"])
-                    values = [math.nan if x is None else float(x) for x in row["scores"]]
-                    mine = found.setdefault(str(row["scorer"]), {})
-                except (KeyError, TypeError, ValueError):
-                    said = "expected scorer, generator, record_id, sample and scores"
-                    raise RecordError(f"{path}:{line}: {said}") from None
-                if key in mine or any(map(math.isinf, values)):
-                    said = "scored above" if key in mine else "a score is infinite"
-                    said = f"{' '.join(map(str, key))}: {said}; delete this line"
-                    raise RecordError(f"{path}:{line}: {said}")
-                mine[key] = values
+    for path, (line, row) in ((path, at) for path in paths for at in iter_file(path)):
+        if isinstance(row, RecordError):
+            raise RecordError(f"{path}:{line}: {row}")
+        try:
+            key = str(row["generator"]), str(row["record_id"]), int(row["sample"])
+            values = [math.nan if x is None else float(x) for x in row["scores"]]
+            mine = found.setdefault(str(row["scorer"]), {})
+        except (KeyError, TypeError, ValueError):
+            said = "expected scorer, generator, record_id, sample and scores"
+            raise RecordError(f"{path}:{line}: {said}") from None
+        if key in mine or any(map(math.isinf, values)):
+            said = "scored above" if key in mine else "a score is infinite"
+            said = f"{' '.join(map(str, key))}: {said}; delete this line"
+            raise RecordError(f"{path}:{line}: {said}")
+        mine[key] = values
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaa_lib import folders
-from vlaa_lib.records import Record, RecordError, Reject, clean_image_path, iter_json
+from vlaa_lib.records import Record, RecordError, Reject, clean_image_path, iter_file
 
 from . import steps
 
@@ -339,22 +339,14 @@ def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
 
     Args:
         images: image root; when given, each image must exist below it.
-    Raises:
-        RecordError: the file is missing, empty or not text.
     """
-    path, found = Path(path), Read([], [])
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file; fetch it from the hub and give its local path")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for line, row in iter_json(stream):
-                try:
-                    found.rows.append(_process(row, images))
-                except RecordError as error:
-                    index = row.get("index", "") if isinstance(row, dict) else ""
-                    found.rejects.append(Reject(path.name, line, str(index), str(error)))
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    found = Read([], [])
+    for line, row in iter_file(path):
+        try:
+            found.rows.append(_process(row, images))
+        except RecordError as error:
+            index = row.get("index", "") if isinstance(row, dict) else ""
+            found.rejects.append(Reject(Path(path).name, line, str(index), str(error)))
     if not found.rows and not found.rejects:
         raise RecordError(f"{path}: the file holds no rows; was the download complete?")
     return found
