@@ -118,20 +118,20 @@ def read(*paths: str | Path) -> dict[str, Scores]:
         RecordError: a line is not of that shape, or scored before; file and line are named.
     """
     found: dict[str, Scores] = {}
-    for path, (line, row) in ((path, at) for path in paths for at in iter_file(path)):
+    for place, row in ((f"{path}:{line}", row) for path in paths for line, row in iter_file(path)):
         if isinstance(row, RecordError):
-            raise RecordError(f"{path}:{line}: {row}")
+            raise RecordError(f"{place}: {row}")
         try:
             key = str(row["generator"]), str(row["record_id"]), int(row["sample"])
             values = [math.nan if x is None else float(x) for x in row["scores"]]
             mine = found.setdefault(str(row["scorer"]), {})
         except (KeyError, TypeError, ValueError):
             said = "expected scorer, generator, record_id, sample and scores"
-            raise RecordError(f"{path}:{line}: {said}") from None
+            raise RecordError(f"{place}: {said}") from None
         if key in mine or any(map(math.isinf, values)):
             said = "scored above" if key in mine else "a score is infinite"
             said = f"{' '.join(map(str, key))}: {said}; delete this line"
-            raise RecordError(f"{path}:{line}: {said}")
+            raise RecordError(f"{place}: {said}")
         mine[key] = values
     return found
 
