@@ -15,7 +15,7 @@ from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows
 from vlaa_lib.process import aggregate, best_of_n, pools, scorers, search, steps
 from vlaa_lib.records import RecordError
-from vlaa_lib.show import process_figures
+from vlaa_lib.show import process_figures, style
 
 PAPER = process_figures.paper()
 NAN = math.nan
@@ -564,10 +564,10 @@ def test_figures_draw_every_line_and_the_paper_in_grey(tmp_path):
         assert list(named["s"].x) == [2, 4] and named["s"].error_y.array is not None
         assert list(named["paper: ViLPRM-3B"].y) == [0.315, 0.32, 0.31, 0.313]
         for name, line in named.items():
-            is_grey = line.line.color == process_figures.PAPER_COLOR
+            is_grey = line.line.color == style.PAPER_COLOR
             assert is_grey == name.startswith("paper: ")
         curve = process_figures.last_n_curve(source, n=4, with_paper=True)
-        assert [len(line.x) for line in curve.data] == [5, 5, 5]
+        assert [len(line.x) for line in curve.data if not line.fill] == [5, 5, 5]
     with pytest.raises(ValueError, match="no rows of the generator 'three'"):
         process_figures.accuracy_by_n(rows, "three")
     with pytest.raises(ValueError, match="at N = 16"):

@@ -226,17 +226,18 @@ def test_the_drawing_shows_every_step_as_text():
     child = tree["root"]["children"][0]
     child["step"] = '"><img src=x> & ' + "long " * 50
     figure = process_figures.tree(tree)
-    edges, discs, visits = figure.data
+    (boxes,) = figure.data
     nodes = list(search.walk(tree["root"]))
-    assert len(discs.x) - 1 == len(nodes) == len(visits.x) == len(figure.rows) - 1
-    assert len(edges.x) == 4 * len(nodes)
-    share = f"{child['right'] / child['rollouts']:.2f}"
-    assert any(text.startswith(f'{share}  "&gt;&lt;img') and text.endswith("…")
-               for text in discs.text)
-    assert set(discs.marker.symbol) == {"circle", "square"}
-    assert "<script" not in str(figure.to_plotly_json())
+    assert len(boxes.ids) - 1 == len(nodes) == len(figure.rows) - 1
+    place = [row["step"] for row in figure.rows].index(child["step"])
+    share = child["right"] / child["rollouts"]
+    assert boxes.marker.colors[place] == share and boxes.text[place].startswith(f"{share:.2f}, ")
+    assert boxes.labels[place].startswith('"&gt;&lt;img') and boxes.parents[place] == "0"
+    ends = sum(node["is_end"] for _, node in nodes)
+    assert sum(text.endswith("■") for text in boxes.text) == ends
+    assert "<script" not in str(figure.to_plotly_json()) and "<img" not in repr(boxes)
 
 
 def test_a_tree_without_children_is_drawn_as_its_root():
     figure = process_figures.tree(toy_tree(lambda made, p, seed: [""] * len(made)))
-    assert "hopeless" in figure.layout.title.subtitle.text and len(figure.data[1].x) == 1
+    assert "hopeless" in figure.layout.title.subtitle.text and len(figure.data[0].ids) == 1

@@ -83,7 +83,7 @@ def differences(rows: Rows, title: str = "", x_title: str = "difference") -> Fig
         x=data["difference"], y=data["name"], error_x=reach(data, "difference"), mode="markers",
         marker={"size": 11, "color": "#000000", "symbol": symbols},
     )  # fmt: skip
-    table = kept(rows, "name", "difference", "low", "high")
+    table = kept(rows, "name", "difference")
     figure = finish([dots], table, title, x_title, "", legend=False)
     figure.update_yaxes(autorange="reversed")  # the first one on top
     return figure.update_layout(margin_l=150).add_vline(x=0, line_dash="dash", line_width=1)

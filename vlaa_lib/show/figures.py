@@ -21,6 +21,7 @@ from vlaa_lib.tables import Rows, number, read, text_table, thinned
 
 from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
 
+_INTERVAL = ("low", "high", "n", "records")
 _BANDS = 4  # lines with a band each; more are a muddle, and have their intervals at the markers
 
 
@@ -98,7 +99,11 @@ def groups(data: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFra
 
 
 def kept(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
-    """Return the columns that a figure shows, as far as rows have them: its text twin."""
+    """Return the columns that a figure shows, as far as rows have them: its text twin.
+
+    Intervals, and how many rows and records a mean is of, go along.
+    """
+    columns = dict.fromkeys((*columns, *_INTERVAL))
     return [{key: row[key] for key in columns if key in row} for row in rows]
 
 
@@ -147,8 +152,8 @@ def learning_curve(
     """
     rows = read(rows)
     marks = curves(rows, x, y, group)
-    figure = finish(marks, kept(rows, group, x, y, "low", "high"), title, x_title, y_title or y,
-                    legend=sum(mark.showlegend is not False for mark in marks) > 1)  # fmt: skip
+    legend = sum(mark.showlegend is not False for mark in marks) > 1
+    figure = finish(marks, kept(rows, group, x, y), title, x_title, y_title or y, legend)
     if all(value >= 0 for mark in marks for value in mark.y):
         figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
     return figure
@@ -209,9 +214,9 @@ def bars(
     for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
         place = {"x": mine["place"], "offsetgroup": None if is_model else name}
         marks.append(bar(style_of(name or y, index), numbers(mine, y)[y], place, reach(mine, y)))
-    table = kept(rows, *filter(None, (group, x, y, "low", "high", note)))
-    figure = finish(marks, table, title, x if x_title is None else x_title, y_title or y,
-                    legend=group is not None and not is_model)  # fmt: skip
+    table = kept(rows, group, x, y, *_INTERVAL, note)
+    axes = x if x_title is None else x_title, y_title or y
+    figure = finish(marks, table, title, *axes, legend=group is not None and not is_model)
     places = list(dict.fromkeys(data["place"]))
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places)
     return figure.update_layout(barmode="overlay" if is_model else "group", scattermode="group")
@@ -246,7 +251,7 @@ def accuracy_bars(
         blank = numbers(mine, "blank_accuracy")["blank_accuracy"]
         if y == "accuracy" and blank.notna().any():
             beside(figure, "blank picture", blank, mine["source"], model, "white", 1.5)
-    figure.rows = kept(rows, "model", "source", y, "low", "high", "blank_accuracy")
+    figure.rows = kept(rows, "model", "source", y, *_INTERVAL, "blank_accuracy")
     return figure.update_layout(yaxis_range=[0, 1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,15 @@ import plotly.graph_objects as go
 from vlaa_lib import ROOT
 from vlaa_lib.tables import Rows, number, read
 
-from .figures import Figure, curves, finish, frame, groups, kept, numbers, plain, reach
-from .style import HEIGHT_PX, PAPER_COLOR, WIDTH_PX, style_of
+from .figures import Figure, finish, kept, learning_curve, plain
+from .style import HEIGHT_PX
 
 PAPER = ROOT / "data" / "paper" / "vilbench_digitised.json"
 WINDOWS = ("last", "last 2", "last 4", "last 8", "mean")  # the paper's axis, from ORM to PRM
-# the lines that need no scorer: black, told apart by their dash; grey is the paper's alone
-_LINES = {"oracle": "solid", "majority": "longdash", "greedy": "dash", "random": "dot"}
-_SYMBOLS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
+LINES = ("oracle", "majority", "greedy", "random")  # need no scorer
 _APART = 1.03  # ours: scorers stand a little apart, so that their intervals can be told apart
 _LEGEND_PX = 90  # ours: many lines need more room below than others' figures
-_COLUMNS = ("scorer", "aggregator", "n", "accuracy", "low", "high")
+_WRAP, _LINES_SHOWN = 26, 4  # ours: characters and lines of a step that fit its box
 
 
 @cache
@@ -63,24 +62,17 @@ def accuracy_by_n(
         ValueError: no row of this generator.
     """
     mine = _of(rows, generator)
-    marks = []
-    for name, dash in _LINES.items():
-        line = frame(row for row in mine if row["scorer"] == name)
-        if len(line):
-            marks.append(_line(line, "n", name, "black", dash))
-    judged = [row for row in mine if row["aggregator"] == aggregator]
-    for index, (name, line) in enumerate(groups(frame(judged), "scorer")):
-        line["n"] = numbers(line, "n")["n"] * _APART**index
-        marks.append(_scored(line, "n", name, index))
+    scored = [row for row in mine if row["aggregator"] == aggregator]
+    names = list(dict.fromkeys(row["scorer"] for row in scored))
+    lines = [row | {"n": number(row["n"]) * _APART ** names.index(row["scorer"])} for row in scored]
+    lines += [{key: row[key] for key in ("scorer", "n", "accuracy")}
+              for name in LINES for row in mine if row["scorer"] == name]  # fmt: skip
     if with_paper:
-        for row, symbol in zip(paper_rows(), _SYMBOLS, strict=True):
-            values = [row[column] / 100 for column in ("2", "4", "8", "16")]
-            marks.append(_grey([2, 4, 8, 16], values, row["paper"], symbol))
-    said = "N, candidates of a question", "chosen answers that are right"
-    figure = finish(marks, kept(mine, *_COLUMNS), title, *said)
+        lines += [{"scorer": f"paper: {row['paper']}", "n": n, "accuracy": row[str(n)] / 100}
+                  for row in paper_rows() for n in (2, 4, 8, 16)]  # fmt: skip
+    figure = _drawn(lines, "n", "N, candidates of a question", mine, title)
     sizes = sorted({int(number(row["n"])) for row in mine})
-    figure.update_xaxes(type="log", tickvals=sizes, ticktext=[str(n) for n in sizes])
-    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX, yaxis_tickformat=".0%")
+    return figure.update_xaxes(type="log", tickvals=sizes, ticktext=list(map(str, sizes)))
 
 
 def last_n_curve(
@@ -103,18 +95,14 @@ def last_n_curve(
     if not mine:
         raise ValueError(f"no scored rows of the generator {generator!r} at N = {n}")
     mine.sort(key=lambda row: WINDOWS.index(row["aggregator"]))
-    marks = [
-        _scored(line, "aggregator", name, index)
-        for index, (name, line) in enumerate(groups(frame(mine), "scorer"))
-    ]
+    lines = [row | {"window": WINDOWS.index(row["aggregator"])} for row in mine]
     if with_paper:
-        printed = paper()["fig3_printed_mean"].items()
-        for symbol, (name, values) in zip(_SYMBOLS[:2], printed, strict=True):
-            marks.append(_grey(WINDOWS, [value / 100 for value in values], name, symbol))
-    said = "which step scores are averaged (last: ORM, mean: PRM)", "chosen answers that are right"
-    figure = finish(marks, kept(mine, *_COLUMNS), title, *said)
-    figure.update_xaxes(categoryorder="array", categoryarray=WINDOWS)
-    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX, yaxis_tickformat=".0%")
+        lines += [{"scorer": f"paper: {name}", "window": place, "accuracy": value / 100}
+                  for name, values in paper()["fig3_printed_mean"].items()
+                  for place, value in enumerate(values)]  # fmt: skip
+    x_title = "which step scores are averaged (last: ORM, mean: PRM)"
+    figure = _drawn(lines, "window", x_title, mine, title)
+    return figure.update_xaxes(tickvals=list(range(len(WINDOWS))), ticktext=WINDOWS)
 
 
 def _of(rows: str | Path | Rows, generator: str) -> list[dict[str, Any]]:
@@ -124,29 +112,12 @@ def _of(rows: str | Path | Rows, generator: str) -> list[dict[str, Any]]:
     return mine
 
 
-def _line(
-    data: Any, x: str, name: str, color: str, dash: str = "solid", symbol: str = "circle"
-) -> go.Scatter:
-    return go.Scatter(
-        x=data[x] if x != "n" else numbers(data, x)[x], y=numbers(data, "accuracy")["accuracy"],
-        name=name, mode="lines+markers", line={"color": color, "dash": dash, "width": 2},
-        marker={"symbol": symbol, "size": 7},
-    )  # fmt: skip
-
-
-def _scored(data: Any, x: str, name: str, index: int) -> go.Scatter:
-    """Draw one scorer's line, with its intervals."""
-    style = style_of(name, index)
-    line = _line(data, x, name, style.color, symbol=style.symbol)
-    return line.update(error_y=reach(data, "accuracy"))
-
-
-def _grey(x: Any, y: list[float], name: str, symbol: str) -> go.Scatter:
-    look = {"symbol": symbol, "size": 6, "color": PAPER_COLOR}
-    line = {"color": PAPER_COLOR, "width": 1}
-    return go.Scatter(
-        x=x, y=y, name=f"paper: {name}", mode="lines+markers", line=line, marker=look
-    )
+def _drawn(lines: Rows, x: str, x_title: str, rows: Rows, title: str) -> Figure:
+    said = "chosen answers that are right"
+    figure = learning_curve(lines, x, "accuracy", "scorer", title, x_title, said)
+    figure.rows = kept(rows, "scorer", "aggregator", "n", "accuracy")
+    figure.update_yaxes(tickformat=".0%", rangemode="normal")
+    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
 
 
 def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -> Figure:
@@ -156,74 +127,49 @@ def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -
         rows: as `process.prm.calibration` returns them, or their CSV.
     """
     named = [row | {group: f"{group} {row[group]}"} for row in read(rows)]
-    diagonal = go.Scatter(x=[0, 1], y=[0, 1], name="score = value", mode="lines",
-                          line={"color": "black", "dash": "dot", "width": 1})  # fmt: skip
-    marks = [diagonal, *curves(named, "score", "value", group)]
+    table = kept(named, group, "score", "value", "steps")  # low and high are a bin's edges
+    diagonal = [{group: "score = value", "score": end, "value": end} for end in (0, 1)]
     axes = ("mean score", "share of right rollouts (value)")
-    return finish(marks, kept(named, group, "score", "value", "steps"), title, *axes)
-
-
-# --- trees ---------------------------------------------------------------------------------------
-
-_ROW, _INDENT = 34, 26  # px
-_SHOWN = 58  # ours: characters of a step that fit a line
-_VALUES = ["#D55E00", "#FFFFFF", "#0072B2"]  # no rollout right, half, all: told apart by everybody
+    figure = learning_curve(diagonal + table, "score", "value", group, title, *axes)
+    figure.rows = table
+    return figure
 
 
 def tree(found: dict[str, Any]) -> Figure:
-    """Draw a stored tree of `process.search`: one line a step, indented by its depth.
+    """Draw a stored tree of `process.search` from left to right, a box a step.
 
-    A disc's colour goes from red (no rollout right) to blue (all right), its number says the same;
-    a square is where an answer ended.
+    A box's colour goes from red (no rollout right) to blue (all right), its number says the same;
+    a square marks where an answer ended. A click on a box zooms into it.
     """
-    nodes: list[dict[str, Any]] = []  # a line each, from above
+    table: list[dict[str, Any]] = []
 
-    def walk(node: dict[str, Any], depth: int, above: int | None) -> None:
-        place = len(nodes)
-        share = node["right"] / node["rollouts"] if node["rollouts"] else 0.0
-        nodes.append({"depth": depth, "step": node["step"] or "the question", "value": share,
-                      "visits": node["visits"], "is_end": node["is_end"], "above": above})
+    def walk(node: dict[str, Any], depth: int, above: str) -> None:
+        value = node["right"] / node["rollouts"] if node["rollouts"] else 0.0
+        said = f"{value:.2f}, {node['visits']} visits" + (" ■" if node["is_end"] else "")
+        step, name = node["step"] or "the question", str(len(table))
+        table.append({"depth": depth, "step": step, "value": value, "visits": node["visits"],
+                      "said": said, "name": name, "above": above})  # fmt: skip
         for child in node["children"]:
-            walk(child, depth + 1, place)
+            walk(child, depth + 1, name)
 
-    walk(found["root"], 0, None)
-    x = [20 + _INDENT * node["depth"] for node in nodes]
-    lines: dict[str, list] = {"x": [], "y": []}
-    for place, node in enumerate(nodes):
-        if node["above"] is not None:
-            lines["x"] += [x[node["above"]], x[node["above"]], x[place], None]
-            lines["y"] += [node["above"], place, place, None]
-    y = list(range(len(nodes)))
-    said = [plain(f"{node['value']:.2f}  {_short(node['step'], _SHOWN)}") for node in nodes]
-    symbols = ["square" if node["is_end"] else "circle" for node in nodes]
-    marks = [
-        go.Scatter(lines, mode="lines", line={"color": "#777777", "width": 1}, hoverinfo="skip"),
-        go.Scatter(
-            x=x, y=y, mode="markers+text", text=said, textposition="middle right",
-            hovertext=[plain(node["step"]) for node in nodes], hoverinfo="text",
-            marker={"size": 17, "symbol": symbols, "color": [node["value"] for node in nodes],
-                    "cmin": 0, "cmax": 1, "colorscale": _VALUES,
-                    "line": {"color": "#333333", "width": 1}},
-        ),
-        go.Scatter(
-            x=[WIDTH_PX - 8] * (len(nodes) - 1), y=y[1:], mode="text", hoverinfo="skip",
-            text=[f"{node['visits']} visits" for node in nodes[1:]], textposition="middle left",
-        ),
-    ]  # fmt: skip
-    root = found["root"]
-    table = [{"step": "· " * node["depth"] + node["step"], "value": node["value"],
-              "visits": node["visits"]} for node in nodes]  # fmt: skip
-    figure = finish(marks, table, f"Search tree of {found['record_id']}", "", "", legend=False)
-    total = f"{found['status']}; {root['right']} of {root['rollouts']} answers right at the root"
-    heading = f"{plain(_short(found['question'], 90))}<br>{plain(total)}"
-    figure.update_layout(
-        title_subtitle={"text": heading, "font": {"size": 12}},
-        height=110 + _ROW * len(nodes), margin={"l": 0, "r": 0, "t": 90, "b": 20},
+    walk(found["root"], 0, "")
+    column = {key: [row[key] for row in table] for key in table[0]}
+    boxes = go.Icicle(
+        ids=column["name"], parents=column["above"], sort=False, tiling_pad=2, textfont_size=12,
+        labels=["<br>".join(map(plain, textwrap.wrap(step, _WRAP, max_lines=_LINES_SHOWN)))
+                for step in column["step"]],
+        text=column["said"], texttemplate="%{text}<br>%{label}",
+        hovertext=list(map(plain, column["step"])), hoverinfo="text",
+        marker={"colors": column["value"], "cmin": 0, "cmax": 1,
+                # vermilion to blue through white, told apart by colour-blind people
+                "colorscale": ["#D55E00", "#FFFFFF", "#0072B2"],
+                "line": {"color": "#333333", "width": 1}},
     )  # fmt: skip
-    figure.update_xaxes(visible=False, range=[0, WIDTH_PX])
-    return figure.update_yaxes(visible=False, range=[len(nodes) - 0.5, -0.5])
-
-
-def _short(words: str, most: int) -> str:
-    words = " ".join(words.split())
-    return words if len(words) <= most else words[: most - 1] + "…"
+    title = f"Search tree of {found['record_id']}"
+    figure = finish([boxes], kept(table, "depth", "step", "value", "visits"), title, "", "")
+    root, leaves = found["root"], len(set(column["name"]) - set(column["above"]))
+    question = textwrap.shorten(found["question"], 90)
+    total = f"{found['status']}; {root['right']} of {root['rollouts']} answers right at the root"
+    subtitle = {"text": f"{plain(question)}<br>{plain(total)}", "font": {"size": 12}}
+    margin = {"l": 5, "r": 5, "t": 90, "b": 5}
+    return figure.update_layout(title_subtitle=subtitle, height=100 + 70 * leaves, margin=margin)

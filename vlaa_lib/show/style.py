@@ -29,7 +29,12 @@ _STYLES = {
     # of no model: what goes into a step or is left out, and what comes out or is kept
     **{name: Style(name, "#FFFFFF", "square", "dot", "") for name in ("in", "left out")},
     **{name: Style(name, "#56B4E9", "circle", "solid", "/") for name in ("out", "kept")},
-}
+    # what needs no model, told apart by the dash
+    **{name: Style(name, "#000000", "circle", dash, "") for name, dash in (
+        ("oracle", "solid"), ("majority", "longdash"), ("greedy", "dash"), ("random", "dot"),
+        ("score = value", "dot"))},
+}  # fmt: skip
+_PAPERS = ("circle-open", "square-open", "diamond-open", "x-thin-open", "triangle-up-open")
 _OTHERS = (
     Style("", "#56B4E9", "hexagon", "solid", "\\"),
     Style("", "#8C510A", "triangle-down", "dash", "+"),
@@ -40,11 +45,14 @@ _OTHERS = (
 def style_of(name: str, index: int = 0) -> Style:
     """Return a model's style, or the `index`-th of the others for any other name.
 
-    Others are three colours with three shapes: nine in all, before they come again.
+    Others are three colours with three shapes: nine in all, before they come again. Names that
+    begin with "paper: " are grey.
 
     >>> style_of("sft_grpo").label, style_of("reward").label
     ('SFT+GRPO', 'reward')
     """
+    if name.startswith("paper: "):
+        return Style(name, PAPER_COLOR, _PAPERS[index % len(_PAPERS)], "solid", "")
     turn, place = divmod(index, len(_OTHERS))
     shape = _OTHERS[(place + turn) % len(_OTHERS)]
     other = shape._replace(label=name, color=_OTHERS[place].color)

@@ -57,11 +57,6 @@ def _made(rows: Given, make: Callable[[list[dict[str, Any]]], list[dict[str, Any
     return read(rows) if isinstance(rows, (str, Path)) else make(list(rows))
 
 
-def _with(figure: Figure, table: list[dict[str, Any]]) -> Figure:
-    figure.rows = table  # with how many traces and records each mean is of
-    return figure
-
-
 def training(rows: Given, title: str = "") -> Figure:
     """Draw reward and length over training, a line a model (paper figure 6).
 
@@ -157,7 +152,7 @@ def self_correction(rows: Given, title: str = "") -> Figure:
     """
     x, y = "second thought", "per 100 traces"
     table = _made(rows, lambda rows: _per_hundred(rows, OUTCOMES, x))
-    return _with(bars(table, x, y, "model", title, "the second thought", "in 100 traces"), table)
+    return bars(table, x, y, "model", title, "the second thought", "in 100 traces")
 
 
 def _per_hundred(rows: Rows, columns: tuple[str, ...], name: str) -> list[dict[str, Any]]:
@@ -186,8 +181,7 @@ def by_model(rows: Given, measure: str = "false_share", title: str = "") -> Figu
         return table
 
     table = _made(rows, make)
-    y_title = MEASURES.get(measure, measure)
-    return _with(bars(table, "model", measure, None, title, "", y_title, note="of"), table)
+    return bars(table, "model", measure, None, title, "", MEASURES.get(measure, measure), "of")
 
 
 def reward_by_truth(rows: Given, title: str = "") -> Figure:
@@ -210,7 +204,7 @@ def reward_by_truth(rows: Given, title: str = "") -> Figure:
                       key=lambda row: row["false steps"])  # fmt: skip
 
     table, axes = _made(rows, make), ("false steps of a trace", "mean reward")
-    return _with(bars(table, "false steps", "reward", "model", title, *axes), table)
+    return bars(table, "false steps", "reward", "model", title, *axes)
 
 
 def length_and_right(rows: Given, bins: int = 4, title: str = "") -> Figure:
@@ -233,4 +227,4 @@ def length_and_right(rows: Given, bins: int = 4, title: str = "") -> Figure:
         return table
 
     table, axes = _made(rows, make), ("words of the trace", "right answers, share")
-    return _with(learning_curve(table, "words", "right", "model", title, *axes), table)
+    return learning_curve(table, "words", "right", "model", title, *axes)
