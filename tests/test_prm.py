@@ -304,7 +304,7 @@ def test_grpo_weighs_the_process_reward(tiny_model, micro_data, tmp_path):
         ({"grpo.process_weight": -1.0}, "grpo.process_weight: -1.0: .*greater than or equal to 0"),
         ({"prm.loss": "l1"}, "prm.loss: 'l1': .* 'mse' or 'bce'"),
         ({"prm.held_out": 1.5}, "prm.held_out: 1.5: .*less than or equal to 1"),
-        ({"prm.per_device_batch": 3}, "not a multiple of prm.per_device_batch 3"),
+        ({"prm.per_device_batch": 3}, "prm.global_batch: 8 is not per_device_batch 3 x"),
         ({"search.exploration": -1.0}, "search.exploration: -1.0: .*greater than or equal to 0"),
         ({"search.rollouts": 0}, "search.rollouts: 0: .*greater than 0"),
     ],
