@@ -674,12 +674,14 @@ def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
     assert num_paid(tmp_path) == 0
     with endpoint(by_step(distil=trace())) as (base_url, bodies):
         run(made[:30], path / "images", base_url, tmp_path, chosen)
-        assert command(path, tmp_path, "--endpoints", priced, "--plan") == 0
         asked = len(bodies)
+        assert command(path, tmp_path, "--endpoints", priced, "--plan") == 0
+        assert len(bodies) == asked
+        limited = ("--base-url", base_url, "--max-tokens", 1)
+        assert command(path, tmp_path / "limited", *limited) == 3, "not at its end"
     table = construct.plan(made, path / "images", tmp_path, endpoints=chosen)
     assert [row["calls"] for row in table] == [30, 30, 30, 30, 120]
     assert table[1]["completion_tokens"] == 30 * 2 and "30 finished" in table[1]["based on"]
-    assert len(bodies) == asked
 
 
 def test_own_prompts_are_used_and_checked(sixty, tmp_path):
