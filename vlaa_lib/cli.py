@@ -443,7 +443,8 @@ def evaluate(
     if predictions:
         found = kit.read(predictions, asked)
     else:
-        found = runner.of_model(asked, chosen, out, model, mode, backend, batch or 16, blank, shard)
+        given = [asked], chosen, out, models.resolve(model), None, batch or 16
+        found = runner.answer(*given, blank, shard, mode, backend)[asked.name]
     print(*asked.rejects, sep="\n", end="\n" * bool(asked.rejects), file=sys.stderr)
     missing = len(asked.rows) - len(found)
     if missing:

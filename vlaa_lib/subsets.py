@@ -51,10 +51,9 @@ def score(
 ) -> Scores:
     """Score the trace of each record under a policy, given image and prompt (paper §2).
 
-    Rows are appended to a score file in `out`, so that a killed run goes on where it stopped. Rows
-    hold `num_tokens`, `mean_nll` (nats a token) and `perplexity`, its exponential, over the tokens
-    that SFT trains on: the trace and the end of its turn. A record that cannot be scored gets a row
-    with the `problem`; delete that line to try it again.
+    Resumable. Rows hold `num_tokens`, `mean_nll` (nats a token) and `perplexity`, its exponential,
+    over the tokens that SFT trains on: the trace and the end of its turn. A record that cannot be
+    scored gets a row with the `problem`; delete that line to try it again.
 
     Args:
         out: folder of this policy's scores, shared by all shards.
@@ -62,8 +61,6 @@ def score(
         shard: (i, n): every n-th record from the i-th (1 to n) on, into a file of its own.
     Returns:
         All scores found in `out`, those of other shards too.
-    Raises:
-        VlaaError: `out` holds scores of another policy or of other records.
     """
     index, count = shard
     if not 1 <= index <= count:
@@ -232,13 +229,9 @@ def average(
 ) -> tuple[list[Row], list[Reject]]:
     """Average the perplexity of each record over policies (paper §2), arithmetically.
 
-    Args:
-        scores: by policy, see `load`.
     Returns:
         One row a record: id, source, one column a policy, and their mean as `perplexity`; and a
         reject for each record that a policy could not score.
-    Raises:
-        RecordError: records without a score, naming how many lack it from which policy.
     """
     if not scores:
         raise RecordError("no policy has scored the records; name at least one")
@@ -265,12 +258,8 @@ def select(
 ) -> Loaded:
     """Keep the `top_k` records of the highest perplexity, averaged over policies (paper §2).
 
-    Ties go to the lower id, so that smaller subsets lie inside larger ones.
-
-    Args:
-        keep: `highest`, as in the paper, or `lowest`, to compare with.
-    Returns:
-        The records kept, in their order, and the rejects of `average`.
+    Ties go to the lower id, so that smaller subsets lie inside larger ones. `lowest` is there to
+    compare with.
     """
     if keep not in ("highest", "lowest"):
         raise VlaaError(f"unknown keep {keep!r}; use highest or lowest")

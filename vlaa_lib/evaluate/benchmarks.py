@@ -35,17 +35,11 @@ Answers = dict[str, Row]  # index -> prediction, tokens, truncated; the last two
 
 @dataclass(frozen=True)
 class Layout:
-    """What a benchmark's file must hold, besides index, question and a picture.
+    """What a benchmark's file must hold, besides index, question and a picture."""
 
-    Attributes:
-        columns: those that VLMEvalKit reads.
-        asked: those that a prompt needs besides the question; never empty.
-        num_rows: of the split that the paper scores, or of the file; None for micro ones.
-    """
-
-    columns: tuple[str, ...]
-    asked: tuple[str, ...] = ()
-    num_rows: int | None = None
+    columns: tuple[str, ...]  # that VLMEvalKit reads
+    asked: tuple[str, ...] = ()  # that a prompt needs; never empty
+    num_rows: int | None = None  # of the split that the paper scores; None for micro ones
 
 
 _VISTA = ("question_type", "answer_type", "choices", "answer", "answer_option", "task", "skills")
@@ -85,9 +79,11 @@ class Benchmark:
         said = f"{self.name}: {len(self.rows)} rows"
         if split not in (None, len(self.rows)):
             said += f" (the paper's split has {split})"
-        others = {"cannot be asked": len(self.rejects),
-                  "are of another split": self.num_other_split}  # fmt: skip
-        return "; ".join([said, *(f"{n} {what}" for what, n in others.items() if n)])
+        if self.rejects:
+            said += f"; {len(self.rejects)} cannot be asked"
+        if self.num_other_split:
+            said += f"; {self.num_other_split} are of another split"
+        return said
 
 
 def family(name: str) -> str:
@@ -120,10 +116,7 @@ def read(
     Of a file with all problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
 
     Args:
-        image_root: what `image_path` starts from, where a file has that instead of pictures; by
-            default the file's own folder.
-    Raises:
-        RecordError: the file cannot be used at all; names file, line, column and remedy.
+        image_root: what `image_path` starts from; by default the file's own folder.
     """
     family(name)  # refuses an unknown name
     path, layout, found = Path(path), LAYOUTS[name], Benchmark(name, Path(images))
@@ -179,11 +172,7 @@ def tsv_rows(
 ) -> Iterator[tuple[int, dict[str, str] | RecordError]]:
     """Yield (first line, row) of a TSV that has the columns, one row in memory at a time.
 
-    Not pandas, which fills a row that is too short and forgets the lines: a row with more or fewer
-    cells than the header is yielded as its RecordError.
-
-    Raises:
-        RecordError: no such file, no rows, a column missing, or not a TSV in UTF-8.
+    Not pandas, which fills a row that is too short and forgets the lines: here it is an error.
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file; check the path given for {what}")
@@ -223,11 +212,18 @@ def listed(value: Any) -> list[str] | None:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            try:
-                value = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
-            except (ValueError, SyntaxError, RecursionError, MemoryError):  # hostile text's
-                value = None
+            value = literal(value)
     return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else None
+
+
+def literal(cell: Any) -> Any:
+    """Read a Python literal, running nothing; None for a text that is none."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return ast.literal_eval(cell.strip()) if len(cell) <= MAX_LITERAL_CHARS else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # hostile text's
+        return None
 
 
 def is_missing(text: str | None) -> bool:

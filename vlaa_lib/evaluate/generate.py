@@ -68,11 +68,7 @@ def generate(
 ) -> list[str]:
     """Return one completion for each record, asked as in training, in the records' order.
 
-    Args:
-        batch: records a forward pass; rows of similar length share one.
-        blank: show a grey picture of the same size instead.
-    Raises:
-        images.ImageError: a picture is missing or broken.
+    `blank` shows grey pictures of the same sizes instead.
     """
     asks = [ask(record) for record in records]
     return answer(policy, asks, images, batch, max_new_tokens, temperature, blank)
@@ -130,11 +126,7 @@ def complete(
     limits: Limits,
     blank: bool = False,
 ) -> list[Completion]:
-    """Answer one batch with a Hugging Face model.
-
-    Raises:
-        images.ImageError: a picture is missing or broken.
-    """
+    """Answer one batch with a Hugging Face model."""
     import torch
 
     from vlaa_lib.train.decoding import decode
@@ -184,11 +176,7 @@ def loaded(
     backend: str = "hf",
     blank: bool = False,
 ) -> Complete:
-    """Load a checkpoint, an adapter unmerged, or either in 4 bit; return what answers with it.
-
-    Raises:
-        VlaaError: vLLM is not installed, or cannot do it.
-    """
+    """Load a checkpoint, an adapter unmerged, or either in 4 bit; return what answers with it."""
     from vlaa_lib import models
 
     if backend == "vllm":

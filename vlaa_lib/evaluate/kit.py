@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-_JUDGE = Verdict("", "kit-judge", None, "kit: asks its judge")
+_JUDGE = Verdict("", "kit-judge", None, "kit: asks its judge")  # nothing is decided here
 
 
 def prepared(text: str, mode: str) -> str:
@@ -184,35 +184,28 @@ def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
 
 
 def read(path: str | Path, benchmark: Benchmark) -> Answers:
-    """Read a prediction file of the kit or of ours for a benchmark's rows.
-
-    What is wrong is added to the benchmark's rejects: rows without prediction (kept as an empty
-    one), of another benchmark, given twice, or as long as the cell in which xlsx cuts texts.
-
-    Raises:
-        RecordError: the file cannot be read, or has no prediction for any row.
-    """
+    """Read a prediction file of the kit or of ours; odd rows are added to the rejects."""
     path = Path(path)
-    asked, found, notes = {row["index"] for row in benchmark.rows}, {}, benchmark.rejects
+    asked, found, reason = {row["index"] for row in benchmark.rows}, {}, ""
     for line, row in _prediction_rows(path):
-        index, reasons = "", []
+        index, reason = "", ""
         if isinstance(row, RecordError):
-            reasons = [str(row)]
+            reason = str(row)
         elif (index := text_of(row.get("index"))) not in asked:
-            reasons = [f"no row of {benchmark.name} has this index"]
+            reason = f"no row of {benchmark.name} has this index"
         elif index in found:
-            reasons = ["this index is there twice; the first one counts"]
+            reason = "this index is there twice; the first one counts"
         else:
             text = row.get("prediction")
             if text is None or text == "" or text != text:  # NaN
-                text, reasons = "", ["no prediction; it counts as an empty one"]
+                text, reason = "", "no prediction; it counts as an empty one"
             if path.suffix == ".xlsx" and len(str(text)) >= MAX_CELL_CHARS:
-                reasons = [f"{MAX_CELL_CHARS:,} characters, where xlsx cuts; set PRED_FORMAT=tsv"]
+                reason = f"{MAX_CELL_CHARS:,} characters, where xlsx cuts; set PRED_FORMAT=tsv"
             found[index] = {"index": index, "prediction": str(text)}
-        notes += [Reject(path.name, line, index, reason) for reason in reasons]
+        if reason:
+            benchmark.rejects.append(Reject(path.name, line, index, reason))
     if not found:
-        why = f"; the last reason: {notes[-1]}" if notes else ""
-        raise RecordError(f"{path}: no prediction for a row of {benchmark.name}{why}")
+        raise RecordError(f"{path}: no prediction for a row of {benchmark.name}; {reason}")
     return found
 
 
@@ -229,25 +222,20 @@ def _prediction_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RecordE
         except UnicodeDecodeError as error:
             raise RecordError(f"{path}: not UTF-8 text ({error.reason})") from None
     elif path.suffix == ".xlsx":
-        table = _sheet(path)
+        import pandas
+
+        try:  # cells as they are; formulas are never computed
+            table = pandas.read_excel(path, dtype=object, na_filter=False, engine="openpyxl")
+        except FileNotFoundError:
+            raise
+        except ImportError:
+            raise RecordError(
+                "xlsx needs openpyxl: `pip install openpyxl`; or take .tsv (kit: PRED_FORMAT=tsv)"
+            ) from None
+        except Exception as error:  # broken archives make openpyxl raise whatever their parts do
+            raise RecordError(f"{path}: not an xlsx file ({error}); write it again") from None
         if missing := [name for name in columns if name not in table]:
             raise RecordError(f"{path.name}:1: no column {missing[0]!r}; is it a prediction file?")
         yield from enumerate(table.to_dict("records"), 2)
     else:
         raise RecordError(f"{path}: not .tsv, .json or .xlsx, the formats of VLMEvalKit")
-
-
-def _sheet(path: Path) -> Any:
-    """Return a spreadsheet's cells as they are; formulas are never computed."""
-    import pandas
-
-    try:
-        return pandas.read_excel(path, dtype=object, na_filter=False, engine="openpyxl")
-    except ImportError:
-        raise RecordError(
-            "xlsx needs openpyxl: `pip install openpyxl`; or take .tsv (kit: PRED_FORMAT=tsv)"
-        ) from None
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a broken archive raises whatever its parts make openpyxl raise
-        raise RecordError(f"{path}: not an xlsx file ({error}); write it again") from None

@@ -7,12 +7,11 @@ twice counts for nothing, and a row without verdict counts as wrong and as undec
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .benchmarks import MAX_LITERAL_CHARS, Row, family, listed
+from .benchmarks import Row, family, listed, literal
 from .tasks import text_of
 
 Rows = list[Row]
@@ -29,28 +28,19 @@ HEADLINES = {
 
 
 class Measured(NamedTuple):
-    """What rows earned, and what they lack.
-
-    Attributes:
-        left_out: seeds or problems that lack a row or have one twice.
-        missing: rows that those seeds and problems lack.
-        duplicated: rows that count for nothing, since their index is there more than once.
-        undecided: rows without verdict, counted as wrong.
-    """
+    """What rows earned, and what they lack."""
 
     parts: Parts
-    left_out: int
-    missing: int
-    duplicated: int
-    undecided: int
+    left_out: int  # seeds or problems that lack a row or have one twice
+    missing: int  # rows that those lack
+    duplicated: int  # rows that count for nothing: their index is there more than once
+    undecided: int  # rows without verdict, counted as wrong
 
 
 def measure(benchmark: str, rows: Rows) -> Measured:
-    """Collect what the scored rows of one model earned under each metric of a benchmark.
+    """Collect what the scored rows of one model, in any order, earned under each metric.
 
-    Args:
-        rows: as `scoring.score_all` returns them, in any order; read are `hit`, `index` and the
-            columns that the benchmark groups by.
+    Read are `hit`, `index` and the columns that the benchmark groups by.
     """
     by_index: dict[str, Rows] = {}
     for number, row in enumerate(rows):
@@ -85,19 +75,14 @@ def _hit(row: Row) -> float:
 
 def _mathverse(rows: dict[str, Row]) -> Earned:
     """Also group by subject and subfield, which stand in the column `metadata`."""
-    told = {index: row | _metadata(row.get("metadata")) for index, row in rows.items()}
+    told = {}
+    for index, row in rows.items():
+        # apostrophes inside texts are read as well, which the kit cannot
+        found = literal(row.get("metadata"))
+        more = found if isinstance(found, dict) else {}
+        own = {key: text_of(more.get(key)) for key in ("subject", "subfield") if more}
+        told[index] = row | own
     return _by(told, "problem_version", "question_type", "subject", "subfield"), 0, 0
-
-
-def _metadata(cell: Any) -> dict[str, str]:
-    if isinstance(cell, str) and len(cell) <= MAX_LITERAL_CHARS:
-        try:  # apostrophes inside texts are read as well, which the kit cannot
-            cell = ast.literal_eval(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return {}
-    if not isinstance(cell, dict):
-        return {}
-    return {key: text_of(cell.get(key)) for key in ("subject", "subfield")}
 
 
 def _grouped(rows: dict[str, Row], group: str, member: str) -> dict[str, dict[str, Rows]]:

@@ -43,17 +43,12 @@ _SLOT = re.compile(r"\{(question|options|hint|requirement|instruction)\}")
 
 @dataclass(frozen=True)
 class Settings(Limits):
-    """How rows are asked; recorded with every run.
-
-    Attributes:
-        system_prompt: empty for none, so that the chat template sets its own.
-        template: a text with slots, empty for the benchmark's own.
-        instructions: what the slot {instruction} becomes, by answer type.
-    """
+    """How rows are asked; recorded with every run."""
 
     preset: str = "paper"
-    system_prompt: str = prompts.SYSTEM_PROMPT
-    template: str = ""
+    system_prompt: str = prompts.SYSTEM_PROMPT  # empty: the chat template sets its own
+    template: str = ""  # a text with slots, empty for the benchmark's own
+    # what the slot {instruction} becomes, by answer type
     instructions: dict[str, str] = field(default_factory=lambda: dict(INSTRUCTIONS))
 
     def __post_init__(self) -> None:
@@ -82,14 +77,10 @@ def settings(
     template_file: str | Path | None = None,
     **changes: int | None,
 ) -> Settings:
-    """Return a preset with changes.
+    """Return a preset with changes; None keeps the preset's.
 
     Args:
-        system_prompt: instead of the preset's; empty for none.
         template_file: YAML with `template` and, optionally, `instructions` by answer type.
-        changes: min_pixels, max_pixels, max_new_tokens; None keeps the preset's.
-    Raises:
-        VlaaError: unknown preset, limits that contradict each other, a file that cannot be used.
     """
     if preset not in PRESETS:
         raise VlaaError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")

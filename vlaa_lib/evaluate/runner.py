@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlaa_lib import VlaaError, folders, models, records
+from vlaa_lib import VlaaError, folders, records
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import AHA_KEYWORDS
 
@@ -45,10 +45,7 @@ def run(
     """Answer benchmarks that share one folder of pictures, and once more with grey ones; score.
 
     The grey pictures tell seeing from guessing: same prompts, same sizes. All rows in one pass, so
-    that batches are full; resumable in `out`, see `answer`.
-
-    Args:
-        model: what the scored rows name in their column `model`, beside `blank`.
+    that batches are full; resumable in `out`. `model` is what the scored rows name, beside `blank`.
     """
     rows = []
     for blank in blanks:
@@ -66,11 +63,12 @@ def answer(
     chosen: prompting.Settings,
     out: str | Path,
     model: str,
-    load: Callable[[], Complete],
+    load: Callable[[], Complete] | None = None,
     batch: int = 16,
     blank: bool = False,
     shard: tuple[int, int] = (1, 1),
-    **made_with: str,
+    mode: str = "full",
+    backend: str = "hf",
 ) -> dict[str, Answers]:
     """Answer the rows that have no answer yet; return all answers in the folder, by benchmark.
 
@@ -78,24 +76,21 @@ def answer(
     one that is not whole is answered again.
 
     Args:
-        model: the checkpoint's folder or name.
-        load: gives what answers one batch; called only where something is left to do.
+        model: the checkpoint; loaded (or what `load` gives) only where something is left to do.
         shard: (i, n): every n-th row from the i-th (1 to n) on.
-        made_with: what else the answers depend on.
-    Raises:
-        VlaaError: the folder has a run of another model, other settings or other prompts, an
-            answer file is broken, or another process writes it.
     """
     number, count = shard
     asked = [(one.name, row["index"], ask) for one in benchmarks
              for row, ask in zip(one.rows, prompting.asks(one, chosen), strict=True)]  # fmt: skip
-    # what answers depend on; a batch's size only in the last bits of bfloat16, so it may change
-    identity = {"benchmarks": [one.name for one in benchmarks],
-                "weights": folders.fingerprint(model), "blank": blank, **made_with,
-                **asdict(chosen), "prompts_sha256": prompting.digest([a for *_, a in asked])}
-    about = {"model": model, "batch": batch, "rows": [str(one) for one in benchmarks],
-             **folders.provenance()}  # fmt: skip
-    folders.claim(out, identity | about, "run.json", names=about)
+    depends_on = asdict(chosen) | {
+        "benchmarks": [one.name for one in benchmarks], "weights": folders.fingerprint(model),
+        "mode": mode, "backend": backend, "blank": blank,
+        "prompts_sha256": prompting.digest([ask for *_, ask in asked]),
+    }  # fmt: skip
+    # answers depend on a batch's size only in the last bits of bfloat16, so it may change
+    about = {"model": model, "batch": batch, "rows": [str(one) for one in benchmarks]}
+    about |= folders.provenance()
+    folders.claim(out, depends_on | about, "run.json", names=about)
     mine = asked[number - 1 :: count]
     folder = Path(out) if count == 1 else Path(out) / f"{number}-of-{count}"
     with folders.lock(folder):
@@ -104,7 +99,8 @@ def answer(
         order = by_length([len(ask.user) for *_, ask in mine], batch)
         parts = [[mine[i] for i in group] for group in order]
         todo = [part for part in parts if any(key[1] not in done.get(key[0], ()) for key in part)]
-        complete_batch = load() if todo else None
+        given = model, benchmarks[0].images, chosen, mode, backend, blank
+        complete_batch = (load() if load else loaded(*given)) if todo else None
         for part in progress_bar(todo, desc="evaluate", unit="batch", disable=None):
             made = complete_batch([ask for *_, ask in part])
             for (name, index, _), said in zip(part, made, strict=True):
@@ -113,27 +109,6 @@ def answer(
                 folders.append_line(folder / "answers.jsonl", row)
     found = answers(out)
     return {one.name: found.get(one.name, {}) for one in benchmarks}
-
-
-def of_model(
-    benchmark: Benchmark,
-    chosen: prompting.Settings,
-    out: str | Path,
-    model: str,
-    mode: str = "full",
-    backend: str = "hf",
-    batch: int = 16,
-    blank: bool = False,
-    shard: tuple[int, int] = (1, 1),
-) -> Answers:
-    """Answer one benchmark with a checkpoint, which is loaded where something is left to do."""
-    model, how = models.resolve(model), {"mode": mode, "backend": backend}
-    given = [benchmark], chosen, out, model
-
-    def load() -> Complete:
-        return loaded(model, benchmark.images, chosen, blank=blank, **how)
-
-    return answer(*given, load, batch, blank, shard, **how)[benchmark.name]
 
 
 def answers(out: str | Path) -> dict[str, Answers]:
@@ -156,27 +131,20 @@ def score(
     """Score answered rows, in the file's order; held-out records by their own verifiers.
 
     Returns:
-        What `scoring.score_all` says of each, with its tokens, whether it was truncated (None
-        where an imported file does not say), and its counts of aha keywords; of records what
-        `scoring.score_rows` says.
+        What `scoring.score_all` (of records `score_rows`) says, with the counts of tokens and aha
+        keywords, and whether it was truncated: None where an imported file does not say.
     """
     rows = [row for row in benchmark.rows if row["index"] in found]
-    given = [found[row["index"]] for row in rows]
-    texts = [one["prediction"] for one in given]
+    texts = [found[row["index"]]["prediction"] for row in rows]
     if benchmark.name == HELD_OUT:
         return score_rows([row["record"] for row in rows], texts)
     scored = score_all(benchmark.name, rows, texts, mode, judge)
-    return [
-        row | {"tokens": one.get("tokens"), "truncated": one.get("truncated"),
-               "aha": _aha_counts(one["prediction"])}
-        for row, one in zip(scored, given, strict=True)
-    ]  # fmt: skip
-
-
-def _aha_counts(text: str) -> dict[str, int]:
-    """Count each aha keyword (paper §2, step 6) that occurs; a plain substring test, as there."""
-    lowered = text.lower()
-    return {word: n for word in AHA_KEYWORDS if (n := lowered.count(word))}
+    for row, text in zip(scored, texts, strict=True):
+        row |= {key: found[row["index"]].get(key) for key in ("tokens", "truncated")}
+        said = text.lower()
+        # a plain substring test, as there (paper §2, step 6)
+        row["aha"] = {word: n for word in AHA_KEYWORDS if (n := said.count(word))}
+    return scored
 
 
 def finish(
@@ -186,10 +154,7 @@ def finish(
     mode: str = "ours",
     judge: Judge | None = None,
 ) -> tuple[list[Row], list[Row]]:
-    """Score, write `rows-MODE.jsonl` and `scores-MODE.csv`; return the rows and the scores.
-
-    With a judge the files are of MODE-judge, and the scores name it.
-    """
+    """Score and write; return the rows and the scores. A judge has files of its own, named so."""
     rows = score(benchmark, found, mode, judge)
     label, rule = (f"{mode}-judge", f"{mode}, then {judge.name}") if judge else (mode, mode)
     table = [{"extraction": rule} | row for row in summarise(benchmark.name, rows, resamples=1000)]

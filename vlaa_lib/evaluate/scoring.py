@@ -23,11 +23,7 @@ CHUNK = 512  # ours: rows whose mathematics the workers hold at a time
 
 
 def score_rows(records: list[Record], completions: list[str], **columns: Any) -> list[Row]:
-    """Score completions of records: strict reward, and correctness of the extracted answer.
-
-    `correct` is reward 1 for digit, mcq and math, an intersection over union of at least 0.5
-    for boxes, and for open ones an answer that states as many facts as the gold.
-    """
+    """Score completions of records: strict reward, and correctness of the extracted answer."""
     answers = [extract_answer(text) for text in completions]
     wrapped = [prompts.join_think_answer("", answer) for answer, _ in answers]
     strict, lenient = (rewards.score_all(records, texts) for texts in (completions, wrapped))
@@ -35,7 +31,7 @@ def score_rows(records: list[Record], completions: list[str], **columns: Any) ->
     for record, text, (answer, path), reward, score in zip(
         records, completions, answers, strict, lenient, strict=True
     ):
-        if record.reward == "open":
+        if record.reward == "open":  # it states as many facts as the gold
             is_correct = bool(answer) and rewards.is_as_good(record, answer)
         else:
             is_correct = score.value >= (0.5 if record.reward == "iou" else 1.0)
@@ -65,12 +61,11 @@ def score_all(
 
     Args:
         completions: one a row; empty cells and NaN are empty completions.
-        mode: one of `extract.MODES`.
-        judge: an LLM that reads the completions in which no rule finds an answer; mode ours only.
+        judge: reads the completions in which no rule finds an answer; mode ours only.
     Returns:
-        The row's columns without its picture, and: benchmark, prediction (the raw completion),
-        extracted, path (see `extract`), gold, hit, reason. `hit` is None where nobody can say: the
-        gold cannot be used, or the kit would ask its judge.
+        The row's columns, and: benchmark, prediction (the raw completion), extracted, path (see
+        `extract`), gold, hit, reason. `hit` is None where nobody can say: the gold cannot be used,
+        or the kit would ask its judge.
     """
     if len(rows) != len(completions):
         raise VlaaError(f"{len(rows)} rows for {len(completions)} completions")

@@ -56,14 +56,10 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Return a percentile interval of mean(second) - mean(first) over the units that all share.
+    """Return a percentile interval of mean(second) - mean(first), models of one or more runs.
 
-    Each resample draws units once for both models, so that their difficulty cancels out, and of
-    each model's runs (training seeds) as many as there are; a single run gives no spread of its
-    own.
-
-    Args:
-        first, second: what each run earned, by unit.
+    Each resample draws the units that all share once for both models, so that their difficulty
+    cancels out, and of each model's runs (training seeds) as many as there are.
 
     >>> paired_bootstrap([{"1": 0.0, "2": 1.0}], [{"1": 0.0, "2": 1.0}])
     (0.0, 0.0)
@@ -72,7 +68,7 @@ def paired_bootstrap(
 
     if not first or not second:
         raise VlaaError("a model without runs cannot be compared")
-    rows = _paired([*first, *second])
+    rows = _paired([*first, *second])  # [runs, units]
     if not rows.size:
         raise VlaaError("the runs have no row in common; are they of the same benchmark?")
     runs = rows[: len(first)], rows[len(first) :]
@@ -89,11 +85,8 @@ def _paired(runs: Sequence[Values]) -> Any:
     """Return [runs, units]: what each run earned on the units that all share."""
     import numpy
 
-    return numpy.asarray([[run[unit] for unit in _shared(runs)] for run in runs])
-
-
-def _shared(runs: Sequence[Values]) -> list[str]:
-    return [unit for unit in runs[0] if all(unit in run for run in runs[1:])]
+    shared = [unit for unit in runs[0] if all(unit in run for run in runs[1:])]
+    return numpy.asarray([[run[unit] for unit in shared] for run in runs])
 
 
 def _resampled(earned: Any, resamples: int, seed: int = 0) -> Any:
@@ -117,9 +110,9 @@ def _quantiles(draws: Any, level: float = 0.95) -> tuple[float, float]:
 
 
 def summary(rows: Rows, resamples: int = 1000) -> Rows:
-    """Average rows of records (`scoring.score_rows`) by model and source, and over all (`all`).
+    """Average rows of records by model and source, and over all of them (`all`).
 
-    Each beside the accuracy in front of blank pictures, None where none was shown.
+    Beside each accuracy that in front of blank pictures, None where none was shown.
     """
     table = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -142,10 +135,8 @@ def summary(rows: Rows, resamples: int = 1000) -> Rows:
 def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
     """Return a benchmark's metrics for the scored rows of one model, the headline first.
 
-    Columns: benchmark, metric, n (rows, seeds or problems that it is over), points (what they
-    earned together), value (points / n, None over nothing), low, high (95 % by bootstrap, None
-    where `resamples` is 0), the counts of `metrics.Measured`, and full_rows (of the whole split;
-    None for micro ones).
+    Each over n rows, seeds or problems, with what they earned together (points), points / n (None
+    over nothing), a 95 % interval where `resamples` is not 0, and what was lacking.
 
     >>> rows = [{"index": 1, "hit": True}, {"index": 2, "hit": None}]
     >>> [(r["metric"], r["value"], r["undecided"]) for r in summarise("LogicVista", rows)]
@@ -166,13 +157,7 @@ def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
 
 
 def by_metric(rows: Rows, resamples: int = 1000) -> Rows:
-    """Return every metric of each benchmark and model, each beside that of blank pictures.
-
-    Args:
-        rows: scored rows with the columns model and blank.
-    Returns:
-        model, then what `summarise` says, and blank_value (None where none was shown).
-    """
+    """Return `summarise` of each model and benchmark, each value beside that of blank pictures."""
     table = []
     for (model, name), mine in _runs(rows).items():
         twin = {row["metric"]: row["value"]
@@ -188,8 +173,7 @@ def by_metric(rows: Rows, resamples: int = 1000) -> Rows:
 def table4(rows: Rows, resamples: int = 1000) -> Rows:
     """Return the paper's table 4 of scored rows: each model's headline of each benchmark.
 
-    A model's last row is the average of its benchmarks; its interval draws rows (seeds, problems)
-    of every benchmark anew. None where a benchmark has no value.
+    A model's last row is the average of its benchmarks, None where one of them has no value.
     """
     heads = [r for r in by_metric(rows, resamples) if r["metric"] == _headline(r["benchmark"])]
     table = []
@@ -245,15 +229,13 @@ def compare(
     metric: str = "",
     resamples: int = 1000,
 ) -> Row:
-    """Compare two models on the rows, seeds or problems that all their runs share.
+    """Compare two models on the n rows, seeds or problems that all their runs share.
+
+    McNemar's test only where each model has one run and every unit is right or wrong.
 
     Args:
         first, second: scored rows of each run of a model (one for each training seed).
-        metric: default: the benchmark's headline, see `metrics.HEADLINES`.
-    Returns:
-        benchmark, metric, n (units shared), unshared (units that some run lacks), first, second
-        (means), difference, low, high; only_first, only_second and p_mcnemar where each model has
-        one run and every unit is right or wrong, else None.
+        metric: default: the benchmark's headline.
     """
     metric = metric or _headline(benchmark)
     models: list[list[Values]] = []
@@ -266,30 +248,26 @@ def compare(
         models.append([one[metric] for one in parts])
     low, high = paired_bootstrap(*models, resamples)
     runs = [run for model in models for run in model]
-    shared = _shared(runs)
-    means = [sum(run[u] for run in model for u in shared) / len(model) / len(shared)
-             for model in models]  # fmt: skip
-    table = {
-        "benchmark": benchmark, "metric": metric, "n": len(shared),
-        "unshared": len(set().union(*runs)) - len(shared),
+    rows = _paired(runs)  # [runs, units]
+    n, parts = rows.shape[1], (rows[: len(first)], rows[len(first) :])
+    means = [float(part.sum() / len(part) / n) for part in parts]
+    only_first = only_second = p = None
+    if len(runs) == 2 and ((rows == 0) | (rows == 1)).all():
+        only_first, only_second = int((rows[0] > rows[1]).sum()), int((rows[0] < rows[1]).sum())
+        p = mcnemar(only_first, only_second)
+    return {
+        "benchmark": benchmark, "metric": metric, "n": n,
+        "unshared": len(set().union(*runs)) - n,  # units that some run lacks
         "first": means[0], "second": means[1], "difference": means[1] - means[0],
-        "low": low, "high": high, "only_first": None, "only_second": None, "p_mcnemar": None,
+        "low": low, "high": high,
+        "only_first": only_first, "only_second": only_second, "p_mcnemar": p,
     }  # fmt: skip
-    if len(runs) == 2 and {run[u] for run in runs for u in shared} <= {0.0, 1.0}:
-        pairs = [(runs[0][u], runs[1][u]) for u in shared]
-        flips = pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))
-        table |= dict(zip(("only_first", "only_second"), flips, strict=True))
-        table["p_mcnemar"] = mcnemar(*flips)
-    return table
 
 
 def flips(rows: Rows, first: str, second: str) -> Rows:
     """Return the rows that one of two models has right and the other has not, pictures shown.
 
-    Returns:
-        benchmark, index, question, images, gold, gained (the second has it right), and of each
-        model its whole reply and its answer (`first`, `first_answer`, `second`, ...). Rows
-        without verdict are none.
+    With each model's reply and answer, and whether the second one gained.
     """
     mine: dict[str, dict[tuple[str, str], Row]] = {first: {}, second: {}}
     for row in rows:
@@ -312,9 +290,7 @@ def flips(rows: Rows, first: str, second: str) -> Rows:
 def by_rule(rows: Rows, rules: Sequence[str] = RULES, resamples: int = 1000) -> Rows:
     """Score the same completions once more under several extraction rules: table 4 of each rule.
 
-    Args:
-        rules: of `extract.MODES`. Where the kit would ask its judge it is `undecided`, and counts
-            as wrong.
+    Where the kit would ask its judge a row is `undecided`, and counts as wrong.
     """
     table = []
     for rule in rules:
