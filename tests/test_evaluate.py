@@ -329,6 +329,9 @@ def test_an_adapter_answers_as_when_merged(tiny_model, bench, tmp_path):
 # --- the command line -----------------------------------------------------------------------------
 
 
+SLOW = [name for name in benchmarks.LAYOUTS if name.startswith("micro-")][1:]  # one is not
+
+
 def call(name, folder, *words):
     fixed = ["evaluate", "--benchmark", name, "--tsv", folder / "b.tsv", "--out", folder / "out"]
     return main([str(word) for word in (*fixed, *words)])
@@ -341,7 +344,10 @@ def read(folder, label="ours"):
     return [json.loads(line) for line in lines], scores
 
 
-@pytest.mark.parametrize("name", list(benchmarks.LAYOUTS))
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in benchmarks.LAYOUTS
+])  # fmt: skip
 def test_every_benchmark_runs_from_its_file_to_its_scores(name, tmp_path, tiny_model):
     """The micro ones with the pocket VLM, ten rows of each real schema with a tinier one."""
     is_micro = name.startswith("micro-")
