@@ -16,10 +16,11 @@ import typer
 from typer import Argument, Option
 
 from vlaa_lib import Halted, folders, profiles
+from vlaa_lib.process.command import process
 from vlaa_lib.prompts import MAX_NEW_TOKENS
-from vlaa_lib.tables import text_table
 
 from . import options as o
+from .options import loaded, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
 app = typer.Typer(
@@ -27,21 +28,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 data = typer.Typer(no_args_is_help=True)
-process = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=DATA, help="The released dataset and its sources.")
 app.add_typer(process, name="process", rich_help_panel=METHOD, help="Process rewards (ViLBench).")
-
-
-def one_of(**given: Any) -> None:
-    """Refuse none or several of arguments that exclude each other."""
-    if sum(bool(value) for value in given.values()) != 1:
-        raise ValueError(f"give exactly one of {' '.join(f'--{name}' for name in given)}")
-
-
-def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
-    """Load a profile with KEY=VALUE changes; `more` wins where it holds a value."""
-    changed = dict(pair.split("=", 1) for pair in changes)
-    return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
 
 
 def usable(records: str, images: str, out: str | None = None, any_open: bool = False) -> list:
@@ -49,11 +37,6 @@ def usable(records: str, images: str, out: str | None = None, any_open: bool = F
     from vlaa_lib import rewards
 
     return list(rewards.usable(records, images, out, any_open=any_open))
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table."""
-    print(text_table(rows))
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -540,89 +523,6 @@ def doctor(
     from vlaa_lib.study import doctor as checkup
 
     raise typer.Exit(checkup.main(given, show))
-
-
-# --- process rewards -----------------------------------------------------------------------------
-
-
-def _process(what: str, given: dict[str, Any]) -> None:
-    from vlaa_lib.process import command as processing
-
-    processing.main(SimpleNamespace(what=what, **given), show)
-
-
-@process.command()
-def pool(
-    records: o.Records,
-    images: o.Images,
-    model: o.Model,
-    out: o.Out,
-    generator: Annotated[str | None, Option(help="its name in tables")] = None,
-    candidates: Annotated[int, Option(help="solutions of a question")] = 16,
-    temperature: float = 0.8,
-    seed: o.Seed = 0,
-    batch: int = 64,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> None:
-    """Sample solutions of each question; resumes."""
-    _process("pool", locals())
-
-
-@process.command("judge")
-def judge_steps(
-    records: o.Records,
-    images: o.Images,
-    pools: Annotated[list[str], Option(metavar="FOLDER ...")],
-    out: o.OutFile,
-    endpoints: o.Endpoints = None,
-    model: Annotated[str | None, Option(help="checkpoint that judges")] = None,
-    prm: Annotated[str | None, Option(help="folder of a ViLPRM that scores")] = None,
-    truth: Annotated[Literal["steps", "steps+answer"] | None, Option(help="the scenes")] = None,
-    view: Literal["step", "prefix", "context"] = "context",
-    concurrency: o.Concurrency = 8,
-    max_cost: o.MaxCost = None,
-) -> None:
-    """Score the steps of pools; finished calls are kept."""
-    one_of(endpoints=endpoints, model=model, prm=prm, truth=truth)
-    _process("judge", locals())
-
-
-@process.command("best-of-n")
-def best_of_n(
-    pools: Annotated[list[str], Option(metavar="FOLDER ...", help="one a generator")],
-    out: o.OutFile,
-    scores: Annotated[list[str], Option(metavar="FILE ...", help="of `process judge`")] = [],
-    sizes: Annotated[list[int], Option(metavar="N ...")] = [2, 4, 8, 16],
-) -> None:
-    """Compare ways of choosing among candidates."""
-    _process("best-of-n", locals())
-
-
-@process.command()
-def search(
-    records: o.Records,
-    images: o.Images,
-    out: o.Out,
-    model: Annotated[str | None, Option(help="default: the profile's policy")] = None,
-    n: Annotated[int | None, Option(min=1, help="take the first N records")] = None,
-    profile: o.Profile = "laptop",
-    changes: o.Set = [],
-) -> None:
-    """Search trees of steps, write scored processes; resumes."""
-    _process("search", locals() | {"cfg": loaded(profile, changes)})
-
-
-@process.command("train-prm")
-def train_prm(
-    rows: Annotated[str, Option(help="processes.json of a search, or ViLReward-73K")],
-    images: o.Images,
-    out: o.Out,
-    start: o.Start = None,
-    profile: o.Profile = "laptop",
-    changes: o.Set = [],
-) -> None:
-    """Train a ViLPRM on scored processes; resumes."""
-    _process("train-prm", locals() | {"cfg": loaded(profile, changes)})
 
 
 # --- the pocket world ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, as typer reads them."""
+"""Arguments that several commands share, as typer reads them, and what is made of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from typer import Option
 
 from vlaa_lib import profiles
 from vlaa_lib.prompts import MAX_NEW_TOKENS
+from vlaa_lib.tables import text_table
+
+
+def one_of(**given: Any) -> None:
+    """Refuse none or several of arguments that exclude each other."""
+    if sum(bool(value) for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of {' '.join(f'--{name}' for name in given)}")
+
+
+def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
+    """Load a profile with KEY=VALUE changes; `more` wins where it holds a value."""
+    changed = dict(pair.split("=", 1) for pair in changes)
+    return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    print(text_table(rows))
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -1,108 +1,158 @@
-"""The command line of `process`: sample a pool, score its steps, compare ways of choosing."""
+"""The commands of `process`: sample a pool, score its steps, compare ways of choosing, train."""
 
 from __future__ import annotations
 
-import csv
-from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from vlaa_lib import folders, rewards
-from vlaa_lib.llm import Endpoint, Limits, read_endpoints
+import typer
+from typer import Option
 
-from . import best_of_n, pools, scorers
+from vlaa_lib import folders
+from vlaa_lib import options as o
+from vlaa_lib.options import loaded, one_of, show
+from vlaa_lib.prompts import MAX_NEW_TOKENS
+from vlaa_lib.tables import read
 
-Show = Callable[[list[dict[str, Any]]], None]
+process = typer.Typer(no_args_is_help=True)
 SHOWN = ("generator", "scorer", "aggregator", "n", "questions", "accuracy", "low", "high")
 
 
-def main(args: Namespace, show: Show) -> int:
-    """Run `python -m vlaa_lib process`."""
-    actions = {"pool": _pool, "judge": _judge, "best-of-n": _best_of_n}
-    (actions | {"search": _search, "train-prm": _train_prm})[args.what](args, show)
-    return 0
+@process.command()
+def pool(
+    records: o.Records,
+    images: o.Images,
+    model: o.Model,
+    out: o.Out,
+    generator: Annotated[str | None, Option(help="its name in tables")] = None,
+    candidates: Annotated[int, Option(help="solutions of a question")] = 16,
+    temperature: float = 0.8,
+    seed: o.Seed = 0,
+    batch: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> None:
+    """Sample solutions of each question; resumes."""
+    from vlaa_lib import models, rewards
+
+    from . import best_of_n, pools
+
+    made, generator = list(rewards.usable(records, images)), generator or Path(model).name
+    numbers = {"n": candidates, "temperature": temperature, "seed": seed}
+    sizes = {"batch": batch, "max_new_tokens": max_new_tokens}
+    policy = models.load_policy(model)
+    found = pools.sample(policy, made, images, out, generator, **numbers, **sizes)
+    show(best_of_n.table([found], {}, [n for n in pools.SIZES if n <= found.reach], resamples=200))
+    print(f"{len(found.candidates)} questions of {generator} in {out}")
 
 
-def _pool(args: Namespace, show: Show) -> None:
-    from vlaa_lib import models
+@process.command("judge")
+def judge_steps(
+    records: o.Records,
+    images: o.Images,
+    pools: Annotated[list[str], Option(metavar="FOLDER ...")],
+    out: o.OutFile,
+    endpoints: o.Endpoints = None,
+    model: Annotated[str | None, Option(help="checkpoint that judges")] = None,
+    prm: Annotated[str | None, Option(help="folder of a ViLPRM that scores")] = None,
+    truth: Annotated[Literal["steps", "steps+answer"] | None, Option(help="the scenes")] = None,
+    view: Literal["step", "prefix", "context"] = "context",
+    concurrency: o.Concurrency = 8,
+    max_cost: o.MaxCost = None,
+) -> None:
+    """Score the steps of pools; finished calls are kept."""
+    one_of(endpoints=endpoints, model=model, prm=prm, truth=truth)
+    from vlaa_lib import llm, models, rewards
 
-    made = list(rewards.usable(args.records, args.images))
-    generator = args.generator or Path(args.model).name
-    numbers = args.candidates, args.temperature, args.seed
-    sizes = {"batch": args.batch, "max_new_tokens": args.max_new_tokens}
-    policy = models.load_policy(args.model)
-    pool = pools.sample(policy, made, args.images, args.out, generator, *numbers, **sizes)
-    show(best_of_n.table([pool], {}, [n for n in pools.SIZES if n <= pool.reach], resamples=200))
-    print(f"{len(pool.candidates)} questions of {generator} in {args.out}")
+    from . import scorers
+    from .pools import load
 
+    made = list(rewards.usable(records, images))
+    given = Path(out).parent / "judge.sqlite", images, view
+    if truth:
+        name = f"truth of {truth}"
+        scorer: Any = partial(scorers.step_truth, with_answer=truth == "steps+answer")
+    elif prm:
+        from . import prm as vilprm
 
-def _judge(args: Namespace, show: Show) -> None:
-    made = list(rewards.usable(args.records, args.images))
-    name, scorer = _scorer(args)
-    parts = [scorers.score_pool(scorer, pools.load(folder), made) for folder in args.pools]
+        name, scorer = f"ViLPRM {Path(prm).name}", vilprm.scorer(vilprm.load(prm), images)
+    elif model:
+        scorer = scorers.policy_judge(models.load_policy(model), *given)
+        name = scorer.name
+    else:
+        endpoint = llm.read_endpoints(endpoints, {"judge": llm.Endpoint("judge")})["judge"]
+        limits = llm.Limits(concurrency, max_cost=max_cost)
+        scorer = scorers.endpoint_judge(endpoint, *given, limits)
+        name = scorer.name
+    parts = [scorers.score_pool(scorer, load(folder), made) for folder in pools]
     found = {key: values for part in parts for key, values in part.items()}
-    scorers.write(args.out, name, found)
+    scorers.write(out, name, found)
     if isinstance(scorer, scorers.StepJudge):
         show([{"no score": k, "steps": n} for k, n in scorer.unusable.most_common()])
         print(f"{scorer.failure_rate:.1%} of {scorer.asked} steps have no score")
-    print(f"scores of {len(found)} candidates by {name} in {args.out}")
+    print(f"scores of {len(found)} candidates by {name} in {out}")
 
 
-def _scorer(args: Namespace) -> tuple[str, scorers.Scorer]:
-    """Return who scores, and its name."""
-    if args.truth:
-        with_answer = args.truth == "steps+answer"
-        return f"truth of {args.truth}", partial(scorers.step_truth, with_answer=with_answer)
-    given = Path(args.out).parent / "judge.sqlite", args.images, args.view
-    if args.prm:
-        from . import prm
+@process.command("best-of-n")
+def best_of_n(
+    pools: Annotated[list[str], Option(metavar="FOLDER ...", help="one a generator")],
+    out: o.OutFile,
+    scores: Annotated[list[str], Option(metavar="FILE ...", help="of `process judge`")] = [],
+    sizes: Annotated[list[int], Option(metavar="N ...")] = [2, 4, 8, 16],
+) -> None:
+    """Compare ways of choosing among candidates."""
+    from . import scorers
+    from .best_of_n import table
+    from .pools import load
 
-        return f"ViLPRM {Path(args.prm).name}", prm.scorer(prm.load(args.prm), args.images)
-    if args.model:
-        from vlaa_lib import models
-
-        made = scorers.policy_judge(models.load_policy(args.model), *given)
-    else:
-        endpoint = read_endpoints(args.endpoints, {"judge": Endpoint("judge")})["judge"]
-        limits = Limits(args.concurrency, max_cost=args.max_cost)
-        made = scorers.endpoint_judge(endpoint, *given, limits)
-    return made.name, made
-
-
-def _best_of_n(args: Namespace, show: Show) -> None:
-    scores = scorers.read(*args.scores)
-    found = [pools.load(folder) for folder in args.pools]
-    rows = best_of_n.table(found, scores, args.sizes)
-    folders.write_csv(args.out, rows)
+    rows = table([load(folder) for folder in pools], scorers.read(*scores), sizes)
+    folders.write_csv(out, rows)
     largest = max((row["n"] for row in rows), default=0)
     show([{key: row[key] for key in SHOWN} for row in rows if row["n"] == largest])
-    print(f"{len(rows)} rows in {args.out}")
+    print(f"{len(rows)} rows in {out}")
 
 
-def _search(args: Namespace, show: Show) -> None:
-    from vlaa_lib import models
+@process.command()
+def search(
+    records: o.Records,
+    images: o.Images,
+    out: o.Out,
+    model: Annotated[str | None, Option(help="default: the profile's policy")] = None,
+    n: Annotated[int | None, Option(min=1, help="take the first N records")] = None,
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+) -> None:
+    """Search trees of steps, write scored processes; resumes."""
+    cfg = loaded(profile, changes)
+    from vlaa_lib import models, rewards
 
-    from . import search
+    from .search import rows, run, statistics
 
-    cfg, out = args.cfg, Path(args.out)
-    made = list(rewards.usable(args.records, args.images, out))[: args.n]
-    m = cfg.model
-    policy = models.load_policy(args.model or m.policy, "full", m.max_pixels, m.min_pixels)
-    trees = search.run(policy, made, args.images, out, cfg.search, cfg.seed)
-    show(search.statistics(trees))
-    print(f"{len(search.rows(trees))} rows of {len(trees)} questions in {out / 'processes.json'}")
+    made, m = list(rewards.usable(records, images, out))[:n], cfg.model
+    policy = models.load_policy(model or m.policy, "full", m.max_pixels, m.min_pixels)
+    trees = run(policy, made, images, out, cfg.search, cfg.seed)
+    show(statistics(trees))
+    print(f"{len(rows(trees))} rows of {len(trees)} questions in {Path(out) / 'processes.json'}")
 
 
-def _train_prm(args: Namespace, show: Show) -> None:
-    from . import prm, search
+@process.command("train-prm")
+def train_prm(
+    rows: Annotated[str, Option(help="processes.json of a search, or ViLReward-73K")],
+    images: o.Images,
+    out: o.Out,
+    start: o.Start = None,
+    profile: o.Profile = "laptop",
+    changes: o.Set = [],
+) -> None:
+    """Train a ViLPRM on scored processes; resumes."""
+    cfg = loaded(profile, changes)
+    from . import prm
+    from .search import read_processes
 
-    found = search.read_processes(args.rows, args.images)
+    found = read_processes(rows, images)
     for reject in found.rejects:
         print(f"rejected: {reject}")
-    log = prm.train(args.cfg, found.rows, args.images, args.out, args.start)
+    log = prm.train(cfg, found.rows, images, out, start)
     show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
     for name in ("held_out", "calibration"):
-        with (Path(args.out) / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-            show(list(csv.DictReader(stream)))
+        show(read(Path(out) / f"{name}.csv"))
