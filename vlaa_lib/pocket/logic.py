@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 
 from vlaa_lib.prompts import has_aha, split_think_answer
-from vlaa_lib.rewards.verifiers import iou
+from vlaa_lib.rewards.verifiers import iou, parse_box
 from vlaa_lib.traces.steps import split
 
 from .microworld import facts, questions, truth
@@ -140,12 +139,10 @@ def _solved(asked: questions.Question, stated: list[Fact]) -> str | None:
 
 def _fits_place(last: Fact, answer: str) -> bool | None:
     """Hold a box against the last place or area that was named."""
-    try:
-        box = [float(value) for value in json.loads(answer)]
-    except (TypeError, ValueError):
-        return False if last.kind in ("area", "place") else None
-    if len(box) != 4 or last.kind not in ("area", "place"):
+    if last.kind not in ("area", "place"):
         return None
+    if (box := parse_box(answer)) is None:
+        return False
     if last.kind == "place":
         return iou(box, last.args[2]) >= 0.5
     return truth.area(box) == last.args[2]

@@ -13,6 +13,7 @@ from vlaa_lib.records import Record, Reject
 
 from .mixed import audit, read_answer, score_all
 from .open_ended import RewardModel
+from .signs import mean
 from .verifiers import Score, excerpt
 
 HIT = 0.5  # ours: the usual box threshold; digit, mcq and math score 0 or 1
@@ -107,7 +108,7 @@ def reasons(
             "reason": kind,
             "count": len(those),
             "share": len(those) / len(scores),
-            "mean": _mean([scores[i].value for i in those]),
+            "mean": mean([scores[i].value for i in those]),
             "id": records[those[0]].id,
             "example": excerpt(read_answer(completions[those[0]])[0] or completions[those[0]]),
         }
@@ -137,17 +138,13 @@ def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
         groups.setdefault(group, []).append(score.value)
     return {
         "n": len(values),
-        "hit_rate": _mean([value >= HIT for value in values]),
-        "format_rate": _mean([not score.is_format for _, score in scored]),
-        "mean": _mean(values),
+        "hit_rate": mean([value >= HIT for value in values]),
+        "format_rate": mean([not score.is_format for _, score in scored]),
+        "mean": mean(values),
         "low": min(values, default=None),
         "high": max(values, default=None),
-        "zero_variance": _mean([len(set(g)) == 1 for g in groups.values() if len(g) > 1]),
+        "zero_variance": mean([len(set(g)) == 1 for g in groups.values() if len(g) > 1]),
     }
-
-
-def _mean(values: list) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def dead(table: list[dict[str, Any]]) -> str | None:

@@ -132,7 +132,6 @@ def usable(
     path: str | Path,
     images: str | Path,
     out: str | Path | None = None,
-    shard: tuple[int, int] = (1, 1),
     any_open: bool = False,
 ) -> Iterator[Record]:
     """Yield a file's records whose image is there and whose gold can be scored.
@@ -140,12 +139,11 @@ def usable(
     The others go to the screen and into `out/rejects.jsonl`, each with its reason.
 
     Args:
-        shard: (i, n): every n-th record from the i-th on; what is rejected counts as well.
         any_open: keep open questions without a scene, which only a reward model could score.
     Raises:
         RecordError: the file is missing or not text, or holds no usable record.
     """
-    rows, seen, found = islice(read(path, images), shard[0] - 1, None, shard[1]), 0, 0
+    rows, seen, found = read(path, images), 0, 0
     with ExitStack() as stack:
         rejects = stack.enter_context(atomic(Path(out) / "rejects.jsonl")) if out else None
         while chunk := list(islice(rows, AUDITED)):

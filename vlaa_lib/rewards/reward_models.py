@@ -79,18 +79,16 @@ class XComposerReward:
     """Score answers with InternLM-XComposer2.5-Reward (paper §4), 7 billion parameters.
 
     Paper (appendix C.1): the model stays on the CPU and is on the GPU only while it scores. Ours:
-    half precision, tiles and batched calls as on the model's card; chunks of `batch`; marks
-    that are special to the model are broken up in questions and answers, which cannot forge turns
-    or pictures then. The card's own code is fetched and run: it was written for transformers
-    4.33, and takes the weights of its vision tower from a second repository, at no fixed revision.
+    half precision, tiles and batched calls as on the model's card; marks that are special to the
+    model are broken up in questions and answers, which cannot forge turns or pictures then. The
+    card's own code is fetched and run: it was written for transformers 4.33, and takes the weights
+    of its vision tower from a second repository, at no fixed revision.
 
     Args:
-        images: image root.
         trust_remote_code: must be True: the caller agrees to run code from the repository.
         path: repository, or a folder with the same files; a folder has no revision.
         revision: commit, 40 hexadecimal digits; a branch could change under us.
         dtype: of weights and autocast, by torch's name; float32 does without autocast.
-        device: where to score; default: the GPU where there is one.
         batch: answers a call of the model.
     """
 
@@ -136,7 +134,6 @@ class XComposerReward:
         return picture_problem(record, self._images)
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Return the model's score of each answer."""
         rows = list(zip(records, answers, strict=True))
         scores: list[float | None] = []
         with self._at_work():
@@ -221,9 +218,8 @@ class Judge:
     """Ask a vision model to grade each answer (ours; the paper uses a trained reward model).
 
     It sees picture, question and answer, as the paper's does, and not the reference. Replies are
-    kept in the ledger, where an equal question is found again at no cost; calls run concurrently
-    in a thread of their own. A reply that is no number from 0 to 10, or a call that fails for
-    one answer, gives no score and is counted.
+    kept in the ledger, where an equal question is found again at no cost. A reply that is no number
+    from 0 to 10, or a call that fails for one answer, gives no score and is counted.
 
     Args:
         endpoint: `settings` are added to greedy decoding and 16 new tokens; a model that thinks
@@ -272,11 +268,7 @@ class Judge:
         return [self._read(reply) for reply in self.replies(requests)]
 
     def replies(self, requests: list[Request]) -> list[Reply | CallFailed]:
-        """Return the reply to each request of the step `judge`, or why there is none.
-
-        Raises:
-            VlaaError, Halted: as `score`.
-        """
+        """Return the reply to each request of the step `judge`, or why there is none."""
         return ask_all(
             requests, self._endpoint, self._ledger, self._images, self._limits, self._spent
         )

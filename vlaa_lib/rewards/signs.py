@@ -24,7 +24,7 @@ PACKED_BYTES = 200  # shorter texts are not judged
 _TAG_LIKE = re.compile(
     r"<\s{0,3}/?\s{0,3}(?:think(?:ing)?|thoughts?|reason(?:ing)?|answers?)\s{0,3}/?>", re.IGNORECASE
 )
-_SPECIAL = re.compile(
+_SPECIAL = re.compile(  # image, role and end tokens; in a trace they are left out
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:image|img|video|pad|bos|eos|unk)>|\[/?(?:INST|IMG)\]|"
     r"<(?:start|end)_of_(?:turn|image)>",
     re.IGNORECASE,
@@ -64,14 +64,6 @@ def lists_options(text: str, question: str = "", part: str = "") -> bool:
     return part == "math" and (has_or or answer.count("\\boxed") > 1)
 
 
-def has_special_tokens(text: str) -> bool:
-    """Say whether an image, role or end token stands in the text, as `<|im_start|>` or `<image>`.
-
-    The trainer decodes with special tokens for this; in a trace they are left out.
-    """
-    return _SPECIAL.search(text) is not None
-
-
 def echoes_prompt(text: str, question: str = "", part: str = "") -> bool:
     """Say whether half of the words stand in runs of five or more that are copied from the prompt.
 
@@ -80,7 +72,7 @@ def echoes_prompt(text: str, question: str = "", part: str = "") -> bool:
     """
     if part == "mcq" and prompts.ANSWER_OPEN in text:
         text = text.rpartition(prompts.ANSWER_OPEN)[0]
-    runs, words = _prompt_runs(question, part), _words(_TAG_LIKE.sub(" ", text))
+    runs, words = _prompt_runs(question, part), _WORD.findall(_TAG_LIKE.sub(" ", text).lower())
     copied = end = 0
     for start, run in enumerate(_runs(words)):
         if run in runs:
@@ -92,22 +84,12 @@ def echoes_prompt(text: str, question: str = "", part: str = "") -> bool:
 @lru_cache(maxsize=256)  # a group of completions has one prompt
 def _prompt_runs(question: str, part: str) -> frozenset[tuple[str, ...]]:
     asked = prompts.user_text(question, part) if part in prompts.TASK_INSTRUCTIONS else question
-    texts = [_words(prompts.SYSTEM_PROMPT), _words(asked)]
+    texts = [_WORD.findall(text.lower()) for text in (prompts.SYSTEM_PROMPT, asked)]
     return frozenset(run for words in texts for run in _runs(words))
 
 
 def _runs(words: list[str]) -> Iterator[tuple[str, ...]]:
     return zip(*(words[i:] for i in range(ECHO_WORDS)), strict=False)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def is_repetitive(text: str) -> bool:
-    """Say whether a text of 200 bytes or more packs with zlib to less than a fifth of its size."""
-    data = text.encode("utf-8", errors="replace")
-    return len(data) >= PACKED_BYTES and len(zlib.compress(data, 1)) < PACKED_SHARE * len(data)
 
 
 KINDS = {  # kind -> what completions that show it do
@@ -130,12 +112,14 @@ def kinds(completion: str, question: str = "", part: str = "") -> list[str]:
     ['options']
     """
     text, question = completion[:MAX_COMPLETION_CHARS], question[:MAX_COMPLETION_CHARS]
+    data = text.encode("utf-8", errors="replace")
+    is_long = len(data) >= PACKED_BYTES
     found = {
         "tags": has_odd_tags(text),
         "options": lists_options(text, question, part),
-        "special": has_special_tokens(text),
+        "special": _SPECIAL.search(text) is not None,
         "echo": echoes_prompt(text, question, part),
-        "repetition": is_repetitive(text),
+        "repetition": is_long and len(zlib.compress(data, 1)) < PACKED_SHARE * len(data),
     }
     return [kind for kind, is_there in found.items() if is_there]
 
@@ -156,18 +140,18 @@ def measure(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """
     rewards = _values(rows, "reward")
     found: dict[str, float | None] = {
-        "step": rows[0]["optimizer_step"], "n": len(rows), "reward": _mean(rewards),
+        "step": rows[0]["optimizer_step"], "n": len(rows), "reward": mean(rewards),
         "reward_low": min(rewards, default=None), "reward_high": max(rewards, default=None),
     }  # fmt: skip
     for part in sorted({row["part"] for row in rows}):
         mine = [row for row in rows if row["part"] == part]
-        found[f"reward_{part}"] = _mean(_values(mine, "reward"))
-    found["format_rate"] = _mean([not is_misformed(row["completion"]) for row in rows])
-    found["suspicious"] = _mean([bool(row["suspicious"]) for row in rows])
+        found[f"reward_{part}"] = mean(_values(mine, "reward"))
+    found["format_rate"] = mean([not is_misformed(row["completion"]) for row in rows])
+    found["suspicious"] = mean([bool(row["suspicious"]) for row in rows])
     for kind in KINDS:
-        found[f"suspicious_{kind}"] = _mean([kind in row["suspicious"] for row in rows])
-    found["tokens"] = _mean(_values(rows, "completion_tokens"))
-    found["clipped"] = _mean(_values(rows, "clipped"))
+        found[f"suspicious_{kind}"] = mean([kind in row["suspicious"] for row in rows])
+    found["tokens"] = mean(_values(rows, "completion_tokens"))
+    found["clipped"] = mean(_values(rows, "clipped"))
     return found
 
 
@@ -198,5 +182,6 @@ def _values(rows: Sequence[Mapping[str, Any]], column: str) -> list[float]:
     return [value for value in found if value is not None and value == value]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
     return sum(values) / len(values) if values else None
