@@ -214,13 +214,9 @@ def _prediction_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RecordE
     if path.suffix == ".tsv":
         yield from tsv_rows(path, columns, "a prediction file")
     elif path.suffix == ".json":
-        try:
-            with path.open(encoding="utf-8") as stream:
-                for line, row in records.iter_json(stream):
-                    is_row = isinstance(row, (dict, RecordError))
-                    yield line, row if is_row else RecordError("not a JSON object")
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{path}: not UTF-8 text ({error.reason})") from None
+        for line, row in records.iter_file(path):
+            is_row = isinstance(row, (dict, RecordError))
+            yield line, row if is_row else RecordError("not a JSON object")
     elif path.suffix == ".xlsx":
         import pandas
 
