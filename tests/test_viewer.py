@@ -232,7 +232,7 @@ def test_two_hundred_examples_stay_under_five_megabytes():
 
 
 def test_traces_that_never_end_do_not_break_the_limit():
-    endless = "wait <b> " * 12_000
+    endless = "wait <b> " * 4_000
     group = [{"text": endless, "reward": 1.0, "advantage": 0.0, "tokens": 9}] * 8
     sides = [{"name": name, "text": endless, "group": group} for name in viewer_cases.MODELS]
     examples = [example(id=str(n), sides=sides, scene=None) for n in range(25)]
@@ -245,7 +245,7 @@ def test_traces_that_never_end_do_not_break_the_limit():
     assert len(spoken(alone)) == prepare.MAX_CHARS
 
 
-LONG = "wait <b> " * 12_000
+LONG = "wait <b> " * 4_000
 OTHERS = ("id", "source", "question", "gold", "side_name", "side_answer", "side_reason")
 
 

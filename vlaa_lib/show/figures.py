@@ -302,15 +302,11 @@ def perplexity(
         for row, height in zip(table, heights, strict=True):
             row[name] = int(height)
     figure = finish(marks, table, title, "perplexity of the trace (log scale)", "records")
-    said = f"threshold {_three_digits(threshold)}"
+    said = f"threshold {10**threshold:,.4g}"
     figure.add_vline(x=threshold, line_dash="dash", annotation_text=said)
     ticks = np.linspace(edges[0], edges[-1], 6)
-    figure.update_xaxes(tickvals=ticks, ticktext=list(map(_three_digits, ticks)))
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10**tick:,.4g}" for tick in ticks])
     return figure.update_layout(barmode="stack", bargap=0)
-
-
-def _three_digits(log: float) -> str:
-    return f"{float(f'{10**log:.3g}'):,.15g}"
 
 
 def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
