@@ -24,6 +24,13 @@ def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
     return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
 
 
+def usable(records: str, images: str, out: str | None = None, any_open: bool = False) -> list:
+    """Load and audit records; every reject is printed, and kept in `out/rejects.jsonl`."""
+    from vlaa_lib import rewards
+
+    return list(rewards.usable(records, images, out, any_open=any_open))
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table."""
     print(text_table(rows))
