@@ -21,7 +21,7 @@ CELLS = {
     "policy = models.load_policy('data/pocket/instruct')\n"
     "policy.model.save_pretrained({out!r})",
     "launches": "import sys\nfrom pathlib import Path\nfrom vlaa_lib.train import launch\n"
-    "launch.run_at_once({{'quiet': [sys.executable, '-c', '0']}}, Path({out!r}), 1, {{}})",
+    "launch.run([sys.executable, '-c', '0'], Path({out!r}) / 'quiet' / 'launch.log')",
 }
 
 

@@ -1,15 +1,26 @@
-"""Stages: each artefact is built once, rebuilt when its settings change, and the road is open."""
+"""Stages: each artefact is built once, several at a time, and the road from data to answers."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from staged import noted, process_of
+from test_run import is_alive, wait_for
 from test_train import with_traces
-from vlaa_lib import profiles, records
-from vlaa_lib.study import stages
+from vlaa_lib import ROOT, Halted, profiles, records, study
+from vlaa_lib.__main__ import main
+from vlaa_lib.study import artefacts, stages
 from vlaa_lib.train import launch
+
+# --- built once -----------------------------------------------------------------------------------
 
 
 def test_once_builds_once_and_again_for_other_settings(tmp_path):
@@ -21,9 +32,9 @@ def test_once_builds_once_and_again_for_other_settings(tmp_path):
 
     target = tmp_path / "stage"
     for _ in range(2):
-        stages.once(target, {"n": 1, "t": (1, 2)}, build)
+        artefacts.once(target, {"n": 1, "t": (1, 2)}, build)
     assert len(calls) == 1
-    stages.once(target, {"n": 2}, build)
+    artefacts.once(target, {"n": 2}, build)
     assert len(calls) == 2 and "made" not in calls[1]  # the old artefact is gone first
 
 
@@ -37,8 +48,8 @@ def test_an_unfinished_build_keeps_what_it_has(tmp_path):
     kept = []
     for settings, wanted in (({"n": 1}, True), ({"n": 2}, False)):
         with pytest.raises(KeyboardInterrupt):
-            stages.once(tmp_path / "stage", {"n": 1}, stop)
-        stages.once(
+            artefacts.once(tmp_path / "stage", {"n": 1}, stop)
+        artefacts.once(
             tmp_path / "stage", settings, lambda path: kept.append((path / "ledger").exists())
         )
         assert kept[-1] is wanted
@@ -46,6 +57,108 @@ def test_an_unfinished_build_keeps_what_it_has(tmp_path):
         (tmp_path / "stage" / "begun.json").unlink()
 
 
+def test_what_two_need_is_built_by_one(tmp_path):
+    built = []
+
+    def build(path):
+        time.sleep(0.5)
+        built.append(path)
+
+    given = tmp_path / "base", {}, build
+    both = [Thread(target=artefacts.once, args=given) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert built == [tmp_path / "base"]
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_stages_at_once_share_the_cores(cores, tmp_path, capsys):
+    cfg = profiles.load("smoke", seed=3)
+    one, two = artefacts.at_once(noted, cfg, tmp_path, ("one", "two"))
+    assert (one["which"], two["which"], one["seed"]) == ("one", "two", 3)
+    assert len({one["pid"], two["pid"], os.getpid()}) == 3
+    assert one["threads"] == two["threads"] == "2"
+    logs = [(tmp_path / "logs" / f"noted-{name}.log").read_text() for name in ("one", "two")]
+    assert "".join(logs).count("the base") == 1  # what both need: by the first of them
+    assert "noted two is there after" in capsys.readouterr().out
+    assert artefacts.at_once(noted, cfg, tmp_path, ["one"]) == [one]
+
+
+def test_a_failure_lets_the_others_end_and_names_its_log(cores, tmp_path):
+    """What trained for an hour beside it is not lost."""
+    with pytest.raises(Halted, match=r"(?s)LookupError: no more paper.*noted-fails.log"):
+        artefacts.at_once(noted, profiles.load("smoke"), tmp_path, ("fails", "other"))
+    assert (tmp_path / "other" / "done.json").is_file()
+    assert not (tmp_path / "fails" / "done.json").exists()
+    assert "Traceback" in (tmp_path / "logs" / "noted-fails.log").read_text()
+
+
+@pytest.mark.parametrize("where", ["one core", "a GPU", "a launch"])
+def test_where_one_stage_fills_the_machine_they_are_built_here(cores, tmp_path, monkeypatch, where):
+    cfg = profiles.load("smoke", launch="ddp" if where == "a launch" else "none")
+    if where == "one core":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: where == "a GPU")
+    assert artefacts.at_once(process_of, cfg, tmp_path, ("one", "two")) == [os.getpid()] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_or_the_end_of_the_asking_process_ends_them(tmp_path, sent):
+    code = (
+        "import sys; sys.path.append('tests')\n"
+        "import torch; from pathlib import Path; from staged import sleeps\n"
+        "from vlaa_lib import profiles; from vlaa_lib.study import artefacts\n"
+        "torch.get_num_threads = lambda: 2; torch.cuda.is_available = lambda: False\n"
+        f"run = Path({str(tmp_path)!r})\n"
+        "artefacts.at_once(sleeps, profiles.load('smoke'), run, ['a', 'b'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    pids = [int(wait_for(tmp_path / f"{name}.pid", process)) for name in "ab"]
+    process.send_signal(sent)
+    assert process.wait(30) == -sent
+    end = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(is_alive, pids))
+
+
+# --- the road -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_models_answer_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    small = {"data.eval_per_source": 1, "data.bench_rows": 2, "evaluate.max_new_tokens": 8}
+    cfg = profiles.load("smoke", **small)
+    artefacts.at_once(stages.answers, cfg, tmp_path, ("base", "instruct"))
+    for model in ("base", "instruct"):
+        log = (tmp_path / "logs" / f"answers-{model}.log").read_text()
+        assert f"evaluation/{model}-micro in" in log
+    assert len(stages.evaluation(cfg, tmp_path, "base")) == 2 * len(cfg.data.sources)
+
+
+def test_a_stage_by_its_name(tmp_path, capsys):
+    assert main(["stage", "model:base", "--run-dir", str(tmp_path), "--profile", "smoke"]) == 0
+    for name in ("model:gone", "soup"):
+        assert main(["stage", name, "--run-dir", str(tmp_path), "--profile", "smoke"]) != 0
+        said = capsys.readouterr().err
+        assert f"unknown stage {name!r}; use one of dataset" in said and "rewarded:answers" in said
+    assert {"model:grpo", "answers:sft", "pool:instruct", "vilprm:1"} <= study.named(2).keys()
+
+
+@pytest.mark.slow
 def test_the_road_is_open_with_a_tiny_model(tiny_model, tmp_path):
     overrides = {"model.policy": str(tiny_model), "model.base": str(tiny_model)}
     cfg = profiles.load("smoke", **overrides, **{"evaluate.max_new_tokens": 8})
@@ -56,13 +169,14 @@ def test_the_road_is_open_with_a_tiny_model(tiny_model, tmp_path):
     for made in ("construct_counts", "sft_log", "grpo_sft_grpo"):
         assert (run / "results" / f"{made}.csv").stat().st_size > 50
     done = json.loads((run / "models" / "sft_grpo" / "done.json").read_text())
-    assert done["settings"]["start"].endswith("models/sft")
+    assert done["settings"]["start"]["from"]["settings"]["sft"]["max_steps"] == 2
     assert not (run / "models" / "grpo").exists()  # nobody asked for it
     before = (run / "models" / "sft" / "model.safetensors").stat().st_mtime_ns
     assert stages.evaluation(cfg, run, "sft") == rows["sft"]
     assert (run / "models" / "sft" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.distributed
 def test_a_launched_training_leaves_what_one_here_leaves(tiny_model, micro_data, tmp_path):
     """After a failure too, whose last lines reach whoever called the stage."""
     folder, made = micro_data

@@ -62,12 +62,11 @@ def stage(
     run_dir: o.RunDir = None,
 ) -> None:
     """Build one artefact of a run, and what it needs."""
-    from vlaa_lib.study import parallel, stages
-    from vlaa_lib.train import worker
+    from vlaa_lib import study
+    from vlaa_lib.study import stages
 
     cfg = loaded(profile, changes)
-    with worker.joined():
-        parallel.named(cfg, stages.folder(cfg, run_dir), name)
+    study.build(cfg, stages.folder(cfg, run_dir), name)
 
 
 @app.command(rich_help_panel=STUDY)

@@ -1,13 +1,13 @@
-"""The stages of process rewards; as in `vlaa_lib.stages` each is built once in the run folder."""
+"""The stages of process rewards (ViLBench): pools, search, ViLPRM, best-of-N, a reward of steps."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import folders, records
 from vlaa_lib.folders import write_csv
@@ -18,11 +18,9 @@ from vlaa_lib.process.scorers import Scorer, Scores
 from vlaa_lib.profiles import Settings
 from vlaa_lib.records import Record
 
-from . import parallel, stages
-from .stages import built_from, identity, once
-
-if TYPE_CHECKING:
-    from vlaa_lib.models import Policy
+from . import stages
+from .artefacts import at_once, once, origin
+from .stages import Rows
 
 JUDGE = "untrained judge"
 BEFORE, ANSWERS, STEPS = "before", "answers", "answers and steps"  # arms of the experiment
@@ -45,6 +43,9 @@ def asked(cfg: Settings, run: Path) -> tuple[list[Record], Path]:
     return spread(made, cfg.process.pool_questions), held_out / "images"
 
 
+# --- candidates and their scores -----------------------------------------------------------------
+
+
 def pool(cfg: Settings, run: Path, generator: str) -> Pool:
     """Sample candidates of each held-out question from one model of the study."""
     model, s, p = stages.model_path(cfg, run, generator), cfg.search, cfg.process
@@ -56,66 +57,18 @@ def pool(cfg: Settings, run: Path, generator: str) -> Pool:
         pools.sample(stages.policy(cfg, model), made, images, path, generator, *given, **sizes)
 
     settings = {"questions": p.pool_questions, "candidates": p.candidates, "search": asdict(s)}
-    settings |= {"model": identity(model), "seed": cfg.seed}
-    settings |= built_from(stages.world(cfg, run, "test"))
-    return pools.load(once(_folder(run, generator), settings, build))
+    settings |= {"model": origin(model), "seed": cfg.seed}
+    settings |= origin(stages.world(cfg, run, "test"))
+    return pools.load(once(_pool_folder(run, generator), settings, build))
 
 
-def _folder(run: Path, generator: str) -> Path:
+def _pool_folder(run: Path, generator: str) -> Path:
     return run / "process" / "pools" / generator
 
 
 def pools_of(cfg: Settings, run: Path) -> list[Pool]:
     """Return a pool of each generator of the profile."""
-    parallel.build(cfg, run, *(f"pool:{name}" for name in cfg.process.generators))
-    return [pool(cfg, run, name) for name in cfg.process.generators]
-
-
-def search(cfg: Settings, run: Path) -> Path:
-    """Search trees of questions of the RL split: `trees/`, `processes.json`, `statistics.csv`.
-
-    Questions that no rule can score are left out, and named.
-    """
-    data, images = stages.dataset(cfg, run), stages.pictures(cfg, run)
-
-    def build(path: Path) -> None:
-        from vlaa_lib import rewards
-        from vlaa_lib.process import search as tree_search
-
-        asked = rewards.usable(stages.split(data, "rl"), images, path)
-        made = spread(asked, cfg.process.questions)
-        searcher = stages.policy(cfg, cfg.model.policy)
-        tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
-        stages.publish(run, "search", path / "statistics.csv")
-
-    settings = {"questions": cfg.process.questions, "search": asdict(cfg.search)}
-    settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | built_from(data)
-    return once(run / "process" / "search", settings, build)
-
-
-def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
-    """Train a ViLPRM on what the search found."""
-    found, images = search(cfg, run), stages.pictures(cfg, run)
-
-    def build(path: Path) -> None:
-        from vlaa_lib.process import prm
-        from vlaa_lib.process.search import read_processes
-
-        rows = read_processes(found / "processes.json", images).rows
-        prm.train(replace(cfg, seed=seed), rows, images, path)
-
-    settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
-    return once(run / "process" / f"vilprm-{seed}", settings | built_from(found), build)
-
-
-def vilprms(cfg: Settings, run: Path) -> list[Path]:
-    """Return a ViLPRM of each seed; their held-out measures are `results/vilprm.csv`."""
-    parallel.build(cfg, run, *(f"vilprm:{seed}" for seed in range(cfg.process.seeds)))
-    made = [vilprm(cfg, run, seed) for seed in range(cfg.process.seeds)]
-    cards = [json.loads((path / "vilprm.json").read_text()) for path in made]
-    rows = [{"seed": seed} | card["held_out"] for seed, card in enumerate(cards)]
-    write_csv(run / "results" / "vilprm.csv", rows)
-    return made
+    return at_once(pool, cfg, run, cfg.process.generators)
 
 
 def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
@@ -123,23 +76,20 @@ def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
     found, trained = pools_of(cfg, run), vilprms(cfg, run)
 
     def build(path: Path) -> None:
-        made, images = asked(cfg, run)
-        for number, (name, scorer) in enumerate(_scorers(trained, images)):
-            _score(path / f"{number}.jsonl", name, scorer, found, made)
+        from vlaa_lib.process import prm
 
-    pooled = [built_from(_folder(run, p.generator)) for p in found]
-    settings = {"pools": pooled, "models": [identity(path) for path in trained]}
+        made, images = asked(cfg, run)
+        for seed, model in enumerate(trained):
+            scorer = prm.scorer(prm.load(model), images)
+            _score(path / f"{seed}.jsonl", f"ViLPRM {seed}", scorer, found, made)
+        with_answer = partial(scorers.step_truth, with_answer=True)
+        _score(path / "truth.jsonl", "truth of steps", scorers.step_truth, found, made)
+        _score(path / "truth_answer.jsonl", "truth of steps and answer", with_answer, found, made)
+
+    pooled = [origin(_pool_folder(run, p.generator)) for p in found]
+    settings = {"pools": pooled, "models": [origin(path) for path in trained]}
     path = once(run / "process" / "scores", settings, build)
     return scorers.read(*sorted(path.glob("*.jsonl")))
-
-
-def _scorers(trained: list[Path], images: Path) -> Iterator[tuple[str, Scorer]]:
-    from vlaa_lib.process import prm
-
-    for seed, path in enumerate(trained):
-        yield f"ViLPRM {seed}", prm.scorer(prm.load(path), images)
-    yield "truth of steps", scorers.step_truth
-    yield "truth of steps and answer", lambda *given: scorers.step_truth(*given, with_answer=True)
 
 
 def _score(
@@ -149,19 +99,19 @@ def _score(
     scorers.write(file, name, {key: values for part in parts for key, values in part.items()})
 
 
-def _table(cfg: Settings, found: list[Pool], known: dict[str, Scores]) -> list[dict[str, Any]]:
-    sizes = [n for n in pools.SIZES if n <= cfg.process.candidates]
-    return best.table(found, known, sizes, resamples=cfg.evaluate.bootstrap)
-
-
-def best_of_n(cfg: Settings, run: Path) -> list[dict[str, Any]]:
+def best_of_n(cfg: Settings, run: Path) -> Rows:
     """Compare all ways of choosing a candidate; also `results/best_of_n.csv`."""
     rows = _table(cfg, pools_of(cfg, run), scores(cfg, run))
     write_csv(run / "results" / "best_of_n.csv", rows)
     return rows
 
 
-def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _table(cfg: Settings, found: list[Pool], known: dict[str, Scores]) -> Rows:
+    sizes = [n for n in pools.SIZES if n <= cfg.process.candidates]
+    return best.table(found, known, sizes, resamples=cfg.evaluate.bootstrap)
+
+
+def judged(cfg: Settings, run: Path) -> tuple[Rows, Rows]:
     """Let the policy judge the candidates of a few questions, from 1 to 5, as it is.
 
     Returns:
@@ -183,14 +133,66 @@ def judged(cfg: Settings, run: Path) -> tuple[list[dict[str, Any]], list[dict[st
         folders.write_text(path / "replies.json", json.dumps(rows) + "\n")
 
     settings = {"questions": [r.id for r in made], "search": asdict(s), "model": asdict(cfg.model)}
-    settings |= {"pools": [built_from(_folder(run, p.generator)) for p in found]}
+    settings |= {"pools": [origin(_pool_folder(run, p.generator)) for p in found]}
     path = once(run / "process" / "judge", settings, build)
     rows = _table(cfg, found, scores(cfg, run) | scorers.read(path / "scores.jsonl"))
     write_csv(run / "results" / "best_of_n_judged.csv", rows)
     return rows, json.loads((path / "replies.json").read_text())
 
 
-def rewarded(cfg: Settings, run: Path) -> list[dict[str, Any]]:
+# --- ViLPRM --------------------------------------------------------------------------------------
+
+
+def search(cfg: Settings, run: Path) -> Path:
+    """Search trees of questions of the RL split: `trees/`, `processes.json`, `statistics.csv`.
+
+    Questions that no rule can score are left out, and named.
+    """
+    data, images = stages.dataset(cfg, run), stages.pictures(cfg, run)
+
+    def build(path: Path) -> None:
+        from vlaa_lib import rewards
+        from vlaa_lib.process import search as tree_search
+
+        asked = rewards.usable(stages.split(data, "rl"), images, path)
+        made = spread(asked, cfg.process.questions)
+        searcher = stages.policy(cfg, cfg.model.policy)
+        tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
+        stages.publish(run, "search", path / "statistics.csv")
+
+    settings = {"questions": cfg.process.questions, "search": asdict(cfg.search)}
+    settings |= {"model": asdict(cfg.model), "seed": cfg.seed} | origin(data)
+    return once(run / "process" / "search", settings, build)
+
+
+def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
+    """Train a ViLPRM on what the search found."""
+    found, images = search(cfg, run), stages.pictures(cfg, run)
+
+    def build(path: Path) -> None:
+        from vlaa_lib.process import prm
+        from vlaa_lib.process.search import read_processes
+
+        rows = read_processes(found / "processes.json", images).rows
+        prm.train(replace(cfg, seed=seed), rows, images, path)
+
+    settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}
+    return once(run / "process" / f"vilprm-{seed}", settings | origin(found), build)
+
+
+def vilprms(cfg: Settings, run: Path) -> list[Path]:
+    """Return a ViLPRM of each seed; their held-out measures are `results/vilprm.csv`."""
+    made = at_once(vilprm, cfg, run, range(cfg.process.seeds))
+    cards = [json.loads((path / "vilprm.json").read_text()) for path in made]
+    rows = [{"seed": seed} | card["held_out"] for seed, card in enumerate(cards)]
+    write_csv(run / "results" / "vilprm.csv", rows)
+    return made
+
+
+# --- ViLPRM as a reward --------------------------------------------------------------------------
+
+
+def rewarded(cfg: Settings, run: Path) -> Rows:
     """Go on with GRPO from the `grpo` model, with and without ViLPRM as a reward of steps.
 
     Returns:
@@ -199,12 +201,14 @@ def rewarded(cfg: Settings, run: Path) -> list[dict[str, Any]]:
     """
     if not cfg.process.reward_rounds:
         return []
-    arms = {BEFORE: stages.grpo(cfg, run)}
-    parallel.build(cfg, run, *(f"rewarded:{name}" for name in (ANSWERS, STEPS)))
-    arms |= {name: arm(cfg, run, name) for name in (ANSWERS, STEPS)}
-    held_out = stages.world(cfg, run, "test")
-    made = records.load(held_out / "records.jsonl", held_out / "images").records
-    told = {name: _answers(cfg, run, name, path, made) for name, path in arms.items()}
+    models = [stages.grpo(cfg, run), *at_once(arm, cfg, run, (ANSWERS, STEPS))]
+    told = {}
+    for name, model in zip((BEFORE, ANSWERS, STEPS), models, strict=True):
+        into = run / "process" / "answers" / name.replace(" ", "_")
+        told[name] = stages.answered(
+            cfg, model, into, *stages.held_out(cfg, run), name, blanks=[False]
+        )
+    made = records.load(stages.world(cfg, run, "test") / "records.jsonl").records
     rows = compared(told, made, cfg.evaluate.bootstrap)
     write_csv(run / "results" / "process_reward.csv", rows)
     return rows
@@ -221,31 +225,12 @@ def arm(cfg: Settings, run: Path, name: str) -> Path:
     def build(path: Path) -> None:
         stages.reinforce(replace(cfg, grpo=g), run, path, start)
 
-    settings = {"grpo": asdict(g), "start": identity(start), "seed": cfg.seed}
-    settings |= {"scored_by": identity(scored_by)} | built_from(data)
+    settings = {"grpo": asdict(g), "start": origin(start), "seed": cfg.seed}
+    settings |= {"scored_by": origin(scored_by)} | origin(data)
     return once(run / "process" / "rewarded" / name.replace(" ", "_"), settings, build)
 
 
-def _answers(
-    cfg: Settings, run: Path, name: str, model: Path, made: list[Record]
-) -> list[dict[str, Any]]:
-    from vlaa_lib import evaluate
-    from vlaa_lib.evaluate import benchmarks, prompting
-
-    held_out = stages.world(cfg, run, "test")
-    chosen = prompting.settings(max_new_tokens=cfg.evaluate.max_new_tokens)
-
-    def answer(policy: Policy, out: Path) -> list[dict[str, Any]]:
-        asked = [benchmarks.held_out(made, held_out / "images")]
-        return evaluate.run(policy, asked, chosen, out, name, cfg.evaluate.batch, [False])
-
-    place = run / "process" / "answers" / name.replace(" ", "_")
-    return stages.answered(cfg, model, place, held_out, answer)
-
-
-def compared(
-    told: dict[str, list[dict[str, Any]]], made: list[Record], resamples: int = 1000
-) -> list[dict[str, Any]]:
+def compared(told: dict[str, Rows], made: list[Record], resamples: int = 1000) -> Rows:
     """Compare what arms answered: accuracy, format, false steps, and how many there are.
 
     `false_share` is the mean over answers with a checkable step; `fewer_false` is how much lower it
@@ -255,28 +240,21 @@ def compared(
     from vlaa_lib.evaluate import bootstrap
 
     scenes = {record.id: record.meta.get("scene") for record in made}
-    shares = {
-        name: {row["record_id"]: row["false_share"] for row in traces.measured(rows, made)
-               if row["false_share"] is not None}
-        for name, rows in told.items()
-    }  # fmt: skip
-    table = []
+    shares: dict[str, dict[str, float]] = {}
+    for name, rows in told.items():
+        measured = traces.measured(rows, made)
+        shares[name] = {row["record_id"]: share for row in measured
+                        if (share := row["false_share"]) is not None}  # fmt: skip
+    table: Rows = []
     for name, rows in told.items():
         whole = traces.summarise((row["completion"], scenes[row["record_id"]]) for row in rows)
         gain = [shares[ANSWERS][i] - share for i, share in shares[name].items()
                 if i in shares[ANSWERS]]  # fmt: skip
         low, high = bootstrap(gain, resamples)
-        kept = ("n", "format_rate", "mean_words", "mean_steps", "checked_steps")
         row = {"reward": name, "accuracy": sum(r["correct"] for r in rows) / max(1, len(rows))}
+        kept = ("n", "format_rate", "mean_words", "mean_steps", "checked_steps")
         row |= {key: whole.get(key) for key in kept}
         row |= {"false_share": sum(shares[name].values()) / max(1, len(shares[name]))}
         row |= {"fewer_false": sum(gain) / max(1, len(gain)), "low": low, "high": high}
         table.append(row)
     return table
-
-
-parallel.BUILDERS |= {
-    "pool": pool,
-    "vilprm": lambda cfg, run, seed: vilprm(cfg, run, int(seed)),
-    "rewarded": arm,
-}

@@ -103,39 +103,6 @@ def run(
         pass
 
 
-def run_at_once(
-    commands: Mapping[str, Sequence[str]], logs: Path, at_once: int, env: Mapping[str, str]
-) -> None:
-    """Run commands as `run` does, several at a time; when one fails, what runs is waited for.
-
-    Args:
-        commands: by name; the log is `logs/NAME.log`.
-        env: variables that each gets besides this process's.
-    Raises:
-        LaunchError: one of them failed; the first. No other was started after it.
-    """
-    waiting, active, failures = list(commands.items()), {}, []
-    try:
-        while active or (waiting and not failures):
-            while waiting and not failures and len(active) < at_once:
-                name, words = waiting.pop(0)
-                active[name] = _running(words, logs / f"{name}.log", name, env)
-            for name, one in list(active.items()):
-                try:
-                    if not next(one, False):  # waits a tenth of a second
-                        del active[name]
-                except LaunchError as error:
-                    failures.append(error)
-                    del active[name]
-                    if active:  # an hour of theirs is not to be lost for it
-                        print(f"{name} failed; waiting for {', '.join(active)}", flush=True)
-    finally:
-        for one in active.values():
-            one.close()
-    if failures:
-        raise failures[0]
-
-
 def _running(
     command: Sequence[str],
     log: Path,
