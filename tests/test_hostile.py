@@ -71,6 +71,7 @@ def _burn(seconds):
         pass
 
 
+@pytest.mark.slow
 def test_answers_that_never_end_cost_their_limit_and_no_more(monkeypatch):
     """Compare with as many tasks that use the limit and end, on the same machine and load."""
     monkeypatch.setattr(maths, "TIMEOUT_S", 1.0)

@@ -67,6 +67,7 @@ def test_math_text_is_never_run_as_python(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
     monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")
     monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
@@ -188,6 +189,7 @@ def _score_in_child(context_name, pipe):
     pipe.send([score("y = 2x", "2x").value, score("y = 2x", "3x").value])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_any_kind_of_child_has_its_own_workers(method):
     import multiprocessing

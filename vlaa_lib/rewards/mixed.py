@@ -209,7 +209,11 @@ def mixed_reward(
         log_extra("reason", [s.reason if s else "" for s in scores])
         log_extra("record_id", [r.id for r in records])
     if log_metric and found:
-        _log_metrics(log_metric, [records[i].reward for i in chosen], found)
+        # TRL collects the names of all processes: a part may be missing on some of them
+        for part in dict.fromkeys(records[i].reward for i in chosen):
+            values = [by_index[i].value for i in chosen if records[i].reward == part]
+            log_metric(f"reward_{part}", sum(values) / len(values))
+        log_metric("format_rate", sum(not s.is_format for s in found) / len(found))
     return [s.value if s else None for s in scores]
 
 
@@ -223,17 +227,3 @@ def start(columns: Mapping[str, Sequence[Any]], completions: Sequence) -> None:
             answer, problem = read_answer(text_of(completion))
             if problem is None:
                 _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`
-
-
-def _log_metrics(
-    log_metric: Callable[[str, float], None], parts: list[str], scores: list[Score]
-) -> None:
-    """Log the mean of each part present, and the share of completions in the right format.
-
-    TRL collects the names of all processes, so that a part may be missing on some of them.
-    """
-    for part in dict.fromkeys(parts):
-        values = [s.value for p, s in zip(parts, scores, strict=True) if p == part]
-        log_metric(f"reward_{part}", sum(values) / len(values))
-    formatted = [not s.is_format for s in scores]
-    log_metric("format_rate", sum(formatted) / len(formatted))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +135,14 @@ class XComposerReward:
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         rows = list(zip(records, answers, strict=True))
         scores: list[float | None] = []
-        with self._at_work():
+        self._model.to(self._device)  # and back whatever happens (appendix C.1)
+        try:
             for start in range(0, len(rows), self._batch):
                 scores += self._score_chunk(rows[start : start + self._batch])
+        finally:
+            self._model.to("cpu")
+            if self._device.type == "cuda":
+                self._torch.cuda.empty_cache()
         return scores
 
     def _score_chunk(self, rows: list[tuple[Record, str]]) -> list[float]:
@@ -162,17 +166,6 @@ class XComposerReward:
                 "or hd_num"
             ) from error
         return [float(score) for score in found]
-
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Move the model to its device, and back to the CPU whatever happens (appendix C.1)."""
-        self._model.to(self._device)
-        try:
-            yield
-        finally:
-            self._model.to("cpu")
-            if self._device.type == "cuda":
-                self._torch.cuda.empty_cache()
 
     def _plain(self, text: str) -> str:
         return self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)

@@ -37,7 +37,7 @@ def grpo(
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
     The reference is the start checkpoint. Rollouts go to `out/traces`, under the name of the folder
-    `out`, their hacking watch to `out/watch.csv`. A run that was cut off goes on from its last
+    `out`, their signs of reward hacking to `out/watch.csv`. A run that was cut off goes on from its last
     checkpoint in `out`.
 
     Args:
