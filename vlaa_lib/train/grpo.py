@@ -37,8 +37,8 @@ def grpo(
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
     The reference is the start checkpoint. Rollouts go to `out/traces`, under the name of the folder
-    `out`, their signs of reward hacking to `out/watch.csv`. A run that was cut off goes on from its last
-    checkpoint in `out`.
+    `out`, their signs of reward hacking to `out/watch.csv`. A run that was cut off goes on from its
+    last checkpoint in `out`.
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
