@@ -10,7 +10,7 @@ from vlaa_lib import ROOT
 # from the bottom up: a room imports from its own line and from those above it in this list
 FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
-    ("images", "profiles", "options"), ("models", "llm"), ("rewards",),
+    ("images", "profiles"), ("models", "llm"), ("rewards", "options"),
     ("sources", "construct", "traces"), ("train",), ("subsets", "evaluate"),
     ("process", "checks"), ("show",), ("pocket",), ("study",), ("cli", "__main__"),
 )  # fmt: skip
