@@ -84,10 +84,9 @@ _LIST = re.compile(r"\[[^\[\]]{1,400}\]")
 def extract_answer(completion: str) -> tuple[str, str]:
     """Return (answer, path): from the tags, from a reply without any tag, or nothing.
 
-    A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format,
-    and of the chats that `instruct` learnt from all ask for it, but only some of the replies keep
-    it (`pocket_data.chat_text`). Of such a reply, what follows the last "the answer is" counts
-    (path `phrase`), or all of it (path `plain`).
+    A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format.
+    Of such a reply, what follows the last "the answer is" counts (path `phrase`), or all of it
+    (path `plain`).
 
     >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
     (('3', 'plain'), ('3', 'phrase'))
@@ -124,19 +123,17 @@ def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) ->
         return Extracted(verdict.answer, verdict.path)
     if len(text) > MAX_COMPLETION_CHARS:
         return Extracted("", "too-long")
-    return (_strict if mode == "strict" else _ours)(name, made, text)
+    if mode == "strict":
+        answer, path = extract_answer(text)
+        found = read_whole(made, answer)
+        return Extracted(found, path if found or path in _NOTHING else f"{path}:none")
+    return _ours(name, made, text)
 
 
 def check_mode(mode: str) -> None:
     """Refuse a mode that is none of `MODES`."""
     if mode not in MODES:
         raise VlaaError(f"unknown extraction mode {mode!r}; use one of {', '.join(MODES)}")
-
-
-def _strict(name: str, made: Task, text: str) -> Extracted:
-    answer, path = extract_answer(text)
-    found = read_whole(made, answer)
-    return Extracted(found, path if found or path in _NOTHING else f"{path}:none")
 
 
 def _ours(name: str, made: Task, text: str) -> Extracted:
