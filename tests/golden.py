@@ -145,9 +145,10 @@ def profiles() -> Net:
 
 def plan() -> Net:
     """What the planner says of every profile and method on 1 and 8 GPUs."""
-    from vlaa_lib import profiles
+
+    from vlaa_lib import VlaaError, profiles
     from vlaa_lib.train import plan
-    from vlaa_lib.train.memory import Setup
+    from vlaa_lib.train.plan import Setup
     from vlaa_lib.train.shapes import shape_of
 
     found: Net = {}
@@ -161,7 +162,7 @@ def plan() -> Net:
                 said = plan.plan(Setup(cfg, method, shape, *way, 80, records, "parked"))
                 found |= {f"{place}/{key}": said.pop(key) for key in ("batches", "peak_bytes")}
                 found[f"{place}/rest"] = said
-            except plan.PlanError as error:
+            except VlaaError as error:
                 found[f"{place}/refused"] = str(error)
     return found
 

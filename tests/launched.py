@@ -14,7 +14,7 @@ import pytest
 
 from vlaa_lib import prompts, records
 from vlaa_lib.__main__ import main
-from vlaa_lib.train import events
+from vlaa_lib.train import rank_setup
 
 STEPS = 3
 PATIENCE = timedelta(minutes=3)  # then a process that waits for another fails; torch waits 30
@@ -63,12 +63,36 @@ def both(model: str, folder: Path, out: Path) -> None:
     # without KL's log, in two: each process sorts its own rows, some of which have no advantage
     off = ["grpo", "grpo.kl=off", f"grpo.per_device_batch={share // 2}"]
     with pytest.MonkeyPatch.context() as patch:
+        _train_on_cpu(patch)
         patch.setattr(trl.GRPOTrainer, "_generate_single_turn", completions_of(folder))
         patch.setattr(dist, "init_process_group", _impatient(dist.init_process_group))
         for name, (method, *changed) in {"sft": ["sft"], "grpo": ["grpo"], "off": off}.items():
             words = ["train", method, *source, "--out", out / name, "--set", *batches, *changed]
             if main([str(word) for word in words]):
                 raise SystemExit(f"{name} failed")
+
+
+def _train_on_cpu(patch) -> None:
+    """Let accelerate and deepspeed share weights between processes without a GPU."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        start = PartialState.__init__
+
+        def start_and_rename(self, *args, **kwargs) -> None:
+            """accelerate 1.15 drops FSDP on a CPU silently and trains with DDP: only the kind
+            MULTI_GPU and its like reach the FSDP branch of its state."""
+            start(self, *args, **kwargs)
+            if self.distributed_type == DistributedType.MULTI_CPU:
+                self.distributed_type = DistributedType.MULTI_GPU
+
+        patch.setattr(PartialState, "__init__", start_and_rename)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        import deepspeed
+
+        # before ZeRO-3 builds a model: else each process believes to be the only one
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
 def _impatient(own):
@@ -79,4 +103,4 @@ if __name__ == "__main__":
     both(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     from accelerate.state import AcceleratorState
 
-    events.emit("kind", name=AcceleratorState().distributed_type.value)
+    rank_setup.emit("kind", name=AcceleratorState().distributed_type.value)

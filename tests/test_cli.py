@@ -130,7 +130,7 @@ def test_an_unknown_setting_names_its_key(micro, capsys):
 def errors_of_a_run() -> list[type]:
     from vlaa_lib import Halted, train
 
-    return [train.TrainingError, train.DeadReward, train.CheckpointError, Halted]
+    return [train.DeadReward, Halted]
 
 
 def test_a_run_that_stops_is_an_error_and_no_traceback(monkeypatch, capsys):

@@ -1,25 +1,33 @@
 """Two processes over gloo train as one does: DDP, FSDP2, and ZeRO where deepspeed is installed.
 
-Each backend is launched once, by the launcher that users have, for SFT and GRPO together.
+Each backend is launched once, by the launcher that users have, for SFT and GRPO together. And the
+recipes of every profile: their real TRL settings, and two steps of the larger ones.
 """
 
 import csv
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import launched
-from vlaa_lib import models, prompts, records
+from vlaa_lib import ROOT, models, profiles, prompts, records, traces
+from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import launch
+from vlaa_lib.train import settings as train_settings
+from vlaa_lib.train.grpo import grpo_config
+from vlaa_lib.train.sft import sft_config
 
 # deepspeed is an extra that requirements.txt leaves out: data/TRAINING.md says what was run
 ZERO = ["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
-KINDS = {"cpu2": "MULTI_CPU", "cpu2_fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+FSDP2 = str(ROOT / "tests" / "data" / "cpu2_fsdp2.yaml")
+KINDS = {"cpu2": "MULTI_CPU", FSDP2: "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 COMPARED = {
     "sft": ("loss", "grad_norm"),
     "grpo": ("loss", "grad_norm", "kl", "reward"),
@@ -54,7 +62,10 @@ def log_of(folder: Path) -> list[dict]:
     return list(csv.DictReader((folder / "training_log.csv").open()))
 
 
-@pytest.mark.parametrize("config", ["cpu2", "cpu2_fsdp2", *ZERO])
+SHARDED = [pytest.param(name, marks=pytest.mark.distributed) for name in (FSDP2, *ZERO)]
+
+
+@pytest.mark.parametrize("config", ["cpu2", *SHARDED])
 def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
     words = [launched.__file__, str(tiny_model), str(data), str(tmp_path)]
     command = launch.command(config, words, gpus=2, main_port=0)
@@ -87,14 +98,15 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
     assert [event["event"] for event in heard].count("end") == len(COMPARED)
 
 
+@pytest.mark.distributed
 def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
     """Process 1 is killed while process 0 waits for it in a collective."""
     script = tmp_path / "dies.py"
     script.write_text(
         "import os, signal, sys, torch.distributed as dist\n"
         f"sys.path.append({str(Path(launch.__file__).parent)!r})\n"
-        "import leash\n"  # by itself: the trainers beside it take seconds to import
-        "leash.hold_to_launcher()\n"
+        "import rank_setup\n"  # by itself: the trainers beside it take seconds to import
+        "rank_setup.die_with_launcher()\n"
         "dist.init_process_group('gloo')\n"
         "if dist.get_rank() == 1:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -106,3 +118,72 @@ def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
     assert (error.value.code, error.value.rank) == (1, 1)
     assert "SIGKILL" in (tmp_path / "launch.log").read_text()
     assert sys.executable in (tmp_path / "launch.log").read_text()
+
+
+# --- the recipes of every profile ----------------------------------------------------------------
+
+ON_CPU = {"grpo.sampler": "transformers"}  # vLLM needs a GPU
+
+
+def source(data: Path) -> list[str]:
+    return ["--records", str(data / "records.jsonl"), "--images", str(data / "images")]
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_is_a_valid_trl_config_or_names_valid_neighbours(
+    name, world, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: world))
+    monkeypatch.setattr(train_settings, "num_processes", lambda: world)
+    cfg, policy = profiles.load(name, **ON_CPU), models.load_policy(tiny_model)
+    for method, make, batch in (
+        ("sft", lambda c: sft_config(c, tmp_path), cfg.sft.global_batch),
+        ("grpo", lambda c: grpo_config(c, tmp_path, policy), cfg.grpo.train_batch),
+    ):
+        try:
+            args = make(cfg)
+        except ValueError as error:
+            assert "would be" in str(error)
+            fitting = math.gcd(batch, batch // world) if batch % world == 0 else None
+            assert fitting, f"{batch} cannot be shared by {world} processes at all"
+            args = make(profiles.load(name, **ON_CPU, **{f"{method}.per_device_batch": fitting}))
+        seen = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+        assert seen == batch
+        if method == "grpo":
+            assert args.generation_batch_size == cfg.grpo.rollouts
+            per_round = args.generation_batch_size * args.num_iterations // batch
+            assert per_round == cfg.grpo.steps_per_round
+            assert args.steps_per_generation * world * args.per_device_train_batch_size == (
+                cfg.grpo.rollouts
+            )
+
+
+SMALL = {
+    "sft": ["sft.max_steps=2", "sft.global_batch=8", "sft.per_device_batch=4"],
+    "grpo": [
+        *("grpo.max_steps=2", "grpo.rollout_prompts=4", "grpo.train_batch=16"),
+        *("grpo.per_device_batch=8", "grpo.max_completion_tokens=8", "grpo.sampler=transformers"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("name", ["paper", "single"])
+def test_two_steps_for_real(name, method, tiny_model, data, tmp_path):
+    words = ["train", method, *source(data), "--out", str(tmp_path), "--profile", name]
+    assert main([*words, "--set", f"model.policy={tiny_model}", *SMALL[method]]) == 0
+    weights = "model.safetensors" if name == "paper" else "adapter_model.safetensors"
+    assert (tmp_path / weights).is_file()
+    if method == "grpo":
+        assert len(traces.load(tmp_path / "traces")) == 2 * 16
+
+
+@pytest.mark.distributed
+def test_the_paper_recipe_through_the_launcher(tiny_model, data, tmp_path):
+    words = ["train", "sft", *source(data), "--out", str(tmp_path), "--profile", "paper"]
+    words += ["--launch", "cpu2", "--main-port", "0"]
+    assert main([*words, "--set", f"model.policy={tiny_model}", *SMALL["sft"]]) == 0
+    assert (tmp_path / "model.safetensors").is_file()
+    assert "accelerate.commands.launch" in (tmp_path / "launch.log").read_text()

@@ -7,10 +7,10 @@ import torch
 
 from test_train import settings
 from vlaa_lib import VlaaError, models, profiles, prompts
-from vlaa_lib.train import data, fast, window
-from vlaa_lib.train.encoded import Pictures
+from vlaa_lib.train import data, fast
 from vlaa_lib.train.grpo import grpo_config
-from vlaa_lib.train.trainer import trainer_class
+from vlaa_lib.train.pictures import Pictures
+from vlaa_lib.train.trainer import TracingGRPOTrainer
 
 # two optimizer steps a round, each of two micro-batches: old, reference and policy passes
 BATCHES = {"grpo.num_generations": 4, "grpo.rollout_prompts": 4, "grpo.train_batch": 8,
@@ -48,7 +48,7 @@ def right_first(completions, **columns):
 right_first.__name__ = "mixed_reward"  # the trace store reads the reward by this name
 
 
-def trainer(kind, model, micro, out, mode="full", paths=fast.EXACT, **overrides):
+def trainer(kind, model, micro, out, mode="full", paths=fast.PATHS, **overrides):
     from trl import GRPOTrainer
 
     folder, made = micro
@@ -61,10 +61,10 @@ def trainer(kind, model, micro, out, mode="full", paths=fast.EXACT, **overrides)
         return right_first(**columns)
 
     reward.__name__ = "mixed_reward"
-    made = (GRPOTrainer if kind == "stock" else trainer_class())(
+    made = (GRPOTrainer if kind == "stock" else TracingGRPOTrainer)(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
-        train_dataset=data.dataset(rows),
+        train_dataset=data.table(rows),
         reward_funcs=reward,
         processing_class=policy.processor,
         peft_config=models.adapter(mode),
@@ -104,67 +104,6 @@ def test_the_numbers_are_those_of_stock_trl(
     assert worst(stock, ours) < 1e-5
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
-def test_rows_of_a_step_are_sorted_where_the_loss_allows_it(
-    loss_type, tiny_model, micro_data, tmp_path, monkeypatch, capsys
-):
-    import trl
-
-    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
-    # a GPU's passes: as large as a micro-batch, no prompt shared
-    monkeypatch.setattr(fast.FastPaths, "_shares", lambda *given: False)
-    columns, found = Counter(), {}
-    for name, paths in {
-        "stock": (), "padding": (fast.PADDING,), "both": (fast.PADDING, fast.LENGTHS)
-    }.items():  # fmt: skip
-        kind = "ours" if paths else "stock"
-        made = trainer(kind, tiny_model, micro_data, tmp_path / name, paths=paths,
-                       **{"grpo.loss_type": loss_type})  # fmt: skip
-
-        def count(module, args, kwargs, output, name=name):
-            if torch.is_grad_enabled():
-                columns[name] += kwargs["inputs_embeds"].shape[:2].numel()
-
-        made.model.model.language_model.register_forward_hook(count, with_kwargs=True)
-        found[name] = numbers(made)
-    assert any(row["kl"] > 1e-4 for row in found["stock"])
-    assert worst(found["stock"], found["both"]) < 1e-5
-    if loss_type == "bnpo":
-        assert "without lengths: the loss depends on which rows share" in capsys.readouterr().out
-        assert columns["both"] == columns["padding"] < columns["stock"]
-    else:
-        assert columns["both"] < columns["padding"] < columns["stock"]
-
-
-def test_a_loss_by_micro_batch_does_not_bear_sorting(
-    tiny_model, micro_data, tmp_path, monkeypatch
-):
-    import trl
-
-    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
-    monkeypatch.setattr(fast, "ORDERLESS", ("bnpo",))
-    given = {"grpo.loss_type": "bnpo"}
-    stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", **given))
-    ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", **given))
-    assert worst(stock, ours) > 1e-4
-
-
-def test_a_window_is_sorted_and_taken_apart_again():
-    stock = [
-        {"ids": torch.tensor([[0, 1], [2, 3]]), "names": ["a", "b"], "n": torch.tensor(4)},
-        {"ids": torch.tensor([[4, 5], [6, 7]]), "names": ["c", "d"], "n": torch.tensor(4)},
-    ]
-    whole = window.joined(stock)
-    assert whole["names"] == list("abcd") and whole["n"] == 4 and len(whole["ids"]) == 4
-    made = window.Window(stock, window.alike(torch.tensor([1, 5, 2, 9])))
-    for rows in made.order.split(2):
-        ids = window.of_rows(rows, whole)["ids"].float()
-        made.passes.append((ids, -ids))
-    for batch, (logps, entropies, _) in zip(stock, made.unsorted(), strict=True):
-        assert torch.equal(logps, batch["ids"].float()) and torch.equal(entropies, -logps)
-    assert made.order.tolist() == [3, 1, 2, 0] and not made.passes
-
-
 def test_a_wrong_order_of_pictures_is_seen(tiny_model, micro_data, tmp_path, monkeypatch):
     import trl
 
@@ -178,30 +117,6 @@ def test_a_wrong_order_of_pictures_is_seen(tiny_model, micro_data, tmp_path, mon
     monkeypatch.setattr(Pictures, "features", turned)
     # all pictures of one size, or the model itself would refuse them
     assert worst(right, numbers(trainer("ours", tiny_model, micro_data, tmp_path / "wrong"))) > 1e-5
-
-
-@pytest.mark.parametrize(("paths", "beta"), [((fast.FLAT,), 0.0), ((fast.FLAT_KL,), 0.04)])
-def test_completions_without_an_advantage_get_no_backward_pass(
-    paths, beta, tiny_model, micro_data, tmp_path, monkeypatch
-):
-    import trl
-
-    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=True))
-    rows = Counter()
-    own = trl.GRPOTrainer._get_per_token_logps_and_entropies
-
-    def counted(self, model, input_ids, *args, **kwargs):
-        rows[kwargs.get("compute_entropy", False) and torch.is_grad_enabled()] += len(input_ids)
-        return own(self, model, input_ids, *args, **kwargs)
-
-    monkeypatch.setattr(trl.GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
-    off = {"grpo.kl": "off"} if beta == 0 else {}
-    stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", **off))
-    whole = rows.pop(True)
-    ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", paths=paths, **off))
-    assert whole // 4 <= rows[True] < whole * 3 // 4
-    difference = worst(stock, ours)
-    assert difference < 1e-5 if beta == 0 else difference > 1e-7, "KL pulls there as well"
 
 
 def test_each_picture_is_opened_and_encoded_once_a_round(
@@ -238,7 +153,7 @@ def test_each_picture_is_opened_and_encoded_once_a_round(
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("paths", [(fast.ENDED,), fast.EXACT], ids=["ended", "all"])
+@pytest.mark.parametrize("paths", [(fast.ENDED,), fast.PATHS], ids=["ended", "all"])
 def test_sampling_gives_the_completions_of_stock_trl(
     paths, mode, tiny_model, micro_data, tmp_path
 ):
@@ -300,16 +215,7 @@ def test_pictures_are_known_by_content_and_a_round_forgets_them(tiny_model, micr
     assert not pictures._grids
 
 
-def test_chunks_hold_every_row_once_and_one_gradient():
-    order, still = torch.tensor([3, 1, 0, 4, 2]), torch.ones(5, dtype=torch.bool)
-    for resting in (None, still, ~still, torch.arange(5) > 2):
-        made = window.chunks(order, 2, resting)
-        assert sorted(torch.cat([rows for rows, _ in made]).tolist()) == list(range(5))
-        assert any(moves for _, moves in made)
-    assert [rows.tolist() for rows, moves in window.chunks(order, 2, still) if moves] == [[3]]
-
-
 def test_profiles_refuse_a_path_that_does_not_exist():
-    assert (*fast.EXACT, fast.FLAT_KL) == profiles.FAST
+    assert fast.PATHS == profiles.FAST
     with pytest.raises(VlaaError, match="grpo.fast.0: 'warp'"):
         profiles.load("smoke", **{"grpo.fast": ["warp"]})

@@ -103,7 +103,7 @@ def test_what_was_fetched_is_what_a_profile_trains_on(hub, tmp_path, capsys):
     for name, method, lines in (("sft", "sft", 2), ("rl", "grpo", 200)):
         found = records.load(stages.split(data, name), images)
         assert [record.id for record in found.records] == ["0", "1"]
-        assert plan.number_of_records(cfg, method)[0] == lines
+        assert plan.number_of_records(cfg, method) == lines
     (tmp_path / "rl.jsonl").write_text("")  # ours come first
     assert stages.split(data, "rl").name == "rl.jsonl"
 

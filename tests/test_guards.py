@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from vlaa_lib import VlaaError, models, profiles
-from vlaa_lib.train import TrainingError, callbacks, data
+from vlaa_lib import Halted, VlaaError, models, profiles
+from vlaa_lib.train import callbacks, data
 from vlaa_lib.train.grpo import grpo_config
 
 
@@ -80,7 +80,7 @@ def test_a_gradient_in_the_tower_ends_the_training(policy):
     watch, weight = callbacks.FrozenVision(), next(tower.parameters())
     watch.on_pre_optimizer_step(None, state([]), TrainerControl(), model=policy.model)
     weight.grad = torch.zeros_like(weight)
-    with pytest.raises(TrainingError, match="visual.* has a gradient"):
+    with pytest.raises(Halted, match="visual.* has a gradient"):
         watch.on_pre_optimizer_step(None, state([]), TrainerControl(), model=policy.model)
 
 
@@ -108,7 +108,7 @@ def test_the_loss_of_grpo_has_no_spikes(capsys):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_training(loss):
-    with pytest.raises(TrainingError, match="step 3: .*lower the learning rate"):
+    with pytest.raises(Halted, match="step 3: .*lower the learning rate"):
         callbacks.SpikeWatch().on_log(None, state([2.0, 2.0, loss], step=3), TrainerControl())
 
 

@@ -16,7 +16,8 @@ import yaml
 from commands import parsed
 from vlaa_lib import ROOT, VlaaError, models, profiles
 from vlaa_lib.__main__ import main
-from vlaa_lib.train import events, launch, leash, sampler
+from vlaa_lib.train import callbacks, launch, rank_setup
+from vlaa_lib.train.grpo import sampler_args
 
 WORDS = ["-m", "vlaa_lib", "train", "grpo"]
 # children import the launcher's modules without the trainers beside them, which take seconds
@@ -76,7 +77,7 @@ def test_two_machines():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"config": "fsdp3"}, "use one of cpu2, cpu2_fsdp2, ddp, fsdp2"),
+        ({"config": "fsdp3"}, "use one of cpu2, ddp, fsdp2"),
         ({"config": "../fsdp2"}, "use one of"),
         ({"gpus": 0}, "at least one GPU"),
         ({"machines": 2}, "--main-ip"),
@@ -93,25 +94,29 @@ def train_words(tmp_path, *more) -> list[str]:
     return ["train", "grpo", "--records", "r.jsonl", "--images", "i", "--out", str(tmp_path), *more]
 
 
-def test_print_shows_the_command_without_the_launchers_options(tmp_path, capsys):
+def test_print_shows_the_command_and_keeps_the_settings(tmp_path, capsys):
     own = ["--launch", "fsdp2", "--gpus", "2", "--print"]
-    inner = train_words(tmp_path, "--steps", "2", "--set", "grpo.beta=0.1", "seed=1")
-    assert main([*inner, *own]) == main([*inner[:2], *own, *inner[2:]]) == 0
+    words = train_words(tmp_path, "--steps", "2", "--set", "grpo.beta=0.1", "seed=1")
+    assert main([*words, *own]) == main([*words[:2], *own, *words[2:]]) == 0
     first, second = map(shlex.split, capsys.readouterr().out.splitlines())
     assert first == second
-    assert first[-len(inner) :] == inner and first[-len(inner) - 2 :][:2] == ["-m", "vlaa_lib"]
-    assert list(tmp_path.iterdir()) == []
+    settings = tmp_path / launch.SETTINGS
+    assert first[-2:] == ["--profile", str(settings)] and list(tmp_path.iterdir()) == [settings]
+    args = as_accelerate_reads(first)
+    assert args.num_processes == 2 and args.training_script_args[:2] == ["train", "grpo"]
+    cfg = profiles.load(str(settings))
+    assert (cfg.profile, cfg.seed, cfg.grpo.beta, cfg.grpo.max_steps) == ("laptop", 1, 0.1, 2)
 
 
 def test_packed_weights_are_not_sharded(tmp_path, capsys):
     words = train_words(tmp_path, "--set", "grpo.mode=4bit", "--print", "--launch")
     assert main([*words, "zero3"]) == 2
-    assert "use one of ddp" in capsys.readouterr().err
+    assert "use ddp, gpu1 or cpu2" in capsys.readouterr().err
     assert main([*words, "ddp"]) == 0
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_settings_reach_the_processes_by_the_command_line(method, tmp_path, monkeypatch):
+def test_settings_reach_the_processes_as_one_file(method, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(launch, "run", lambda *given: ran.append(given))
     changes = {"launch": "ddp", "gpus": 3, "seed": 5, "grpo.learning_rate": 7e-6}
@@ -125,8 +130,7 @@ def test_settings_reach_the_processes_by_the_command_line(method, tmp_path, monk
     args = parsed(seen.training_script_args)
     assert [args.method, args.start, args.launch] == [method, "runs/sft", None]
     assert [args.records, args.images, args.out] == [str(place) for place in places]
-    read = dict(item.split("=", 1) for item in args.changes)
-    assert profiles.load(args.profile, **read) == cfg
+    assert profiles.load(args.profile) == cfg and not args.changes
 
 
 def test_a_launch_that_cannot_hold_the_mode_is_refused(tmp_path):
@@ -144,9 +148,9 @@ def test_events_reach_the_caller_and_all_output_the_log(tmp_path):
     heard: list[dict] = []
     command = python(
         tmp_path,
-        "from vlaa_lib.train import events\n"
+        "from vlaa_lib.train import rank_setup\n"
         "sys.stderr.write('50%|# |\\r'); sys.stderr.flush()\n"
-        "events.emit('step', step=1, of=2, loss=0.5)\n"
+        "rank_setup.emit('step', step=1, of=2, loss=0.5)\n"
         "print('{\"event\": half'); print('no newline at the end', end='')\n",
     )
     launch.run(command, tmp_path / "out" / "launch.log", heard.append)
@@ -157,10 +161,11 @@ def test_events_reach_the_caller_and_all_output_the_log(tmp_path):
     assert log.startswith("$ ")
 
 
-def test_no_events_unless_asked_for(capsys, monkeypatch):
-    monkeypatch.delenv(events.VARIABLE, raising=False)
-    events.emit("step", step=1)
-    assert capsys.readouterr().out == "" and events.callbacks() == []
+def test_no_events_unless_asked_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv(rank_setup.EVENTS, raising=False)
+    rank_setup.emit("step", step=1)
+    assert capsys.readouterr().out == ""
+    assert not any(isinstance(one, callbacks.Events) for one in callbacks.watchers(tmp_path))
 
 
 def test_a_failure_carries_exit_code_reason_and_last_lines(tmp_path):
@@ -175,9 +180,10 @@ def test_the_root_cause_is_the_process_that_torch_names(tmp_path):
     """Rank 1 fails on its data, then rank 0 loses its connection and says so first."""
     command = python(
         tmp_path,
-        "from vlaa_lib.train import events\n"
+        "from vlaa_lib.train import rank_setup\n"
         "for rank, kind in ((0, 'RuntimeError'), (1, 'ImageError')):\n"
-        "    events.emit('error', rank=rank, type=kind, message='m', traceback=f'trace {kind}')\n"
+        "    told = {'type': kind, 'message': 'm', 'traceback': f'trace {kind}'}\n"
+        "    rank_setup.emit('error', rank=rank, **told)\n"
         "print('E1 torch/distributed/elastic/multiprocessing/api.py:9] failed (exitcode: 1)')\n"
         "for rank in (0, 1):\n"
         "    print(f'  rank      : {rank} (local_rank: {rank})\\n  exitcode  : 1 (pid: 5)')\n"
@@ -193,8 +199,8 @@ FAMILY = """
 import subprocess, time
 worker = '''LIGHT
 import os, time
-from vlaa_lib.train import leash
-leash.hold_to_launcher()
+from vlaa_lib.train import rank_setup
+rank_setup.die_with_launcher()
 print("pids", os.getppid(), os.getpid(), flush=True)
 time.sleep(600)
 '''
@@ -245,7 +251,7 @@ def test_no_orphans_when_the_parent_ends(tmp_path, number):
 
 def test_an_exception_in_the_parent_ends_the_child(tmp_path):
     log = tmp_path / "launch.log"
-    code = "from vlaa_lib.train import events\nevents.emit('step', step=1, of=2)\n" + FAMILY
+    code = "from vlaa_lib.train import rank_setup\nrank_setup.emit('step', step=1, of=2)\n" + FAMILY
 
     def stop(event: dict) -> None:
         wait_for(lambda: family(log))
@@ -258,7 +264,7 @@ def test_an_exception_in_the_parent_ends_the_child(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_leash_without_a_holder_ends_at_once():
-    command = [sys.executable, "-I", leash.__file__, str(os.getpid() + 10**6), "true"]
+    command = [sys.executable, "-I", rank_setup.__file__, str(os.getpid() + 10**6), "true"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "is gone" in done.stderr
 
@@ -278,7 +284,7 @@ def config(args: dict):
 
 
 def test_transformers_never_samples_an_image_or_a_video(policy):
-    args = sampler.sampler_args(profiles.load("laptop"), policy)
+    args = sampler_args(profiles.load("laptop"), policy)
     made = config(args)
     tokens = ["<|image_pad|>", "<|video_pad|>"]
     banned = policy.processor.tokenizer.convert_tokens_to_ids(tokens)
@@ -288,10 +294,10 @@ def test_transformers_never_samples_an_image_or_a_video(policy):
 
 @pytest.mark.parametrize("kind", ["colocate", "server"])
 def test_vllm_is_asked_for_in_trls_words(kind, policy, monkeypatch):
-    monkeypatch.setattr(sampler, "find_spec", lambda name: name)
+    monkeypatch.setitem(sampler_args.__globals__, "find_spec", lambda name: name)
     url = "http://node7:8001"
     cfg = profiles.load("paper", **{"grpo.sampler": f"vllm-{kind}", "grpo.sampler_url": url})
-    made = config(sampler.sampler_args(cfg, policy))
+    made = config(sampler_args(cfg, policy))
     assert made.use_vllm and made.vllm_mode == kind
     tokens = ["<|image_pad|>", "<|video_pad|>"]
     banned = policy.processor.tokenizer.convert_tokens_to_ids(tokens)
@@ -310,15 +316,15 @@ def test_vllm_is_asked_for_in_trls_words(kind, policy, monkeypatch):
     ],
 )
 def test_vllm_where_it_cannot_work_is_refused(change, message, policy, monkeypatch):
-    monkeypatch.setattr(sampler, "find_spec", lambda name: None)
+    monkeypatch.setitem(sampler_args.__globals__, "find_spec", lambda name: None)
     with pytest.raises(VlaaError, match=message):
-        sampler.sampler_args(profiles.load("paper", **change), policy)
+        sampler_args(profiles.load("paper", **change), policy)
 
 
 def test_right_padding_is_refused(policy):
     policy.processor.tokenizer.padding_side = "right"
     with pytest.raises(ValueError, match="pads on the right"):
-        sampler.sampler_args(profiles.load("laptop"), policy)
+        sampler_args(profiles.load("laptop"), policy)
 
 
 def test_the_slurm_example_is_a_valid_script_with_a_valid_command():

@@ -12,9 +12,9 @@ from vlaa_lib.construct import AHA_KEYWORDS, has_aha
 from vlaa_lib.evaluate.metrics import wemath_class
 from vlaa_lib.evaluate.stats import mcnemar
 from vlaa_lib.process import aggregate, search
+from vlaa_lib.profiles import accumulation
 from vlaa_lib.rewards import open_ended, verifiers
 from vlaa_lib.train import objective
-from vlaa_lib.train.common import accumulation
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = ["00_tour", "01_dataset_construction", "02_sft", "03_mixed_reward", "04_grpo",

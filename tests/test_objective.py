@@ -7,7 +7,7 @@ from test_train import settings
 from vlaa_lib import models, rewards
 from vlaa_lib.train import data, objective
 from vlaa_lib.train.grpo import grpo_config
-from vlaa_lib.train.trainer import trainer_class
+from vlaa_lib.train.trainer import TracingGRPOTrainer
 
 SHAPE = (8, 5)  # two prompts, four completions each, five tokens
 
@@ -20,10 +20,10 @@ def trainer(tiny_model, micro_data, tmp_path_factory):
     cfg = settings(tiny_model)
     policy = models.load_policy(tiny_model)
     rows, _ = data.rows(made, folder / "images", out, with_trace=False)
-    return trainer_class()(
+    return TracingGRPOTrainer(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
-        train_dataset=data.dataset(rows),
+        train_dataset=data.table(rows),
         reward_funcs=rewards.mixed_reward,
         processing_class=policy.processor,
     )

@@ -8,10 +8,10 @@ from functools import cache
 
 import pytest
 
-from vlaa_lib import models, profiles
+from vlaa_lib import VlaaError, models, profiles
 from vlaa_lib.__main__ import main
-from vlaa_lib.train import memory, plan, shapes
-from vlaa_lib.train.memory import GB, Setup
+from vlaa_lib.train import plan, shapes
+from vlaa_lib.train.plan import GB, Setup
 
 THREE, SEVEN = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 shape_of = cache(shapes.shape_of)
@@ -50,26 +50,26 @@ def test_memory_of_3b_and_7b_is_that_computed_by_hand(
     model, everything, frozen, cache, row, nf4, one, four
 ):
     s = setup(model=model, gpus=1, sharding="ddp")
-    held = sum(n for part, n in memory.states(s).items() if part != "reference")
+    held = sum(n for part, n in plan.states(s).items() if part != "reference")
     # by hand the second figure is without the frozen tower, whose weights are fp32 as all others
     assert (held - 4 * s.shape.vision) / GB == pytest.approx(frozen - 2 * 0.67, rel=0.02)
     assert (held + 12 * s.shape.vision) / GB == pytest.approx(everything, rel=0.01)
-    sharded = memory.states(setup(model=model))
+    sharded = plan.states(setup(model=model))
     assert sharded["reference"] / GB == pytest.approx(4 * s.shape.total / 8 / GB, rel=1e-6)
     local = setup(model=model, **{"grpo.sampler": "transformers"})
-    found = memory.memory(local)["sampling"]["KV cache"]
+    found = plan.memory(local)["sampling"]["KV cache"]
     assert found / 256 / GB == pytest.approx(cache, rel=0.01)
     small = setup("single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": 1})
-    assert memory.activations(small) / GB == pytest.approx(row, rel=0.2)
+    assert plan.activations(small) / GB == pytest.approx(row, rel=0.2)
     for batch, by_hand in ((1, one), (4, four)):
         small = setup(
             "single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": batch}
         )
-        parts = memory.memory(small)["training"]
+        parts = plan.memory(small)["training"]
         assert sum(parts.values()) / GB == pytest.approx(by_hand, rel=0.08)
     quantised = setup("single", model=model, gpus=1, sharding="ddp", **{"grpo.mode": "4bit"})
     adapter = 2 * quantised.trained
-    assert (memory.states(quantised)["weights"] - adapter) / GB == pytest.approx(nf4, rel=0.01)
+    assert (plan.states(quantised)["weights"] - adapter) / GB == pytest.approx(nf4, rel=0.01)
 
 
 def pocket_setup(folder, mode, batch, tokens, **other):
@@ -111,7 +111,7 @@ def test_weights_gradients_and_optimizer_are_exact(tiny_model, mode):
     optimizer.step()
     moments = [v for own in optimizer.state.values() for k, v in own.items() if k != "step"]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    expected = memory.states(pocket_setup(tiny_model, mode, 4, 128))
+    expected = plan.states(pocket_setup(tiny_model, mode, 4, 128))
     found = {"weights": model.parameters(), "gradients": gradients, "optimizer": moments}
     for part, tensors in found.items():
         assert sum(t.numel() * t.element_size() for t in tensors) == expected[part], part
@@ -126,7 +126,7 @@ def test_quantised_weights_are_nearly_exact():
         if state := getattr(parameter, "quant_state", None):
             found += state.absmax.nbytes + state.state2.absmax.nbytes
     s = pocket_setup(models.resolve("data/pocket/instruct"), "4bit", 4, 128)
-    base = memory.states(s)["weights"] - 2 * s.trained
+    base = plan.states(s)["weights"] - 2 * s.trained
     assert base == pytest.approx(found, rel=0.01)
 
 
@@ -162,9 +162,9 @@ def test_activations_are_those_that_autograd_keeps(mode, checkpointing):
     found = sum(size for place, size in sizes.items() if place not in weights)
     batch, tokens, _ = output.shape
     s = pocket_setup(folder, mode, batch, tokens, checkpointing=checkpointing)
-    expected = memory.activations(s)
+    expected = plan.activations(s)
     if checkpointing:  # the layer in recomputation is there only in the backward pass
-        expected -= batch * tokens * memory.layer_bytes(s)
+        expected -= batch * tokens * plan.layer_bytes(s)
     # the rest does not grow with the layers: the tower's merger, positions, masks
     assert found / 1.25 <= expected <= found * 1.15
 
@@ -176,7 +176,7 @@ def test_every_profile_divides_or_names_numbers_that_do(profile, method, gpus):
     s = setup(profile, method, gpus=gpus)
     try:
         found = plan.batches(s)
-    except plan.PlanError as error:
+    except VlaaError as error:
         text = str(error).partition("these work: ")[2]
         remedies = list(_remedies(s, text))
         assert remedies
@@ -199,13 +199,13 @@ def _remedies(s, text):
 
 def test_a_refusal_names_all_three_ways_out():
     s = setup("paper", "sft", gpus=3)
-    with pytest.raises(plan.PlanError, match=r"--gpus 2 or 4; sft.global_batch=120; .*=132"):
+    with pytest.raises(VlaaError, match=r"--gpus 2 or 4; sft.global_batch=120; .*=132"):
         plan.batches(s)
-    with pytest.raises(plan.PlanError, match=r"--gpus 8; grpo.per_device_batch=1 or 2;"):
+    with pytest.raises(VlaaError, match=r"--gpus 8; grpo.per_device_batch=1 or 2;"):
         plan.batches(setup("single", gpus=16))
-    with pytest.raises(plan.PlanError, match="fewer than one sampling round's 512"):
+    with pytest.raises(VlaaError, match="fewer than one sampling round's 512"):
         plan.check(setup(records=100))
-    with pytest.raises(plan.PlanError, match="4-bit weights are not sharded"):
+    with pytest.raises(VlaaError, match="4-bit weights are not sharded"):
         plan.check(setup(**{"grpo.mode": "4bit"}))
 
 
@@ -218,56 +218,46 @@ def test_the_papers_rounds_and_steps():
 
 
 def test_the_profiles_fit_the_machines_that_they_are_made_for():
-    assert not memory.problems(setup(reward_model="parked"))
-    assert not memory.problems(setup(method="sft"))
+    assert not plan.problems(setup(reward_model="parked"))
+    assert not plan.problems(setup(method="sft"))
     for method in ("sft", "grpo"):
         one = {"profile": "single", "method": method, "gpus": 1, "sharding": "ddp"}
-        assert not memory.problems(setup(card_gb=24, **one))
-        assert not memory.problems(setup(card_gb=16, **{f"{method}.mode": "4bit"}, **one))
+        assert not plan.problems(setup(card_gb=24, **one))
+        assert not plan.problems(setup(card_gb=16, **{f"{method}.mode": "4bit"}, **one))
 
 
-def test_what_does_not_fit_is_named_and_the_advice_is_true():
+def test_what_does_not_fit_is_named():
     s = setup(model=SEVEN, sharding="ddp", reward_model="on")
-    assert any("training takes" in text for text in memory.problems(s))
-    found = plan.advice(s)
-    changes = {text: change for text, _, change in plan._changes(s)}
-    assert found and "--sharding fsdp2" in " ".join(found)
-    for text in found:
-        changed = s
-        for part in text.split(" and "):
-            changed = changes[part](changed)
-        assert not memory.problems(changed) and memory.problems(s)
+    assert any(re.match(r"training takes .* of 80 GB", text) for text in plan.problems(s))
+    assert not plan.problems(setup(model=SEVEN))
     one = {"method": "sft", "gpus": 1, "sharding": "ddp"}
     both = [setup("single", **one, **{"sft.per_device_batch": n}) for n in (1, 2)]
     # a card that holds the first, not the second
-    sizes = [sum(memory.memory(small)["training"].values()) for small in both]
-    tight = setup("single", **one, card_gb=sum(sizes) / 2 / GB / memory.USABLE)
-    assert "lower sft.per_device_batch to 1" in " ".join(plan.advice(tight))
-    assert plan.advice(replace(tight, card_gb=1)) == []
+    sizes = [sum(plan.memory(small)["training"].values()) for small in both]
+    card = sum(sizes) / 2 / GB / plan.USABLE
+    assert [bool(plan.problems(replace(small, card_gb=card))) for small in both] == [False, True]
 
 
-def test_hours_say_what_they_rest_on():
-    s, work = setup(), {"tokens trained": 7200, "tokens generated": 0}
-    assert plan.hours(s, work, 2.0, 0.3).startswith("1.00 hours at the stated 2 ")
-    assert "an estimate: 30% of an H100" in plan.hours(s, work, None, 0.3)
-    twice = replace(s, gpus=16)
-    many = {"tokens trained": 10**9, "tokens generated": 10**8}
-    slow, fast = (float(plan.hours(t, many, None, 0.3).split()[0]) for t in (s, twice))
-    assert slow == pytest.approx(2 * fast, abs=0.1)
+def test_hours_are_arithmetic_and_none_for_a_small_policy():
+    s, work = setup(), {"tokens trained": 10**9, "tokens generated": 10**8}
+    # 6 passes of 2 x 3.755e9 operations a token at 0.3 of 8 cards' 989e12; sampling at a tenth
+    by_hand = 2 * 3.755e9 * (6e9 + 1e9) / (0.3 * 989e12 * 8) / 3600
+    assert plan.hours(s, work) == pytest.approx(by_hand, rel=1e-3)
+    assert plan.hours(replace(s, gpus=16), work) == pytest.approx(by_hand / 2, rel=1e-3)
     small = setup("smoke", model=models.resolve("data/pocket/instruct"), gpus=1)
-    assert "measure" in plan.hours(small, work, None, 0.3)
+    assert plan.hours(small, work) is None
 
 
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "plan.json"
     assert main(["plan", "--profile", "smoke", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "verdict: fits" in printed and "an estimate" in printed
+    assert "verdict: fits" in printed and "too small for an estimate" in printed
     made = json.loads(out.read_text())
     assert made["trained_parameters"] == 3_646_720 - 1_172_800
     assert made["peak_bytes"]["training"] == sum(made["memory_bytes"]["training"].values())
     assert main(["plan", "--profile", "smoke", "--card-gb", "0.5"]) == 1
     assert "does not fit: sampling" in capsys.readouterr().out
-    for wrong in (["--gpus", "0"], ["--pictures", "big"], ["--model", "who/knows"]):
+    for wrong in (["--gpus", "0"], ["--card-gb", "0"], ["--model", "who/knows"]):
         assert main(["plan", "--profile", "smoke", *wrong]) == 2
         assert "error: " in capsys.readouterr().err

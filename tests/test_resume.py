@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from test_train import settings, with_traces
-from vlaa_lib import ROOT, traces, train
+from vlaa_lib import ROOT, Halted, VlaaError, traces, train
 from vlaa_lib.pocket import microworld
 from vlaa_lib.train import checkpoints
-from vlaa_lib.train.kl import AdaptiveKL
+from vlaa_lib.train.trainer import AdaptiveKL, SupervisedTrainer
 
 WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
 WEIGHTS["4bit"] = WEIGHTS["lora"]
@@ -104,7 +104,7 @@ def test_a_folder_of_other_settings_is_refused(tiny_model, micro_data, tmp_path)
     cfg = short(tiny_model, "sft", "lora")
     run("sft", cfg, micro_data, tmp_path)
     other = settings(tiny_model, **{"sft.mode": "lora", "sft.max_steps": 5})
-    with pytest.raises(checkpoints.CheckpointError, match=r"other settings \(sft\)"):
+    with pytest.raises(VlaaError, match=r"other settings \(.*sft.max_steps 4 instead of 5"):
         run("sft", other, micro_data, tmp_path)
     assert checkpoints.latest(tmp_path).name == "checkpoint-4"
 
@@ -113,16 +113,15 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
     tiny_model, micro_data, tmp_path, monkeypatch
 ):
     cfg = short(tiny_model, "sft", "lora")
-    trainer = train.sft.__globals__["trainer_class"]()
-    written = trainer._save_optimizer_and_scheduler
+    written = SupervisedTrainer._save_optimizer_and_scheduler
 
     def full(self, folder):
         written(self, folder)
         if self.state.global_step == 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full)
-    with pytest.raises(checkpoints.CheckpointError, match="(?s)step 4.*No space.*checkpoint-2"):
+    monkeypatch.setattr(SupervisedTrainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(Halted, match="(?s)step 4.*No space.*checkpoint-2"):
         run("sft", cfg, micro_data, tmp_path)
     assert checkpoints.latest(tmp_path).name == "checkpoint-2"
     assert not (tmp_path / "checkpoint-4").exists()
@@ -144,13 +143,11 @@ def test_adaptive_kl_follows_openrlhf():
 
 
 def test_a_dead_reward_stops_with_the_doctors_report(tiny_model, micro_data, tmp_path):
-    from vlaa_lib.train.grpo import DeadReward
-
     folder, made = micro_data
     cfg = short(tiny_model, "grpo", "lora")  # an untrained model never meets the format
     cfg = settings(tiny_model, **{"grpo.mode": "lora", "grpo.max_steps": 9, "grpo.dead_rounds": 2,
                                   "grpo.max_completion_tokens": 8})
-    with pytest.raises(DeadReward, match="(?s)2 sampling rounds.*every reward is 0.*hit_rate"):
+    with pytest.raises(train.DeadReward, match="(?s)2 sampling.*every reward is 0.*hit_rate"):
         train.grpo(cfg, made, folder / "images", tmp_path)
 
 
@@ -165,10 +162,10 @@ import sys, time
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from test_resume import run, short
-from vlaa_lib import records, train
+from vlaa_lib import records
+from vlaa_lib.train.trainer import SupervisedTrainer
 
-trainer = train.sft.__globals__["trainer_class"]()
-written = trainer._save_optimizer_and_scheduler
+written = SupervisedTrainer._save_optimizer_and_scheduler
 
 def slow(self, folder):
     written(self, folder)
@@ -176,7 +173,7 @@ def slow(self, folder):
         print("WRITING", flush=True)
         time.sleep(600)
 
-trainer._save_optimizer_and_scheduler = slow
+SupervisedTrainer._save_optimizer_and_scheduler = slow
 folder = Path({folder!r})
 made = records.load(folder / "records.jsonl", folder / "images").records
 run("sft", short({model!r}, "sft", "lora"), (folder, made), {out!r})

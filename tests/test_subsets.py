@@ -98,7 +98,7 @@ def test_labels_are_those_of_sft(policy, traced, tmp_path):
     from vlaa_lib.train import data
 
     images, made = traced
-    rows = data.dataset(data.rows(made[:3], images, tmp_path / "cache", with_trace=True)[0])
+    rows = data.table(data.rows(made[:3], images, tmp_path / "cache", with_trace=True)[0])
     args = SFTConfig(output_dir=str(tmp_path), max_length=None, report_to="none", use_cpu=True)
     trainer = SFTTrainer(policy.model, args, train_dataset=rows, processing_class=policy.processor)
     theirs = trainer.data_collator([rows[i] for i in range(3)])

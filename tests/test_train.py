@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from vlaa_lib import profiles, prompts, records, rewards, traces, train
 from vlaa_lib.pocket.microworld import narrator
+from vlaa_lib.profiles import accumulation
 from vlaa_lib.train import data
-from vlaa_lib.train.common import accumulation
 from vlaa_lib.train.grpo import _scored
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "vlaa_thinking"

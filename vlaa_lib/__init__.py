@@ -24,7 +24,3 @@ class VlaaError(ValueError):
 
 class Halted(RuntimeError):
     """Work that cannot go on: the message says why, and what to do; the command line prints it."""
-
-
-class TrainingError(Halted):
-    """A training that goes on for nothing; the message says why it was stopped and what to do."""

@@ -183,7 +183,7 @@ def completion_labels(fn: Callable[[list[int], list[int], int], list[int]]) -> N
 
 
 def accumulation(fn: Callable[[int, int], int]) -> None:
-    """Check a reader's `train.common.accumulation` on one process."""
+    """Check a reader's `profiles.accumulation` on one process."""
     _expect("accumulation", fn, [
         ((16, 16), 1, "one forward pass holds the whole batch"),
         ((128, 8), 16, "16 passes of 8 make the paper's 128"),

@@ -5,9 +5,11 @@ Commands read arguments, call one function of the library and print; nothing els
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import ExitStack
 from itertools import islice
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -15,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from vlaa_lib import Halted, folders, profiles
+from vlaa_lib import Halted, folders
 from vlaa_lib.evaluate.command import evaluate, generate
 from vlaa_lib.process.command import process
 from vlaa_lib.sources.command import data
@@ -233,23 +235,24 @@ def train(
     """
     from vlaa_lib import train as training
     from vlaa_lib.train import launch as launcher
-    from vlaa_lib.train import worker
+    from vlaa_lib.train import rank_setup
 
     cfg = loaded(profile, changes, **{
         f"{method}.max_steps": steps, "grpo.reward_model": reward_model,
         "grpo.trust_remote_code": trust_remote_code, "grpo.endpoints": endpoints,
     })  # fmt: skip
     if launch:
-        options = {"launch": launch, "gpus": gpus, "machines": machines, "out": out,
-                   "machine_rank": machine_rank, "main_ip": main_ip, "main_port": main_port,
-                   "print": print_only}  # fmt: skip
-        # what each process runs, without a launch of its own
-        words = ["train", method, "--records", records, "--images", images, "--out", out,
-                 "--profile", profile, *(["--start", start] if start else [])]  # fmt: skip
-        words += ["--set", *changed] if (changed := profiles.changes(cfg)) else []
-        launcher.main(SimpleNamespace(**options), words, getattr(cfg, method).mode)
+        words = launcher.words_of(cfg, method, records, images, out, start)
+        command = launcher.command(
+            launch, words, gpus, machines, machine_rank, main_ip, main_port,
+            getattr(cfg, method).mode,
+        )  # fmt: skip
+        print(shlex.join(command), flush=True)
+        if not print_only:
+            name = f"launch-{machine_rank}.log" if machine_rank else "launch.log"
+            launcher.run(command, Path(out) / name)
         return
-    with worker.joined():
+    with rank_setup.joined():
         given = cfg, usable(records, images, out, any_open=True), images, out, start
         if method == "sft":
             log = training.sft(*given)
@@ -257,7 +260,7 @@ def train(
             from vlaa_lib.process import prm
 
             log = training.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
-    if worker.rank() == 0:
+    if rank_setup.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         show([{k: v for k, v in row.items() if k in shown} for row in log])
         print(f"saved {out}")
@@ -273,10 +276,6 @@ def plan(
     card_gb: Annotated[float | None, Option(help="default: 80, with lora 24, 4bit 16")] = None,
     sharding: Literal["ddp", "zero2", "zero3", "fsdp2"] | None = None,
     reward_model: Literal["none", "parked", "on"] | None = None,
-    pictures: Annotated[list[str], Option(metavar="WIDTHxHEIGHT ...", help="in pixels")] = [],
-    tokens_per_second: Annotated[float | None, Option(help="measured, on all GPUs")] = None,
-    mfu: Annotated[float, Option(help="assumed share of peak arithmetic")] = 0.3,
-    keep: Annotated[int, Option(help="checkpoints on disk at a time")] = 2,
     changes: o.Set = [],
     json: o.Json = None,
 ) -> None:
@@ -284,10 +283,21 @@ def plan(
 
     Example: python -m vlaa_lib plan --profile paper --gpus 8
     """
-    given = SimpleNamespace(**locals(), cfg=loaded(profile, changes))
     from vlaa_lib.train import plan as planner
 
-    raise typer.Exit(planner.main(given, show))
+    made = planner.plan(planner.setup_of(
+        loaded(profile, changes), method, gpus, model, records=records, card_gb=card_gb,
+        sharding=sharding, reward_model=reward_model,
+    ))  # fmt: skip
+    if json:
+        folders.write_text(json, dumps(made, indent=1) + "\n")
+    print("all of it arithmetic, an estimate")
+    for rows in planner.tables(made):
+        show(rows)
+    for problem in made["problems"]:
+        print(f"does not fit: {problem}")
+    print("verdict: does not fit" if made["problems"] else "verdict: fits")
+    raise typer.Exit(1 if made["problems"] else 0)
 
 
 @app.command(rich_help_panel=METHOD)

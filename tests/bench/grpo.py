@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tests.bench import roofline
 from vlaa_lib import models, profiles, rewards
 from vlaa_lib.pocket import microworld
-from vlaa_lib.train.shapes import Shape, shape_of, visual_tokens
 
-from .memory import peak
-from .timing import OURS, TRL, afresh, compared, device, in_turn
+from .timing import OURS, TRL, afresh, compared, device, in_turn, peak
 
 PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
@@ -55,34 +52,28 @@ def grpo(
         steps: optimizer steps a sampling round.
         prompts: of a sampling round. rounds: sampling rounds of a run.
         tokens: of a completion at most. By default both are the laptop profile's.
-        mode: full or lora. model: checkpoint, or as `roofline.checkpoint` reads it.
+        mode: full or lora. model: checkpoint.
         fast: the paths of `train/fast.py` that ours takes; by default the profile's.
     Returns:
-        `machine`: its measured rates.
         `speed`: a row for each G, side and steps; `same completions`: share that both sampled
             alike; `difference`: the largest of `COMPARED` over all steps, where all are the same.
-        `phases`: seconds a run in each phase (medians) and their ratio; `roofline s`: how few the
-            stock arithmetic, or when sampling the reading of the weights, takes at those rates.
+        `phases`: seconds a run in each phase (medians) and their ratio.
     """
-    speed, phases, rates = [], [], afresh(roofline.machine)
+    speed, phases = [], []
     with tempfile.TemporaryDirectory() as folder:
-        place = roofline.checkpoint(model, folder)
-        shape = shape_of(place)
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
         for g, side, many in itertools.product(generations, sides, steps):
-            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, place, seed, fast)
+            cfg = _settings(g, side, many, prompts, rounds, tokens, mode, model, seed, fast)
             given = cfg, made, Path(folder), cfg.grpo.fast
             runs = in_turn(lambda who, given=given: afresh(_measured, who, *given), repeats)
             case = {"G": g, "side px": side, "steps a round": many}
             speed.append(case | _compare(runs, cfg.grpo.rollouts * rounds))
-            least = _least(runs[TRL][0], cfg, shape, rates)
-            phases += [case | row for row in _phases(runs, least)]
+            phases += [case | row for row in _phases(runs)]
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
-        "cores": os.cpu_count(), "device": device(), "machine": rates, "speed": speed,
-        "phases": phases,
+        "cores": os.cpu_count(), "device": device(), "speed": speed, "phases": phases,
     }  # fmt: skip
 
 
@@ -127,15 +118,15 @@ def _run(
 
     from vlaa_lib.train import data
     from vlaa_lib.train.grpo import grpo_config
-    from vlaa_lib.train.trainer import trainer_class
+    from vlaa_lib.train.trainer import TracingGRPOTrainer
 
     m, mode = cfg.model, cfg.grpo.mode
     policy = models.load_policy(m.policy, mode, m.max_pixels, m.min_pixels, "float32")
     rows, _ = data.rows(made, folder / "images", folder / "fitted", with_trace=False)
-    trainer = (trainer_class() if who == OURS else GRPOTrainer)(
+    trainer = (TracingGRPOTrainer if who == OURS else GRPOTrainer)(
         model=policy.model,
         args=grpo_config(cfg, folder / "out", policy),
-        train_dataset=data.dataset(rows),
+        train_dataset=data.table(rows),
         reward_funcs=[rewards.mixed_reward, brevity],
         processing_class=policy.processor,
         peft_config=models.adapter(mode),
@@ -256,28 +247,7 @@ def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
     return row
 
 
-def _least(
-    run: dict[str, Any], cfg: profiles.Settings, shape: Shape, rates: dict[str, float]
-) -> dict[str, float]:
-    """Return the seconds that a machine of these rates needs at least for what TRL does."""
-    g, rounds = cfg.grpo, cfg.grpo.max_steps // cfg.grpo.steps_per_round
-    tokens, rows = run["tokens"], g.rollouts * rounds
-    side = round(cfg.model.max_pixels**0.5)
-    seen = rows, visual_tokens([(side, side)], side * side, side * side)["max"]
-    longest = sum(
-        max(map(len, run["said"][at : at + g.rollouts])) for at in range(0, rows, g.rollouts)
-    )
-    rate, reading = rates["TFLOP/s"] * 1e12, rates["GB/s"] * 1e9
-    weights = 4 * (shape.total - shape.vision)  # loaded in float32
-    passes = 1 if g.steps_per_round == 1 else 2  # the old policy's only where it has moved since
-    return {
-        "generate": longest * weights / reading,
-        "old and reference": passes * roofline.forward_flops(shape, tokens, *seen) / rate,
-        "policy": roofline.training_flops(shape, tokens, *seen, g.mode) / rate,
-    }
-
-
-def _phases(runs: dict[str, list[dict]], least: dict[str, float]) -> list[dict[str, Any]]:
+def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
     rows = []
     for phase in (*PHASES, "rest"):
         mine, theirs = (
@@ -285,8 +255,6 @@ def _phases(runs: dict[str, list[dict]], least: dict[str, float]) -> list[dict[s
             for who in (OURS, TRL)
         )
         ratio = round(theirs / mine, 2) if mine else None
-        rows.append({"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3),
-                     "times faster": ratio,
-                     "roofline s": float(f"{least[phase]:.3g}") if phase in least else None,
-                     })  # fmt: skip
+        row = {"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3)}
+        rows.append(row | {"times faster": ratio})
     return rows

@@ -1,12 +1,15 @@
-"""Timing works in turn, so that what else the machine does falls on all of them."""
+"""Timing works in turn, so that what else the machine does falls on all of them; and memory."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 OURS, TRL = "ours", "TRL"  # the two trainers of a benchmark
@@ -59,3 +62,34 @@ def compared(
         "ours peak MiB": round(statistics.median(mib[OURS])) if known else None,
         "TRL peak MiB": round(statistics.median(mib[TRL])) if known else None,
     }
+
+
+@contextlib.contextmanager
+def peak() -> Iterator[dict[str, float | None]]:
+    """Measure the most memory above the start (MiB): of the GPU, else resident, on Linux.
+
+    Resident memory that an earlier work has freed is used again and not seen: call it `afresh`.
+    """
+    import torch
+
+    gc.collect()  # an earlier model would be part of the start
+    found: dict[str, float | None] = {"mib": None}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found["mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return
+    before = None
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+        before = _resident_peak()
+    yield found
+    if before is not None:
+        found["mib"] = (_resident_peak() - before) / 1024
+
+
+def _resident_peak() -> int:
+    """Return the process's largest resident size so far (kB)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

@@ -30,7 +30,7 @@ from vlaa_lib.records import Record, RecordError, from_columns
 from vlaa_lib.rewards.mixed import text_of
 from vlaa_lib.train import checkpoints
 from vlaa_lib.train.callbacks import complete, watchers
-from vlaa_lib.train.common import identity, starting_policy, supervised_args
+from vlaa_lib.train.settings import identity, starting_policy, supervised_args
 
 from . import steps
 from .scorers import Scorer

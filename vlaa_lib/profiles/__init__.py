@@ -34,7 +34,7 @@ ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on se
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
 # of train/fast.py
-FAST = ("images", "vision", "prefill", "ended", "padding", "lengths", "flat", "flat-kl")
+FAST = ("images", "vision", "prefill", "ended", "padding")
 REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, Trainer, TrainerCallback, trainer
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from vlaa_lib import TrainingError, folders
+from vlaa_lib import Halted, folders
 from vlaa_lib.progress import progress_bar
 
-from . import events
+from . import rank_setup
 
 SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
+
+
+class DeadReward(Halted):
+    """Nothing can be learnt from these rewards; the message holds the doctor's report."""
 
 
 class OneBar(ProgressCallback):
@@ -32,12 +38,6 @@ class OneBar(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
 
 
-def show_one_bar(training: Trainer) -> None:
-    """Take away the Trainer's progress bar, in a notebook a growing table, for `OneBar`."""
-    training.remove_callback(trainer.DEFAULT_PROGRESS_CALLBACK)
-    training.add_callback(OneBar())
-
-
 class CsvLog(TrainerCallback):
     """Keep the Trainer's whole log as `training_log.csv`; a resumed run goes on with its rows."""
 
@@ -49,11 +49,6 @@ class CsvLog(TrainerCallback):
             folders.write_csv(self.path, steps_of(state.log_history))
 
 
-def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a log without the Trainer's closing summary."""
-    return [row for row in history if "train_runtime" not in row]
-
-
 class FrozenVision(TrainerCallback):
     """Make sure at the first step that no gradient reaches the vision tower (paper §3)."""
 
@@ -63,7 +58,7 @@ class FrozenVision(TrainerCallback):
         named = list(kwargs["model"].named_parameters())
         moved = [n for n, p in named if ".visual." in f".{n}" and p.grad is not None]
         if moved:
-            raise TrainingError(
+            raise Halted(
                 f"the vision tower is to rest, and {moved[0]} has a gradient: load the model with "
                 "models.load_policy, which freezes it"
             )
@@ -78,7 +73,7 @@ class SpikeWatch(TrainerCallback):
             return
         *before, last = losses[-WINDOW - 1 :]
         if not math.isfinite(last):
-            raise TrainingError(
+            raise Halted(
                 f"step {state.global_step}: the loss is {last}; lower the learning rate, or look "
                 "for a broken record among the last batches"
             )
@@ -89,9 +84,35 @@ class SpikeWatch(TrainerCallback):
             print(f"step {state.global_step}: loss spike, {last:.3f} after a usual {usual:.3f}")
 
 
+class Events(TrainerCallback):
+    """Tell the launcher of the start, each log, each checkpoint and the end; rank 0 only."""
+
+    def _say(self, event: str, state: Any, **values: Any) -> None:
+        if state.is_world_process_zero:
+            rank_setup.emit(event, step=state.global_step, of=state.max_steps, **values)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._say("start", state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+        self._say("step", state, **(logs or {}))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._say("save", state, folder=f"{args.output_dir}/checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._say("end", state)
+
+
 def watchers(out: str | Path) -> list[TrainerCallback]:
     """Return the callbacks of every training, with the launcher's events where it listens."""
-    return [CsvLog(out), FrozenVision(), SpikeWatch(), *events.callbacks()]
+    events = [Events()] if os.environ.get(rank_setup.EVENTS) else []
+    return [CsvLog(out), FrozenVision(), SpikeWatch(), *events]
+
+
+def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a log without the Trainer's closing summary."""
+    return [row for row in history if "train_runtime" not in row]
 
 
 def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str, Any]]:
@@ -100,7 +121,9 @@ def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str
     Args:
         resume: checkpoint to go on from.
     """
-    show_one_bar(trainer)
+    # the Trainer's own progress is, in a notebook, a growing table
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+    trainer.add_callback(OneBar())
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(out))
     return steps_of(trainer.state.log_history)

@@ -15,12 +15,8 @@ STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own sta
 KEPT = 2  # ours: the newest may be of an optimizer that has just diverged
 
 
-class CheckpointError(Halted):
-    """A checkpoint that could not be written, or does not belong to the run; says what to do."""
-
-
 class Resumable:
-    """Mixin in front of a TRL trainer: safe checkpoints, and a resume that loads the weights.
+    """Mixin in front of a trainer: safe checkpoints, and a resume that loads the weights.
 
     transformers 5.23 saves Qwen2.5-VL under the hub's names and resumes by those in memory, with
     `strict=False`: nothing is loaded (huggingface/transformers#43701).
@@ -55,7 +51,7 @@ class Resumable:
                 folders.write_text(staged / STATE, json.dumps(self.own_state()) + "\n")
         except (OSError, RuntimeError, SafetensorError) as error:
             last = latest(out)
-            raise CheckpointError(
+            raise Halted(
                 f"step {self.state.global_step}: the checkpoint could not be written below {out} "
                 f"({error}); make room and start the same command again: it goes on from "
                 f"{last.name if last else 'the start'}"
@@ -97,16 +93,15 @@ def step_of(checkpoint: str | Path | None) -> int:
 
 def latest(out: str | Path) -> Path | None:
     """Return the newest whole checkpoint of a run folder; others are named and passed over."""
-    found = {}
+    whole = []
     for folder in Path(out).glob("checkpoint-*"):
-        number = folder.name.removeprefix("checkpoint-")
-        if not number.isdigit():
+        if not folder.name.removeprefix("checkpoint-").isdigit():
             continue
         if problem := _problem(folder):
             print(f"passing over {folder}: {problem}")
         else:
-            found[int(number)] = folder
-    return found[max(found)] if found else None
+            whole.append(folder)
+    return max(whole, key=step_of, default=None)
 
 
 def _problem(folder: Path) -> str:
@@ -126,16 +121,11 @@ def begin(out: str | Path, settings: dict[str, Any]) -> str | None:
     """Claim a run folder for these settings; return the checkpoint to go on from, if any.
 
     Raises:
-        CheckpointError: the folder holds checkpoints of other settings.
+        VlaaError: the folder holds checkpoints of other settings.
     """
-    path, last = Path(out) / "settings.json", latest(out)
-    settings = json.loads(json.dumps(settings))  # as it reads back
-    kept = json.loads(path.read_text()) if path.is_file() else None
-    if last and kept != settings:
-        changed = sorted(k for k in settings if (kept or {}).get(k) != settings[k])
-        raise CheckpointError(
-            f"{out} holds {last.name} of a run with other settings ({', '.join(changed)}); give "
-            "another folder, the same settings, or delete its checkpoints"
-        )
-    folders.write_text(path, json.dumps(settings, indent=1) + "\n")
-    return str(last) if last else None
+    last = latest(out)
+    if last is None:  # nothing is lost when the folder is taken for other settings
+        folders.write_text(Path(out) / "settings.json", json.dumps(settings, indent=1) + "\n")
+        return None
+    folders.claim(out, settings)
+    return str(last)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import VlaaError, prompts
 from vlaa_lib.images import ImageError, fit_image, open_image
-from vlaa_lib.models import ImageProcessor
+from vlaa_lib.models import ImageProcessor, Policy
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.records import Record, RecordError, Reject
 
@@ -22,6 +22,33 @@ if TYPE_CHECKING:
 
 PROBED = 8  # ours: rows put through the whole processor, from the smallest picture to the largest
 Row = dict[str, Any]
+
+
+def dataset(
+    records: list[Record],
+    policy: Policy,
+    images: str | Path,
+    out: str | Path,
+    max_pixels: int,
+    max_tokens: int,
+    with_trace: bool,
+) -> Dataset:
+    """Return the records that fit the policy as a dataset, and name those that do not.
+
+    Raises:
+        RecordError: no record is left; VlaaError: policy and rows do not fit.
+    """
+    fitted = Path(out) / "images"
+    made, rejects = rows(records, images, fitted, with_trace, max_pixels=max_pixels)
+    made, too_long = within(made, policy.processor, max_tokens)
+    for reject in (*rejects, *too_long):
+        print(f"left out: {reject}")
+    if not made:
+        raise RecordError(f"none of the {len(records)} records can be trained on; see above")
+    if len(made) < len(records):
+        print(f"training on {len(made)} of {len(records)} records; the others are named above")
+    preflight(made, policy.processor, policy.model)
+    return table(made)
 
 
 def rows(
@@ -52,8 +79,8 @@ def row(record: Record, image: Any, with_trace: bool) -> Row:
     return made | record.to_columns()
 
 
-def dataset(rows: list[Row]) -> Dataset:
-    """Return the rows as a table whose `meta` stays what it was, whatever keys each row's has."""
+def table(rows: list[Row]) -> Dataset:
+    """Return rows as the trainers' table; each `meta` keeps its own keys, whatever others have."""
     from datasets import Dataset, Features, Json
 
     plain = [{key: value for key, value in row.items() if key != "meta"} for row in rows]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,13 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .decoding import decode
-from .encoded import Pictures
-from .window import ORDERLESS, Window, alike, chunks, distinct, joined, of_rows, prompts_of
+from .pictures import Pictures, distinct, of_rows, prompts_of
 
-IMAGES, VISION, PREFILL, ENDED = "images", "vision", "prefill", "ended"
-PADDING, LENGTHS, FLAT, FLAT_KL = "padding", "lengths", "flat", "flat-kl"
-# the same losses; what `FLAT_KL` does is not
-EXACT = (IMAGES, VISION, PREFILL, ENDED, PADDING, LENGTHS, FLAT)
+PATHS = ("images", "vision", "prefill", "ended", "padding")
+IMAGES, VISION, PREFILL, ENDED, PADDING = PATHS
 CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
 
 
@@ -157,18 +152,13 @@ class FastPaths:
     images: a picture is opened and processed once a round. vision: a frozen tower encodes it once
     (implies images). prefill: a group's prompt runs once, when sampling and, with vision and
     padding, in every other pass. ended: rows that have ended leave the batch when sampling.
-    padding: passes are as wide as their longest row, rows sorted. lengths: with padding, rows are
-    sorted over all micro-batches of an optimizer step. flat: with beta 0, completions without an
-    advantage get no backward pass. flat-kl: nor with beta above 0, which drops the pull to the
-    reference there.
+    padding: passes are as wide as their longest row, rows sorted.
     A path that does not apply to the model or the machine is left, and said so once.
     """
 
-    fast: Sequence[str] = EXACT
+    fast: Sequence[str] = PATHS
     _pictures: Pictures | None = None
-    _still: Tensor | None = None  # rows of this micro-batch without an advantage
-    _pass: tuple = ()  # log-probs and entropies of the last forward pass
-    _known: tuple | None = None  # the same of a pass that need not be made again
+    _pass: tuple = ()  # log-probs and entropies [B, T] of the last forward pass
 
     def _backbone(self, model: Any) -> Any:
         """Return the part below the head: vision tower and language model."""
@@ -183,16 +173,8 @@ class FastPaths:
     def _paths(self) -> set[str]:
         """Return the paths that apply; print why others do not."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        # they wait for each other in every pass, and advantages differ
-        several = "several processes" if self.accelerator.num_processes > 1 else ""
-        reasons = {
-            VISION: "the weights are sharded" if sharded else self._tower_moves(),
-            PREFILL: "the weights are sharded" if sharded else "",
-            ENDED: "the weights are sharded" if sharded else "",
-            LENGTHS: self._mixes_rows(),
-            FLAT: several,
-            FLAT_KL: several,
-        }
+        reasons = dict.fromkeys((VISION, PREFILL, ENDED), "the weights are sharded" * sharded)
+        reasons[VISION] = reasons[VISION] or self._tower_moves()
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
                 print(f"grpo.fast: without {path}: {reason}")
@@ -209,13 +191,6 @@ class FastPaths:
         pairs = zip(tower.parameters(), other.parameters(), strict=True)
         same = all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
         return "" if same else "the reference has another vision tower"
-
-    def _mixes_rows(self) -> str:
-        """Say why it matters which rows share a micro-batch; or not."""
-        mixed = self._entropy_bonus_enabled or self.top_entropy_quantile < 1
-        if mixed or self.aux_loss_enabled or self.loss_type not in ORDERLESS:
-            return "the loss depends on which rows share a micro-batch"
-        return ""
 
     def _serve_features(self) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
         """Let policy and reference take a picture's features by its number; return the tower."""
@@ -283,63 +258,7 @@ class FastPaths:
         numbered = (rows := columns.get("pixel_values")) is not None and rows.shape[1] == 1
         return self._takes(PREFILL) and self._takes(VISION) and numbered and not recomputed
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """Let TRL sample a round and split it; then sort the rows of each optimizer step."""
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is before or not (self._takes(LENGTHS) and self._takes(PADDING)):
-            return inputs
-        batches, n = self._buffered_inputs, self.args.steps_per_generation
-        # micro-batches that are in one round and in one optimizer step
-        together = math.gcd(n, self.args.gradient_accumulation_steps)
-        if together > 1:
-            self._buffered_inputs = [
-                batch
-                for at in range(0, n, together)
-                for batch in self._sorted(batches[at : at + together])
-            ]
-        return self._buffered_inputs[self._step % n]
-
-    def _sorted(self, stock: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return as many micro-batches, of the same rows in another order."""
-        whole, groups = joined(stock), None
-        if any(n != 1 for n in whole.get("num_images") or ()):  # `of_rows` knows no such rows
-            return stock
-        lengths = whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)
-        if self._shares(self._backbone(self.model), whole):
-            _, groups = distinct(prompts_of(whole["prompt_ids"], whole))
-        logged = [{k: v for k, v in batch.items() if k != "pixel_values"} for batch in stock]
-        window = Window(logged, alike(lengths, groups))
-        parts = window.order.split(len(lengths) // len(stock))
-        return [of_rows(rows, whole) | {"window": window} for rows in parts]
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        exact = self._takes(FLAT) and self.beta == 0 and not self._entropy_bonus_enabled
-        if (exact or self._takes(FLAT_KL)) and model.training:
-            self._still = inputs["advantages"] == 0
-        window, logs = inputs.get("window"), self._metrics["train"]
-        if window:
-            self._metrics["train"] = defaultdict(list)
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self._still, self._metrics["train"] = None, logs
-        if window:
-            window.passes.append(self._pass)
-            if len(window.passes) == len(window.stock):
-                self._log_as_trl(model, window)
-        return loss
-
-    @torch.no_grad()
-    def _log_as_trl(self, model: Any, window: Window) -> None:
-        """Let TRL log an optimizer step by its own micro-batches; no pass is made again."""
-        for batch, self._known in zip(window.stock, window.unsorted(), strict=True):
-            super()._compute_loss(model, batch)
-        self._known = None
-
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-        if self._known:
-            return self._known
         found = self._narrow_pass(*args, **kwargs)
         self._pass = tuple(None if v is None else v.detach() for v in found[:2])
         return found
@@ -356,26 +275,26 @@ class FastPaths:
         """Do what TRL does, on no more columns, prompts and gradients than are needed."""
         once = functools.partial(super()._get_per_token_logps_and_entropies)
         flags = {k: columns.pop(k) for k in ("compute_entropy", "compute_aux_loss") if k in columns}
-        single = all(n == 1 for n in columns.get("num_images") or ())
-        if not (self._takes(PADDING) or self._still is not None) or not single:
+        single = all(n == 1 for n in columns.get("num_images") or ())  # pictures a row
+        if not self._takes(PADDING) or not single:
             return once(model, input_ids, attention_mask, logits_to_keep, batch_size,
                         **flags, **columns)  # fmt: skip
-        size, groups = batch_size or len(input_ids), None
-        if self._takes(PADDING):
-            prompt = input_ids.shape[1] - logits_to_keep
-            if share := self._shares(self._backbone(model), columns):
-                _, groups = distinct(prompts_of(input_ids[:, :prompt], columns))
-            model = narrow(model, self._backbone(model), prompt, share)
-            # DDP wants one forward pass a backward pass, and a GPU is best kept full
-            alone = self.accelerator.num_processes == 1 or not torch.is_grad_enabled()
-            if alone and self.accelerator.device.type == "cpu":
-                size = min(size, CHUNK)
-        found, order = [], []
-        for rows, moves in chunks(alike(attention_mask.sum(1), groups), size, self._still):
-            with contextlib.nullcontext() if moves else torch.no_grad():
-                found.append(once(model, input_ids[rows], attention_mask[rows], logits_to_keep,
-                                  **flags, **of_rows(rows, columns)))  # fmt: skip
-            order.append(rows)
+        prompt, groups = input_ids.shape[1] - logits_to_keep, None
+        size = batch_size or len(input_ids)
+        if share := self._shares(self._backbone(model), columns):
+            _, groups = distinct(prompts_of(input_ids[:, :prompt], columns))
+        model = narrow(model, self._backbone(model), prompt, share)
+        # DDP wants one forward pass a backward pass, and a GPU is best kept full
+        alone = self.accelerator.num_processes == 1 or not torch.is_grad_enabled()
+        if alone and self.accelerator.device.type == "cpu":
+            size = min(size, CHUNK)
+        order = alike(attention_mask.sum(1), groups).split(size)
+        order = [rows.sort()[0] for rows in order]
+        found = [
+            once(model, input_ids[rows], attention_mask[rows], logits_to_keep,
+                 **flags, **of_rows(rows, columns))
+            for rows in order
+        ]  # fmt: skip
         back = torch.cat(order).argsort()
         logps, entropies, losses = zip(*found, strict=True)
         return (
@@ -383,6 +302,25 @@ class FastPaths:
             None if entropies[0] is None else torch.cat(entropies)[back],
             None if losses[0] is None else torch.stack(losses).mean(),
         )
+
+
+def alike(lengths: Tensor, groups: Sequence[int] | None = None) -> Tensor:
+    """Return the order of rows [B], longest first, in which like stand beside like.
+
+    Args:
+        lengths: [B] tokens.
+        groups: which group each row belongs to; groups stay together, that of the longest first.
+
+    >>> alike(torch.tensor([2, 9, 3, 5])).tolist()
+    [1, 3, 2, 0]
+    >>> alike(torch.tensor([2, 9, 3, 5]), [7, 7, 8, 8]).tolist()
+    [1, 0, 3, 2]
+    """
+    order = lengths.argsort(stable=True, descending=True)
+    if groups is None:
+        return order
+    _, ranks = distinct([groups[row] for row in order.tolist()])
+    return order[torch.tensor(ranks, device=order.device).argsort(stable=True)]
 
 
 def _name(image: Any) -> Any:

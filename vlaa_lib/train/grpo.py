@@ -1,26 +1,29 @@
-"""GRPO with the mixed reward: a profile turned into TRL's settings, and run."""
+"""GRPO with the mixed reward: a profile turned into TRL's settings, and run (paper §4).
+
+1. `grpo` loads policy and records, and gives TRL's trainer the reward functions.
+2. `grpo_config` are the numbers, `sampler_args` who samples.
+3. `trainer.py` is the loop, `objective.py` its loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import models, rewards, traces
-from vlaa_lib.profiles import Settings
+from vlaa_lib import VlaaError, models, rewards, traces
+from vlaa_lib.profiles import Settings, accumulation
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
 
-from . import checkpoints
-from .callbacks import complete
-from .common import accumulation, identity, policy_and_rows, trainer_args
-from .kl import AdaptiveKL
-from .sampler import sampler_args
-from .trainer import DeadReward, trainer_class
+from . import checkpoints, data
+from .callbacks import complete, watchers
+from .settings import identity, num_processes, starting_policy, trainer_args
 
-__all__ = ["DeadReward", "grpo", "grpo_config"]
+MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
 
 
 def grpo(
@@ -51,9 +54,12 @@ def grpo(
     Raises:
         DeadReward: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import watchers
+    from .trainer import AdaptiveKL, TracingGRPOTrainer  # importing TRL takes seconds
 
     g = cfg.grpo
+    if bool(g.process_weight) != bool(process_reward):
+        raise VlaaError("a process reward and grpo.process_weight above 0 go together; give both")
+    # --- what is trained on: records that can be scored, pictures that open, prompts that fit
     if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
         given = g.trust_remote_code, g.endpoints or None
         reward_model = reward_models.by_name(g.reward_model, images, out, *given)
@@ -61,24 +67,23 @@ def grpo(
     judged = {"reward model": reward_model.name if reward_model else ""}
     resume = checkpoints.begin(out, identity(cfg, "grpo", records, start) | judged)
     wanted = list(_scored(records, g.parts, reward_model))
-    policy, rows = policy_and_rows(
-        cfg, g.mode, wanted, images, out, start, g.max_prompt_tokens, with_trace=False
+    policy = starting_policy(cfg, g.mode, out, start)
+    rows = data.dataset(
+        wanted, policy, images, out, cfg.model.max_pixels, g.max_prompt_tokens, with_trace=False
     )
     if len(rows) < g.rollout_prompts:
-        raise ValueError(
+        raise VlaaError(
             f"{len(rows)} records are fewer than one sampling round's {g.rollout_prompts}; lower "
             "grpo.rollout_prompts"
         )
-    if bool(g.process_weight) != bool(process_reward):
-        raise ValueError("a process reward and grpo.process_weight above 0 go together; give both")
-    reward = partial(rewards.mixed_reward, reward_model=reward_model)
-    # TRL names a reward by its __name__
-    parts = [update_wrapper(reward, rewards.mixed_reward), *filter(None, [process_reward])]
-    trainer = trainer_class()(
+    # --- the trainer; TRL names a reward by its __name__
+    mixed = partial(rewards.mixed_reward, reward_model=reward_model)
+    update_wrapper(mixed, rewards.mixed_reward)
+    trainer = TracingGRPOTrainer(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
         train_dataset=rows,
-        reward_funcs=parts,
+        reward_funcs=[mixed, process_reward] if process_reward else [mixed],
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
         callbacks=watchers(out),
@@ -88,7 +93,13 @@ def grpo(
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
     trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
     trainer.overlap, trainer.fast = overlap, g.fast
-    trainer.store, trainer.watch = _records_of(trainer, out, checkpoints.step_of(resume))
+    # what was kept is as it was at the checkpoint's optimizer step
+    step = checkpoints.step_of(resume)
+    trainer.store = traces.TraceStore(Path(out) / "traces")
+    trainer.store.forget(step, trainer.accelerator.process_index)
+    trainer.accelerator.wait_for_everyone()
+    is_first = trainer.is_world_process_zero()
+    trainer.watch = Watch(Path(out) / "watch.csv" if is_first else None, step)
     return complete(trainer, out, resume)
 
 
@@ -107,15 +118,6 @@ def _scored(
             yield record
 
 
-def _records_of(trainer: Any, out: str | Path, step: int) -> tuple[traces.TraceStore, Watch]:
-    """Open the trace store and the watch as they were at an optimizer step."""
-    store = traces.TraceStore(Path(out) / "traces")
-    store.forget(step, trainer.accelerator.process_index)
-    trainer.accelerator.wait_for_everyone()
-    path = Path(out) / "watch.csv" if trainer.is_world_process_zero() else None
-    return store, Watch(path, step)
-
-
 def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
     """Return TRL's `GRPOConfig` of a profile; the batch arithmetic is that of all processes."""
     from trl import GRPOConfig
@@ -126,7 +128,9 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         num_train_epochs=g.epochs,
         max_steps=g.max_steps,
         per_device_train_batch_size=g.per_device_batch,
-        gradient_accumulation_steps=accumulation(g.train_batch, g.per_device_batch),
+        gradient_accumulation_steps=accumulation(
+            g.train_batch, g.per_device_batch, num_processes(), "grpo.train_batch", g.rollouts
+        ),
         generation_batch_size=g.rollouts,
         num_generations=g.num_generations,
         num_iterations=g.num_iterations,
@@ -145,3 +149,63 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         adam_beta2=0.95,  # OpenRLHF default
         logging_steps=1,  # the KL controller reads each step's divergence
     )
+
+
+def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:
+    """Return the arguments of `GRPOConfig` for `grpo.sampler`, with what must never go wrong.
+
+    vLLM samples from its own copy of the weights, which TRL renews after every optimizer step
+    that a sampling round follows; adapters are merged into that copy.
+
+    Raises:
+        VlaaError: a sampler that cannot work with these settings or on this machine, or prompts
+            that would be padded on the right.
+    """
+    g = cfg.grpo
+    processor = policy.processor
+    if (side := processor.tokenizer.padding_side) != "left":
+        raise VlaaError(
+            f"the tokenizer pads on the {side}, between a prompt and its completion; load it with "
+            "models.load_processor"
+        )
+    # a sampled one would ask for image features that are not there
+    banned = [processor.image_token_id, processor.video_token_id]
+    banned = [token for token in banned if token is not None]
+    common = {
+        "temperature": g.temperature,
+        "top_p": 1.0,  # TRL default, said aloud: sample from the whole distribution
+        "top_k": 0,  # TRL default
+        "max_completion_length": g.max_completion_tokens,
+    }
+    if g.sampler == "transformers":
+        return common | {"generation_kwargs": {"suppress_tokens": banned}}
+    if g.mode == "4bit":
+        raise VlaaError(
+            f"grpo.sampler: {g.sampler} needs whole weights, and merging an adapter into packed "
+            "4-bit ones rounds it away; set grpo.sampler: transformers or grpo.mode: lora"
+        )
+    if g.sampler == "vllm-server" and not g.sampler_url.startswith(("http://", "https://")):
+        raise VlaaError(
+            f"grpo.sampler_url: {g.sampler_url!r} is no address; e.g. http://localhost:8000"
+        )
+    if find_spec("vllm") is None:  # a server's client needs it too, to send the weights
+        raise VlaaError(
+            f"grpo.sampler: {g.sampler} needs vLLM, which is not installed; "
+            "pip install 'vlaa_lib[vllm]', or set grpo.sampler: transformers"
+        )
+    args = common | {
+        "use_vllm": True,
+        "vllm_mode": g.sampler.removeprefix("vllm-"),
+        # vLLM has no `suppress_tokens`; -100 is the lowest bias that it takes
+        "generation_kwargs": {"logit_bias": dict.fromkeys(banned, -100.0)},
+        # TRL default: weights a completion by how far vLLM's probabilities are from the trainer's,
+        # and logs the distance (sampling/...)
+        "vllm_importance_sampling_correction": True,
+    }
+    if g.sampler == "vllm-server":
+        return args | {"vllm_server_base_url": g.sampler_url}
+    return args | {
+        "vllm_gpu_memory_utilization": MEMORY_SHARE,
+        "vllm_max_model_length": g.max_prompt_tokens + g.max_completion_tokens,
+        "vllm_enable_sleep_mode": True,  # ours: between rounds the memory is the trainer's
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import re
 import shlex
@@ -12,19 +12,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vlaa_lib import ROOT, profiles
+from vlaa_lib import ROOT, VlaaError, folders, profiles
 from vlaa_lib.progress import progress_bar
 
-from . import events, leash
+from . import rank_setup
 
 GRACE_S = 15  # ours: torch's launcher needs a second or two to end its workers
 LAST_LINES = 40  # ours: a traceback and what led to it
-WHOLE_MODEL = ("ddp", "gpu1", "cpu2")  # the files that do not shard weights
+SETTINGS = "launch.json"  # in the output folder: the settings that each process reads
 
 
 class LaunchError(ChildProcessError):
@@ -41,6 +42,47 @@ class LaunchError(ChildProcessError):
         self.code, self.rank, self.tail = code, rank, tail
 
 
+def train(
+    cfg: profiles.Settings,
+    method: str,
+    records: str | Path,
+    images: str | Path,
+    out: str | Path,
+    start: str | Path | None = None,
+) -> None:
+    """Train as `train.sft` and `train.grpo` do, in `cfg.gpus` processes of the launch `cfg.launch`.
+
+    They end with this process, and leave their log in `out/training_log.csv` and all that they
+    said in `out/launch.log`.
+
+    Args:
+        method: `sft` or `grpo`.
+        records: file that the processes read.
+    Raises:
+        LaunchError: the training failed; with its last lines.
+        VlaaError: no such launch, or one that the settings do not fit.
+    """
+    words = words_of(cfg, method, records, images, out, start)
+    run(command(cfg.launch, words, cfg.gpus, mode=getattr(cfg, method).mode),
+        Path(out) / "launch.log")  # fmt: skip
+
+
+def words_of(
+    cfg: profiles.Settings,
+    method: str,
+    records: str | Path,
+    images: str | Path,
+    out: str | Path,
+    start: str | Path | None = None,
+) -> list[str]:
+    """Return what each process runs; the settings go beside the results, as one file of JSON."""
+    settings = Path(out) / SETTINGS
+    folders.write_text(settings, json.dumps(asdict(cfg), indent=1) + "\n")
+    words = ["-m", "vlaa_lib", "train", method, "--records", records, "--images", images]
+    words += ["--out", out, "--profile", settings, *(["--start", start] if start else [])]
+    return [str(word) for word in words]
+
+
 def command(
     config: str,
     words: list[str],
@@ -49,36 +91,47 @@ def command(
     machine_rank: int = 0,
     main_ip: str | None = None,
     main_port: int | None = None,
+    mode: str = "full",
 ) -> list[str]:
     """Build the `accelerate launch` command.
 
     Args:
-        config: an accelerate file in `profiles/accelerate`, without its suffix.
+        config: an accelerate file in `profiles/accelerate`, without its suffix; or a path to one.
         words: what each process runs, e.g. `["-m", "vlaa_lib", "train", ...]`, or a script.
         gpus: processes a machine; by default the file's.
         machine_rank: this machine's number, from 0.
         main_ip: address of machine 0; needed with several machines.
         main_port: a port of it that all can reach; by default accelerate's 29500.
+        mode: full, lora or 4bit, which no file may cut into shares.
     Raises:
-        ValueError: no such file, or numbers that do not fit it.
+        VlaaError: no such file, or numbers or a mode that do not fit it.
     """
-    path = profiles.ACCELERATE / f"{config}.yaml"
-    if config not in profiles.launchers():
-        raise ValueError(f"--launch {config}: use one of {', '.join(profiles.launchers())}")
+    known = config in profiles.launchers()
+    path = profiles.ACCELERATE / f"{config}.yaml" if known else Path(config)
+    if path.suffix != ".yaml" or not path.is_file():
+        raise VlaaError(
+            f"--launch {config}: use one of {', '.join(profiles.launchers())}, or a .yaml file of "
+            "accelerate"
+        )
     stated = yaml.safe_load(path.read_text())
-    gpus = stated["num_processes"] if gpus is None else gpus
+    kind, gpus = stated["distributed_type"], stated["num_processes"] if gpus is None else gpus
     if gpus < 1 or machines < 1 or not 0 <= machine_rank < machines:
-        raise ValueError(
+        raise VlaaError(
             f"--gpus {gpus} --machines {machines} --machine-rank {machine_rank}: at least one GPU "
             "and one machine, ranks from 0 to machines - 1"
         )
-    if stated["distributed_type"] == "NO" and gpus * machines > 1:
-        raise ValueError(f"--launch {config} is one process; use fsdp2, zero2, zero3 or ddp")
+    if kind == "NO" and gpus * machines > 1:
+        raise VlaaError(f"--launch {config} is one process; use fsdp2, zero2, zero3 or ddp")
+    if mode == "4bit" and kind in ("FSDP", "DEEPSPEED"):
+        raise VlaaError(
+            f"--launch {config}: packed 4-bit weights are not cut into shares; use ddp, gpu1 or "
+            "cpu2, or mode lora"
+        )
     made = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     made += ["--num_processes", str(gpus * machines)]  # of all machines together
     if machines > 1:
         if not main_ip:
-            raise ValueError("--machines: name the address of machine 0 with --main-ip")
+            raise VlaaError("--machines: name the address of machine 0 with --main-ip")
         made += ["--num_machines", str(machines), "--machine_rank", str(machine_rank)]
         made += ["--main_process_ip", main_ip]
     if machines > 1 or main_port is not None:
@@ -91,11 +144,11 @@ def run(
 ) -> None:
     """Run a launch command as a child process, with one progress bar and its whole log in a file.
 
-    The child dies with this process, however that ends (`leash`), and on any exception here.
+    The child dies with this process, however that ends (`rank_setup`), and on any exception here.
 
     Args:
         log: file that all output is appended to.
-        on_event: called with every event that the training prints (`events`).
+        on_event: called with every event that the training prints.
     Raises:
         LaunchError: it failed; with the exit code and the traceback of the process that did first.
     """
@@ -113,10 +166,10 @@ def _running(
     """Run a command; yield True now and then until it has ended. Closed early, it ends it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # a child's own bars would fill the log, and a buffer would hold back the last words
-    wanted = {events.VARIABLE: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    wanted = {rank_setup.EVENTS: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     # a checkout that is not installed is found by its processes as well
     wanted["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    leashed = [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
+    tied = [sys.executable, "-I", rank_setup.__file__, str(os.getpid()), *command]
     lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
     # until the first event, which names the steps, only time passes
@@ -127,7 +180,7 @@ def _running(
         sink.flush()
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            leashed, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            tied, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             start_new_session=True, env={**os.environ, **wanted, **env},
         )  # fmt: skip
         try:
@@ -137,7 +190,7 @@ def _running(
                     yield True
                     continue
                 lines.append(line)
-                event = events.read(line)
+                event = read_event(line)
                 if event is None:
                     continue
                 if event["event"] == "error":
@@ -178,7 +231,7 @@ def _show(bar: Any, event: dict[str, Any]) -> None:
 
 
 def _stop(child: subprocess.Popen) -> None:
-    """End a child's process group, if it still runs; its workers end with it by their leash."""
+    """End a child's process group, if it still runs; its workers end with it by `rank_setup`."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is not None:
             return
@@ -202,7 +255,7 @@ def _failure(
     order = [int(r) for r, _ in reversed(exits)]  # torch names the root cause last
     errors = sorted(errors, key=lambda e: order.index(e["rank"]) if e["rank"] in order else 99)
     rank: int | None = None
-    tail = "\n".join(line for line in lines if events.read(line) is None)
+    tail = "\n".join(line for line in lines if read_event(line) is None)
     tail = re.split(r"\n.*torch/distributed/elastic.*failed \(exitcode", tail)[0]  # torch's noise
     if killed:
         rank, number = killed[0]
@@ -219,59 +272,15 @@ def _failure(
     return LaunchError(message, code, rank, tail)
 
 
-def train(
-    cfg: profiles.Settings,
-    method: str,
-    records: str | Path,
-    images: str | Path,
-    out: str | Path,
-    start: str | Path | None = None,
-) -> None:
-    """Train as `train.sft` and `train.grpo` do, in `cfg.gpus` processes of the launch `cfg.launch`.
+def read_event(line: str) -> dict[str, Any] | None:
+    r"""Return the event at the end of a line, or None; a progress bar may stand before it.
 
-    They end with this process, and leave their log in `out/training_log.csv` and all that they
-    said in `out/launch.log`.
-
-    Args:
-        method: `sft` or `grpo`.
-        records: file that the processes read.
-    Raises:
-        LaunchError: the training failed; with its last lines.
-        ValueError: no such launch, or one that the settings do not fit.
+    >>> read_event('  3%|#  | 1/49\r{"event": "step", "step": 1, "of": 49}')
+    {'event': 'step', 'step': 1, 'of': 49}
+    >>> read_event('{"event": "cut short')
     """
-    _check_mode(cfg.launch, getattr(cfg, method).mode)
-    words = ["train", method, "--records", str(records), "--images", str(images)]
-    words += ["--out", str(out), "--profile", cfg.profile]
-    words += ["--start", str(start)] if start else []
-    if changes := profiles.changes(cfg):
-        words += ["--set", *changes]
-    run(command(cfg.launch, ["-m", "vlaa_lib", *words], cfg.gpus), Path(out) / "launch.log")
-
-
-def _check_mode(config: str, mode: str) -> None:
-    """Refuse to cut into shares what cannot be cut."""
-    if mode == "4bit" and config not in WHOLE_MODEL:
-        raise ValueError(
-            f"--launch {config}: packed 4-bit weights are not cut into shares; use one of "
-            f"{', '.join(WHOLE_MODEL)}, or mode lora"
-        )
-
-
-def main(args: argparse.Namespace, words: list[str], mode: str) -> int:
-    """Print and run what `--launch` asks for; the log is `launch.log` in the output folder.
-
-    Args:
-        args: with the options of `--launch` and the output folder.
-        words: the command line without them, as each process runs it.
-        mode: full, lora or 4bit.
-    """
-    _check_mode(args.launch, mode)
-    made = command(
-        args.launch, ["-m", "vlaa_lib", *words], args.gpus, args.machines, args.machine_rank,
-        args.main_ip, args.main_port,
-    )  # fmt: skip
-    print(shlex.join(made), flush=True)
-    if not args.print:
-        name = f"launch-{args.machine_rank}.log" if args.machine_rank else "launch.log"
-        run(made, Path(args.out) / name)
-    return 0
+    start = line.find('{"event": ')
+    try:
+        return json.loads(line[start:]) if start >= 0 else None
+    except ValueError:
+        return None

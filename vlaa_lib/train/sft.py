@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,9 @@ from vlaa_lib import models
 from vlaa_lib.profiles import Settings
 from vlaa_lib.records import Record
 
-from . import checkpoints
-from .callbacks import complete
-from .common import identity, policy_and_rows, supervised_args
-
-
-@cache
-def trainer_class() -> type:
-    """Return the SFTTrainer subclass; made on first use, since importing TRL takes seconds."""
-    from trl import SFTTrainer
-
-    class ResumableSFTTrainer(checkpoints.Resumable, SFTTrainer):
-        """SFTTrainer whose checkpoints are whole, and whose loss counts every token alike."""
-
-        def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs)
-            # transformers 5.23 says that Qwen2.5-VL cannot divide by the tokens of the whole batch,
-            # and the loss becomes a mean of micro-batches' means; TRL divides by itself, and can
-            self.model_accepts_loss_kwargs = True
-
-    return ResumableSFTTrainer
+from . import checkpoints, data
+from .callbacks import complete, watchers
+from .settings import identity, starting_policy, supervised_args
 
 
 def sft(
@@ -48,14 +30,15 @@ def sft(
     Returns:
         The training log, one dict a logging step.
     """
-    from .callbacks import watchers
+    from .trainer import SupervisedTrainer  # importing TRL takes seconds
 
     s = cfg.sft
     resume = checkpoints.begin(out, identity(cfg, "sft", records, start))
-    policy, rows = policy_and_rows(
-        cfg, s.mode, records, images, out, start, s.max_tokens, with_trace=True
+    policy = starting_policy(cfg, s.mode, out, start)
+    rows = data.dataset(
+        records, policy, images, out, cfg.model.max_pixels, s.max_tokens, with_trace=True
     )
-    trainer = trainer_class()(
+    trainer = SupervisedTrainer(
         model=policy.model,
         args=sft_config(cfg, out),
         train_dataset=rows,

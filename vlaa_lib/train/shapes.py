@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from vlaa_lib import images, models
+from vlaa_lib import VlaaError, images, models
 
 # The paper's four policies, for machines that have not downloaded them: their published configs.
 # Qwen2.5-VL's vision tower has gated MLPs of 3,420; Qwen2-VL's has plain ones of 4 x 1,280.
@@ -61,80 +61,58 @@ def shape_of(model: str | Path) -> Shape:
         model: checkpoint folder, config file, or hub name; a hub name that is not in the local
             cache falls back to the shapes of the paper's four policies.
     Raises:
-        ValueError: no such config here, or not a Qwen2-VL or Qwen2.5-VL.
+        VlaaError: no such config here, or not a Qwen2-VL or Qwen2.5-VL.
     """
     from transformers import AutoConfig
 
     if Path(model).is_file():
-        return _counted(str(model), f"its config {model}", _from_file(Path(model)))
-    place = models.resolve(model)
+        try:
+            config = AutoConfig.for_model(**json.loads(Path(model).read_text()))
+        except (TypeError, ValueError) as error:  # of JSON and Unicode as well
+            raise VlaaError(
+                f"{model}: not a model's config ({error}); name a config.json"
+            ) from None
+        return _counted(str(model), f"its config {model}", config)
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=True)
+        config = AutoConfig.from_pretrained(models.resolve(model), local_files_only=True)
         return _counted(str(model), "its own config", config)
     except OSError as error:
-        try:
-            config = published(model)
-        except ValueError:
-            raise ValueError(
+        if (config := published(model)) is None:
+            raise VlaaError(
                 f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
                 f"config.json, or use one of {', '.join(_PAPER_POLICIES)}"
             ) from None
         return _counted(str(model), f"its published shape: {model} is not downloaded", config)
 
 
-def _from_file(path: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        values = json.loads(path.read_text())
-        return AutoConfig.for_model(**values)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a model's config ({error}); name a config.json") from None
-
-
-def published(model: str | Path, part: int = 1) -> Any:
-    """Return the config of one of the paper's four policies; a `part` of it is so much smaller.
-
-    Args:
-        part: what widths and depths are divided by, heads apart.
-    Raises:
-        ValueError: another policy, or a part that leaves its heads no width.
-    """
+def published(model: str | Path) -> Any | None:
+    """Return the config of one of the paper's four policies; None for another name."""
     from transformers import AutoConfig
 
     asked = str(model).rsplit("/", 1)[-1]  # may end in -Instruct, -AWQ...: the same shape
     known = [name for name in _PAPER_POLICIES if re.match(rf"{re.escape(name)}(-|$)", asked)]
     if not known:
-        raise ValueError(f"{model}: not one of {', '.join(_PAPER_POLICIES)}")
+        return None
     family, hidden, mlp, layers, heads, kv, words, tied = _PAPER_POLICIES[known[0]]
-    half = hidden // part // heads // 2 if part else 0  # the angles of a head
-    if half < 4:
-        raise ValueError(f"{model}: heads of 1/{part} are too narrow; use a part from 1 to 16")
-    time = half // 4
-    sections = [time, (half - time) // 2, half - time - (half - time) // 2]
     text = {
-        "hidden_size": hidden // part,
-        "intermediate_size": mlp // part,
-        "num_hidden_layers": -(-layers // part),
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
-        "vocab_size": words // part,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections},
+        "vocab_size": words,
+        # heads of 128: 64 angles, for time, height and width
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
+        },
         "tie_word_embeddings": tied,
-    }
-    inner, outer = (
-        ("embed_dim", "hidden_size") if family == "qwen2_vl" else ("hidden_size", "out_hidden_size")
-    )
-    vision = _VISION[family] | {outer: hidden // part}
-    if part > 1:
-        depth, heads = -(-vision["depth"] // part), vision["num_heads"]
-        # rotary angles come in fours, so a head is never narrower than 8
-        vision |= {"depth": depth, inner: heads * max(8, vision[inner] // part // heads)}
-        if "intermediate_size" in vision:
-            vision |= {"intermediate_size": vision["intermediate_size"] // part,
-                       "fullatt_block_indexes": [depth - 1]}  # fmt: skip
+    }  # fmt: skip
+    outer = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"  # of the vision tower
     return AutoConfig.for_model(
-        family, text_config=text, vision_config=vision, tie_word_embeddings=tied
+        family,
+        text_config=text,
+        vision_config=_VISION[family] | {outer: hidden},
+        tie_word_embeddings=tied,
     )
 
 
@@ -144,7 +122,7 @@ def _counted(name: str, origin: str, config: Any) -> Shape:
     from transformers import AutoModelForImageTextToText
 
     if config.model_type not in _VISION:
-        raise ValueError(
+        raise VlaaError(
             f"{name}: model type {config.model_type!r} is not one of {', '.join(_VISION)}"
         )
     with torch.device("meta"):
@@ -185,6 +163,4 @@ def visual_tokens(
         width, height = images.fitted_size(width, height, min_pixels, max_pixels)
         rows, columns = smart_resize(height, width, unit, min_pixels, max_pixels)
         counts.append(rows * columns // unit**2)
-    if not counts:
-        raise ValueError("no picture size given; write them as 640x480")
     return {"min": min(counts), "median": median_low(counts), "max": max(counts)}
