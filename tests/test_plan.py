@@ -199,9 +199,9 @@ def _remedies(s, text):
 
 def test_a_refusal_names_all_three_ways_out():
     s = setup("paper", "sft", gpus=3)
-    with pytest.raises(VlaaError, match=r"--gpus 2 or 4; sft.global_batch=120; .*=132"):
+    with pytest.raises(VlaaError, match=r"--gpus 2 or 4; sft.global_batch=120 or 132"):
         plan.batches(s)
-    with pytest.raises(VlaaError, match=r"--gpus 8; grpo.per_device_batch=1 or 2;"):
+    with pytest.raises(VlaaError, match=r"--gpus 8; grpo.per_device_batch=1 or 2(;|$)"):
         plan.batches(setup("single", gpus=16))
     with pytest.raises(VlaaError, match="fewer than one sampling round's 512"):
         plan.check(setup(records=100))
