@@ -240,7 +240,7 @@ def test_the_real_records_train(tmp_path):
     assert len(rows) == 2 * 2 * 4 and {row["part"] for row in rows} == {"digit", "mcq"}
 
 
-# --- what stops a training that cannot go well -----------------------------------------------------
+# --- what stops a training that cannot go well ----------------------------------------------------
 
 
 @pytest.fixture

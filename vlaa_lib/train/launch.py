@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -152,18 +153,7 @@ def run(
     Raises:
         LaunchError: it failed; with the exit code and the traceback of the process that did first.
     """
-    for _ in _running(command, Path(log), Path(log).parent.name, {}, on_event):
-        pass
-
-
-def _running(
-    command: Sequence[str],
-    log: Path,
-    name: str,
-    env: Mapping[str, str],
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-) -> Iterator[bool]:
-    """Run a command; yield True now and then until it has ended. Closed early, it ends it."""
+    log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     # a child's own bars would fill the log, and a buffer would hold back the last words
     wanted = {rank_setup.EVENTS: "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
@@ -173,7 +163,7 @@ def _running(
     lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
     errors: list[dict[str, Any]] = []
     # until the first event, which names the steps, only time passes
-    bar = progress_bar(desc=name, bar_format="{desc}: {elapsed}", mininterval=1)
+    bar = progress_bar(desc=log.parent.name, bar_format="{desc}: {elapsed}", mininterval=1)
     # a file, not a pipe: it is whole even if this process dies, and nobody waits for a reader
     with log.open("ab") as sink, log.open("rb") as source, bar:
         sink.write(f"$ {shlex.join(command)}\n".encode())
@@ -181,31 +171,36 @@ def _running(
         source.seek(0, os.SEEK_END)
         child = subprocess.Popen(
             tied, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-            start_new_session=True, env={**os.environ, **wanted, **env},
+            start_new_session=True, env=os.environ | wanted,
         )  # fmt: skip
         try:
-            for line in _follow(source, child):
-                if line is None:
-                    bar.update(0)
-                    yield True
-                    continue
+            for line in _follow(source, child, bar):
                 lines.append(line)
-                event = read_event(line)
-                if event is None:
+                if (event := read_event(line)) is None:
                     continue
                 if event["event"] == "error":
                     errors.append(event)
-                _show(bar, event)
+                if "of" in event:
+                    bar.total, bar.n, bar.bar_format = event["of"], event["step"], None
+                    named = {key: event.get(key) for key in ("loss", "reward", "kl")}
+                    named = {key: n for key, n in named.items() if isinstance(n, float)}
+                    if named:
+                        bar.set_postfix(named, refresh=False)
+                    bar.refresh()
                 if on_event:
                     on_event(event)
         finally:
-            _stop(child)
+            for number in (signal.SIGTERM, signal.SIGKILL):  # workers end by `rank_setup`
+                if child.poll() is None:
+                    os.killpg(child.pid, number)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(GRACE_S)
     if child.returncode:
         raise _failure(child.returncode, lines, errors, log)
 
 
-def _follow(source: Any, child: subprocess.Popen) -> Iterator[str | None]:
-    """Yield the lines of a growing file until the child has ended; None after each pause."""
+def _follow(source: Any, child: subprocess.Popen, bar: Any) -> Iterator[str]:
+    """Yield the lines of a growing file until the child has ended; meanwhile the bar moves."""
     rest = b""
     while True:
         ended = child.poll() is not None  # asked before reading, so that nothing is missed
@@ -215,31 +210,8 @@ def _follow(source: Any, child: subprocess.Popen) -> Iterator[str | None]:
             if rest:
                 yield rest.decode(errors="replace")
             return
+        bar.update(0)
         time.sleep(0.1)
-        yield None
-
-
-def _show(bar: Any, event: dict[str, Any]) -> None:
-    """Move the bar to an event's step and name its main numbers."""
-    if "of" not in event:
-        return
-    bar.total, bar.n, bar.bar_format = event["of"], event["step"], None
-    shown = {k: event[k] for k in ("loss", "reward", "kl") if isinstance(event.get(k), float)}
-    if shown:
-        bar.set_postfix(shown, refresh=False)
-    bar.refresh()
-
-
-def _stop(child: subprocess.Popen) -> None:
-    """End a child's process group, if it still runs; its workers end with it by `rank_setup`."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is not None:
-            return
-        os.killpg(child.pid, number)
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _failure(
