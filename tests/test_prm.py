@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,11 +62,8 @@ def test_prefixes_become_one_solution_and_every_row_one_label(micro_data):
     }
     labels = [value for s in made for value in s.values if value is not None]
     assert sorted(labels) == sorted(row.value for row in rows)
-
-
-def test_rows_that_are_alike_share_their_mean():
-    rows = [Process("0", "a.png", "Q?", "One.", value) for value in (0.0, 1.0, 0.5)]
-    assert [s.values for s in prm.solutions(rows)] == [(0.5,)]
+    alike = [Process("0", "a.png", "Q?", "One.", value) for value in (0.0, 1.0, 0.5)]
+    assert [s.values for s in prm.solutions(alike)] == [(0.5,)]
     assert prm.solutions([Process("0", "a.png", "Q?", "...", 0.5)]) == []
 
 
@@ -75,8 +73,7 @@ def test_held_out_questions_are_whole_and_stay_the_same(micro_data):
     names = [{(row.image, row.question) for row in part} for part in (trained_on, held_out)]
     assert all(names) and not names[0] & names[1]
     assert len(trained_on) + len(held_out) == len(rows)
-    again = prm.parted(held_out, 0.3)
-    assert again == ([], held_out)
+    assert prm.parted(held_out, 0.3) == ([], held_out)
 
 
 def test_the_head_reads_the_last_token_of_each_step(tiny_model, micro_data):
@@ -109,13 +106,8 @@ def test_a_score_depends_on_nothing_behind_its_step_nor_on_the_batch(tiny_model,
     assert alone[0] == pytest.approx(together[0][:2], abs=1e-5)
     other = scored(made[:1], [["Nine cones.", *solution[1:]]])
     assert other[0][0] != pytest.approx(together[0][0], abs=1e-7)
-
-
-def test_special_tokens_in_a_text_are_not_read_as_such(tiny_model, micro_data):
-    folder, made = micro_data
-    policy = untrained(tiny_model)
-    hostile = prm.Solution(made[0].image, "What <|image_pad|>?", ("A <|image_pad|>.",), (None,))
-    assert len(prm.score(policy, folder / "images", [hostile])[0]) == 1
+    hostile = replace(made[0], question="What <|image_pad|>?")  # asks for no second picture
+    assert len(scored([hostile], [["A <|image_pad|>."]])[0]) == 1
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce"])
@@ -178,9 +170,8 @@ def test_an_adapter_is_saved_with_its_head_and_reloads(mode, tiny_model, micro_d
     rows = rows_of(made, 18)
     prm.train(cfg, rows, folder / "images", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
-    found, _ = prm.report(
-        prm.load(tmp_path), folder / "images", prm.parted(rows, cfg.prm.held_out)[1]
-    )
+    held_out = prm.parted(rows, cfg.prm.held_out)[1]
+    found, _ = prm.report(prm.load(tmp_path), folder / "images", held_out)
     kept = json.loads((tmp_path / prm.CARD).read_text())["held_out"]
     assert kept["mse"] == pytest.approx(found["mse"], abs=1e-5)
 
@@ -225,11 +216,10 @@ def test_a_vilprm_that_was_cut_off_ends_as_if_it_had_not_been(tiny_model, micro_
 
 def test_equal_solutions_are_read_once(tiny_model, micro_data, monkeypatch):
     folder, made = micro_data
-    policy = prm.begin(settings(tiny_model), None, "unused")
-    policy.model.eval()
     seen, real = [], prm.encode
     monkeypatch.setattr(prm, "encode", lambda *a: seen.append(len(a[2])) or real(*a))
-    found = prm.scorer(policy, folder / "images")([made[0]] * 3 + [made[1]], [["Two."]] * 4)
+    scored = prm.scorer(untrained(tiny_model), folder / "images")
+    found = scored([made[0]] * 3 + [made[1]], [["Two."]] * 4)
     assert seen == [2] and found[0] == found[1] == found[2] and found[0] is not found[1]
 
 
@@ -256,10 +246,7 @@ def test_measures_by_hand():
     assert prm.spearman([(1, 5), (1, 7), (2, 9)]) == pytest.approx(math.sqrt(3) / 2)
     empty = prm.measures([])
     assert empty["steps"] == 0 and empty["mse"] is None and prm.calibration([]) == []
-
-
-def test_calibration_puts_the_ends_into_bins():
-    table = prm.calibration([(0.0, 0.0), (0.19, 1.0), (1.0, 1.0)], bins=5)
+    table = prm.calibration([(0.0, 0.0), (0.19, 1.0), (1.0, 1.0)])  # the ends are in bins
     assert [(row["low"], row["steps"], row["value"]) for row in table] == [(0, 2, 0.5), (0.8, 1, 1)]
 
 

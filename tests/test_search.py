@@ -75,13 +75,8 @@ def test_visits_follow_uct():
     assert [child.visits for child in root.children] == counts
     assert counts[0] > 2 * counts[1] > 2 * counts[2] > 2
     assert root.visits == 1 + sum(counts)
-
-
-def test_without_exploration_the_best_is_taken_and_with_much_the_rarest():
-    root = Node(visits=11)
-    root.children = [Node("a.", root, visits=9, total=5.0), Node("b.", root, visits=1, total=0.0)]
-    assert search.select(root, 0.0).text == "a."
-    assert search.select(root, 9.0).text == "b."
+    assert search.select(root, 0.0) is root.children[0], "the best without exploration"
+    assert search.select(root, 99.0) is root.children[2], "the rarest with much"
 
 
 def test_expand_joins_equal_steps_and_hands_their_rollouts_on():
@@ -99,8 +94,14 @@ def test_a_node_of_which_nothing_follows_is_closed_and_so_is_what_is_above():
     root = a_node([(" Two.", True), (" Two.", False)])
     (child,) = search.expand(root, 3)
     assert child.is_end
+    search.backpropagate(root, 9)
+    assert not root.is_closed
     search.backpropagate(child, 9)
+    assert (root.visits, root.total, child.visits, child.total) == (2, 1.0, 1, 0.5)
     assert child.is_closed and root.is_closed and search.select(root, 1.4) is None
+    deep = a_node([("A. B. C.", True), ("A. B. C.", False)])
+    search.backpropagate(*search.expand(deep, 3), max_depth=1)
+    assert deep.is_closed and not deep.children[0].is_end
     silent = a_node([(" </think>", False), ("...", False)])
     assert silent.is_end and search.expand(silent, 3) == [] and silent.is_closed
 
@@ -118,15 +119,6 @@ def test_simulate_fills_up_and_asks_ends_for_nothing():
     assert search.simulate([(made, end), (made, half)], sampler, is_yes, 5, 1) == 3
     assert asked == ["Red."] * 3 and len(half.rollouts) == 5 and len(end.rollouts) == 1
     assert search.simulate([(made, end)], sampler, is_yes, 5, 1) == 0
-
-
-def test_backpropagation_keeps_means_and_depth_closes():
-    root = a_node([("A. B. C.", True), ("A. B. C.", False)])
-    (child,) = search.expand(root, 3)
-    search.backpropagate(root, 1)
-    search.backpropagate(child, 1)
-    assert (root.visits, root.total, child.visits, child.total) == (2, 1.0, 1, 0.5)
-    assert child.is_closed and not child.is_end
 
 
 def one_way(made, prefixes, seed):
@@ -200,13 +192,8 @@ def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
     assert run(tmp_path / "cut", toy_sampler) == whole
     assert [tree["record_id"] for tree in whole] == [record.id for record in made]
     assert run(tmp_path / "whole", None) == whole, "nothing is sampled twice"
-
-
-def test_trees_of_other_settings_are_refused(tmp_path):
-    given = questions(1), toy_sampler, tmp_path, SETTINGS
-    search.search(*given, verifier=is_yes)
-    with pytest.raises(VlaaError, match=r"other settings \(seed 0 instead of 1\)"):
-        search.search(*given, 1, verifier=is_yes)
+    with pytest.raises(VlaaError, match=r"other settings \(.*seed 1 instead of 2"):
+        search.search(made, toy_sampler, tmp_path / "whole", SETTINGS, 2, questions=2)
 
 
 def test_statistics_have_the_shape_of_the_pages_table():
@@ -236,8 +223,5 @@ def test_the_drawing_shows_every_step_as_text():
     ends = sum(node["is_end"] for _, node in nodes)
     assert sum(text.endswith("■") for text in boxes.text) == ends
     assert "<script" not in str(figure.to_plotly_json()) and "<img" not in repr(boxes)
-
-
-def test_a_tree_without_children_is_drawn_as_its_root():
-    figure = process_figures.tree(toy_tree(lambda made, p, seed: [""] * len(made)))
-    assert "hopeless" in figure.layout.title.subtitle.text and len(figure.data[0].ids) == 1
+    root = process_figures.tree(toy_tree(lambda made, p, seed: [""] * len(made)))
+    assert "hopeless" in root.layout.title.subtitle.text and len(root.data[0].ids) == 1

@@ -128,27 +128,47 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
     return [Record(image=picture, **dict(zip(COLUMNS, row, strict=True))) for picture, *row in rows]
 
 
-def from_json(row: Any) -> Record:
-    """Turn one JSON object of the pipeline's or the released shape into a Record.
+def image_below(image: str, images: str | Path | None) -> str:
+    """Return the clean path of an image, which must exist where the root is given."""
+    image = clean_image_path(image)
+    if images is not None and not (Path(images) / image).is_file():
+        raise RecordError(f"image {image!r} is not below {images}; fetch it or fix it")
+    return image
 
-    Raises:
-        RecordError: a key is missing or has a wrong type, or no reward can be told.
+
+def check(row: Any, needed: Iterable[str], kinds: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse what is no object, lacks a key, or holds a value of another kind.
+
+    Args:
+        row: a value as `iter_json` yields it; a RecordError is raised again.
+        kinds: by key, the types it may have and their name for the reader.
     """
+    if isinstance(row, RecordError):
+        raise row
     if not isinstance(row, dict):
         raise RecordError(f"expected a JSON object, found {type(row).__name__}")
-    for key in ("id", "image", "question", "gt"):
+    for key in needed:
         if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # JSON can escape what no file can hold
         raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
-    texts = ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame")
-    kinds = dict.fromkeys(texts, (str, "text"))
-    kinds |= {"id": ((str, int), "text or a number"), "meta": (dict, "an object")}
     for key, (kind, said) in kinds.items():
         if row.get(key) is not None and not isinstance(row[key], kind):
             raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected {said}")
+
+
+def from_json(row: Any) -> Record:
+    """Turn one JSON object of the pipeline's or the released shape into a Record.
+
+    Raises:
+        RecordError: a key is missing or has a wrong type, or no reward can be told.
+    """
+    texts = ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame")
+    kinds = dict.fromkeys(texts, (str, "text"))
+    kinds |= {"id": ((str, int), "text or a number"), "meta": (dict, "an object")}
+    check(row, ("id", "image", "question", "gt"), kinds)
     image = clean_image_path(row["image"])
     source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
     reward = row.get("reward") or reward
@@ -259,15 +279,10 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record 
     seen: dict[str, int] = {}
     for line, row in iter_file(path):
         try:
-            if isinstance(row, RecordError):
-                raise row
             record = from_json(row)
             if record.id in seen:
                 raise RecordError(f"id already used on line {seen[record.id]}")
-            if images is not None and not (Path(images) / record.image).is_file():
-                raise RecordError(
-                    f"image {record.image!r} is not below {images}; fetch it or fix it"
-                )
+            image_below(record.image, images)
         except RecordError as error:
             name = str(row.get("id", "")) if isinstance(row, dict) else ""
             yield Reject(Path(path).name, line, name, str(error))

@@ -35,11 +35,7 @@ def last_n(scores: Sequence[float], n: int) -> float:
 
 
 def last(scores: Sequence[float]) -> float:
-    """Take the last step's score: the model as output reward model, ORM.
-
-    >>> last([0.1, 0.9])
-    0.9
-    """
+    """Take the last step's score: the model as output reward model, ORM."""
     return last_n(scores, 1)
 
 
@@ -53,23 +49,14 @@ def mean(scores: Sequence[float]) -> float:
 
 
 def minimum(scores: Sequence[float]) -> float:
-    """Take the worst step (ours: a chain is as good as its weakest link).
-
-    >>> minimum([0.9, 0.2, math.nan])
-    0.2
-    """
+    """Take the worst step (ours: a chain is as good as its weakest link)."""
     return min(_known(scores), default=math.nan)
 
 
 def product(scores: Sequence[float]) -> float:
-    """Multiply all steps (ours: every step has to be right); scores in [0, 1] only.
-
-    Of any others longer solutions would gain or change their sign.
-
-    >>> product([0.5, 0.5]), product([])
-    (0.25, nan)
-    """
+    """Multiply all steps (ours: every step has to be right); scores in [0, 1] only."""
     known = sorted(_known(scores))
+    # of any others longer solutions would gain or change their sign
     if known and not 0 <= known[0] <= known[-1] <= 1:
         raise VlaaError(f"a product of scores in [0, 1] only, found {known[0]} to {known[-1]}")
     return math.prod(known) if known else math.nan

@@ -19,23 +19,19 @@ from .pools import LINES, SIZES, Pool
 from .scorers import Scores
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 AVERAGE = "average"  # the generator column of what is averaged over all of them
 
 
 def select(pool: Pool, scores: Scores, aggregator: Aggregator) -> DataFrame:
-    """Choose a candidate of each question: the fields of `aggregate.Choice`, by record id.
-
-    Raises:
-        VlaaError: a candidate was never scored; NaN is what says that scoring it failed.
-    """
+    """Choose a candidate of each question: the fields of `aggregate.Choice`, by record id."""
     import pandas
 
     choices, lost_steps = [], []
     for record_id, rows in pool.candidates.items():
         keys = [(pool.generator, record_id, row["sample"]) for row in rows]
-        if missing := [key for key in keys if key not in scores]:
+        if missing := [key for key in keys if key not in scores]:  # what failed is there as NaN
             raise VlaaError(f"{missing[0]}: not in the scores; score the whole pool first")
         values = [aggregator(scores[key]) for key in keys]
         choices.append(choose(values, [row["correct"] for row in rows]))
@@ -60,12 +56,7 @@ def table(
     `unscored` candidates and `unscored_steps`; `short`, questions with fewer than N candidates
     (chosen among what is there); `empty`, with none (worth 0); `no_correct`, with none right.
 
-    Rows of the generator `average` are over all the generators and the questions that all of them
-    have, and only at an N that each of them reaches: the set never changes along a curve, as it
-    does in the paper's table (o1 leaves it after N = 4).
-
     Args:
-        pools: one a generator.
         scores: by scorer, as `scorers.score_pool` returns them, of all generators together.
         against: lines, or scorers at the same aggregator, that each row is held against.
     """
@@ -86,8 +77,9 @@ def table(
             worths.append(worth)
             for row in _measured(pool.generator, n, worth, against, resamples):
                 rows.append(row | counts.get((row["scorer"], row["aggregator"]), {}) | state)
+        # only where every generator reaches N and has the question (NaN in the sum otherwise): the
+        # set never changes along a curve, as in the paper's table, which o1 leaves after N = 4
         if len(worths) == len(pools) > 1:
-            # a question that a generator lacks is NaN in the sum, and left out
             whole = reduce(lambda one, other: one + other.reindex(one.index), worths) / len(worths)
             rows += _measured(AVERAGE, n, whole, against, resamples)
     return rows
@@ -96,10 +88,7 @@ def table(
 def _worth(
     pool: Pool, scores: Mapping[str, Scores], aggregators: Mapping[str, Aggregator]
 ) -> tuple[DataFrame, dict[tuple[str, str], dict[str, float]]]:
-    """Return what each way of choosing is worth on each question, and what was counted.
-
-    A way is (scorer or line, aggregator), a column of the frame; NaN: no greedy answer was stored.
-    """
+    """Return what each way (scorer or line, aggregator) is worth by question, and counts of it."""
     import pandas
 
     greedy = {i: float(row["correct"]) for i, row in pool.greedy.items()}
@@ -129,21 +118,23 @@ def _measured(
         if not mine.count():
             continue  # no greedy answers were stored
         row = {"generator": generator, "scorer": scorer, "aggregator": aggregator, "n": n}
-        row |= {"questions": int(mine.count())} | _interval("accuracy", mine, resamples)
+        row |= {"questions": int(mine.count())}
+        row |= _interval(mine.dropna().tolist(), resamples, "accuracy")
         for other in against:
             # a line without an aggregator has nothing to be held against a scorer's
             ways = [way for way in ((other, ""), (other, aggregator)) if way in worth]
-            there = worth[ways[0]] if ways else mine * math.nan
-            row |= _interval(f"over_{other}", mine - there, resamples)
+            over = (mine - worth[ways[0]]).dropna().tolist() if ways else []
+            row |= _interval(over, resamples, f"over_{other}", f"over_{other}_")
         rows.append(row)
     return rows
 
 
-def _interval(name: str, values: Series, resamples: int) -> dict[str, float | None]:
-    """Average over questions, with a bootstrap interval; a difference of each one is paired."""
-    prefix, known = "" if name == "accuracy" else f"{name}_", values.dropna().tolist()
-    average = sum(known) / len(known) if known else None
-    low, high = bootstrap(known, resamples) if known else (None, None)
+def _interval(
+    values: list[float], resamples: int, name: str, prefix: str = ""
+) -> dict[str, float | None]:
+    """Average over questions, with a bootstrap interval."""
+    average = sum(values) / len(values) if values else None
+    low, high = bootstrap(values, resamples) if values else (None, None)
     return {name: average, f"{prefix}low": low, f"{prefix}high": high}
 
 
@@ -156,7 +147,7 @@ def _interval(name: str, values: Series, resamples: int) -> dict[str, float | No
 def preference(pools: Sequence[Pool], scores: Mapping[str, Scores]) -> dict[str, float]:
     """Return each question's expected accuracy by mean minus that by the last step (ours).
 
-    Averaged over scorers and generators; questions without candidates of a generator are left out.
+    Averaged over scorers and generators; a question that one of them lacks is left out.
     """
     gains: dict[str, list[float]] = {}
     for pool in pools:
@@ -211,8 +202,6 @@ def selection_bias(
     for questions, ids in (("all", chosen_by), ("chosen", top_k(chosen_by, sources, quotas, seed))):
         for half, indicator in (("same", chosen_by), ("disjoint", disjoint)):
             values = [indicator[i] for i in ids]
-            low, high = bootstrap(values, resamples)
-            average = sum(values) / len(values) if values else None
-            rows.append({"questions": questions, "measured_on": half, "n": len(values),
-                         "advantage": average, "low": low, "high": high})  # fmt: skip
+            row = {"questions": questions, "measured_on": half, "n": len(values)}
+            rows.append(row | _interval(values, resamples, "advantage"))
     return rows

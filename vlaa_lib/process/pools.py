@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vlaa_lib.models import Policy
 
 SIZES = (2, 4, 8, 16)  # page, figure 1
-CANDIDATES = 16  # page: 2^4 candidates a question
 GREEDY = -1  # the `sample` of the greedy answer
 
 
@@ -64,17 +63,17 @@ def sample(
     images: str | Path,
     folder: str | Path,
     generator: str,
-    n: int = CANDIDATES,
+    n: int = 16,  # page: 2^4 candidates a question
     temperature: float = 0.8,
     seed: int = 0,
     questions: int = 32,
     batch: int = 64,
     max_new_tokens: int = prompts.MAX_NEW_TOKENS,
 ) -> Pool:
-    """Sample n solutions of each record into a folder, and one greedy answer; resumable.
+    """Sample n solutions of each record into a folder, and one greedy answer.
 
-    Killed at any moment and started again it makes what is missing, and the same as if it had
-    never stopped: candidates are drawn from the seed and the questions of their part.
+    Killed and started again it makes what is missing, the same as if it had never stopped:
+    candidates are drawn from the seed and the questions of their part.
 
     Args:
         temperature: ours, as the paper's is not known; VLAA-Thinking §4, GRPO's rollouts.
@@ -122,11 +121,7 @@ def load(folder: str | Path) -> Pool:
 
 
 def collect(rows: Iterable[Mapping[str, Any]]) -> Pool:
-    """Make a pool of rows with `generator`, `record_id`, `sample`, `completion` and `correct`.
-
-    Raises:
-        RecordError: no row, rows of two generators, or two of one sample.
-    """
+    """Make a pool of rows with `generator`, `record_id`, `sample`, `completion` and `correct`."""
     rows = sorted(rows, key=lambda row: row["sample"])
     generators = sorted({row["generator"] for row in rows})
     if len(generators) != 1:
@@ -148,19 +143,15 @@ def collect(rows: Iterable[Mapping[str, Any]]) -> Pool:
 
 
 def expected_random(rows: list[dict[str, Any]]) -> float:
-    """Return the share of right candidates: what one drawn at random is worth, exactly."""
+    """Return what a candidate drawn at random is worth, exactly."""
     return sum(bool(row["correct"]) for row in rows) / len(rows) if rows else 0.0
 
 
 def majority(rows: list[dict[str, Any]]) -> float:
-    """Return what the most frequent answer is worth; expected over answers that are as frequent.
-
-    Answers are one where they differ only in case, white space or wrappers such as a box; a
-    candidate without a readable answer has no vote. A spelling's worth is the share of right ones
-    among its candidates.
-    """
+    """Return the share of right candidates behind the most frequent answer, over all such."""
     votes: dict[str, list[bool]] = {}
     for row in rows:
+        # one answer up to case, white space and wrappers such as a box; unreadable: no vote
         if answer := " ".join(bare(row["answer"]).casefold().split()):
             votes.setdefault(answer, []).append(bool(row["correct"]))
     most = max(map(len, votes.values()), default=0)

@@ -68,15 +68,15 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
         hidden = self.model(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
         at_ends = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[-1]))  # [B, S, D]
         logits = self.step_head(at_ends.float())[..., 0].float()  # [B, S]
-        found = {"scores": logits.sigmoid()}
-        if labels is not None:
-            is_told = labels != UNKNOWN
-            # mse or bce, a setting that is saved with the weights
-            of_loss = {"mse": found["scores"], "bce": logits}[self.config.step_loss]
-            loss = {"mse": mse_loss, "bce": binary_cross_entropy_with_logits}[self.config.step_loss]
-            total = loss(of_loss[is_told], labels[is_told], reduction="sum")
-            found = {"loss": total / (num_items_in_batch or is_told.sum().clamp(min=1))} | found
-        return found
+        scores = logits.sigmoid()
+        if labels is None:
+            return {"scores": scores}
+        losses = {"mse": (mse_loss, scores), "bce": (binary_cross_entropy_with_logits, logits)}
+        loss, given = losses[self.config.step_loss]  # a setting that is saved with the weights
+        is_told = labels != UNKNOWN
+        total = loss(given[is_told], labels[is_told], reduction="sum")
+        return {"loss": total / (num_items_in_batch or is_told.sum().clamp(min=1)),
+                "scores": scores}  # fmt: skip
 
 
 def _teach_names() -> None:
@@ -110,10 +110,7 @@ class Solution:
 
 
 def solutions(rows: Iterable[Process]) -> list[Solution]:
-    """Join rows that are prefixes of one another, so that a path is read once for all its steps.
-
-    Each row's value is the label of one step; rows that are alike share their mean.
-    """
+    """Join rows that are prefixes of one another, so that a path is read once for all its steps."""
     groups: dict[tuple[str, str], dict[tuple[str, ...], list[float]]] = {}
     for row in rows:
         if path := tuple(steps.split(row.process)):
@@ -124,6 +121,7 @@ def solutions(rows: Iterable[Process]) -> list[Solution]:
         while values:
             path = max(values, key=len)
             found = [values.pop(path[: i + 1], None) for i in range(len(path))]
+            # rows that are alike share their mean
             labels = tuple(sum(v) / len(v) if v else None for v in found)
             made.append(Solution(image, question, path, labels))
     return made
@@ -219,25 +217,22 @@ def scorer(policy: Policy, images: str | Path, batch: int = 64) -> Scorer:
     """Return a trained ViLPRM as a scorer of pools and solutions."""
 
     def scored(records: Sequence[Record], given: Sequence[list[str]]) -> list[list[float]]:
-        pairs = zip(records, given, strict=True)
-        made = [Solution(r.image, r.question, tuple(s), (None,) * len(s)) for r, s in pairs]
+        made = [Solution(record.image, record.question, tuple(found), (None,) * len(found))
+                for record, found in zip(records, given, strict=True)]  # fmt: skip
         return score(policy, images, made, batch)
 
     return scored
 
 
 def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
-    """Return the reward part that TRL's GRPOTrainer is given: the mean score of the steps (ours).
-
-    The format is implicit, as in the mixed reward (paper §4): without it a completion earns 0, for
-    else a fluent one without an answer would be paid.
-    """
+    """Return the reward part that TRL's trainer is given: the mean score of the steps (ours)."""
 
     def process(prompts: list, completions: list, **columns: Any) -> list[float]:
-        made = from_columns(columns)
         texts = [text_of(completion) for completion in completions]
+        # the format is implicit, as in the mixed reward (paper §4): else a fluent completion
+        # without an answer would be paid
         solved = [[] if split_think_answer(t).problem else steps.split(t) for t in texts]
-        found = scorer(made, solved)
+        found = scorer(from_columns(columns), solved)
         return [sum(scores) / len(scores) if scores else 0.0 for scores in found]
 
     return process
@@ -264,10 +259,9 @@ def train(
     out: str | Path,
     start: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a ViLPRM and save it in `out`; measure it on the questions that were held out.
+    """Train a ViLPRM and save it in `out`, with its measures on held-out questions; return the log.
 
-    A run that was cut off goes on from its last checkpoint in `out`. The measures go to
-    `held_out.csv`, the calibration table to `calibration.csv`. Returns the training log.
+    A run that was cut off goes on from its last checkpoint in `out`.
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
@@ -340,7 +334,7 @@ def within(policy: Policy, made: Sequence[Solution], limit: int) -> list[Solutio
 
 
 def report(
-    policy: Policy, images: str | Path, rows: Sequence[Process], batch: int = 64, bins: int = 5
+    policy: Policy, images: str | Path, rows: Sequence[Process], batch: int = 64
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure a ViLPRM on held-out rows: (one row of `measures`, calibration table)."""
     made, groups = solutions(rows), {}
@@ -348,7 +342,7 @@ def report(
         told = [(s, v) for s, v in zip(scores, solution.values, strict=True) if v is not None]
         groups.setdefault((solution.image, solution.question), []).extend(told)
     pairs = [pair for group in groups.values() for pair in group]
-    return measures(list(groups.values())), calibration(pairs, bins)
+    return measures(list(groups.values())), calibration(pairs)
 
 
 def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:

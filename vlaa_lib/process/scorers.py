@@ -33,12 +33,7 @@ Scores = dict[tuple[str, str, int], list[float]]
 
 
 def score_pool(scorer: Scorer, pool: Pool, records: Iterable[Record]) -> Scores:
-    """Score the steps of every candidate of a pool, in one call of the scorer.
-
-    Raises:
-        RecordError: a question of the pool has no record.
-        VlaaError: the scorer did not give one number for each step.
-    """
+    """Score the steps of every candidate of a pool, in one call of the scorer."""
     by_id = {record.id: record for record in records}
     if missing := [i for i in pool.candidates if i not in by_id]:
         raise RecordError(
@@ -70,8 +65,6 @@ def step_truth(
     Args:
         with_answer: the last step is true only if the final answer is right as well, which a
             perfect model would know of a step that states it.
-    Raises:
-        RecordError: a record without a scene.
 
     >>> scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
     >>> made = Record("r", "a.png", "How high?", "3", reward="digit", meta={"scene": scene})
@@ -98,25 +91,18 @@ def step_truth(
     return found
 
 
-_KEY = ("generator", "record_id", "sample")
-
-
 def write(path: str | Path, scorer: str, scores: Scores) -> None:
     """Write scores as JSON Lines, atomically; NaN becomes null."""
     rows = (
-        {"scorer": scorer, **dict(zip(_KEY, key, strict=True)),
+        {"scorer": scorer, "generator": generator, "record_id": record_id, "sample": sample,
          "scores": [None if math.isnan(score) else score for score in values]}
-        for key, values in scores.items()
+        for (generator, record_id, sample), values in scores.items()
     )  # fmt: skip
     folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def read(*paths: str | Path) -> dict[str, Scores]:
-    """Read what `process judge` wrote, of several pools and scorers: scores by scorer.
-
-    Raises:
-        RecordError: a line is not of that shape, or scored before; file and line are named.
-    """
+    """Read what `process judge` wrote, of several pools and scorers: scores by scorer."""
     found: dict[str, Scores] = {}
     for place, row in ((f"{path}:{line}", row) for path in paths for line, row in iter_file(path)):
         if isinstance(row, RecordError):
@@ -146,7 +132,6 @@ TOP = 5  # paper appendix A: 1 to 5
 # step, below those before it, which are marked as not to be graded.
 INPUTS = ("step", "prefix", "context")
 _SCORE = re.compile(r"\W{0,6}score\W{0,6}([1-5])(?: ?/ ?5)?\W{0,6}", re.IGNORECASE)
-_LONE = re.compile(r"[1-5]")
 # for each request a reply, or why there is none
 Asker = Callable[[list[llm.Request]], list[llm.Reply | llm.CallFailed]]
 
@@ -160,18 +145,14 @@ def read_score(text: str) -> int | None:
     (None, None, None)
     """
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    if len(lines) == 1 and _LONE.fullmatch(lines[0]):
+    if len(lines) == 1 and lines[0] in set("12345"):
         return int(lines[0])
     found = [_SCORE.fullmatch(line) for line in lines]
     return int(found[-1][1]) if found and found[-1] and sum(map(bool, found)) == 1 else None
 
 
 def shown(steps: Sequence[str], i: int, view: str) -> str:
-    """Return what the judge is shown of step i (from 0).
-
-    >>> shown(["Two.", "One.", "Three."], 1, "step"), shown(["Two.", "One.", "Three."], 1, "prefix")
-    ('One.', 'Two.\\nOne.')
-    """
+    """Return what the judge is shown of step i (from 0)."""
     if view == "prefix" or (view == "context" and i == 0):
         return "\n".join(steps[: i + 1])
     if view == "context":
@@ -181,12 +162,6 @@ def shown(steps: Sequence[str], i: int, view: str) -> str:
 
 class StepJudge:
     """A scorer of steps: fifths from 0.2 to 1, NaN where the reply has no score (counted).
-
-    Make one with `endpoint_judge` or `policy_judge`. Equal requests are asked once a ledger.
-
-    Args:
-        name: names its scores, with the view.
-        view: one of `INPUTS`.
 
     Attributes:
         asked: steps graded in its life; `unusable`: those without a score, by reason.
@@ -216,15 +191,14 @@ class StepJudge:
         return [[next(scores) for _ in steps] for steps in solutions]
 
     def _read(self, reply: llm.Reply | llm.CallFailed) -> float:
-        self.asked += 1
-        if isinstance(reply, llm.CallFailed):
-            self.unusable[reply.reason] += 1
-            return math.nan
+        is_lost = isinstance(reply, llm.CallFailed)
+        # before the colon: a refusal quotes the model
+        problem = reply.reason if is_lost else reply.problem.partition(":")[0]
         # a reply cut off or blocked is a problem, whatever number it holds
-        score = None if reply.problem else read_score(reply.text)
+        score = None if problem else read_score(reply.text)
+        self.asked += 1
         if score is None:
-            # the part before the colon: a refusal quotes the model
-            self.unusable[reply.problem.partition(":")[0] or f"no score from 1 to {TOP}"] += 1
+            self.unusable[problem or f"no score from 1 to {TOP}"] += 1
             return math.nan
         return score / TOP
 
@@ -236,7 +210,7 @@ def endpoint_judge(
     view: str = "context",
     limits: llm.Limits | None = None,
 ) -> StepJudge:
-    """Return a judge behind any OpenAI-compatible endpoint; replies are kept in the ledger.
+    """Return a judge behind any OpenAI-compatible endpoint; the ledger asks equal steps once.
 
     Args:
         endpoint: its `settings` are added to `SETTINGS`.
@@ -255,17 +229,10 @@ def policy_judge(
     batch: int = 64,
     max_new_tokens: int = SETTINGS["max_tokens"],
 ) -> StepJudge:
-    """Return a local policy as judge, greedy; replies are kept in the ledger batch by batch.
-
-    The policy's weights are part of the key: a policy trained further is another judge.
-    """
+    """Return a local policy as judge, greedy; replies are kept in the ledger batch by batch."""
+    # part of the key, with the weights: a policy trained further is another judge
     settings = fingerprint(policy) | {"max_new_tokens": max_new_tokens}
     del settings["policy"]  # a path names nothing
-
-    def key(request: llm.Request, digest: str | llm.CallFailed) -> str | llm.CallFailed:
-        if isinstance(digest, llm.CallFailed):
-            return digest
-        return llm.call_key(request.step, "local", settings, request.text, digest)
 
     def digest(image: str) -> str | llm.CallFailed:
         try:
@@ -278,9 +245,11 @@ def policy_judge(
 
     def ask(requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         digests = {image: digest(image) for image in {request.image for request in requests}}
-        keys = {request: key(request, digests[request.image]) for request in requests}
+        found = {r: digests[r.image] for r in requests}  # what is no digest: why there is none
+        keys = {r: llm.call_key(r.step, "local", settings, r.text, digest)
+                for r, digest in found.items() if isinstance(digest, str)}  # fmt: skip
         with llm.Ledger(ledger) as kept:
-            todo = [(r, k) for r, k in keys.items() if isinstance(k, str) and kept.get(k) is None]
+            todo = [(r, k) for r, k in keys.items() if kept.get(k) is None]
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
                 # a text may spell a special token, such as the one that stands for the picture
@@ -289,7 +258,7 @@ def policy_judge(
                 for (_, k), text in zip(part, texts, strict=True):
                     problem = "" if text.strip() else llm.EMPTY
                     kept.put(k, "judge", llm.Reply(text, policy.path, problem=problem))
-            found = {r: kept.get(k) if isinstance(k, str) else k for r, k in keys.items()}
+            found |= {request: kept.get(key) for request, key in keys.items()}
         return [found[request] for request in requests]
 
     name = f"judge {Path(policy.path).name} {settings['weights'][:8]}"

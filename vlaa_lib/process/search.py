@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaa_lib import folders
-from vlaa_lib.records import Record, RecordError, Reject, clean_image_path, iter_file
+from vlaa_lib.records import Record, RecordError, Reject, check, image_below, iter_file
 
 from . import steps
 
@@ -110,9 +109,8 @@ def select(root: Node, exploration: float) -> Node | None:
 def expand(node: Node, width: int) -> list[Node]:
     """Phase 2: give a simulated node its children, the next steps that its rollouts took.
 
-    Each rollout is a sample of the policy, so its next step is one as well and costs nothing; a
-    child takes over the rollouts that went through it. Equal steps are one child; of more than
-    `width` the most frequent stay.
+    A rollout is a sample of the policy, so its next step is one as well and costs nothing. Equal
+    steps are one child, with the rollouts that took them; of more than `width` the most frequent.
     """
     found: dict[str, Node] = {}
     for text, right in node.rollouts:
@@ -131,11 +129,7 @@ def expand(node: Node, width: int) -> list[Node]:
 def simulate(
     asked: Sequence[tuple[Record, Node]], sampler: Sampler, verifier: Verifier, k: int, seed: int
 ) -> int:
-    """Phase 3: let the policy go on from each node until it has k rollouts, all in one call.
-
-    A node at which every rollout that it took over has stopped is an end and asks for none. Returns
-    how many rollouts were sampled.
-    """
+    """Phase 3: fill each node that is no end up to k rollouts, in one call; return how many."""
     todo = [pair for pair in asked if not pair[1].is_end
             for _ in range(k - len(pair[1].rollouts))]  # fmt: skip
     if not todo:
@@ -162,11 +156,7 @@ def backpropagate(node: Node, max_depth: int) -> None:
 def grow(
     made: Sequence[Record], sampler: Sampler, verifier: Verifier, s: Search, seed: int
 ) -> list[Tree]:
-    """Search the trees of some questions together, so that every call of the sampler is large.
-
-    A question whose first rollouts are all right or all wrong says nothing about steps: its tree
-    stays a root, with the status `solved` or `hopeless`.
-    """
+    """Search the trees of some questions together, so that every call of the sampler is large."""
     roots, sampled = [Node() for _ in made], Counter()
     fresh = list(enumerate(roots))
     for turn in range(s.iterations + 1):
@@ -176,6 +166,8 @@ def grow(
         for (i, node), had in zip(fresh, before, strict=True):
             sampled[i] += len(node.rollouts) - had
             backpropagate(node, s.max_depth)
+        # where first rollouts are all right (solved) or all wrong (hopeless) nothing is said
+        # about steps, and the tree stays a root
         leaves = [(i, select(root, s.exploration)) for i, root in enumerate(roots)
                   if root.status == "searched" and turn < s.iterations]  # fmt: skip
         fresh = [(i, child) for i, leaf in leaves if leaf for child in expand(leaf, s.width)]
@@ -199,19 +191,21 @@ def search(
 ) -> list[Tree]:
     """Search a tree for each record; one file a question in `out/trees`, each there whole or not.
 
-    Killed at any moment and started again it ends with the trees of a search that never stopped:
-    questions grow in fixed parts, each with a seed of its own.
+    Killed and started again it ends with the trees of a search that never stopped: questions grow
+    in fixed parts, each with a seed of its own.
 
     Args:
         policy: who answers, as `evaluate.generate.fingerprint` names it; part of the settings.
-        verifier: default: each record's own, answers without tags included.
+        verifier: default: `is_right`.
     """
     settings = {**asdict(s), "seed": seed, "questions": questions, "policy": policy}
     folder = folders.claim(out, settings, "search.json") / "trees"
     trees = []
     for start in range(0, len(made), questions):
         part = made[start : start + questions]
-        files = [folder / f"{_name(record)}.json" for record in part]
+        # an id may be any text, and the same id with another question is another tree
+        told = [json.dumps([record.id, record.image, record.question]) for record in part]
+        files = [folder / f"{sha256(text.encode()).hexdigest()[:24]}.json" for text in told]
         if not all(file.is_file() for file in files):
             begin = int(sha256(f"{seed} {part[0].id}".encode()).hexdigest()[:8], 16)
             found = grow(part, sampler, verifier or is_right, s, begin)
@@ -219,11 +213,6 @@ def search(
                 folders.write_text(file, json.dumps(tree, ensure_ascii=False) + "\n")
         trees += [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return trees
-
-
-def _name(record: Record) -> str:
-    # an id may be any text, and the same id with another question is another tree
-    return sha256(json.dumps([record.id, record.image, record.question]).encode()).hexdigest()[:24]
 
 
 def is_right(made: list[Record], completions: list[str]) -> list[bool]:
@@ -271,26 +260,18 @@ def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, 
 
 
 def rows(trees: Iterable[Tree]) -> list[dict[str, Any]]:
-    """Return one row for each step of each tree, in ViLReward-73K's columns.
-
-    `process` is the answer up to the step, `value` the share of its rollouts that were right;
-    `index` is ours: the record's id and the step's place in the tree.
-    """
+    """Return one row for each step of each tree, in ViLReward-73K's columns."""
     return [
-        {"index": f"{tree['record_id']}/{place}", "image_path": tree["image"],
-         "question": tree["question"], "process": node["text"],
-         "value": node["right"] / node["rollouts"]}
+        {"index": f"{tree['record_id']}/{place}",  # ours
+         "image_path": tree["image"], "question": tree["question"],
+         "process": node["text"], "value": node["right"] / node["rollouts"]}
         for tree in trees
         for place, node in walk(tree["root"])
     ]  # fmt: skip
 
 
 def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:
-    """Count questions and rows by source and over all, in the shape of the page's data table.
-
-    Beside the table's columns: how many questions gave no rows, and why; steps that are an only
-    child; rollouts that were sampled; the mean value.
-    """
+    """Count questions and rows by source and over all, as the page's data table and beyond."""
     trees, table = list(trees), []
     for source in (*dict.fromkeys(tree["source"] for tree in trees), "sum"):
         mine = [tree for tree in trees if source in ("sum", tree["source"])]
@@ -353,24 +334,12 @@ def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
 
 
 def _process(row: Any, images: str | Path | None) -> Process:
-    if isinstance(row, RecordError):
-        raise row
-    if not isinstance(row, dict):
-        raise RecordError(f"expected a JSON object, found {type(row).__name__}")
-    kinds = {"index": (str, int), "value": (int, float)}
-    for name in COLUMNS:
-        if row.get(name) is None or row[name] == "":
-            raise RecordError(f"key {name!r} is missing or empty")
-        is_kind = isinstance(row[name], kinds.get(name, str)) and not isinstance(row[name], bool)
-        if not is_kind or (name in COLUMNS[1:4] and not row[name].strip()):
-            wanted = {"index": "text or a number", "value": "a number"}.get(name, "text")
-            raise RecordError(f"key {name!r} is {type(row[name]).__name__}, expected {wanted}")
+    texts = dict.fromkeys(COLUMNS[1:4], (str, "text"))
+    number = ((int, float), "a number")
+    check(row, COLUMNS, texts | {"index": ((str, int), "text or a number"), "value": number})
     index, image, question, process, value = (row[name] for name in COLUMNS)
-    if re.search(r"[\ud800-\udfff]", image + question + process):
-        raise RecordError("a text holds half a character (a lone surrogate); repair it")
-    if not 0 <= value <= 1:
-        raise RecordError(f"value {value} is not between 0 and 1")
-    image = clean_image_path(image)
-    if images is not None and not (Path(images) / image).is_file():
-        raise RecordError(f"image {image!r} is not below {images}; fetch it or fix it")
-    return Process(str(index), image, question, process, float(value))
+    if blank := [name for name in texts if not row[name].strip()]:
+        raise RecordError(f"key {blank[0]!r} is missing or empty")
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise RecordError(f"value {value} is not a number between 0 and 1")
+    return Process(str(index), image_below(image, images), question, process, float(value))

@@ -14,17 +14,16 @@ from vlaa_lib.prompts import TAGS, THINK_CLOSE
 _MARKER = re.compile(r"^[ \t#*>_-]{0,8}step[ \t]{1,3}\d{1,3}\b", re.IGNORECASE | re.MULTILINE)
 _LIST_NUMBER = r"(?<!\n\d)(?<!\n\d\d)(?<!\A\d)(?<!\A\d\d)"  # "1. First" is no sentence "1."
 _END = re.compile(rf"{_LIST_NUMBER}[.!?;](?=\s|<|\Z)|\n|(?={THINK_CLOSE})")
-_CLOSE = re.compile(re.escape(THINK_CLOSE))
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 _WORD = re.compile(r"\w")
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """Return (start, end) of each step, so that only white space is left between steps (ours).
+    """Return (start, end) of each step; only white space is left between them (ours).
 
     A step is a sentence or a line; from the first line "Step 1" on it is all up to the next such
-    line. What follows the think block is a step of its own. Tags stay in: `text[:end]` is what a
-    policy wrote up to a step, and cutting there changes no earlier step.
+    line. What follows the think block is a step of its own. Cutting at an end changes no step
+    before it.
 
     >>> spans("Two cubes. 3.5 is no end.")
     [(0, 10), (11, 25)]
@@ -61,6 +60,6 @@ def _cuts(text: str) -> list[int]:
     first = marker.start() if marker else len(text)
     cuts = [match.end() for match in _END.finditer(text, 0, first)]
     if marker:
-        later = (match.start() for match in (*_MARKER.finditer(text), *_CLOSE.finditer(text)))
-        cuts += sorted(at for at in later if at >= first)
+        later = *_MARKER.finditer(text, first), *re.finditer(THINK_CLOSE, text)
+        cuts += sorted(match.start() for match in later if match.start() >= first)
     return cuts
