@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
 from collections import Counter
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from vlaa_lib import prompts
 from vlaa_lib.pocket import server
@@ -20,13 +20,10 @@ def completion(content):
     finish = fields.pop("finish_reason", "stop")
     message = {"role": "assistant", "content": None} | fields
     return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
+        "id": "x", "object": "chat.completion", "created": 0, "model": "m",
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }
+    }  # fmt: skip
 
 
 def trace(think="two and one", answer="3"):
@@ -35,11 +32,11 @@ def trace(think="two and one", answer="3"):
 
 def by_step(**replies):
     """Answer each step with one reply; rewriting gives its input back unless told otherwise."""
+    replies = {"caption": "A thing.", "distil": trace(), "verify": "Yes"} | replies
 
     def answer(body):
-        step = body["model"].removeprefix("teacher-")
-        content = replies.get(step, {"caption": "A thing.", "verify": "Yes"}.get(step))
-        if content is None and step == "rewrite":
+        content = replies.get(body["model"].removeprefix("teacher-"))
+        if content is None:
             prompt = body["messages"][0]["content"]
             content = read_back(prompts.REWRITE_PROMPT, prompt)["input"]
         return content if isinstance(content, tuple) else (200, content, {})
@@ -47,9 +44,23 @@ def by_step(**replies):
     return answer
 
 
+GOOD = by_step()
+
+
+class Pieces(NamedTuple):
+    """A body that comes piece by piece, then the connection ends; without any, no reply at all."""
+
+    pieces: list[bytes]
+    length: int
+    pause_s: float = 0.002
+
+
 @contextmanager
 def endpoint(answer):
-    """Serve `answer(body) -> (status, content, error or bytes, headers)`; yield URL and bodies."""
+    """Serve `answer(body) -> (status, content, error, bytes or Pieces, headers)`.
+
+    Yield its URL and the bodies it was sent.
+    """
     bodies = []
 
     class Told(server.Handler):
@@ -59,10 +70,24 @@ def endpoint(answer):
                 return  # the client died in the middle
             bodies.append(body := json.loads(data))
             status, content, headers = answer(body)
+            if isinstance(content, Pieces):
+                self.send_pieces(content)
+                return
             if not isinstance(content, bytes):
                 error = content if isinstance(content, dict) else {"error": {"message": content}}
                 content = completion(content) if status == 200 else error
             self.send(status, content, headers)
+
+        def send_pieces(self, content):
+            self.close_connection = True
+            for piece in content.pieces:
+                if piece is content.pieces[0]:
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(content.length))
+                    self.end_headers()
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(content.pause_s)
 
     with server.serve(Told) as base_url:
         yield base_url, bodies
@@ -75,13 +100,14 @@ KINDS = RETRIED + HANDED_ON
 
 _CHOICE = {"index": 0, "finish_reason": "stop"}
 GARBAGE = (b"", b'{"id": "x", "choices": [{"ind', b"\x00\xff\xfe no text", b"[" * 100_000)
-WRONG_SHAPES = (
+WRONG_SHAPES = tuple(json.dumps(shape).encode() for shape in (
     None, [], "ok", {}, {"error": {"message": "rate limit reached", "code": 429}},
     {"choices": []}, {"choices": "none"}, {"choices": [{}]}, {"choices": {"a": 1}},
     {"choices": [{"message": "text"}]}, {"choices": [_CHOICE | {"message": None}]},
     {"choices": [_CHOICE | {"message": {"role": "assistant", "content": 42}}]},
-)  # fmt: skip
+))  # fmt: skip
 _PAGE = b"<!doctype html><title>502</title><h1>The gateway is having a rest</h1>"
+_INSTEAD = {"garbage": GARBAGE, "wrong_shape": WRONG_SHAPES, "html": (_PAGE,)}
 
 
 @contextmanager
@@ -93,45 +119,28 @@ def faulty_teacher(scenes, rate, kinds=KINDS, persistent=False):
     """
     teacher, attempts, outcomes = LocalTeacher(scenes), Counter(), Counter()
 
-    class Faulty(server.Handler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            attempts[body] += 1
-            attempt = 1 if persistent else attempts[body]
-            chance = random.Random(f"{hashlib.sha256(body).hexdigest()} {attempt}")
-            kind = chance.choice(kinds) if chance.random() < rate else ""
-            outcomes[kind] += 1
-            status, payload = server.completion(body, teacher)
-            if kind.startswith("http"):
-                self.send(int(kind[-3:]), {"error": {"message": kind}}, {"Retry-After": "0.1"})
-            elif kind == "garbage":
-                self.send(200, chance.choice(GARBAGE))
-            elif kind == "wrong_shape":
-                self.send(200, json.dumps(chance.choice(WRONG_SHAPES)).encode())
-            elif kind == "html":
-                self.send(200, _PAGE, {"Content-Type": "text/html"})
-            elif kind in ("disconnect", "half_reply", "drip"):
-                self.send_in_pieces(kind, json.dumps(payload).encode())
-            else:
-                if kind and status == 200:
-                    choice = payload["choices"][0]
-                    text = choice["message"]["content"]
-                    choice["message"]["content"] = "" if kind == "empty" else text[: len(text) // 2]
-                    choice["finish_reason"] = "stop" if kind == "empty" else "length"
-                self.send(status, payload)
-
-        def send_in_pieces(self, kind, data):
-            self.close_connection = True
-            if kind == "disconnect":
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
+    def answer(body):
+        asked = json.dumps(body)
+        attempts[asked] += 1
+        chance = random.Random(f"{asked} {1 if persistent else attempts[asked]}")
+        kind = chance.choice(kinds) if chance.random() < rate else ""
+        outcomes[kind] += 1
+        if kind.startswith("http"):
+            return int(kind[-3:]), kind, {"Retry-After": "0.1"}
+        if kind in _INSTEAD:
+            return 200, chance.choice(_INSTEAD[kind]), {}
+        status, payload = server.completion(asked.encode(), teacher)
+        if kind in ("empty", "truncated") and status == 200:
+            choice = payload["choices"][0]
+            text = choice["message"]["content"]
+            choice["message"]["content"] = "" if kind == "empty" else text[: len(text) // 2]
+            choice["finish_reason"] = "stop" if kind == "empty" else "length"
+        data = json.dumps(payload).encode()
+        if kind in ("disconnect", "half_reply", "drip"):
             pieces = [data[at : at + 40] for at in range(0, len(data), 40)]
-            for piece in pieces[: len(pieces) // 2] if kind == "half_reply" else pieces:
-                self.wfile.write(piece)
-                self.wfile.flush()
-                time.sleep(0.002)
+            come = {"disconnect": 0, "half_reply": len(pieces) // 2, "drip": None}[kind]
+            return 200, Pieces(pieces[:come], len(data)), {}
+        return status, data, {}
 
-    with server.serve(Faulty) as base_url:
+    with endpoint(answer) as (base_url, _):
         yield base_url, outcomes

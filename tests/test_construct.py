@@ -21,11 +21,11 @@ from itertools import pairwise
 
 import pytest
 
-from fault_server import by_step, endpoint, trace
+from fault_server import GOOD, by_step, endpoint, trace
 from vlaa_lib import ROOT, Halted, VlaaError, construct, folders, pocket, prompts, records
 from vlaa_lib.__main__ import main
-from vlaa_lib.construct import card, pipeline, steps
-from vlaa_lib.llm import Ledger, Reply, call_key
+from vlaa_lib.construct import card, steps
+from vlaa_lib.llm import Ledger, Reply, call_key, client
 from vlaa_lib.pocket import microworld
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.pocket.teacher import LocalTeacher
@@ -82,7 +82,7 @@ def totals(result, column):
 
 def num_paid(out):
     with Ledger(out / "ledger.sqlite") as ledger:
-        return len(ledger)
+        return sum(row["replies"] for row in ledger.models())
 
 
 def refused(result):
@@ -261,7 +261,7 @@ BAD_REPLIES = {
 )
 def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, step, reason, said):
     record, images = one
-    with endpoint(by_step(**{"distil": trace()} | {step: said})) as (base_url, _):
+    with endpoint(by_step(**{step: said})) as (base_url, _):
         result = run([record], images, base_url, tmp_path)
     assert result.sft == result.rl == []
     (drop,) = result.drops
@@ -276,7 +276,7 @@ def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, step, reason
 @pytest.mark.parametrize("verdict", ["Yes", "yes", " YES.\n"])
 def test_a_good_record_passes_the_same_endpoint(one, tmp_path, verdict):
     record, images = one
-    with endpoint(by_step(distil=trace(), verify=verdict)) as (base_url, _):
+    with endpoint(by_step(verify=verdict)) as (base_url, _):
         result = run([record], images, base_url, tmp_path)
     assert [r.answer for r in result.sft] == [trace()]
 
@@ -285,7 +285,7 @@ def test_a_good_record_passes_the_same_endpoint(one, tmp_path, verdict):
 def test_a_bad_image_is_never_sent(world, tmp_path, name):
     items, _ = world
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    with endpoint(by_step()) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         result = run([replace(items[0], image=name)], tmp_path, base_url, tmp_path / "out")
     assert bodies == []
     assert [(d.step, d.reason) for d in result.drops] == [("caption", "unusable image")]
@@ -367,7 +367,7 @@ def test_the_published_records_reach_the_splits(tmp_path, count_replies):
 )
 def test_final_answer_of_prose_blocks_and_released_traces(one, tmp_path, given, reward, answer):
     record, images = one
-    with endpoint(by_step()) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         result = run([replace(record, reward=reward, **given)], images, base_url, tmp_path)
     assert [body["model"] for body in bodies] == ["teacher-rewrite", "teacher-verify"]
     assert [r.answer for r in result.sft] == [trace("t", answer)]
@@ -402,7 +402,7 @@ def test_the_scene_never_reaches_the_teacher(one, tmp_path):
     record, images = one
     scene = record.meta["scene"] | {"note": "XYZZY"}
     record = replace(record, caption="", meta={"scene": scene}, extra={"more": "XYZZY"})
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         run([record], images, base_url, tmp_path)
     assert len(bodies) == 4
     assert "XYZZY" not in json.dumps(bodies)
@@ -426,7 +426,7 @@ def test_extra_context_is_the_sources_own(one):
 def test_equal_requests_are_one_call(world, tmp_path):
     items, images = world
     twins = [replace(items[0], id=f"twin-{n}") for n in range(6)]
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         result = run(twins, images, base_url, tmp_path, concurrency=6)
     assert len(result.sft) == 6
     assert len(bodies) == 4 == totals(result, "calls")
@@ -438,7 +438,7 @@ def test_endpoints_by_step_from_a_file(one, tmp_path):
     record, images = one
     (tmp_path / "e.yaml").write_text("verify: {model: judge, settings: {seed: 7}, price: [1, 2]}")
     chosen = construct.read_endpoints(tmp_path / "e.yaml")
-    with endpoint(by_step(distil=trace(), judge="Yes")) as (base_url, bodies):
+    with endpoint(by_step(judge="Yes")) as (base_url, bodies):
         result = run([record], images, base_url, tmp_path, endpoints=chosen)
     assert [body["model"] for body in bodies] == ["teacher-distil", "teacher-rewrite", "judge"]
     assert bodies[0]["temperature"] == construct.ENDPOINTS["distil"].settings["temperature"]
@@ -450,7 +450,7 @@ def test_runs_where_a_loop_is_running(one, tmp_path):
     record, images = one
 
     async def cell():
-        with endpoint(by_step(distil=trace())) as (base_url, _):
+        with endpoint(GOOD) as (base_url, _):
             return run([record], images, base_url, tmp_path, progress=True)
 
     assert len(asyncio.run(cell()).sft) == 1
@@ -495,12 +495,11 @@ for line in sys.stdin:
 def test_killed_at_random_moments_it_pays_nothing_twice(sixty, tmp_path, wanted):
     items, path = sixty
     rng, paid, again = random.Random(0), set(), []
-    answer = by_step(distil=trace())
 
     def noting(body):
         if (key := key_in(body)) in paid:
             again.append(key)
-        return answer(body)
+        return GOOD(body)
 
     out, kills = tmp_path / "killed", 0
     with endpoint(noting) as (base_url, bodies):
@@ -540,7 +539,7 @@ def test_the_budget_stops_cleanly_and_more_money_goes_on(sixty, tmp_path):
     dear = {
         step: replace(e, price=(1000.0, 1000.0)) for step, e in construct.ENDPOINTS.items()
     }
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         for options in ({"max_cost": 0.3}, {"max_tokens": 300}):
             before = len(bodies)
             with pytest.raises(Halted, match="budget of .* is spent"):
@@ -559,7 +558,6 @@ def test_the_budget_stops_cleanly_and_more_money_goes_on(sixty, tmp_path):
 def test_a_resume_whose_open_calls_are_all_refused_goes_on(sixty, tmp_path):
     """What is refused is asked again: on a resume these calls come first."""
     items, path = sixty
-    good = by_step(distil=trace())
     refused = {r.question for r in items[::2]}
 
     def answer(body):
@@ -567,7 +565,7 @@ def test_a_resume_whose_open_calls_are_all_refused_goes_on(sixty, tmp_path):
         is_distil = body["model"] == "teacher-distil"
         if is_distil and any(f"### Question\n{question}" in said for question in refused):
             return 422, "no", {}
-        return good(body)
+        return GOOD(body)
 
     with endpoint(answer) as (base_url, bodies):
         first = run(items, path / "images", base_url, tmp_path)
@@ -580,11 +578,10 @@ def test_a_resume_whose_open_calls_are_all_refused_goes_on(sixty, tmp_path):
 
 def test_one_record_that_always_fails_does_not_end_a_resume(sixty, tmp_path):
     items, path = sixty
-    good = by_step(distil=trace())
 
     def answer(body):
         is_bad = body["model"] == "teacher-distil" and items[7].question in str(body)
-        return (500, "oops", {}) if is_bad else good(body)
+        return (500, "oops", {}) if is_bad else GOOD(body)
 
     with endpoint(answer) as (base_url, _):
         first = run(items, path / "images", base_url, tmp_path)
@@ -596,14 +593,13 @@ def test_one_record_that_always_fails_does_not_end_a_resume(sixty, tmp_path):
 
 def test_a_clean_stop_wakes_those_who_wait_for_the_first_record(sixty, tmp_path, monkeypatch):
     items, path = sixty
-    monkeypatch.setattr(pipeline, "WINDOW", 8)
-    good = by_step(distil=trace())
-    with endpoint(good) as (base_url, _):
+    monkeypatch.setattr(client, "WINDOW", 8)
+    with endpoint(GOOD) as (base_url, _):
         run(items[1:], path / "images", base_url, tmp_path)
 
     def slow(body):
         time.sleep(1)
-        return good(body)
+        return GOOD(body)
 
     with endpoint(slow) as (base_url, bodies), pytest.raises(Halted):
         run(items, path / "images", base_url, tmp_path, concurrency=4, max_tokens=1)
@@ -612,7 +608,7 @@ def test_a_clean_stop_wakes_those_who_wait_for_the_first_record(sixty, tmp_path,
 
 def test_calls_in_flight_are_kept_when_another_ends_the_run(sixty, tmp_path):
     items, path = sixty
-    good, asked = by_step(distil=trace()), []
+    asked = []
 
     def answer(body):
         if body["model"] == "teacher-verify":
@@ -620,7 +616,7 @@ def test_calls_in_flight_are_kept_when_another_ends_the_run(sixty, tmp_path):
         if body["model"] == "teacher-distil":
             asked.append(1)
             time.sleep(0 if len(asked) == 1 else 2)
-        return good(body)
+        return GOOD(body)
 
     with endpoint(answer) as (base_url, bodies):
         with pytest.raises(VlaaError):
@@ -637,7 +633,7 @@ def test_two_runs_do_not_share_a_folder(sixty, tmp_path):
 
 def test_a_disk_full_while_the_splits_are_written_keeps_the_old_ones(sixty, tmp_path, monkeypatch):
     items, path = sixty
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         run(items, path / "images", base_url, tmp_path)
         before, asked = outputs(tmp_path), len(bodies)
 
@@ -672,7 +668,7 @@ def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
         (first["prompt_tokens"] * 10 + first["completion_tokens"] * 20) / 1e6, abs=1e-4
     )
     assert num_paid(tmp_path) == 0
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         run(made[:30], path / "images", base_url, tmp_path, chosen)
         asked = len(bodies)
         assert command(path, tmp_path, "--endpoints", priced, "--plan") == 0
@@ -689,7 +685,7 @@ def test_own_prompts_are_used_and_checked(sixty, tmp_path):
     (tmp_path / "2.r1cot.txt").write_text("LOOK {caption} ASK {question} {braces}")
     own = construct.read_templates(tmp_path)
     record = replace(items[0], caption="There are 3 things.")
-    with endpoint(by_step(distil=trace())) as (base_url, bodies):
+    with endpoint(GOOD) as (base_url, bodies):
         limits = construct.Limits()
         construct.run(
             [record], path / "images", base_url, tmp_path / "o", templates=own, limits=limits

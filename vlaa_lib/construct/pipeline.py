@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlaa_lib import Halted, folders
+from vlaa_lib import folders
 from vlaa_lib import records as files
-from vlaa_lib.llm.client import Answered, Client, Limits, cancel, run_apart
-from vlaa_lib.llm.endpoints import ENDPOINTS, Endpoint
-from vlaa_lib.llm.ledger import Ledger
-from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS, CallFailed, key_of, read_image
+from vlaa_lib.llm import ENDPOINTS, Answered, CallFailed, Client, Endpoint, Ledger, Limits
+from vlaa_lib.llm.client import run_apart
+from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS, key_of
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
@@ -27,8 +25,6 @@ from .templates import OURS, Templates
 LEDGER = "ledger.sqlite"
 SPLITS = ("split: sft", "split: rl")
 COUNTED = (*(step.name for step in STEPS), *SPLITS)  # what the table of counts has rows of
-# ours: records that may be finished and wait for a slow one before them, so that order is kept
-WINDOW = 1024
 
 
 class Dropped(NamedTuple):
@@ -175,58 +171,25 @@ def run(
             of one record only drops that record, with the reason.
         Halted: the budget is spent or the disk nearly full; calls in flight were finished.
     """
-    out, limits, counts = Path(out), limits or Limits(), Counts()
+    out, counts = Path(out), Counts()
     total = len(records) if isinstance(records, list) else None
     bar = progress_bar(total=total, desc="construct", unit="record", disable=not progress)
 
     async def main(write: Callable[[Record | Dropped], None]) -> None:
+        async def work(record: Record) -> Record | Dropped:
+            outcome = await through(record, client.ask, templates, counts)
+            bar.update()
+            return outcome
+
         with Ledger(out / LEDGER) as ledger:
             async with Client(endpoints, base_url, ledger, Path(images), limits) as client:
-
-                async def work(record: Record) -> Record | Dropped:
-                    outcome = await through(record, client.ask, templates, counts)
-                    bar.update()
-                    return outcome
-
-                await _in_order(records, work, write, limits.concurrency)
-                client.check_reached()
+                await client.in_order(records, work, write)
 
     with bar, folders.lock(out):
         with _writer(out) as write:
             run_apart(lambda: main(write))
         folders.write_csv(out / "counts.csv", counts.rows())
     return Result(out, counts.rows())
-
-
-async def _in_order(
-    records: Iterable[Record],
-    work: Callable[[Record], Awaitable[Record | Dropped]],
-    write: Callable[[Record | Dropped], None],
-    concurrency: int,
-) -> None:
-    """Work on several records at a time; write what became of them in their order."""
-    free, waiting, num_written = asyncio.Semaphore(concurrency), deque(), 0
-    try:
-        for record in records:
-            await free.acquire()
-            waiting.append(asyncio.ensure_future(work(record)))
-            waiting[-1].add_done_callback(lambda _: free.release())
-            while waiting and (waiting[0].done() or len(waiting) == WINDOW):
-                write(await waiting[0])
-                waiting.popleft()
-                num_written += 1
-        for task in waiting:
-            write(await task)
-    except Halted as stop:
-        # the others end by themselves, since no further call is made
-        ends = await asyncio.gather(*waiting, return_exceptions=True)
-        num_done = num_written + sum(not isinstance(end, BaseException) for end in ends)
-        raise Halted(
-            f"{stop}. {num_done} records are finished; every reply is in the ledger: start again "
-            "with more to go on from there"
-        ) from None
-    finally:
-        await cancel(waiting)
 
 
 @contextmanager
@@ -289,8 +252,7 @@ def plan(
         with Ledger(Path(out) / LEDGER) as ledger:
 
             async def known(request: Request) -> Answered:
-                image = read_image(request.image, Path(images))
-                key = key_of(endpoints[request.step], request, image)
+                key, _ = key_of(endpoints[request.step], request, Path(images))
                 if (reply := ledger.get(key)) is None:
                     raise _Open(request, ledger.meet(key))
                 return Answered(reply, False, False)
@@ -299,14 +261,13 @@ def plan(
                 try:
                     await through(record, known, templates, Counts())
                 except _Open as call:
-                    step, text = call.request.step, call.request.text
+                    step = call.request.step
                     later = names[names.index(step) + 1 :]
                     calls.update(later)
                     num_unknown.update(later)
                     if call.is_first:
                         calls[step] += 1
-                        seen = IMAGE_TOKENS if call.request.image else 0
-                        known_tokens[step] += seen + len(text) // CHARS_A_TOKEN
+                        known_tokens[step] += call.request.tokens
             return ledger.means()
 
     means, rows = run_apart(main), []

@@ -7,8 +7,8 @@ import contextlib
 import queue
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +18,12 @@ from vlaa_lib import Halted, VlaaError
 
 from .endpoints import Endpoint
 from .ledger import Ledger, Reply
-from .messages import (
-    CHARS_A_TOKEN,
-    EMPTY,
-    IMAGE_TOKENS,
-    CallFailed,
-    Request,
-    body,
-    data_url,
-    key_of,
-    read_completion,
-    read_image,
-)
+from .messages import EMPTY, CallFailed, Request, body, data_url, key_of, read_completion
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # HTTP statuses that speak of one request, not of the endpoint: bad, forbidden (moderation), too
@@ -43,6 +33,7 @@ FATAL = (401, 402, 404)  # wrong key, no money left, wrong address or model: nev
 TRIES = 3  # ours: how often a reply that is empty, or no chat completion, is asked for
 RETRY_AFTER_S = 120  # the longest pause before another try that the client lets an endpoint ask for
 FREE_BYTES = 64 * 2**20  # ours: room for the replies in flight, and SQLite's own files
+WINDOW = 1024  # ours: items that may be finished and wait for a slow one before them
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,6 @@ class Limits:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
         for name, least in (("concurrency", 1), ("max_retries", 0)):
             if getattr(self, name) < least:
                 raise VlaaError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -92,10 +82,7 @@ class Answered(NamedTuple):
 class Client:
     """Ask each question once: from the ledger, else over the network. One event loop only.
 
-    Use as an async context manager: what is in flight at its end is waited for and kept.
-
-    Args:
-        base_url: of the steps whose endpoint names none.
+    Use as an async context manager; `base_url` is that of the endpoints that name none.
     """
 
     def __init__(
@@ -104,13 +91,14 @@ class Client:
         base_url: str,
         ledger: Ledger,
         images: Path,
-        limits: Limits,
+        limits: Limits | None = None,
         spent: Spent | None = None,
     ) -> None:
         from openai import AsyncOpenAI
 
         self._endpoints, self._ledger, self._images = endpoints, ledger, images
-        self._limits, self._spent = limits, spent or Spent()
+        self._limits = limits = limits or Limits()
+        self._spent = spent or Spent()
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
         made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
         self._clients: dict[str, AsyncOpenAI] = {}
@@ -127,7 +115,6 @@ class Client:
                     timeout=limits.timeout_s, max_retries=limits.max_retries,
                 )  # fmt: skip
             self._clients[step] = made[place]
-        self._secrets = {key for _, key in made}
         # steps that were ever answered; one that was may refuse record after record
         self._heard = {s for s, endpoint in endpoints.items() if ledger.knows(s, endpoint.model)}
         self._missed: Counter[str] = Counter()  # step -> calls in a row that got no reply
@@ -154,24 +141,51 @@ class Client:
             VlaaError: the endpoint answers nobody, or the ledger cannot be used.
             Halted: the call is not in the ledger, and the budget is spent or the disk nearly full.
         """
-        image = read_image(request.image, self._images)
-        key = key_of(self._endpoints[request.step], request, image)
+        key, image = key_of(self._endpoints[request.step], request, self._images)
         if known := self._ledger.get(key):
             self._heard.add(request.step)
             return Answered(known, False, self._ledger.meet(key))
-        call = self._in_flight.get(key)
-        paid = call is None
-        if call is None:
+        if paid := key not in self._in_flight:
             self._may_go_on()
-            call = asyncio.create_task(self._pay(key, request, image))
-            self._in_flight[key] = call
+            call = self._in_flight[key] = asyncio.create_task(self._pay(key, request, image))
             call.add_done_callback(lambda _: self._in_flight.pop(key))
         # shielded: an interrupt ends the waiting, not the call that is paid already
-        reply = await asyncio.shield(call)
+        reply = await asyncio.shield(self._in_flight[key])
         return Answered(reply, paid, self._ledger.meet(key))
 
-    def check_reached(self) -> None:
-        """Raise VlaaError if calls were made and no step was ever answered."""
+    async def in_order(
+        self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
+    ) -> None:
+        """Work on several items at a time; write what became of them in their order.
+
+        Raises:
+            VlaaError: calls were made, and no step was ever answered.
+            Halted: a piece of work was; the others in flight are finished.
+        """
+        free, waiting, num_written = asyncio.Semaphore(self._limits.concurrency), deque(), 0
+        try:
+            for item in items:
+                await free.acquire()
+                waiting.append(asyncio.ensure_future(work(item)))
+                waiting[-1].add_done_callback(lambda _: free.release())
+                while waiting and (waiting[0].done() or len(waiting) == WINDOW):
+                    write(await waiting[0])
+                    waiting.popleft()
+                    num_written += 1
+            for task in waiting:
+                write(await task)
+        except Halted as stop:
+            # the others end by themselves, since no further call is made
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            num_done = num_written + sum(not isinstance(end, BaseException) for end in ends)
+            raise Halted(
+                f"{stop}. {num_done} are finished; every reply is in {self._ledger.path}: start "
+                "again with more to go on from there"
+            ) from None
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
         if any(self._missed.values()) and not self._heard and not self._has_refused:
             raise self._unreachable(next(iter(self._missed)), "no call was answered")
 
@@ -191,10 +205,11 @@ class Client:
         from openai import OpenAIError
 
         step, endpoint = request.step, self._endpoints[request.step]
-        # decoding a large picture takes long enough to keep all other calls waiting
-        url = await asyncio.to_thread(data_url, request.image, image, self._images) if image else ""
+        url = ""
+        if request.image:
+            # decoding a large picture takes long enough to keep all other calls waiting
+            url = await asyncio.to_thread(data_url, request.image, image, self._images)
         create = self._clients[step].chat.completions.with_raw_response.create
-        sent_tokens = len(request.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if url else 0)
         # the client's own limit is between two pieces of a reply: a slow drip never reaches it
         limits = self._limits
         whole_s = limits.timeout_s * (1 + limits.max_retries) + RETRY_AFTER_S * limits.max_retries
@@ -202,7 +217,7 @@ class Client:
         for tries_left in reversed(range(TRIES)):
             try:
                 said = await asyncio.wait_for(create(**body(endpoint, request.text, url)), whole_s)
-                reply = read_completion(said.http_response.content, endpoint, sent_tokens)
+                reply = read_completion(said.http_response.content, endpoint, request.tokens)
             except (OpenAIError, CallFailed, asyncio.TimeoutError) as error:
                 if isinstance(error, CallFailed) and tries_left:
                     continue
@@ -252,7 +267,7 @@ class Client:
         if (response := getattr(error, "response", None)) and len(text) <= 40:
             # where the client finds no message of OpenAI's shape it says the status alone
             text += f": {response.text}"
-        for secret in self._secrets:
+        for secret in {client.api_key for client in self._clients.values()}:
             text = text.replace(secret, "***") if len(secret) > 4 else text
         return text[:400] or "no end of the reply in time"
 
@@ -267,8 +282,6 @@ def ask_all(
 ) -> list[Reply | CallFailed]:
     """Return the reply to each request, or why there is none; calls run side by side.
 
-    Also where an event loop is running already (Jupyter).
-
     Args:
         ledger: file that keeps the replies.
         images: image root.
@@ -279,42 +292,25 @@ def ask_all(
     """
     if not requests:
         return []
-    limits = limits or Limits()
+    endpoints = dict.fromkeys((request.step for request in requests), endpoint)
+    found: list[Reply | CallFailed] = []
 
-    async def main() -> list[Reply | CallFailed]:
-        slots = asyncio.Semaphore(limits.concurrency)
+    async def main() -> None:
+        async def reply_to(request: Request) -> Reply | CallFailed:
+            try:
+                return (await client.ask(request)).reply
+            except CallFailed as error:
+                return error
 
-        async def one(request: Request) -> Reply | CallFailed:
-            async with slots:
-                try:
-                    return (await client.ask(request)).reply
-                except CallFailed as error:
-                    return error
-
-        endpoints = dict.fromkeys((request.step for request in requests), endpoint)
         with Ledger(ledger) as kept:
             async with Client(endpoints, "", kept, Path(images), limits, spent) as client:
-                tasks = [asyncio.create_task(one(request)) for request in requests]
-                try:
-                    found = await asyncio.gather(*tasks)
-                finally:
-                    await cancel(tasks)
-                client.check_reached()
-        return found
+                await client.in_order(requests, reply_to, found.append)
 
     try:
-        return run_apart(main)
+        run_apart(main)
     except Halted as stop:
-        raise Halted(
-            f"{requests[0].step}: {stop}; replies are in {ledger}: start again with more"
-        ) from None
-
-
-async def cancel(tasks: Sequence[asyncio.Task]) -> None:
-    """End tasks and wait until they have ended; those that are done stay as they are."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        raise Halted(f"{requests[0].step}: {stop}") from None
+    return found
 
 
 def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -331,18 +327,14 @@ def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     with ThreadPoolExecutor(1, thread_name_prefix="construct") as pool:
         future = pool.submit(lambda: asyncio.run(wrapped()))
         loop, task = started.get()
-
-        def stop() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed in the meantime
-                loop.call_soon_threadsafe(task.cancel)
-
         try:
             return future.result()
         except KeyboardInterrupt:
-            try:
-                stop()
-                print("calls in flight are paid: waiting for them; interrupt again to give up")
-                wait([future])
-            except KeyboardInterrupt:
-                stop()
+            paid = "calls in flight are paid: waiting for them; interrupt again to give up"
+            for said in (paid, "given up"):
+                # RuntimeError: the loop has closed in the meantime
+                with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+                    loop.call_soon_threadsafe(task.cancel)
+                    print(said)
+                    wait([future])
             raise

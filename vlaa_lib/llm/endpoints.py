@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import field
@@ -42,7 +43,7 @@ class Endpoint:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Return US dollars."""
+        """In US dollars."""
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
     def key(self, base_url: str) -> str:
@@ -64,10 +65,8 @@ def read_endpoints(
 ) -> dict[str, Endpoint]:
     """Read endpoints by step from a YAML file; what a step leaves out keeps its default.
 
-    `settings` replace a step's defaults as a whole.
-
     Args:
-        known: the sections that there may be, with their defaults.
+        known: the sections that there may be; `settings` replace their defaults as a whole.
     Raises:
         VlaaError: names file, section, key and what to write instead.
     """
@@ -100,8 +99,6 @@ def read_endpoints(
 
 def _check_settings(settings: Mapping[str, Any], where: str) -> None:
     """Refuse what the client would stumble over at each call."""
-    import inspect
-
     from openai.resources.chat.completions import AsyncCompletions
 
     ours = {"self", "messages", "model", "stream", "stream_options", "n", "timeout", "tools",

@@ -66,8 +66,7 @@ class Ledger:
     """Replies by key; each `put` is one transaction, so a killed run loses no finished call.
 
     Write-ahead log with `synchronous=NORMAL`: safe against the death of the process; a power cut
-    can cost the last moments, never the file. Use it from the thread that opened it, as a context
-    manager.
+    can cost the last moments, never the file. A context manager, for the thread that opened it.
 
     Raises:
         VlaaError: the file is no ledger of this version, damaged, locked, or the disk is full.
@@ -89,7 +88,7 @@ class Ledger:
             for statement in _SETUP:
                 self._run(statement)
         except VlaaError:
-            self.close()
+            self._db.close()
             raise
 
     def _run(self, statement: str, *values: Any) -> list[tuple]:
@@ -111,23 +110,20 @@ class Ledger:
             ) from None
 
     def get(self, key: str) -> Reply | None:
-        """Return the reply of a finished call, or None."""
         found = self._run(f"SELECT {_COLUMNS} FROM calls WHERE key = ?", key)
         return Reply(*found[0]) if found else None
 
     def put(self, key: str, step: str, reply: Reply) -> None:
         """Keep a reply; of two to one question the first stays."""
         values = (key, step, *astuple(reply))
-        slots = ", ".join("?" for _ in values)
-        self._run(
-            f"INSERT OR IGNORE INTO calls (key, step, {_COLUMNS}) VALUES ({slots})", *values
-        )
+        slots = ", ".join("?" * len(values))
+        kept = f"INSERT OR IGNORE INTO calls (key, step, {_COLUMNS}) VALUES ({slots})"
+        self._run(kept, *values)
 
     def knows(self, step: str, model: str) -> bool:
         """Return whether a model has ever replied in a step."""
-        return bool(
-            self._run("SELECT 1 FROM calls WHERE step = ? AND model = ? LIMIT 1", step, model)
-        )
+        asked = "SELECT 1 FROM calls WHERE step = ? AND model = ? LIMIT 1"
+        return bool(self._run(asked, step, model))
 
     def meet(self, key: str) -> bool:
         """Return whether a key is met for the first time since the ledger was opened."""
@@ -149,15 +145,8 @@ class Ledger:
         )
         return {step: tuple(rest) for step, *rest in rows}
 
-    def __len__(self) -> int:
-        return self._run("SELECT COUNT(*) FROM calls")[0][0]
-
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
         self._db.close()

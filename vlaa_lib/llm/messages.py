@@ -40,6 +40,11 @@ class Request:
     text: str
     image: str = ""
 
+    @property
+    def tokens(self) -> int:
+        """About how many it is, by rule of thumb."""
+        return len(self.text) // CHARS_A_TOKEN + (IMAGE_TOKENS if self.image else 0)
+
 
 class CallFailed(Exception):
     """One request got no reply; `reason` is counted, `detail` is about this request."""
@@ -63,28 +68,24 @@ def fill(template: str, **values: str) -> str:
     return SLOT.sub(lambda slot: values[slot[1]], template)
 
 
-def key_of(endpoint: Endpoint, request: Request, image: bytes) -> str:
-    """Return the ledger's key of a request."""
+def key_of(endpoint: Endpoint, request: Request, images: Path) -> tuple[str, bytes]:
+    """Return a request's key in the ledger, and its image as `read_image` does."""
+    image = read_image(request.image, images)
     digest = hashlib.sha256(image).hexdigest() if image else ""
-    return call_key(request.step, endpoint.model, endpoint.settings, request.text, digest)
+    key = call_key(request.step, endpoint.model, endpoint.settings, request.text, digest)
+    return key, image
 
 
 def read_image(image: str, images: Path) -> bytes:
     """Return an image file's bytes; none for no image. Raises CallFailed: it cannot be read."""
-    if not image:
-        return b""
     try:
-        return (images / image).read_bytes()
+        return (images / image).read_bytes() if image else b""
     except OSError as error:
         raise CallFailed("unusable image", f"{image}: {error.strerror}") from None
 
 
 def data_url(image: str, data: bytes, images: Path) -> str:
-    """Return the file's own bytes as a data URL, once they are known to be a safe image.
-
-    Raises:
-        CallFailed: they are not.
-    """
+    """Return the file's own bytes as a data URL. Raises CallFailed: they are no safe image."""
     from PIL import Image
 
     from vlaa_lib.images import ImageError, open_image
@@ -115,7 +116,6 @@ def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Re
     """Read the JSON of a chat completion, whoever wrote it, trusting nothing in it.
 
     Args:
-        endpoint: gives model name and price.
         sent_tokens: estimate of the prompt's tokens, used where the endpoint counts none.
     Raises:
         CallFailed: there is no message in it, or its content is no text.
@@ -132,8 +132,7 @@ def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Re
         detail = f"no chat completion (is the address right?), it begins {said!r}"
         raise CallFailed("no chat completion", detail) from None
     text, refusal = _text(content), _text(message.get("refusal"))
-    finish = choice.get("finish_reason")
-    problem = _PROBLEMS.get(finish, "") if isinstance(finish, str) else ""
+    problem = _PROBLEMS.get(_text(choice.get("finish_reason")), "")
     if refusal:
         problem = f"the teacher refused: {refusal[:200]}"
     elif not problem and not text.strip():
