@@ -4,14 +4,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+LONG := slow or browser or distributed or notebooks
 
-.PHONY: reproduce test lab setup browser clean distclean
+.PHONY: reproduce test test-rest test-all lab setup browser clean distclean
 
 reproduce: setup
 	$(BIN)/python -m vlaa_lib run --profile $(PROFILE)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) -m "not ($(LONG))"
+
+# what `make test` leaves out: long ones, Chromium, several processes, all notebooks
+test-rest: setup
+	$(PYTEST) -m "$(LONG)"
+
+test-all: test test-rest
 
 lab: setup
 	cd notebooks && $(BIN)/jupyter lab

@@ -65,10 +65,17 @@ def micro_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """Run all notebooks at the smoke profile, once for all tests; return the run's folder."""
+    from filelock import FileLock
+
     from vlaa_lib.study import run
 
-    home = tmp_path_factory.mktemp("smoke") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers: the first one runs them, the others wait
+    home = root / "smoke" / "run"
+    home.parent.mkdir(exist_ok=True)
+    with FileLock(home.parent / "lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")  # the kernels are beyond this process's block
-        assert run.run("smoke", run_dir=home) == 0
+        if not (home / "report.html").is_file():
+            assert run.run("smoke", run_dir=home) == 0
     return home

@@ -197,7 +197,7 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any], label: str) ->
             parameters,
             kernel_name="python3",
             cwd=ROOT,
-            progress_bar={"desc": label},
+            progress_bar={"desc": label, "disable": None},  # on a terminal only
             start_timeout=START_TIMEOUT_S,
             stdout_file=stream,
             stderr_file=stream,
