@@ -202,13 +202,11 @@ def rewarded(cfg: Settings, run: Path) -> Rows:
     if not cfg.process.reward_rounds:
         return []
     models = [stages.grpo(cfg, run), *at_once(arm, cfg, run, (ANSWERS, STEPS))]
-    told = {}
+    told, held_out = {}, stages.world(cfg, run, "test")
     for name, model in zip((BEFORE, ANSWERS, STEPS), models, strict=True):
         into = run / "process" / "answers" / name.replace(" ", "_")
-        told[name] = stages.answered(
-            cfg, model, into, *stages.held_out(cfg, run), name, blanks=[False]
-        )
-    made = records.load(stages.world(cfg, run, "test") / "records.jsonl").records
+        told[name] = stages.answered(cfg, model, into, held_out, name, blanks=[False])
+    made = records.load(held_out / "records.jsonl").records
     rows = compared(told, made, cfg.evaluate.bootstrap)
     write_csv(run / "results" / "process_reward.csv", rows)
     return rows

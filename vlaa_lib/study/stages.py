@@ -6,7 +6,7 @@ Notebooks call these functions; a notebook run alone builds the earlier artefact
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from vlaa_lib.sources.fetch import split_file as split
 from .artefacts import once, origin
 
 if TYPE_CHECKING:
-    from vlaa_lib.evaluate.benchmarks import Benchmark
     from vlaa_lib.models import Policy
     from vlaa_lib.pocket.microworld.narrator import Rates
 
@@ -214,38 +213,8 @@ def publish(run: Path, name: str, table: Path) -> None:
 
 def evaluation(cfg: Settings, run: Path, model: str) -> Rows:
     """Answer the held-out records with a model, and with blank pictures; return scored rows."""
-    path = model_path(cfg, run, model)
-    return answered(cfg, path, run / "evaluation" / model, *held_out(cfg, run), model)
-
-
-def held_out(cfg: Settings, run: Path) -> tuple[Path, Callable[[], list[Benchmark]]]:
-    """Return the folder of the held-out records, and what reads them as a benchmark."""
-    from vlaa_lib.evaluate.benchmarks import held_out as benchmark_of
-
-    place = world(cfg, run, "test")
-    return place, lambda: [
-        benchmark_of(records.load(place / "records.jsonl").records, place / "images")
-    ]
-
-
-def answered(
-    cfg: Settings, path: Path | str, into: Path, data: Path, asked: Callable[[], list[Benchmark]],
-    model: str, blanks: Sequence[bool] = (False, True),
-) -> Rows:
-    """Let the checkpoint at `path` answer what is read from `data`, once; return scored rows."""
-
-    def build(out: Path) -> None:
-        from vlaa_lib import evaluate
-        from vlaa_lib.evaluate import prompting
-
-        e, m = cfg.evaluate, cfg.model
-        sizes = {"max_pixels": m.max_pixels, "min_pixels": m.min_pixels}
-        chosen = prompting.settings(max_new_tokens=e.max_new_tokens, **sizes)
-        rows = evaluate.run(policy(cfg, path), asked(), chosen, out, model, e.batch, blanks)
-        folders.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
-
-    settings = {"evaluate": asdict(cfg.evaluate), "model": origin(path)} | origin(data)
-    return folders.whole_lines(once(into, settings, build) / "rows.jsonl")
+    path, data = model_path(cfg, run, model), world(cfg, run, "test")
+    return answered(cfg, path, run / "evaluation" / model, data, model)
 
 
 def benchmark_files(cfg: Settings, run: Path) -> Path:
@@ -266,15 +235,40 @@ def benchmarks(cfg: Settings, run: Path, model: str) -> Rows:
     The rows are what `evaluate --benchmark` writes, with the columns model and blank; see
     `evaluate.stats` for tables of them.
     """
-    from vlaa_lib.evaluate.benchmarks import read
-    from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS
+    path, data = model_path(cfg, run, model), benchmark_files(cfg, run)
+    return answered(cfg, path, run / "evaluation" / f"{model}-micro", data, model)
 
-    place, path = benchmark_files(cfg, run), model_path(cfg, run, model)
-    return answered(
-        cfg, path, run / "evaluation" / f"{model}-micro", place,
-        lambda: [read(name, place / f"{name}.tsv", place / "images") for name in BENCHMARKS],
-        model,
-    )  # fmt: skip
+
+def answered(
+    cfg: Settings, path: Path | str, into: Path, data: Path, model: str,
+    blanks: Sequence[bool] = (False, True),
+) -> Rows:
+    """Let the checkpoint at `path` answer what is asked in the folder `data`; return scored rows.
+
+    Args:
+        data: of the held-out records, or of the micro benchmarks.
+        model: its name in the rows.
+    """
+
+    def build(out: Path) -> None:
+        from vlaa_lib import evaluate
+        from vlaa_lib.evaluate import prompting
+        from vlaa_lib.evaluate.benchmarks import held_out, read
+        from vlaa_lib.pocket.microworld.benchmarks import BENCHMARKS
+
+        images = data / "images"
+        if (data / "records.jsonl").is_file():
+            asked = [held_out(records.load(data / "records.jsonl", images).records, images)]
+        else:
+            asked = [read(name, data / f"{name}.tsv", images) for name in BENCHMARKS]
+        e, m = cfg.evaluate, cfg.model
+        sizes = {"max_pixels": m.max_pixels, "min_pixels": m.min_pixels}
+        chosen = prompting.settings(max_new_tokens=e.max_new_tokens, **sizes)
+        rows = evaluate.run(policy(cfg, path), asked, chosen, out, model, e.batch, blanks)
+        folders.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+
+    settings = {"evaluate": asdict(cfg.evaluate), "model": origin(path)} | origin(data)
+    return folders.whole_lines(once(into, settings, build) / "rows.jsonl")
 
 
 def answers(cfg: Settings, run: Path, model: str) -> None:
