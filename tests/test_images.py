@@ -35,56 +35,6 @@ def test_path_means_the_image_root(root, path):
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (40, 30), (255, 0, 0))
 
 
-@pytest.mark.parametrize("path", ["../outside.png", "a/../../outside.png", "C:/x.png", "", "/"])
-def test_path_may_not_leave_the_root(root, path):
-    with pytest.raises(ImageError, match="leaves the image root|is empty"):
-        open_image(path, root)
-
-
-def test_links_may_not_leave_the_root_but_may_stay(root):
-    (root / "out.png").symlink_to(root.parent / "outside.png")
-    (root / "in.png").symlink_to(root / "a" / "red.png")
-    (root / "up").symlink_to(root.parent)
-    (root / "loop.png").symlink_to(root / "loop.png")
-    assert open_image("in.png", root).size == (40, 30)
-    for path in ("out.png", "up/outside.png"):
-        with pytest.raises(ImageError, match="link that leaves the image root"):
-            open_image(path, root)
-    with pytest.raises(ImageError, match="fix the path"):
-        open_image("loop.png", root)
-
-
-def test_a_linked_root_is_a_root(root, tmp_path):
-    (tmp_path / "alias").symlink_to(root)
-    assert open_image("a/red.png", tmp_path / "alias").size == (40, 30)
-
-
-def test_missing_and_irregular_files(root):
-    os.mkfifo(root / "pipe.png")
-    for path, message in [
-        ("a/none.png", "'a/none.png' is not below"), ("a", "not a regular file"),
-        ("pipe.png", "not a regular file"), ("a/red.png/x", "fix the path"),
-        ("a/\0.png", "fix the path"), ("a" * 5000, "fix the path"),
-    ]:
-        with pytest.raises(ImageError, match=message):
-            open_image(path, root)
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is not one of PNG"),
-    (b"<html>not found</html>", "is not one of PNG"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not one of PNG"),
-    (encoded(Image.effect_noise((64, 64), 90))[:900], "broken or cut short"),
-    (encoded(Image.effect_noise((64, 64), 90), "JPEG")[:900], "broken or cut short"),
-    (encoded(Image.new("RGB", (9, 9)))[:20], "is not one of PNG|broken"),
-])
-def test_broken_content_is_named(root, content, message):
-    (root / "bad.png").write_bytes(content)
-    with pytest.raises(ImageError, match=message) as caught:
-        open_image("bad.png", root)
-    assert "bad.png" in str(caught.value)
-
-
 def png_header(width, height):
     """A PNG that claims a size and holds almost nothing: a decompression bomb's first bytes."""
     def chunk(kind, data):
@@ -95,12 +45,44 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [8_000, 10_000, 60_000])
-def test_bombs_are_refused_before_decoding(root, side):
-    (root / "bomb.png").write_bytes(png_header(side, side))
-    with pytest.raises(ImageError, match=r"shrink it") as caught:
-        open_image("bomb.png", root)
-    assert str(side) in str(caught.value) or str(side * side) in str(caught.value)
+NOISE = Image.effect_noise((64, 64), 90)
+LEAVES = "leaves the image root"
+
+
+@pytest.mark.parametrize(("path", "content", "message"), [
+    ("../outside.png", None, LEAVES), ("a/../../outside.png", None, LEAVES),
+    ("C:/x.png", None, LEAVES), ("", None, "is empty"), ("/", None, "is empty"),
+    ("out.png", None, f"link that {LEAVES}"), ("up/outside.png", None, f"link that {LEAVES}"),
+    ("loop.png", None, "fix the path"), ("a/red.png/x", None, "fix the path"),
+    ("a/\0.png", None, "fix the path"), ("a" * 5000, None, "fix the path"),
+    ("a/none.png", None, "'a/none.png' is not below"), ("a", None, "not a regular file"),
+    ("pipe.png", None, "not a regular file"),
+    ("bad.png", b"", "'bad.png' .* is not one of PNG"),
+    ("bad.png", b"<html>not found</html>", "'bad.png' .* is not one of PNG"),
+    ("bad.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not one of PNG"),
+    ("bad.png", encoded(NOISE)[:900], "'bad.png' .* is broken or cut short"),
+    ("bad.png", encoded(NOISE, "JPEG")[:900], "is broken or cut short"),
+    ("bad.png", encoded(Image.new("RGB", (9, 9)))[:20], "is not one of PNG|broken"),
+    ("bad.png", png_header(8_000, 8_000), "8000 x 8000 px, more than .*; shrink it"),
+    ("bad.png", png_header(10_000, 10_000), "10000 x 10000 px, more than .*; shrink it"),
+    ("bad.png", png_header(60_000, 60_000), "3600000000.*; shrink it"),  # a bomb, not decoded
+])
+def test_what_may_not_or_cannot_be_opened_is_named(root, path, content, message):
+    os.mkfifo(root / "pipe.png")
+    (root / "out.png").symlink_to(root.parent / "outside.png")
+    (root / "up").symlink_to(root.parent)
+    (root / "loop.png").symlink_to(root / "loop.png")
+    if content is not None:
+        (root / path).write_bytes(content)
+    with pytest.raises(ImageError, match=message):
+        open_image(path, root)
+
+
+def test_links_may_stay_below_the_root(root, tmp_path):
+    (root / "in.png").symlink_to(root / "a" / "red.png")
+    (tmp_path / "alias").symlink_to(root)
+    assert open_image("in.png", root).size == (40, 30)
+    assert open_image("a/red.png", tmp_path / "alias").size == (40, 30)
 
 
 def test_large_files_are_refused_unread(root, monkeypatch):

@@ -35,9 +35,6 @@ def test_overrides_dotted_nested_and_as_text_say_the_same():
     assert dotted == profiles.load("smoke", **{"grpo.max_steps": "5", "seed": "3"})
     assert dotted.grpo.max_steps == 5 and dotted.seed == 3
     assert dotted.grpo.beta == profiles.load("smoke").grpo.beta
-
-
-def test_whole_numbers_become_floats_where_floats_are_meant():
     epochs = profiles.load("smoke", **{"sft.epochs": 2}).sft.epochs
     assert epochs == 2.0 and isinstance(epochs, float)
 
@@ -71,48 +68,44 @@ def test_settings_cannot_be_changed():
         replace(profiles.load("smoke").grpo, per_device_batch=0)
 
 
-BAD = {
-    "sft.speed": (3, "no such setting"),
-    "speed": (3, "no such setting"),
-    "launch": ("fsdp3", "'fsdp3': input should be 'none', 'cpu2'"),
-    "gpus": (0, "gpus: 0: input should be greater than 0"),
-    "grpo.learning_rate": ("1e-6", r"write 1\.0e-6"),
-    "grpo.max_steps": (2.5, "2.5: input should be a valid integer"),
-    "sft.max_steps": (True, "True: input should be a valid integer"),
-    "sft.epochs": (None, "None: input should be a valid number"),
-    "model.policy": (3, "3: input should be a valid string"),
-    "data.sources": ("solids", "'solids': input should be a valid array"),
-    "data.eval_per_source": (0, "greater than 0"),
-    "grpo.rollout_prompts": (-4, "greater than 0"),
-    "grpo.temperature": (float("nan"), "greater than 0"),
-    "teacher.omit": (1.5, "less than or equal to 1"),
-    "grpo.num_generations": (1, "greater than or equal to 2"),
-    "sft.per_device_batch": (5, r"16 is not .* 5 x .*: sft.per_device_batch=1 or 2 or 4;"),
-    "grpo.per_device_batch": (7, r"grpo.train_batch: 16 is not per_device_batch 7"),
-    "model.min_pixels": (10**9, r"above model\.max_pixels"),
-    "sft.mode": ("qlora", "'full', 'lora' or '4bit'"),
-    "grpo.mode": ("8bit", "'full', 'lora' or '4bit'"),
-    "grpo.train_batch": (48, "rollout_prompts x num_generations: 16 is not a multiple"),
-    "grpo.kl": ("linear", "'adaptive', 'fixed' or 'off'"),
-    "grpo.beta": (0.0, "or set grpo.kl: off"),
-    "grpo.parts": (["digit", "length"], "'length': input should be 'digit'"),
-    "grpo.min_learning_rate": (1.0, "between 0 and grpo.learning_rate"),
-    "grpo.loss_type": ("ppo", "'grpo', 'bnpo'"),
-}
+BAD = [
+    ("sft.speed", 3, "no such setting"),
+    ("speed", 3, "no such setting"),
+    ("launch", "fsdp3", "'fsdp3': input should be 'none', 'cpu2'"),
+    ("gpus", 0, "gpus: 0: input should be greater than 0"),
+    ("grpo.learning_rate", "1e-6", r"write 1\.0e-6"),
+    ("grpo.max_steps", 2.5, "2.5: input should be a valid integer"),
+    ("sft.max_steps", True, "True: input should be a valid integer"),
+    ("sft.epochs", None, "None: input should be a valid number"),
+    ("model.policy", 3, "3: input should be a valid string"),
+    ("data.sources", "solids", "'solids': input should be a valid array"),
+    ("data.sources", [], "at least 1 item"),
+    ("data.sources", [1], "valid string"),
+    ("data.eval_per_source", 0, "greater than 0"),
+    ("grpo.rollout_prompts", -4, "greater than 0"),
+    ("grpo.temperature", float("nan"), "greater than 0"),
+    ("teacher.omit", 1.5, "less than or equal to 1"),
+    ("grpo.num_generations", 1, "greater than or equal to 2"),
+    ("sft.per_device_batch", 5, r"16 is not .* 5 x .*: sft.per_device_batch=1 or 2 or 4;"),
+    ("grpo.per_device_batch", 7, r"grpo.train_batch: 16 is not per_device_batch 7"),
+    ("model.min_pixels", 10**9, r"above model\.max_pixels"),
+    ("sft.mode", "qlora", "'full', 'lora' or '4bit'"),
+    ("grpo.mode", "8bit", "'full', 'lora' or '4bit'"),
+    ("grpo.train_batch", 48, "rollout_prompts x num_generations: 16 is not a multiple"),
+    ("grpo.kl", "linear", "'adaptive', 'fixed' or 'off'"),
+    ("grpo.beta", 0.0, "or set grpo.kl: off"),
+    ("grpo.parts", ["digit", "length"], "'length': input should be 'digit'"),
+    ("grpo.min_learning_rate", 1.0, "between 0 and grpo.learning_rate"),
+    ("grpo.loss_type", "ppo", "'grpo', 'bnpo'"),
+    ("grpo.reward_model", "judge", r"grpo\.endpoints: a judge"),
+]
 
 
-@pytest.mark.parametrize("key", BAD)
-def test_a_bad_value_is_refused_by_its_key(key):
-    value, message = BAD[key]
+@pytest.mark.parametrize(("key", "value", "message"), BAD)
+def test_a_bad_value_is_refused_by_its_key(key, value, message):
     with pytest.raises(VlaaError, match=message) as error:
         profiles.load("smoke", **{key: value})
-    assert key in str(error.value)
-
-
-@pytest.mark.parametrize(("value", "message"), [([], "at least 1 item"), ([1], "valid string")])
-def test_bad_lists_are_refused(value, message):
-    with pytest.raises(VlaaError, match=rf"data.sources.*: .*{message}"):
-        profiles.load("smoke", **{"data.sources": value})
+    assert key in str(error.value) or key == "grpo.reward_model"
 
 
 def test_unknown_profile_lists_those_that_exist():
@@ -146,11 +139,6 @@ def test_resolved_settings_are_read_back_from_json(tmp_path):
     (tmp_path / path).write_text(json.dumps(asdict(cfg)))
     assert profiles.load(str(tmp_path / path)) == cfg
     assert profiles.load(str(tmp_path / path), seed=3) == replace(cfg, seed=3)
-
-
-def test_a_judge_of_open_answers_needs_its_endpoints():
-    with pytest.raises(VlaaError, match=r"grpo\.endpoints: a judge"):
-        profiles.load("smoke", **{"grpo.reward_model": "judge"})
 
 
 def test_code_from_elsewhere_needs_a_yes_before_anything_runs():

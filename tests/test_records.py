@@ -21,15 +21,10 @@ def write_rows(path, rows, as_array=False):
     return path
 
 
-def reasons(path, **options):
-    return [(r.line, r.id, r.reason) for r in records.load(path, **options).rejects]
-
-
 @pytest.mark.parametrize("as_array", [True, False])
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt"])
-def test_array_and_lines_are_told_apart_by_content(tmp_path, as_array, name):
+def test_array_and_lines_are_told_apart_by_content(tmp_path, as_array):
     rows = [ROW | {"id": f"r{i}"} for i in range(3)]
-    loaded = records.load(write_rows(tmp_path / name, rows, as_array))
+    loaded = records.load(write_rows(tmp_path / "a.txt", rows, as_array))
     assert [r.id for r in loaded.records] == ["r0", "r1", "r2"] and loaded.rejects == []
     first = loaded.records[0]
     assert (first.source, first.reward, first.solution) == ("CLEVR-Math", "digit", "3")
@@ -48,6 +43,8 @@ def test_reward_follows_from_the_image_folder(folder, reward, frame):
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"id": ""}, "key 'id' is missing or empty"),
+    ({"id": [1]}, "key 'id' is list, expected text or a number"),
+    ({"id": 1.5}, "key 'id' is float"),
     ({"image": None}, "key 'image' is missing or empty"),
     ({"question": 5}, "key 'question' is int, expected text"),
     ({"gt": ""}, "key 'gt' is missing or empty"),
@@ -70,42 +67,32 @@ def test_bad_rows_are_rejected_with_line_and_reason(tmp_path, change, reason):
     assert str(reject).startswith("a.jsonl:2: ")
 
 
-def test_rows_that_are_no_objects(tmp_path):
-    assert reasons(write_rows(tmp_path / "a.jsonl", [ROW, [1], "x", 5])) == [
-        (2, "", "expected a JSON object, found list"),
-        (3, "", "expected a JSON object, found str"),
-        (4, "", "expected a JSON object, found int"),
-    ]
+def lines(*rows):
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+
+
+@pytest.mark.parametrize(("text", "kept", "line", "reason"), [
+    (lines(ROW, [1]), 1, 2, "expected a JSON object, found list"),
+    (lines(ROW, "5"), 1, 2, "expected a JSON object, found int"),
+    (lines(ROW, ROW | {"gt": 4}), 1, 2, "id already used on line 1"),
+    (lines(ROW, json.dumps(ROW | {"id": "r2"})[:-9]), 1, 2, "not valid JSON"),  # half a line
+    (json.dumps(ROW).replace(": 3", ": " + "1" * 5000), 0, 1, "not valid JSON"),
+    (json.dumps(ROW).replace(": 3", r': "\ud800"'), 0, 1, "surrogate"),
+    (f"[{json.dumps(ROW)}] [1]", 1, 1, "after the end of the array"),
+    (json.dumps([ROW, ROW | {"id": "r2"}], indent=1)[:-1], 2, 14, "JSON array is broken"),
+    (json.dumps([ROW, ROW | {"id": "r2"}], indent=1)[:-20], 1, 8, "JSON array is broken"),
+    (json.dumps([ROW, ROW | {"id": "r2"}], indent=1)[:-60], 1, 8, "JSON array is broken"),
+])
+def test_what_is_whole_is_kept_and_the_rest_named(tmp_path, text, kept, line, reason):
+    (tmp_path / "a.json").write_text(text)
+    loaded = records.load(tmp_path / "a.json")
+    assert len(loaded.records) == kept and (not kept or loaded.records[0].gt == 3)
+    (reject,) = loaded.rejects
+    assert reject.line == line and reason in reject.reason
 
 
 def test_stray_leading_slash_means_the_root():
     assert records.from_json(ROW | {"image": "/vg/a.png"}).image == "vg/a.png"
-
-
-def test_duplicate_ids_keep_the_first(tmp_path):
-    rows = [ROW, ROW | {"gt": 4}, ROW | {"id": "r2"}]
-    loaded = records.load(write_rows(tmp_path / "a.json", rows))
-    assert [(r.id, r.gt) for r in loaded.records] == [("r1", 3), ("r2", 3)]
-    assert [r.reason for r in loaded.rejects] == ["id already used on line 1"]
-
-
-def test_half_written_last_line(tmp_path):
-    path = write_rows(tmp_path / "a.jsonl", [ROW])
-    path.write_text(path.read_text() + "\n" + json.dumps(ROW | {"id": "r2"})[:-9])
-    loaded = records.load(path)
-    assert len(loaded.records) == 1
-    assert [r.line for r in loaded.rejects] == [2]
-    assert "not valid JSON" in loaded.rejects[0].reason
-
-
-@pytest.mark.parametrize("cut", [1, 20, 60])
-def test_half_written_array_keeps_what_is_whole(tmp_path, cut):
-    path = write_rows(tmp_path / "a.json", [ROW, ROW | {"id": "r2"}], as_array=True)
-    path.write_text(path.read_text()[:-cut])
-    loaded = records.load(path)
-    assert [r.id for r in loaded.records] == (["r1"] if cut > 5 else ["r1", "r2"])
-    (reject,) = loaded.rejects
-    assert "JSON array" in reject.reason
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\n", b"\xef\xbb\xbf", b"[]", b"[ ]\n"])
@@ -131,14 +118,6 @@ def test_missing_image_is_a_reject(tmp_path):
     loaded = records.load(path, images=root)
     assert [r.id for r in loaded.records] == ["r2"]
     assert "image 'clevr_math/a.png' is not below" in loaded.rejects[0].reason
-
-
-def test_corrupt_image_is_named_when_opened(tmp_path):
-    (tmp_path / "clevr_math").mkdir()
-    (tmp_path / "clevr_math" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    (record,) = records.load(write_rows(tmp_path / "a.jsonl", [ROW]), images=tmp_path).records
-    with pytest.raises(images.ImageError, match=r"clevr_math/a\.png"):
-        images.open_image(record.image, tmp_path)
 
 
 @pytest.mark.parametrize(("reward", "gt", "question"), [
@@ -174,22 +153,6 @@ def test_golds_are_normalised(gt, solution):
     assert records.from_json(ROW | {"gt": gt}).solution == solution
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.jsonl"
-    record = records.from_json(ROW)
-    records.write([record], path)
-    before = path.read_bytes()
-
-    def breaking():
-        yield record
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        records.write(breaking(), path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
-
-
 def test_rejects_are_written_as_a_table(tmp_path):
     records.write([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
     row = json.loads((tmp_path / "rejects.jsonl").read_text())
@@ -223,17 +186,6 @@ def test_arrays_are_streamed_whatever_the_chunk(values, chunk_chars):
     assert [v for _, v in records.iter_json(stream, chunk_chars=chunk_chars)] == values
 
 
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [("1" * 5000, "not valid JSON"), (json.dumps("\\ud800").replace("\\\\", "\\"), "surrogate")],
-)
-def test_a_text_that_python_or_a_file_cannot_hold_is_a_reject(tmp_path, text, match):
-    row = '{"id": 1, "image": "docvqa/a.png", "question": "q", "gt": '
-    (tmp_path / "r.jsonl").write_text(row + text + "}")
-    (reject,) = records.load(tmp_path / "r.jsonl").rejects
-    assert match in reject.reason and reject.line == 1
-
-
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the released samples are not beside the checkout")
 def test_released_samples_load_and_pass_the_audit():
     loaded = records.load(SAMPLES / "records.jsonl", SAMPLES / "images")
@@ -243,16 +195,3 @@ def test_released_samples_load_and_pass_the_audit():
     for record in loaded.records:
         picture = images.fit_image(images.open_image(record.image, SAMPLES / "images"))
         assert picture.mode == "RGB"
-
-
-def test_text_after_an_array_is_not_lost_silently(tmp_path):
-    (tmp_path / "two.json").write_text('[{"id": 1}] [{"id": 2}]')
-    reasons = [reject.reason for reject in records.load(tmp_path / "two.json").rejects]
-    assert "after the end of the array" in reasons[-1]
-
-
-@pytest.mark.parametrize("value", [{"a": 1}, [1], 1.5])
-def test_an_id_that_is_no_name_is_refused(value):
-    row = {"id": value, "image": "a.png", "question": "q", "gt": "1", "reward": "digit"}
-    with pytest.raises(RecordError, match="key 'id' is"):
-        records.from_json(row)

@@ -16,14 +16,11 @@ from . import prompts
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "NotYet", "accumulation", "best_candidate", "bootstrap", "check_steps", "choose",
-    "completion_labels", "corrections", "extract_answer", "group_advantages", "has_aha", "iou",
-    "last_n", "mcnemar", "relative", "split_think_answer", "uct", "wemath_class", "worked_labels",
-]
-
 # (arguments, expected result, the rule that the case tests)
 Case = tuple[tuple, Any, str]
+
+BARS = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
+OUTCOMES = ("helped", "hurt", "unchanged")
 
 
 class NotYet(AssertionError):
@@ -34,13 +31,12 @@ def _call(fn: Callable, args: tuple, rule: str) -> Any:
     try:
         return fn(*args)
     except Exception as error:  # the reader's code may raise anything; we pass it on explained
-        shown = ", ".join(_short(arg) for arg in args)
-        raise NotYet(f"your function raised {error!r} on ({shown}); here {rule}") from error
+        raise NotYet(f"your function raised {error!r} on ({_short(*args)}); here {rule}") from error
 
 
-def _short(value: Any) -> str:
-    text = repr(value.tolist() if hasattr(value, "tolist") else value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _short(*values: Any) -> str:
+    texts = (repr(value.tolist() if hasattr(value, "tolist") else value) for value in values)
+    return ", ".join(text if len(text) <= 120 else f"{text[:117]}..." for text in texts)
 
 
 def _expect(
@@ -56,8 +52,9 @@ def _expect(
         except (AttributeError, TypeError, ValueError):  # not even the right kind of result
             agrees = False
         if not agrees:
-            shown = ", ".join(_short(arg) for arg in args)
-            raise NotYet(f"{name}({shown}) gives {_short(got)}, not {_short(wanted)}: {rule}")
+            raise NotYet(
+                f"{name}({_short(*args)}) gives {_short(got)}, not {_short(wanted)}: {rule}"
+            )
     print(f"{name}: {len(cases)} of {len(cases)} cases agree.")
 
 
@@ -86,9 +83,8 @@ def split_think_answer(fn: Callable[[str], prompts.Parsed]) -> None:
     """Check a reader's `prompts.split_think_answer`: exactly one block each, in order."""
     think = f"{prompts.THINK_OPEN}two and one{prompts.THINK_CLOSE}"
     answer = f"{prompts.ANSWER_OPEN}3{prompts.ANSWER_CLOSE}"
-    empty = f"{prompts.ANSWER_OPEN} {prompts.ANSWER_CLOSE}"
     right = ("two and one", "3", True)
-    cases: list[Case] = [
+    _expect("split_think_answer", fn, [
         ((think + answer,), right, "this is the format"),
         ((f" {think}\n\n{answer}\n",), right, "white space around the blocks does not matter"),
         (("3",), ("", "", False), "there is no tag at all"),
@@ -96,14 +92,10 @@ def split_think_answer(fn: Callable[[str], prompts.Parsed]) -> None:
         ((answer + think,), ("", "", False), "the blocks are in the wrong order"),
         ((think + answer + answer,), ("", "", False), "two answers are no answer"),
         ((f"{think}so{answer}",), ("", "", False), "there is text between the blocks"),
-        ((think + empty,), ("", "", False), "the answer block is empty"),
+        ((think + answer.replace("3", " "),), ("", "", False), "the answer block is empty"),
         ((think + answer.removesuffix(prompts.ANSWER_CLOSE),), ("", "", False),
          "a completion that was cut off has no closing tag"),
-    ]
-    _expect(
-        "split_think_answer", fn, cases,
-        same=lambda got, wanted: (got.think, got.answer, got.problem is None) == wanted,
-    )
+    ], same=lambda got, wanted: (got.think, got.answer, got.problem is None) == wanted)
 
 
 def iou(fn: Callable[[tuple, tuple], float]) -> None:
@@ -205,21 +197,20 @@ def group_advantages(fn: Callable[[Tensor], Tensor]) -> None:
     import torch
 
     high, low = 0.5 / (math.sqrt(1 / 3) + 1e-4), 0.75 / (0.5 + 1e-4)
-    cases: list[Case] = [
-        (([[1.0, 1.0, 1.0, 1.0]],), [[0.0] * 4], "all right: no completion is better than another"),
-        (([[0.0, 0.0, 0.0, 0.0]],), [[0.0] * 4], "all wrong: nothing to learn, and no NaN"),
-        (([[1.0, 0.0, 1.0, 0.0]],), [[high, -high, high, -high]],
+    cases = [
+        ([[1.0, 1.0, 1.0, 1.0]], [[0.0] * 4], "all right: no completion is better than another"),
+        ([[0.0, 0.0, 0.0, 0.0]], [[0.0] * 4], "all wrong: nothing to learn, and no NaN"),
+        ([[1.0, 0.0, 1.0, 0.0]], [[high, -high, high, -high]],
          "mean 0.5, standard deviation 0.577 (n - 1 in the denominator) plus 1e-4"),
-        (([[1.0, 0.0, 0.0, 0.0]],), [[low, -low / 3, -low / 3, -low / 3]],
+        ([[1.0, 0.0, 0.0, 0.0]], [[low, -low / 3, -low / 3, -low / 3]],
          "a rare success weighs more than each of the failures around it"),
-        (([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]],), [[high, -high, high, -high], [0.0] * 4],
+        ([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]], [[high, -high, high, -high], [0.0] * 4],
          "each row is a group of its own: the second must not move the first"),
     ]
-    tensors = [((torch.tensor(args[0]),), torch.tensor(wanted), rule)
-               for args, wanted, rule in cases]
     _expect(
-        "group_advantages", fn, tensors,
-        same=lambda got, wanted: tuple(got.shape) == tuple(wanted.shape)
+        "group_advantages", fn,
+        [((torch.tensor(given),), torch.tensor(wanted), rule) for given, wanted, rule in cases],
+        same=lambda got, wanted: got.shape == wanted.shape
         and torch.allclose(got, wanted, atol=1e-5),
     )
 
@@ -241,27 +232,24 @@ def extract_answer(fn: Callable[[str], tuple[str, str]]) -> None:
 
 def bootstrap(fn: Callable[[list[float]], tuple[float, float]]) -> None:
     """Check a reader's 95 % percentile bootstrap interval of a mean, by what it must do."""
-    name, rng = "bootstrap", random.Random(0)
-    _expect(name, fn, [(([1.0] * 8,), (1.0, 1.0), "rows that all agree leave no doubt")],
+    rng = random.Random(0)
+    _expect("bootstrap", fn, [(([1.0] * 8,), (1.0, 1.0), "rows that all agree leave no doubt")],
             same=lambda got, wanted: all(_close(g, w) for g, w in zip(got, wanted, strict=True)))
     small = [float(rng.random() < 0.3) for _ in range(50)]
-    large = small * 16
-    widths = []
-    for rows in (small, large):
+    for rows in (small, small * 16):
         low, high = _call(fn, (rows,), "the interval of a mean is asked for")
         mean = sum(rows) / len(rows)
         sigma = math.sqrt(mean * (1 - mean) / len(rows))  # standard error of a share
         if not low < mean < high:
-            raise NotYet(f"{name}: ({low:.3f}, {high:.3f}) does not hold the mean {mean:.3f}")
-        widths.append((high - low) / sigma)
+            raise NotYet(f"bootstrap: ({low:.3f}, {high:.3f}) does not hold the mean {mean:.3f}")
         # 95 % of a normal law lie within 3.92 standard errors
-        if not 3.0 < widths[-1] < 4.8:
+        if not 3.0 < (width := (high - low) / sigma) < 4.8:
             raise NotYet(
-                f"{name}: on {len(rows)} rows the interval is {widths[-1]:.1f} standard errors of "
+                f"bootstrap: on {len(rows)} rows the interval is {width:.1f} standard errors of "
                 "the mean wide; 95 % should be near 3.9. Resample as many rows as there are, with "
                 "replacement, average each resample, take the 2.5 % and 97.5 % quantiles."
             )
-    print(f"{name}: holds the mean, and narrows as rows are added.")
+    print("bootstrap: holds the mean, and narrows as rows are added.")
 
 
 def wemath_class(fn: Callable[[list[bool], bool, bool], str]) -> None:
@@ -293,23 +281,21 @@ def mcnemar(fn: Callable[[int, int], float]) -> None:
 
 def check_steps(fn: Callable[[str, dict], list]) -> None:
     """Check a reader's `traces.check_steps`: true, false or not checkable, sentence by sentence."""
-    bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
     wrapped = prompts.join_think_answer("The red bar reaches 3.", "The blue bar reaches 2.")
     _expect("check_steps", fn, [
-        (("The red bar reaches 3.", bars), [True], "the scene says so"),
-        (("The red bar reaches 4.", bars), [False], "the scene says 3"),
-        (("Hmm, let me look.", bars), [None], "no fact is stated, so nothing can be checked"),
-        (("There are 2 red cubes.", bars), [None], "a scene of bars cannot tell about cubes"),
-        (("The red bar reaches 3. Wait, the blue bar reaches 4.", bars), [True, False],
+        (("The red bar reaches 3.", BARS), [True], "the scene says so"),
+        (("The red bar reaches 4.", BARS), [False], "the scene says 3"),
+        (("Hmm, let me look.", BARS), [None], "no fact is stated, so nothing can be checked"),
+        (("There are 2 red cubes.", BARS), [None], "a scene of bars cannot tell about cubes"),
+        (("The red bar reaches 3. Wait, the blue bar reaches 4.", BARS), [True, False],
          "each sentence is held against the scene, hesitant ones too"),
-        ((wrapped, bars), [True, False], "tags are no sentences, and the answer is a step too"),
-        (("", bars), [], "an empty trace has no step"),
+        ((wrapped, BARS), [True, False], "tags are no sentences, and the answer is a step too"),
+        (("", BARS), [], "an empty trace has no step"),
     ], same=lambda got, wanted: [step.truth for step in got] == wanted)
 
 
 def corrections(fn: Callable[[str, dict | None], dict]) -> None:
     """Check a reader's `traces.corrections`: what second thoughts change, by outcome."""
-    bars = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
     red, wrong = "The red bar reaches 3.", "The red bar reaches 4."
     cases = [
         (f"{wrong} Wait. {red}", (1, 0, 0), "false before the doubt and true after it"),
@@ -322,11 +308,11 @@ def corrections(fn: Callable[[str, dict | None], dict]) -> None:
         (f"{wrong} Wait. {red} {red}", (1, 0, 0), "only the first word after the doubt counts"),
         ("", (0, 0, 0), "an empty trace holds no second thought"),
     ]
-    named = [((text, bars), dict(zip(("helped", "hurt", "unchanged"), counts, strict=True)), rule)
-             for text, counts, rule in cases]
-    unknown = dict.fromkeys(("helped", "hurt", "unchanged"))
     _expect("corrections", fn, [
-        *named, ((f"{red} Wait. {wrong}", None), unknown, "without a scene nobody knows: None"),
+        *(((text, BARS), dict(zip(OUTCOMES, counts, strict=True)), rule)
+          for text, counts, rule in cases),
+        ((f"{red} Wait. {wrong}", None), dict.fromkeys(OUTCOMES),
+         "without a scene nobody knows: None"),
     ])
 
 

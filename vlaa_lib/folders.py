@@ -1,7 +1,6 @@
 """Folders of results: written whole or not at all, claimed by one setting, with their origin.
 
-Everything that is built, trained or measured lies in a folder that says what it was made with. Work
-that was stopped goes on in it; other settings are refused.
+Work that was stopped goes on in its folder; other settings are refused.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[TextIO]:
-    """Open a file for writing that is there whole or not at all.
-
-    A temporary file beside it, fsync, rename; on an error the old file stays as it was.
-    """
+    """Open a file for writing that is there whole or not at all; on an error the old one stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -51,22 +47,27 @@ def atomic(path: str | Path) -> Iterator[TextIO]:
         raise
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file atomically."""
-    write_lines(path, [text])
-
-
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """Write pieces of text to one file atomically."""
     with atomic(path) as stream:
         stream.writelines(lines)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file atomically."""
+    write_lines(path, [text])
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON for people too, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
 def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as CSV, atomically; the columns are those of all rows, in order of appearance."""
     rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic(path) as stream:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -77,25 +78,25 @@ def whole_lines(path: str | Path, cut: bool = False) -> list[dict[str, Any]]:
 
     The half line that a killed process left at the end is no row; `cut` removes it, so that the
     next row does not run into it.
-
-    Raises:
-        VlaaError: a whole line is no JSON object; names file and line.
     """
     path = Path(path)
-    data = path.read_bytes() if path.is_file() else b""
-    whole = data.rfind(b"\n") + 1
-    if cut and whole < len(data):
-        os.truncate(path, whole)
-    rows = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise VlaaError(f"{path}:{number}: not a JSON object; delete this line")
-        rows.append(row)
-    return rows
+    *whole, half = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    if cut and half:
+        os.truncate(path, path.stat().st_size - len(half))
+    return [
+        _object(line, f"{path}:{number}: not a JSON object; delete this line")
+        for number, line in enumerate(whole, 1)
+    ]
+
+
+def _object(text: str | bytes, problem: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise VlaaError(problem)
+    return found
 
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
@@ -118,22 +119,16 @@ def claim(
     Args:
         marker: the file in it that keeps the settings.
         names: settings that are for people, such as a checkpoint's path; they may differ.
-    Raises:
-        VlaaError: names the folder and each setting that differs, with both values.
     """
     path = Path(folder) / marker
     settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
     if not path.is_file():
-        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, settings)
         return Path(folder)
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise VlaaError(f"{path}: not a JSON object; delete {folder}, or give another folder")
-    differ = sorted(key for key in held.keys() | settings if held.get(key) != settings.get(key))
-    if differ := [key for key in differ if key not in set(names)]:
+    problem = f"{path}: not a JSON object; delete {folder}, or give another folder"
+    held = _object(path.read_bytes(), problem)
+    keys = sorted((held.keys() | settings) - set(names))
+    if differ := [key for key in keys if held.get(key) != settings.get(key)]:
         said = ", ".join(f"{k} {held.get(k)!r} instead of {settings.get(k)!r}" for k in differ)
         raise VlaaError(
             f"{folder} holds work of other settings ({said}); give another folder, the same "
@@ -144,25 +139,17 @@ def claim(
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for one process; the lock goes when the process does.
-
-    Raises:
-        VlaaError: another process has it.
-    """
+    """Hold a folder for one process, or refuse; the lock goes when the process does."""
     from filelock import FileLock, Timeout
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    held = FileLock(Path(folder) / ".lock", timeout=0)
     try:
-        held.acquire()
+        with FileLock(Path(folder) / ".lock", timeout=0):
+            yield
     except Timeout:
         raise VlaaError(
             f"{folder} is in use by another process; wait for it, or give another folder"
         ) from None
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def fingerprint(model: str | Path) -> str:
@@ -173,10 +160,10 @@ def fingerprint(model: str | Path) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return str(model)
-    found = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt")):
+    found, files = hashlib.sha256(), sorted(folder.iterdir())
+    for path in (p for p in files if p.suffix in (".json", ".jinja", ".txt")):
         found.update(path.name.encode() + path.read_bytes())
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
+    for path in (p for p in files if p.suffix in (".safetensors", ".bin")):
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - 2**16))
@@ -189,13 +176,15 @@ def fingerprint(model: str | Path) -> str:
 
 def provenance() -> dict[str, Any]:
     """Return machine, versions, commit and dirty flag, the last two None outside git."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    git = ("git", "-C", str(ROOT))
+    # where ROOT is none itself it may lie inside another repository
+    commit = _output(*git, "rev-parse", "HEAD") if (ROOT / ".git").exists() else None
     return {
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit,
-        "dirty": bool(changes) if commit else None,
+        "dirty": bool(_output(*git, "status", "--porcelain")) if commit else None,
     }
 
 
@@ -204,9 +193,9 @@ def machine() -> str:
     """Describe this machine in a line: system, processor, cores we may use, memory, GPUs."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        model = found[1] if found else model
+    said = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    if found := re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE):
+        model = found[1]
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(usable(0)) if usable else os.cpu_count()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -221,11 +210,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    """Ask git about this repository; None where it is none, or lies inside another one."""
-    return _output("git", "-C", str(ROOT), *arguments) if (ROOT / ".git").exists() else None
 
 
 def _output(*command: str) -> str | None:

@@ -30,13 +30,7 @@ class ImageError(VlaaError):
 
 
 def open_image(path: str, root: str | Path) -> Image.Image:
-    """Open an image below the root as RGB: upright, transparency on white.
-
-    Args:
-        path: as in `Record.image`; the file it resolves to must lie below `root`.
-    Raises:
-        ImageError: the path leaves the root, or the file is missing, too large or broken.
-    """
+    """Open an image (`Record.image`) below the root as RGB: upright, transparency on white."""
     from PIL import Image, UnidentifiedImageError
 
     file = _resolve(path, root)
@@ -46,24 +40,16 @@ def open_image(path: str, root: str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > MAX_DECODED_PIXELS:
-                    raise ImageError(
-                        f"image {path!r} is {width} x {height} px, more than "
-                        f"{MAX_DECODED_PIXELS:,} pixels; shrink it"
-                    )
-                return _as_rgb(image)
+                if width * height <= MAX_DECODED_PIXELS:
+                    return _as_rgb(image)
+        why = f"is {width} x {height} px, more than {MAX_DECODED_PIXELS:,} pixels; shrink it"
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image {path!r} is too large to decode ({error}); shrink it") from None
+        why = f"is too large to decode ({error}); shrink it"
     except UnidentifiedImageError:
-        raise ImageError(
-            f"image {path!r} below {root} is not one of {', '.join(FORMATS)}; replace the file"
-        ) from None
-    except ImageError:
-        raise
+        why = f"is not one of {', '.join(FORMATS)}; replace the file"
     except Exception as error:  # PIL's decoders raise whatever a broken file makes them
-        raise ImageError(
-            f"image {path!r} below {root} is broken or cut short ({error}); fetch it again"
-        ) from error
+        why = f"is broken or cut short ({error}); fetch it again"
+    raise ImageError(f"image {path!r} below {root} {why}")
 
 
 def _resolve(path: str, root: str | Path) -> Path:
@@ -108,11 +94,8 @@ def fitted_size(
 ) -> tuple[int, int]:
     """Return the size (px) an image must have for the model, aspect kept (Qwen2.5-VL's limits).
 
-    An image within the limits keeps its size; the processor rounds to whole patches by itself.
-
-    Raises:
-        ImageError: too elongated for the limits, or empty.
-        VlaaError: the limits contradict each other.
+    An image within the limits keeps its size; the processor rounds to whole patches by itself. One
+    that is empty or too elongated is an ImageError.
 
     >>> fitted_size(320, 240), fitted_size(1024, 1024), fitted_size(14, 28)
     ((320, 240), (512, 512), (40, 80))
@@ -121,17 +104,15 @@ def fitted_size(
         raise VlaaError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}")
     if max_pixels < MIN_SIDE_PX**2:
         raise VlaaError(f"max_pixels {max_pixels} is less than {MIN_SIDE_PX} x {MIN_SIDE_PX} px")
-    if min(width, height) < 1:
-        raise ImageError(f"an image of {width} x {height} px is empty; replace it")
-    short, long = sorted((width, height))
+    (short, long), said = sorted((width, height)), f"an image of {width} x {height} px"
+    if short < 1:
+        raise ImageError(f"{said} is empty; replace it")
     if long / short > MAX_RATIO:
-        raise ImageError(
-            f"an image of {width} x {height} px is more elongated than 1:{MAX_RATIO}; crop it"
-        )
+        raise ImageError(f"{said} is more elongated than 1:{MAX_RATIO}; crop it")
     if long / short * MIN_SIDE_PX**2 > max_pixels:
         raise ImageError(
-            f"an image of {width} x {height} px cannot have both a side of {MIN_SIDE_PX} px and "
-            f"at most {max_pixels} pixels; crop it or raise max_pixels"
+            f"{said} cannot have both a side of {MIN_SIDE_PX} px and at most {max_pixels} pixels; "
+            "crop it or raise max_pixels"
         )
     area = width * height
     if short >= MIN_SIDE_PX and min_pixels <= area <= max_pixels:

@@ -18,6 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from . import ROOT, VlaaError, progress
 from .images import MAX_PIXELS, MIN_PIXELS
+from .profiles import MODES
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
@@ -86,16 +87,14 @@ def load_policy(
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
         kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
         merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
-    Raises:
-        FileNotFoundError: nothing to load at `path`, with what to do about it.
     """
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     progress.take_over_transformers()
     path = resolve(path)
-    if mode not in ("full", "lora", "4bit"):
-        raise VlaaError(f"unknown mode {mode!r}; use full, lora or 4bit")
+    if mode not in MODES:
+        raise VlaaError(f"unknown mode {mode!r}; use one of {', '.join(MODES)}")
     dtype = dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     quantisation = None
     if mode == "4bit":
@@ -110,7 +109,7 @@ def load_policy(
     if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
         weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
     model = (kind or AutoModelForImageTextToText).from_pretrained(
-        str(weights),
+        weights,
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,
         device_map=_placement(mode),
@@ -121,7 +120,7 @@ def load_policy(
         model = PeftModel.from_pretrained(model, path)
         model = model.merge_and_unload() if merge else model
     freeze_vision(model)
-    return Policy(model, load_processor(path, max_pixels, min_pixels), str(path))
+    return Policy(model, load_processor(path, max_pixels, min_pixels), path)
 
 
 def whole(path: str | Path, into: str | Path) -> str:
@@ -156,20 +155,15 @@ def _placement(mode: str) -> dict[str, Any] | None:
 
 
 def resolve(path: str | Path) -> str:
-    """Return a checkpoint's folder, looked for here and at the repository root, or a hub name.
-
-    Raises:
-        FileNotFoundError: it reads like a folder and there is none.
-    """
+    """Return a checkpoint's folder, looked for here and at the repository root, or a hub name."""
     for folder in (Path(path), ROOT / path):
         if folder.is_dir():
             return str(folder)
     # `owner/name` is a name on the hub; anything deeper, or local by its look, is a folder
     if str(path).startswith((".", "/")) or str(path).count("/") != 1:
         raise FileNotFoundError(
-            f"{path}: no model folder; build the pocket VLM with "
-            "`python -m vlaa_lib models build-pocket`"
-            " or give a checkpoint folder"
+            f"{path}: no model folder; build the pocket VLM with `python -m vlaa_lib models "
+            "build-pocket` or give a checkpoint folder"
         )
     return str(path)
 
@@ -194,13 +188,11 @@ def freeze_vision(model: Any) -> int:
 
 
 def adapter(mode: str) -> Any:
-    """Return the LoRA settings of a mode, or None for full-parameter training.
-
-    Adapters sit on the language model only: the vision tower stays frozen (paper §3).
-    """
+    """Return the LoRA settings of a mode, or None for full-parameter training."""
     if mode == "full":
         return None
     from peft import LoraConfig
 
-    # ours: the paper trains full parameters; r = 64 fits one 24 GB card at 3B
+    # on the language model only: the vision tower stays frozen (paper §3). Ours: the paper trains
+    # full parameters; r = 64 fits one 24 GB card at 3B
     return LoraConfig(r=64, lora_alpha=128, target_modules=LANGUAGE_LINEARS, task_type="CAUSAL_LM")

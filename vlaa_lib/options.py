@@ -81,7 +81,7 @@ Concurrency = Annotated[int, Option("--concurrency", help="calls at a time")]
 MaxCost = Annotated[float | None, Option("--max-cost", help="stop cleanly at so many US dollars")]
 
 # how a training is launched
-LAUNCHERS = ", ".join(profiles.launchers())
+LAUNCHERS = ", ".join(profiles.LAUNCHERS)
 Launch = Annotated[str | None, several(f"run on several processes: {LAUNCHERS}", "--launch")]
 Gpus = Annotated[int | None, several("processes a machine; default: 8, or 2 without GPUs")]
 Machines = Annotated[int, several("how many")]

@@ -14,9 +14,6 @@ def progress_bar(items: Iterable | None = None, desc: str = "", **options: Any) 
     """Return a tqdm bar; in a notebook its last state stays in the page, also when nobody runs it.
 
     A widget, which `tqdm.auto` takes there, is stored with what it showed first: 0 %.
-
-    Args:
-        options: as of tqdm; with `leave=False` nothing stays.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return tqdm(items, desc, file=_Output() if hasattr(shell, "kernel") else None, **options)

@@ -39,7 +39,7 @@ _BLOCKS = re.compile(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A completion split into its two blocks; `problem` is None when the format is right."""
+    """A completion split into its two blocks; with a `problem` of the format both are empty."""
 
     think: str
     answer: str
@@ -50,7 +50,6 @@ def split_think_answer(text: str) -> Parsed:
     """Split a completion into think and answer, strictly (paper §4, implicit format reward).
 
     Exactly one think block, then exactly one non-empty answer block, white space elsewhere.
-    Anything else yields empty fields and a `problem` that says what is wrong.
 
     >>> split_think_answer("<think>two and one</think> <answer>3</answer>").answer
     '3'
@@ -62,12 +61,11 @@ def split_think_answer(text: str) -> Parsed:
         return Parsed("", "", "no think or answer tags")
     if tags != list(TAGS):  # repeated, nested, not closed, in capitals: no longer one answer
         return Parsed("", "", f"tags are {' '.join(tags)} instead of {' '.join(TAGS)}")
-    match = _BLOCKS.fullmatch(text)
-    if match is None:
+    if not (match := _BLOCKS.fullmatch(text)):
         return Parsed("", "", "text outside the think and answer blocks")
-    if not match["answer"].strip():
+    if not (answer := match["answer"].strip()):
         return Parsed("", "", "empty answer block")
-    return Parsed(match["think"].strip(), match["answer"].strip())
+    return Parsed(match["think"].strip(), answer)
 
 
 def join_think_answer(think: str, answer: str) -> str:
@@ -85,11 +83,8 @@ def user_text(question: str, reward: str) -> str:
 
 
 def messages(question: str, reward: str) -> list[dict]:
-    """Build the prompt as chat messages with plain-string content, as TRL's trainers expect.
-
-    The image has its own dataset column: TRL inserts it before the text of the first user turn.
-    """
-    return [
+    """Build the prompt as chat messages with plain-string content, as TRL's trainers expect."""
+    return [  # the image has its own column: TRL inserts it before the text of the first user turn
         {"role": "system", "content": SYSTEM_PROMPT},
         {"role": "user", "content": user_text(question, reward)},
     ]
@@ -213,5 +208,4 @@ def has_aha(text: str) -> bool:
     >>> has_aha("Wait, there are two."), has_aha("There are two.")
     (True, False)
     """
-    lowered = text.lower()
-    return any(keyword in lowered for keyword in AHA_KEYWORDS)
+    return any(keyword in text.lower() for keyword in AHA_KEYWORDS)

@@ -36,30 +36,21 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Record:
-    """One image, question and gold, with whatever the pipeline has added to it so far.
-
-    Attributes:
-        image: path below the image root, `/`-separated.
-        gt: gold as distributed; `solution` is its normalised text, what verifiers read.
-        ds_answer: the teacher's reply as it came; `answer`: the final trace with tags.
-        reward: digit, mcq, math, iou or open; chooses the verifier (paper figure 4).
-        frame: coordinate frame of boxes (`iou` only).
-        extra: keys this library does not know, kept as they came.
-    """
+    """One image, question and gold, with whatever the pipeline has added to it so far."""
 
     id: str
-    image: str
+    image: str  # path below the image root, `/`-separated
     question: str
-    gt: str
-    ds_answer: str = ""
-    answer: str = ""
+    gt: str  # gold as distributed
+    ds_answer: str = ""  # the teacher's reply as it came
+    answer: str = ""  # the final trace with tags
     caption: str = ""
     source: str = ""
-    reward: str = ""
-    solution: str = ""
-    frame: str = ""
+    reward: str = ""  # one of REWARDS; chooses the verifier (paper figure 4)
+    solution: str = ""  # the gold's normalised text, what verifiers read
+    frame: str = ""  # coordinate frame of boxes (`iou` only)
     meta: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # keys we do not know, as they came
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the flat object that `from_json` reads; empty fields left out."""
@@ -160,11 +151,7 @@ def check(row: Any, needed: Iterable[str], kinds: Mapping[str, tuple[Any, str]])
 
 
 def from_json(row: Any) -> Record:
-    """Turn one JSON object of the pipeline's or the released shape into a Record.
-
-    Raises:
-        RecordError: a key is missing or has a wrong type, or no reward can be told.
-    """
+    """Turn one JSON object of the pipeline's or the released shape into a Record, or refuse it."""
     texts = ("image", "question", "ds_answer", "answer", "caption", "source", "reward", "frame")
     kinds = dict.fromkeys(texts, (str, "text"))
     kinds |= {"id": ((str, int), "text or a number"), "meta": (dict, "an object")}
@@ -252,11 +239,7 @@ def _iter_array(stream: TextIO, key: str, chunk_chars: int) -> Iterator[tuple[in
 
 
 def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of a file as `iter_json` does.
-
-    Raises:
-        RecordError: the file is missing or not text.
-    """
+    """Yield (line, value) of a file as `iter_json` does; a RecordError where there is no text."""
     try:
         with open(path, encoding="utf-8") as stream:
             yield from iter_json(stream, key)
@@ -267,14 +250,10 @@ def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
-    """Read a JSON array or JSON Lines file, whatever its extension, one record at a time.
+    """Yield each record of a JSON array or JSON Lines file, whatever its extension, or its Reject.
 
     Args:
         images: image root; when given, each image must exist below it.
-    Yields:
-        each record, or a reject (file, line, id, reason) in its place; nothing is passed over.
-    Raises:
-        RecordError: the file is missing or not text.
     """
     seen: dict[str, int] = {}
     for line, row in iter_file(path):
@@ -297,11 +276,7 @@ def kept(path: str | Path, images: str | Path | None = None) -> Iterator[Record]
 
 
 def load(path: str | Path, images: str | Path | None = None) -> Loaded:
-    """Read a whole file with `read`.
-
-    Raises:
-        RecordError: the file is missing, empty or not text.
-    """
+    """Read a whole file with `read`; a RecordError where it holds nothing."""
     items = list(read(path, images))
     if not items:
         raise RecordError(f"{path}: the file holds no records; was the download complete?")

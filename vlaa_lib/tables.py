@@ -1,7 +1,6 @@
 """Tables: rows as Markdown for a terminal, as HTML for a page.
 
-Written by hand, since a table is read by people: numbers stand to the right on one line with four
-digits, texts wrap to the left, and everything is escaped. pandas' writers do one or the other.
+Not by pandas' writers: numbers stand to the right, with four digits, texts wrap, all is escaped.
 """
 
 from __future__ import annotations
@@ -67,17 +66,14 @@ class Table:
     """A table to look at: HTML where a page can show it, `text_table` everywhere else.
 
     Args:
-        rows: dicts, or the path of a CSV file.
         columns: which ones, in which order; by default all, in order of appearance.
         grey_from: from this row on the numbers are the paper's, in grey.
     """
 
     def __init__(
-        self,
-        rows: str | Path | Rows,
-        columns: list[str] | None = None,
+        self, rows: str | Path | Rows, columns: list[str] | None = None,
         grey_from: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.rows, self.columns, self.grey_from = read(rows), columns, grey_from
 
     def __repr__(self) -> str:
@@ -100,16 +96,13 @@ def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
     if not numeric:
         return "(no rows)"
     lines = [[text.replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    places = list(zip(numeric, widths, strict=True))
-    rule = ["-" * (w - 1) + ":" if is_right else ":" + "-" * (w - 1) for is_right, w in places]
-    return "\n".join(
-        "| " + " | ".join(
-            text.rjust(width) if is_right else text.ljust(width)
-            for text, (is_right, width) in zip(line, places, strict=True)
-        ) + " |"
-        for line in (lines[0], rule, *lines[1:])
-    )  # fmt: skip
+    written = []
+    for is_right, (head, *body) in zip(numeric, zip(*lines, strict=True), strict=True):
+        width = max(3, *map(len, (head, *body)))
+        rule = "-" * (width - 1)
+        texts = [head, f"{rule}:" if is_right else f":{rule}", *body]
+        written.append([t.rjust(width) if is_right else t.ljust(width) for t in texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*written, strict=True))
 
 
 def html_table(

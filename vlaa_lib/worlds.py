@@ -16,25 +16,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class World:
-    """What a world can say of its own records; the defaults are those of no world at all.
+    """What a world can say of its own records; the defaults are those of no world at all."""
 
-    Attributes:
-        sources: source -> (reward part, the public source that it stands for).
-        stream: (source, split, seed) -> samples with `record` and `save(images)`, without end.
-        check: (sentence, scene) -> whether it is true; None where that cannot be told.
-        follows: (trace, question) -> whether the answer follows from what was stated.
-        corrections: (trace, scene) -> what was said again after a doubt word, by outcome.
-        reward_model: the default scorer of open answers (`rewards.RewardModel`).
-    """
-
+    # source -> (reward part, the public source that it stands for)
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # (source, split, seed) -> samples with `record` and `save(images)`, without end
     stream: Callable[..., Iterator[Any]] | None = None
+    # whether a sentence is true; None where that cannot be told
     check: Callable[[str, dict], bool | None] = lambda sentence, scene: None
+    # whether the answer follows from what was stated
     follows: Callable[[str, str], bool | None] = lambda trace, question: None
+    # what was said again after a doubt word, by outcome
     corrections: Callable[[str, dict | None], dict[str, int | None]] = (
         lambda trace, scene: dict.fromkeys(("helped", "hurt", "unchanged"))
     )
-    reward_model: Any = None
+    reward_model: Any = None  # the default scorer of open answers (`rewards.RewardModel`)
 
 
 @cache

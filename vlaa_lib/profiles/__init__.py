@@ -31,19 +31,13 @@ from vlaa_lib.records import REWARDS
 
 FOLDER = Path(__file__).parent
 ACCELERATE = FOLDER / "accelerate"  # its files: ways to launch a training on several processes
+LAUNCHERS = sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
 # of train/fast.py
 FAST = ("images", "vision", "prefill", "ended", "padding")
-REWARD_MODELS = ("scene-facts", "xcomposer", "judge")  # who scores open answers
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
-MODELS = ("base", "instruct", "sft", "grpo", "sft_grpo")
-
-
-def launchers() -> list[str]:
-    """Return the names that a launch may have: those of the files for accelerate."""
-    return sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
-
+MODELS = ("base", "instruct", "sft", *RUNS)
 
 FROZEN: Any = {"frozen": True, "config": ConfigDict(strict=True, extra="forbid")}
 Mode = Literal[MODES]
@@ -123,7 +117,7 @@ class Grpo:
     parts: list[Literal[REWARDS]]
     process_weight: NonNegativeFloat
     process_model: str
-    reward_model: Literal[REWARD_MODELS]
+    reward_model: Literal["scene-facts", "xcomposer", "judge"]  # who scores open answers
     trust_remote_code: bool
     endpoints: str
     dead_rounds: PositiveInt
@@ -187,7 +181,7 @@ class Settings:
     profile: str
     seed: int
     report_to: str
-    launch: Literal[(HERE, *launchers())]
+    launch: Literal[(HERE, *LAUNCHERS)]
     gpus: PositiveInt
     model: Model
     data: Data
@@ -206,16 +200,12 @@ def names() -> list[str]:
 
 
 def load(profile: str, **overrides: Any) -> Settings:
-    """Read a profile and apply overrides, dotted or nested.
-
-    `**{"grpo.max_steps": 5}` is `grpo={"max_steps": 5}`.
+    """Read a profile, apply overrides, and refuse what is unknown, mistyped or cannot work.
 
     Args:
         profile: a name, or a `.json` file of resolved settings (`asdict` of them).
-        overrides: one given as text, as on a command line, is read as YAML.
-
-    Raises:
-        VlaaError: unknown profile or key, wrong type, impossible batch arithmetic.
+        overrides: dotted (`**{"grpo.max_steps": 5}`) or nested (`grpo={"max_steps": 5}`); one given
+            as text, as on a command line, is read as YAML.
     """
     if profile.endswith(".json"):
         values = json.loads(Path(profile).read_text(encoding="utf-8"))
@@ -279,25 +269,27 @@ def _said(error: ValidationError) -> str:
 
 def _check(s: Settings) -> None:
     """Refuse settings that cannot work together."""
-    g = s.grpo
-    if s.model.min_pixels > s.model.max_pixels:
-        raise VlaaError("model.min_pixels: above model.max_pixels")
+    g, is_foreign = s.grpo, s.grpo.reward_model == "xcomposer" and "open" in s.grpo.parts
     accumulation(s.sft.global_batch, s.sft.per_device_batch)
     accumulation(s.prm.global_batch, s.prm.per_device_batch, key="prm.global_batch")
     accumulation(g.train_batch, g.per_device_batch, key="grpo.train_batch", rollouts=g.rollouts)
-    if g.kl != "off" and not g.beta:
-        raise VlaaError(f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off")
-    if g.process_weight and not g.process_model:
-        raise VlaaError("grpo.process_weight: above 0 only with grpo.process_model")
-    if g.reward_model == "judge" and not g.endpoints:
-        raise VlaaError("grpo.endpoints: a judge needs a YAML file with the section `judge`")
-    if g.reward_model == "xcomposer" and "open" in g.parts and not g.trust_remote_code:
-        raise VlaaError(
-            "grpo.trust_remote_code: xcomposer brings Python code of its own, which would run with "
-            "all your rights; read it, then set this to true, or score with a judge"
-        )
-    if g.min_learning_rate > g.learning_rate:
-        raise VlaaError("grpo.min_learning_rate: between 0 and grpo.learning_rate")
+    wrong = {
+        "model.min_pixels: above model.max_pixels": s.model.min_pixels > s.model.max_pixels,
+        f"grpo.beta: must be above 0 with grpo.kl {g.kl}; or set grpo.kl: off":
+            g.kl != "off" and not g.beta,
+        "grpo.min_learning_rate: between 0 and grpo.learning_rate":
+            g.min_learning_rate > g.learning_rate,
+        "grpo.process_weight: above 0 only with grpo.process_model":
+            g.process_weight and not g.process_model,
+        "grpo.endpoints: a judge needs a YAML file with the section `judge`":
+            g.reward_model == "judge" and not g.endpoints,
+        "grpo.trust_remote_code: xcomposer brings Python code of its own, which would run with all "
+        "your rights; read it, then set this to true, or score with a judge":
+            is_foreign and not g.trust_remote_code,
+    }  # fmt: skip
+    for said, is_so in wrong.items():
+        if is_so:
+            raise VlaaError(said)
 
 
 def accumulation(
@@ -307,13 +299,11 @@ def accumulation(
     key: str = "sft.global_batch",
     rollouts: int = 0,
 ) -> int:
-    """Return how many forward passes on each process make one batch.
+    """Return how many forward passes on each process make one batch, or say which numbers would.
 
     Args:
         key: the setting that `batch` is.
         rollouts: completions of a sampling round (GRPO), which holds whole batches.
-    Raises:
-        VlaaError: the numbers do not divide; names those that do.
 
     >>> accumulation(128, 4, processes=8)
     4

@@ -107,11 +107,11 @@ def command(
     Raises:
         VlaaError: no such file, or numbers or a mode that do not fit it.
     """
-    known = config in profiles.launchers()
+    known = config in profiles.LAUNCHERS
     path = profiles.ACCELERATE / f"{config}.yaml" if known else Path(config)
     if path.suffix != ".yaml" or not path.is_file():
         raise VlaaError(
-            f"--launch {config}: use one of {', '.join(profiles.launchers())}, or a .yaml file of "
+            f"--launch {config}: use one of {', '.join(profiles.LAUNCHERS)}, or a .yaml file of "
             "accelerate"
         )
     stated = yaml.safe_load(path.read_text())
