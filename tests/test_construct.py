@@ -46,9 +46,17 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory):
-    """Sixty micro-world records and their folder."""
+    """Sixty micro-world records and their image root."""
     path = tmp_path_factory.mktemp("sixty")
-    return microworld.write_split(path, ["solids", "panel", "figure"], "train", 20, seed=5), path
+    made = microworld.write_split(path, ["solids", "panel", "figure"], "train", 20, seed=5)
+    return made, path / "images"
+
+
+@pytest.fixture
+def one(world):
+    """A counting record with caption and image root."""
+    items, images = world
+    return replace(items[0], caption="There are 3 things.", solution="3", gt="3"), images
 
 
 @pytest.fixture
@@ -223,13 +231,6 @@ def test_an_interrupted_run_resumes_to_the_same_result(world, tmp_path, monkeypa
     assert totals(resumed, "calls") == totals(whole, "calls") - paid
 
 
-@pytest.fixture
-def one(world):
-    """A counting record with caption and image root."""
-    items, images = world
-    return replace(items[0], caption="There are 3 things.", solution="3", gt="3"), images
-
-
 # step and reason -> what the step's endpoint says: a text, fields of the message, or a status
 BAD_REPLIES = {
     ("distil", "malformed trace"): [
@@ -273,18 +274,42 @@ def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, step, reason
     assert json.loads(line)["reason"] == reason
 
 
-@pytest.mark.parametrize("verdict", ["Yes", "yes", " YES.\n"])
-def test_a_good_record_passes_the_same_endpoint(one, tmp_path, verdict):
+PROSE = {"ds_answer": "<think>t</think>\nThere are 3."}
+REASONED = {"reasoning_content": "two and one"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "answer"),
+    [
+        ({}, {"verify": "Yes"}, trace()),
+        ({}, {"verify": " YES.\n"}, trace()),
+        (PROSE | {"reward": "digit"}, {}, trace("t", "3")),
+        (PROSE | {"reward": "open"}, {}, trace("t", "There are 3.")),
+        ({"ds_answer": trace("t", "3 things")}, {}, trace("t", "3 things")),
+        ({"answer": trace("t", "3 things")}, {}, trace("t", "3 things")),
+        # a reasoner's own ways to hand its thinking over; first: the prompt held the opening tag
+        ({}, {"distil": "two and one</think>3"}, trace()),
+        ({}, {"distil": REASONED | {"content": "<think></think>3"}}, trace()),
+        ({}, {"distil": REASONED | {"content": "3"}}, trace()),
+        ({"reward": "open"}, {"distil": REASONED | {"content": "Three."}},
+         trace("two and one", "Three.")),
+    ],
+)  # fmt: skip
+def test_what_passes_has_this_trace_at_the_end(one, tmp_path, given, said, answer):
     record, images = one
-    with endpoint(by_step(verify=verdict)) as (base_url, _):
-        result = run([record], images, base_url, tmp_path)
-    assert [r.answer for r in result.sft] == [trace()]
+    with endpoint(by_step(**said)) as (base_url, bodies):
+        result = run([replace(record, **given)], images, base_url, tmp_path)
+    paid = ["distil"] if not given.keys() & {"ds_answer", "answer"} else []
+    paid = [f"teacher-{step}" for step in (*paid, "rewrite", "verify")]
+    assert [body["model"] for body in bodies] == paid
+    assert [r.answer for r in result.sft] == [answer]
 
 
-@pytest.mark.parametrize("name", ["missing.png", "broken.png"])
+@pytest.mark.parametrize("name", ["missing.png", "broken.png", "empty.png"])
 def test_a_bad_image_is_never_sent(world, tmp_path, name):
     items, _ = world
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    (tmp_path / "empty.png").touch()
     with endpoint(GOOD) as (base_url, bodies):
         result = run([replace(items[0], image=name)], tmp_path, base_url, tmp_path / "out")
     assert bodies == []
@@ -302,45 +327,36 @@ def test_an_image_unknown_to_the_local_teacher_is_dropped(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"), [(0, True), (15, True), (16, False), (-15, True), (-16, False)]
+    ("think", "kept"),
+    [
+        *[("word " * (20 + more), abs(more) <= 15) for more in (0, 15, 16, -15, -16)],
+        ("word\n" * 35, True),
+    ],
 )
-def test_rewrite_may_change_fifteen_words(one, words, kept):
+def test_rewrite_may_change_fifteen_words(one, think, kept):
     record = replace(one[0], answer=trace("word " * 20, "3"))
-    outcome = steps.take_rewrite(record, Reply(trace("word " * (20 + words), "3")))
-    assert isinstance(outcome, Record) is kept
-    if not kept:
-        assert outcome.detail == "16 words"
+    # neither tags nor line breaks count
+    said = trace(think, "3").replace(prompts.ANSWER_OPEN, "\n\n" + prompts.ANSWER_OPEN)
+    outcome = steps.take_rewrite(record, Reply(said))
+    assert isinstance(outcome, Record) if kept else outcome.detail == "16 words"
 
 
-def test_rewrite_counts_no_tags_and_no_line_breaks(one):
-    record = replace(one[0], answer=trace("word " * 20, "3"))
-    spread = trace("word\n" * 35, "3").replace(prompts.ANSWER_OPEN, "\n\n" + prompts.ANSWER_OPEN)
-    assert isinstance(steps.take_rewrite(record, Reply(spread)), Record)
+PAPERS_EIGHT = ["again", "alternatively", "check", "double-check", "hmm", "i should confirm",
+                "mistake", "wait"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("text", "aha"),
     [
-        *((f"so {word.capitalize()} now", True) for word in construct.AHA_KEYWORDS),
-        ("a CHECKERED floor", True),
-        ("the waiter", True),
-        ("against the wall", True),
-        ("I should CONFIRM", True),
-        ("I should  confirm", False),
-        ("hm, double check is chec", False),
-        ("doubled, mistook, alternative", False),
-        ("", False),
+        *((f"so {word.capitalize()} now", True) for word in PAPERS_EIGHT),
+        *((text, True) for text in ("a CHECKERED floor", "the waiter", "against the wall")),
+        *((text, True) for text in ("hm, double check is chec", "I should CONFIRM")),
+        *((text, False) for text in ("I should  confirm", "doubled, mistook, alternative", "")),
     ],
-)
+)  # fmt: skip
 def test_aha_is_a_plain_substring_test(text, aha):
-    assert construct.has_aha(text) is (aha or "check" in text.lower())
-
-
-def test_aha_keywords_are_the_papers_eight():
-    assert sorted(construct.AHA_KEYWORDS) == [
-        "again", "alternatively", "check", "double-check", "hmm", "i should confirm", "mistake",
-        "wait",
-    ]  # fmt: skip
+    assert construct.has_aha(text) is aha
+    assert sorted(construct.AHA_KEYWORDS) == PAPERS_EIGHT
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the two published records are not here")
@@ -354,48 +370,6 @@ def test_the_published_records_reach_the_splits(tmp_path, count_replies):
     answers = [prompts.split_think_answer(r.answer).answer for r in result.rl]
     assert answers == ["3", "C"], "closed questions answered in prose take the verified gold"
     assert [r.ds_answer for r in result.rl] == [r.ds_answer for r in items]
-
-
-@pytest.mark.parametrize(
-    ("given", "reward", "answer"),
-    [
-        ({"ds_answer": "<think>t</think>\nThere are 3."}, "digit", "3"),
-        ({"ds_answer": "<think>t</think>\nThere are 3."}, "open", "There are 3."),
-        ({"ds_answer": trace("t", "3 things")}, "digit", "3 things"),
-        ({"answer": trace("t", "3 things")}, "digit", "3 things"),
-    ],
-)
-def test_final_answer_of_prose_blocks_and_released_traces(one, tmp_path, given, reward, answer):
-    record, images = one
-    with endpoint(GOOD) as (base_url, bodies):
-        result = run([replace(record, reward=reward, **given)], images, base_url, tmp_path)
-    assert [body["model"] for body in bodies] == ["teacher-rewrite", "teacher-verify"]
-    assert [r.answer for r in result.sft] == [trace("t", answer)]
-
-
-@pytest.mark.parametrize(
-    ("content", "reasoning"),
-    [
-        ("two and one</think>3", None),  # the prompt held the opening tag
-        ("<think></think>3", "two and one"),
-        ("3", "two and one"),
-    ],
-)
-def test_a_reasoners_own_ways_to_hand_its_thinking_over(one, tmp_path, content, reasoning):
-    record, images = one
-    said = {"content": content, "reasoning_content": reasoning}
-    with endpoint(by_step(distil=said, rewrite=trace())) as (base_url, bodies):
-        run([record], images, base_url, tmp_path)
-    rewritten = bodies[1]["messages"][0]["content"]
-    assert "<think>two and one</think><answer>3</answer>" in rewritten
-
-
-def test_thinking_beside_the_text_becomes_the_think_block(one, tmp_path):
-    record, images = one
-    reply = {"content": "Three.", "reasoning_content": "two and one"}
-    with endpoint(by_step(distil=reply)) as (base_url, _):
-        result = run([replace(record, reward="open")], images, base_url, tmp_path)
-    assert [r.answer for r in result.sft] == [trace("two and one", "Three.")]
 
 
 def test_the_scene_never_reaches_the_teacher(one, tmp_path):
@@ -493,7 +467,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("wanted", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_pays_nothing_twice(sixty, tmp_path, wanted):
-    items, path = sixty
+    items, images = sixty
     rng, paid, again = random.Random(0), set(), []
 
     def noting(body):
@@ -504,7 +478,7 @@ def test_killed_at_random_moments_it_pays_nothing_twice(sixty, tmp_path, wanted)
     out, kills = tmp_path / "killed", 0
     with endpoint(noting) as (base_url, bodies):
         forks = subprocess.Popen(
-            [sys.executable, "-c", FORKS, str(path), base_url, str(out)],
+            [sys.executable, "-c", FORKS, str(images.parent), base_url, str(out)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -529,13 +503,13 @@ def test_killed_at_random_moments_it_pays_nothing_twice(sixty, tmp_path, wanted)
         forks.wait(20)
         assert kills == wanted, "the run ended before it was killed often enough"
         assert not again
-        run(items, path / "images", base_url, tmp_path / "whole")
+        run(items, images, base_url, tmp_path / "whole")
     assert outputs(out) == outputs(tmp_path / "whole")
     assert not list(out.glob(".*.jsonl.*")), "half-written files are cleared away"
 
 
 def test_the_budget_stops_cleanly_and_more_money_goes_on(sixty, tmp_path):
-    items, path = sixty
+    items, images = sixty
     dear = {
         step: replace(e, price=(1000.0, 1000.0)) for step, e in construct.ENDPOINTS.items()
     }
@@ -543,71 +517,61 @@ def test_the_budget_stops_cleanly_and_more_money_goes_on(sixty, tmp_path):
         for options in ({"max_cost": 0.3}, {"max_tokens": 300}):
             before = len(bodies)
             with pytest.raises(Halted, match="budget of .* is spent"):
-                run(items, path / "images", base_url, tmp_path, dear, concurrency=4, **options)
+                run(items, images, base_url, tmp_path, dear, concurrency=4, **options)
             asked = len(bodies) - before
             # a call costs 9 tokens, or 0.009 dollars; up to four are in flight when it ends
             assert 300 / 9 <= asked <= 300 / 9 + 4 + 1
             assert num_paid(tmp_path) == len(bodies), "calls in flight were finished and kept"
             assert not (tmp_path / "sft.jsonl").exists()
-        result = run(items, path / "images", base_url, tmp_path, dear)
+        result = run(items, images, base_url, tmp_path, dear)
     assert len(result.sft) == len(items)
     assert num_paid(tmp_path) == len(bodies)
     assert totals(result, "cost") == pytest.approx(0.009 * num_paid(tmp_path))
 
 
-def test_a_resume_whose_open_calls_are_all_refused_goes_on(sixty, tmp_path):
-    """What is refused is asked again: on a resume these calls come first."""
-    items, path = sixty
-    refused = {r.question for r in items[::2]}
+@pytest.mark.parametrize(
+    ("status", "hit", "reason"),
+    [
+        (422, slice(0, None, 2), "refused by the endpoint (HTTP 422)"),
+        (500, slice(7, 8), "no reply from the endpoint (HTTP 500)"),
+    ],
+)
+def test_a_resume_whose_open_calls_all_fail_goes_on(sixty, tmp_path, status, hit, reason):
+    """What has no reply is asked again: on a resume these calls come first."""
+    unanswered = [f"### Question\n{record.question}" for record in sixty[0][hit]]
 
     def answer(body):
         said = body["messages"][0]["content"]
         is_distil = body["model"] == "teacher-distil"
-        if is_distil and any(f"### Question\n{question}" in said for question in refused):
-            return 422, "no", {}
-        return GOOD(body)
+        is_hit = is_distil and any(question in said for question in unanswered)
+        return (status, "no", {}) if is_hit else GOOD(body)
 
     with endpoint(answer) as (base_url, bodies):
-        first = run(items, path / "images", base_url, tmp_path)
-        assert len(first.drops) >= 30
+        first = run(*sixty, base_url, tmp_path)
+        assert len(first.drops) >= len(unanswered) and {d.reason for d in first.drops} == {reason}
         before, asked = outputs(tmp_path), len(bodies)
-        run(items, path / "images", base_url, tmp_path)
+        run(*sixty, base_url, tmp_path)
         assert outputs(tmp_path) == before
-        assert len(bodies) - asked == len(first.drops), "refusals alone are asked again"
-
-
-def test_one_record_that_always_fails_does_not_end_a_resume(sixty, tmp_path):
-    items, path = sixty
-
-    def answer(body):
-        is_bad = body["model"] == "teacher-distil" and items[7].question in str(body)
-        return (500, "oops", {}) if is_bad else GOOD(body)
-
-    with endpoint(answer) as (base_url, _):
-        first = run(items, path / "images", base_url, tmp_path)
-        assert {drop.reason for drop in first.drops} == {"no reply from the endpoint (HTTP 500)"}
-        before = outputs(tmp_path)
-        run(items, path / "images", base_url, tmp_path)
-    assert outputs(tmp_path) == before
+        assert len(bodies) - asked == len(first.drops), "these alone are asked again"
 
 
 def test_a_clean_stop_wakes_those_who_wait_for_the_first_record(sixty, tmp_path, monkeypatch):
-    items, path = sixty
+    items, images = sixty
     monkeypatch.setattr(client, "WINDOW", 8)
     with endpoint(GOOD) as (base_url, _):
-        run(items[1:], path / "images", base_url, tmp_path)
+        run(items[1:], images, base_url, tmp_path)
 
     def slow(body):
         time.sleep(1)
         return GOOD(body)
 
     with endpoint(slow) as (base_url, bodies), pytest.raises(Halted):
-        run(items, path / "images", base_url, tmp_path, concurrency=4, max_tokens=1)
+        run(items, images, base_url, tmp_path, concurrency=4, max_tokens=1)
     assert len(bodies) == 1
 
 
 def test_calls_in_flight_are_kept_when_another_ends_the_run(sixty, tmp_path):
-    items, path = sixty
+    items, images = sixty
     asked = []
 
     def answer(body):
@@ -620,21 +584,21 @@ def test_calls_in_flight_are_kept_when_another_ends_the_run(sixty, tmp_path):
 
     with endpoint(answer) as (base_url, bodies):
         with pytest.raises(VlaaError):
-            run(items[:4], path / "images", base_url, tmp_path, concurrency=4)
+            run(items[:4], images, base_url, tmp_path, concurrency=4)
         paid = [body for body in bodies if body["model"] != "teacher-verify"]
     assert num_paid(tmp_path) == len(paid) and len(asked) > 1
 
 
 def test_two_runs_do_not_share_a_folder(sixty, tmp_path):
-    items, path = sixty
+    items, images = sixty
     with folders.lock(tmp_path), pytest.raises(VlaaError, match="in use by another process"):
-        run(items, path / "images", NOBODY, tmp_path)
+        run(items, images, NOBODY, tmp_path)
 
 
 def test_a_disk_full_while_the_splits_are_written_keeps_the_old_ones(sixty, tmp_path, monkeypatch):
-    items, path = sixty
+    items, images = sixty
     with endpoint(GOOD) as (base_url, bodies):
-        run(items, path / "images", base_url, tmp_path)
+        run(items, images, base_url, tmp_path)
         before, asked = outputs(tmp_path), len(bodies)
 
         def full(row):
@@ -642,7 +606,7 @@ def test_a_disk_full_while_the_splits_are_written_keeps_the_old_ones(sixty, tmp_
 
         monkeypatch.setattr(records, "line_of", full)
         with pytest.raises(OSError, match="No space left"):
-            run(items, path / "images", base_url, tmp_path)
+            run(items, images, base_url, tmp_path)
         assert outputs(tmp_path) == before and len(bodies) == asked
     assert not list(tmp_path.glob(".*.jsonl.*"))
 
@@ -653,14 +617,15 @@ def command(path, out, *more):
 
 
 def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
-    path = sixty[1]
+    images = sixty[1]
+    path = images.parent
     priced = tmp_path / "e.yaml"
     priced.write_text(
         "".join(f"{s}: {{model: teacher-{s}, price: [10, 20]}}\n" for s in construct.ENDPOINTS)
     )
     chosen = construct.read_endpoints(priced)
     made = records.load(path / "records.jsonl").records
-    table = construct.plan(made, path / "images", tmp_path, endpoints=chosen)
+    table = construct.plan(made, images, tmp_path, endpoints=chosen)
     assert [row["calls"] for row in table] == [60, 60, 60, 60, 240]
     first = table[0]
     assert first["prompt_tokens"] == 60 * (1000 + len(prompts.CAPTION_PROMPT) // 4)
@@ -669,26 +634,26 @@ def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
     )
     assert num_paid(tmp_path) == 0
     with endpoint(GOOD) as (base_url, bodies):
-        run(made[:30], path / "images", base_url, tmp_path, chosen)
+        run(made[:30], images, base_url, tmp_path, chosen)
         asked = len(bodies)
         assert command(path, tmp_path, "--endpoints", priced, "--plan") == 0
         assert len(bodies) == asked
         limited = ("--base-url", base_url, "--max-tokens", 1)
         assert command(path, tmp_path / "limited", *limited) == 3, "not at its end"
-    table = construct.plan(made, path / "images", tmp_path, endpoints=chosen)
+    table = construct.plan(made, images, tmp_path, endpoints=chosen)
     assert [row["calls"] for row in table] == [30, 30, 30, 30, 120]
     assert table[1]["completion_tokens"] == 30 * 2 and "30 finished" in table[1]["based on"]
 
 
 def test_own_prompts_are_used_and_checked(sixty, tmp_path):
-    items, path = sixty
+    items, images = sixty
     (tmp_path / "2.r1cot.txt").write_text("LOOK {caption} ASK {question} {braces}")
     own = construct.read_templates(tmp_path)
     record = replace(items[0], caption="There are 3 things.")
     with endpoint(GOOD) as (base_url, bodies):
         limits = construct.Limits()
         construct.run(
-            [record], path / "images", base_url, tmp_path / "o", templates=own, limits=limits
+            [record], images, base_url, tmp_path / "o", templates=own, limits=limits
         )
     said = bodies[0]["messages"][0]["content"]
     assert said == f"LOOK There are 3 things. ASK {record.question} {{braces}}"
@@ -745,8 +710,8 @@ def test_memory_does_not_grow_with_the_records(tmp_path, count):
 def test_the_card_and_the_exports_read_back(sixty, tmp_path, capsys):
     import datasets
 
-    items, path = sixty
-    copy = shutil.copytree(path / "images", tmp_path / "images")
+    items, images = sixty
+    copy = shutil.copytree(images, tmp_path / "images")
     with pocket.serve_teacher(pocket.scenes_of(items, copy)) as base_url:
         result = run(items, copy, base_url, tmp_path)
     arguments = ["construct", "card", "--out", str(tmp_path), "--images", str(copy)]

@@ -5,7 +5,7 @@ from vlaa_lib.prompts import AHA_KEYWORDS, has_aha
 
 from .card import export, table_1
 from .pipeline import Dropped, Result, plan, run
-from .templates import Templates, read_templates
+from .steps import Templates, read_templates
 
 __all__ = [
     "AHA_KEYWORDS", "ENDPOINTS", "Dropped", "Endpoint", "Limits", "Result", "Templates", "export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,13 +13,13 @@ from typing import Any
 
 from vlaa_lib import ROOT, VlaaError, folders, worlds
 from vlaa_lib import records as files
-from vlaa_lib.llm.ledger import Ledger
+from vlaa_lib.llm import Ledger
 from vlaa_lib.records import Record, RecordError
 
 from .pipeline import LEDGER
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
-# keys of the released files; others are written only where reading the record back needs them
+# keys of the released files
 RELEASED = ("id", "image", "question", "gt", "answer", "caption", "meta")
 # column of table 1 -> step and key of our counts, key of the paper's row
 TABLE_1 = {
@@ -33,9 +34,6 @@ def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return our counts beside the paper's (table 1), a micro source in the line it stands for.
 
     original: records put in; pipeline: verified; SFT and RL: the splits. None: not stated, not run.
-
-    Args:
-        counts: rows of `counts.csv`.
     """
     stands_for = {source: name for source, (_, name) in worlds.known().sources.items()}
     ours: dict[str, Counter[str]] = {}
@@ -63,8 +61,6 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
 
     Args:
         images: image root; when given, the pictures go into the parquet files.
-    Returns:
-        the files written.
     Raises:
         VlaaError: there is no finished run in `out`, or it kept no record.
     """
@@ -91,7 +87,7 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
 
 
 def released(record: Record) -> dict[str, Any]:
-    """Return a record with the released files' keys, and what these alone would not bring back."""
+    """Return a record's released keys, and those that reading it back needs besides."""
     full = record.to_json()
     row = {key: full[key] for key in RELEASED if key in full}
     try:
@@ -139,9 +135,7 @@ def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
     lost = [
         {"step": row["step"], "source": row["source"], "dropped": int(number), "why": reason}
         for row in counts
-        for reason, _, number in (
-            part.rpartition(": ") for part in row["reasons"].split("; ") if part
-        )
+        for reason, number in re.findall(r"(.+?): (\d+)(?:; |$)", row["reasons"])
     ]
     spent = {key: sum(float(row[key]) for row in counts) for key in ("seconds", "cost")}
     tokens = sum(int(row["prompt_tokens"]) + int(row["completion_tokens"]) for row in counts)

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlaa_lib import folders
+from vlaa_lib import folders, llm
 from vlaa_lib import records as files
-from vlaa_lib.llm import ENDPOINTS, Answered, CallFailed, Client, Endpoint, Ledger, Limits
-from vlaa_lib.llm.client import run_apart
 from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS, key_of
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
 
-from .steps import STEPS, Drop, Request
-from .templates import OURS, Templates
+from .steps import OURS, STEPS, Drop, Templates
 
 LEDGER = "ledger.sqlite"
 SPLITS = ("split: sft", "split: rl")
@@ -55,41 +52,33 @@ class Result:
         return list(files.kept(self.out / "rl.jsonl"))
 
     @property
-    def summary(self) -> str:
-        """How many records each split has, and how many were dropped."""
-        sizes = Counter(dropped=0)
-        for row in self.counts:
-            sizes[row["step"]] += row["out"]
-            sizes["dropped"] += row["dropped"]
-        sft, rl = (sizes[split] for split in SPLITS)
-        return f"{sft} for SFT, {rl} for RL, {sizes['dropped']} dropped"
-
-    @property
     def drops(self) -> list[Dropped]:
-        """The records that left the pipeline."""
+        """The records that left the pipeline, read from their file."""
         return [Dropped(**row) for row in folders.whole_lines(self.out / "drops.jsonl")]
 
+    @property
+    def summary(self) -> str:
+        """How many records each split has, and how many were dropped."""
+        sft, rl = (sum(row["out"] for row in self.counts if row["step"] == s) for s in SPLITS)
+        dropped = sum(row["dropped"] for row in self.counts)
+        return f"{sft} for SFT, {rl} for RL, {dropped} dropped"
 
-class Counts:
-    """What happened to how many records, by step and source, sources in order of appearance."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # source -> step -> row
+class Counts(dict[str, dict[str, dict[str, Any]]]):
+    """What happened to how many records: source -> step -> row, sources as they appeared."""
 
-    def of(self, step: str, source: str) -> dict[str, Any]:
-        """Return the row of a step and source, to count in."""
-        if source not in self._rows:
-            zeros = dict.fromkeys(("calls", "from_ledger", "prompt_tokens", "completion_tokens"), 0)
-            self._rows[source] = {
-                name: {"step": name, "source": source, "in": 0, "out": 0, "dropped": 0,
-                       "reasons": Counter(), **zeros, "seconds": 0.0, "cost": 0.0}
-                for name in COUNTED
-            }  # fmt: skip
-        return self._rows[source][step]
+    def __missing__(self, source: str) -> dict[str, dict[str, Any]]:
+        zeros = dict.fromkeys(("calls", "from_ledger", "prompt_tokens", "completion_tokens"), 0)
+        self[source] = {
+            name: {"step": name, "source": source, "in": 0, "out": 0, "dropped": 0,
+                   "reasons": Counter(), **zeros, "seconds": 0.0, "cost": 0.0}
+            for name in COUNTED
+        }  # fmt: skip
+        return self[source]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table: step by step, and for each its sources."""
-        rows = [by_step[step] for step in COUNTED for by_step in self._rows.values()]
+        rows = [by_step[step] for step in COUNTED for by_step in self.values()]
         return [
             row | {
                 "reasons": "; ".join(f"{why}: {n}" for why, n in sorted(row["reasons"].items())),
@@ -102,13 +91,13 @@ class Counts:
 
 async def through(
     record: Record,
-    ask: Callable[[Request], Awaitable[Answered]],
+    ask: Callable[[llm.Request], Awaitable[llm.Answered]],
     templates: Templates,
     counts: Counts,
 ) -> Record | Dropped:
     """Take one record through all steps; return it, or why it was dropped."""
     for step in STEPS:
-        row = counts.of(step.name, record.source)
+        row = counts[record.source][step.name]
         row["in"] += 1
         request, reply = step.ask(record, templates), None
         try:
@@ -119,11 +108,10 @@ async def through(
                 # of a call that several records share, the first one counts what it took
                 for name in ("prompt_tokens", "completion_tokens", "seconds", "cost"):
                     row[name] += getattr(reply, name) if answered.is_first else 0
-            if reply is not None and reply.problem:
-                outcome = Drop("unusable reply", reply.problem)
-            else:
-                outcome = step.take(record, reply)
-        except CallFailed as error:
+                if reply.problem:
+                    raise llm.CallFailed("unusable reply", reply.problem)
+            outcome = step.take(record, reply)
+        except llm.CallFailed as error:
             outcome = Drop(error.reason, error.detail)
         if isinstance(outcome, Drop):
             row["dropped"] += 1
@@ -131,7 +119,7 @@ async def through(
             return Dropped(record.id, record.source, step.name, outcome.reason, outcome.detail)
         row["out"] += 1
         record = outcome
-    row = counts.of(SPLITS[has_aha(record.answer)], record.source)
+    row = counts[record.source][SPLITS[has_aha(record.answer)]]
     row["in"] += 1
     row["out"] += 1
     return record
@@ -143,9 +131,9 @@ def run(
     base_url: str,
     out: str | Path,
     *,
-    endpoints: Mapping[str, Endpoint] = ENDPOINTS,
+    endpoints: Mapping[str, llm.Endpoint] = llm.ENDPOINTS,
     templates: Templates = OURS,
-    limits: Limits | None = None,
+    limits: llm.Limits | None = None,
     progress: bool = True,
 ) -> Result:
     """Caption, distil, rewrite, verify and split records (paper §2, steps 2 to 6).
@@ -153,8 +141,7 @@ def run(
     Writes `sft.jsonl`, `rl.jsonl`, `drops.jsonl` and `counts.csv` below `out` when all is done;
     `out/ledger.sqlite` grows with each call. Killed and started again it asks only what has no
     reply yet, and the result is that of a run never killed. Records keep their order, and are read
-    and written one by one: memory does not grow with their number. Also runs where an event loop
-    is running already (Jupyter).
+    and written one by one: memory does not grow with their number.
 
     The counts say, for each step and source: records in, out and dropped by reason; calls answered
     in this run and replies taken from the ledger; tokens, seconds and cost of the replies, whenever
@@ -181,13 +168,13 @@ def run(
             bar.update()
             return outcome
 
-        with Ledger(out / LEDGER) as ledger:
-            async with Client(endpoints, base_url, ledger, Path(images), limits) as client:
+        with llm.Ledger(out / LEDGER) as ledger:
+            async with llm.Client(endpoints, base_url, ledger, Path(images), limits) as client:
                 await client.in_order(records, work, write)
 
     with bar, folders.lock(out):
         with _writer(out) as write:
-            run_apart(lambda: main(write))
+            llm.run_apart(lambda: main(write))
         folders.write_csv(out / "counts.csv", counts.rows())
     return Result(out, counts.rows())
 
@@ -220,19 +207,12 @@ ASSUMED_PROMPT_TOKENS = {"caption": IMAGE_TOKENS, "distil": 450, "rewrite": 1000
 SEEN_ENOUGH = 20  # ours: calls of a step after which the ledger's means replace the assumptions
 
 
-class _Open(Exception):
-    """A record's next call is not in the ledger: the request, and whether it is met first here."""
-
-    def __init__(self, request: Request, is_first: bool) -> None:
-        self.request, self.is_first = request, is_first
-
-
 def plan(
     records: Iterable[Record],
     images: str | Path,
     out: str | Path,
     *,
-    endpoints: Mapping[str, Endpoint] = ENDPOINTS,
+    endpoints: Mapping[str, llm.Endpoint] = llm.ENDPOINTS,
     templates: Templates = OURS,
 ) -> list[dict[str, Any]]:
     """Say what a run would ask and cost, before anything is spent.
@@ -242,35 +222,31 @@ def plan(
     there are twenty, else our assumptions, named above.
 
     Returns:
-        one row a step, and their sum: calls, prompt and completion tokens, cost in US dollars, and
-        where the tokens come from.
+        one row a step, and their sum; dollars are US dollars.
     """
     names = [step.name for step in STEPS]
     calls, known_tokens, num_unknown = Counter(), Counter(), Counter()
 
     async def main() -> dict[str, tuple[int, float, float]]:
-        with Ledger(Path(out) / LEDGER) as ledger:
+        with llm.Ledger(Path(out) / LEDGER) as ledger:
 
-            async def known(request: Request) -> Answered:
+            async def known(request: llm.Request) -> llm.Answered:
                 key, _ = key_of(endpoints[request.step], request, Path(images))
-                if (reply := ledger.get(key)) is None:
-                    raise _Open(request, ledger.meet(key))
-                return Answered(reply, False, False)
+                if reply := ledger.get(key):
+                    return llm.Answered(reply, False, False)
+                later = names[names.index(request.step) + 1 :]
+                calls.update(later)
+                num_unknown.update(later)
+                if ledger.meet(key):
+                    calls[request.step] += 1
+                    known_tokens[request.step] += request.tokens
+                raise llm.CallFailed("open", "not asked yet")  # this record is followed no further
 
             for record in records:
-                try:
-                    await through(record, known, templates, Counts())
-                except _Open as call:
-                    step = call.request.step
-                    later = names[names.index(step) + 1 :]
-                    calls.update(later)
-                    num_unknown.update(later)
-                    if call.is_first:
-                        calls[step] += 1
-                        known_tokens[step] += call.request.tokens
+                await through(record, known, templates, Counts())
             return ledger.means()
 
-    means, rows = run_apart(main), []
+    means, rows = llm.run_apart(main), []
     for step in names:
         num_finished, prompt, completion = means.get(step, (0, 0.0, 0.0))
         basis = f"{num_finished} finished calls"

@@ -2,8 +2,8 @@
 
 A step is two pure functions. `ask(record, templates)` returns the request, or None when the record
 already has what the step would pay for. `take(record, reply)` returns the record grown by the
-reply, or a Drop with the reason; it is also called, with None, when nothing was asked. All calls,
-files and waiting live in `llm` and `pipeline`.
+reply, or a Drop with the reason; it is also called, with None, when nothing was asked. All calls
+and waiting live in `llm` and `pipeline`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import NamedTuple
 
-from vlaa_lib import prompts
-from vlaa_lib.construct.templates import OURS, Templates
-from vlaa_lib.llm.ledger import Reply
-from vlaa_lib.llm.messages import Request, fill
+from vlaa_lib import VlaaError, prompts
+from vlaa_lib.llm import Reply, Request, fill
+from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
 
 MAX_WORDS_CHANGED = 15  # paper §2, step 4
@@ -26,8 +26,54 @@ MAX_WORDS_CHANGED = 15  # paper §2, step 4
 EXTRA_CONTEXT = {"CLEVR-Math": "rationale", "Math PUMA": "text_question"}
 UNCAPTIONED = ("Math PUMA",)  # paper §2, step 2: its textual version stands in for the caption
 
-
 _EMPTY_THINK = re.compile(rf"^\s*{prompts.THINK_OPEN}\s*{prompts.THINK_CLOSE}")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The prompt of each step; the defaults are in our own words."""
+
+    caption: str = prompts.CAPTION_PROMPT
+    distil: str = prompts.DISTIL_PROMPT
+    rewrite: str = prompts.REWRITE_PROMPT
+    verify: str = prompts.VERIFY_PROMPT
+
+
+OURS = Templates()
+# step -> the authors' name for its template, slots it must have, slots it may have besides
+_FILES = {
+    "caption": ("1.captioning.txt", (), ("question",)),
+    "distil": ("2.r1cot.txt", ("caption", "question"), ()),
+    "rewrite": ("3.rewrite.txt", ("input",), ()),
+    "verify": ("4.verify.txt", ("gold", "pred"), ("question",)),
+}
+
+
+def read_templates(folder: str | Path) -> Templates:
+    """Read a user's own templates by the authors' file names; a file not there keeps ours.
+
+    Raises:
+        VlaaError: none of the files is there, or one lacks a slot or has a foreign one.
+    """
+    found = {}
+    for step, (name, needed, allowed) in _FILES.items():
+        path = Path(folder) / name
+        if not path.exists():
+            continue
+        try:
+            found[step] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise VlaaError(f"{path}: cannot be read ({error})") from None
+        slots = set(SLOT.findall(found[step]))
+        if missing := set(needed) - slots:
+            raise VlaaError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")
+        if foreign := slots - {*needed, *allowed}:
+            known = ", ".join(f"{{{slot}}}" for slot in (*needed, *allowed))
+            raise VlaaError(f"{path}: slot {{{min(foreign)}}} has no value here; use {known}")
+    if not found:
+        names = ", ".join(name for name, *_ in _FILES.values())
+        raise VlaaError(f"{folder}: holds none of {names}")
+    return Templates(**found)
 
 
 @dataclass(frozen=True)
@@ -72,8 +118,7 @@ def ask_distil(record: Record, templates: Templates = OURS) -> Request | None:
     if record.ds_answer or record.answer:
         return None
     sight = "\n\n".join(filter(None, (record.caption, extra_context(record))))
-    text = fill(templates.distil, caption=sight, question=record.question)
-    return Request("distil", text)
+    return Request("distil", fill(templates.distil, caption=sight, question=record.question))
 
 
 def take_distil(record: Record, reply: Reply | None) -> Record | Drop:
@@ -86,14 +131,10 @@ def take_distil(record: Record, reply: Reply | None) -> Record | Drop:
             elif prompts.THINK_CLOSE in text:  # R1's template puts the opening tag into the prompt
                 text = prompts.THINK_OPEN + text
         record = replace(record, ds_answer=text)
-    if record.answer:
-        parsed = prompts.split_think_answer(record.answer)
-    else:
-        parsed = parse_reply(record.ds_answer)
-    if parsed.problem:
-        return Drop("malformed trace", parsed.problem)
-    if not parsed.think:
-        return Drop("malformed trace", "empty think block")
+    given = record.answer and prompts.split_think_answer(record.answer)
+    parsed = given or parse_reply(record.ds_answer)
+    if parsed.problem or not parsed.think:
+        return Drop("malformed trace", parsed.problem or "empty think block")
     return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
 
 
@@ -127,11 +168,11 @@ def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
     """
     if reply is None:
         return record
-    parsed = prompts.split_think_answer(reply.text)
+    before, parsed = map(prompts.split_think_answer, (record.answer, reply.text))
     if parsed.problem:
         return Drop("rewrite broke the trace", parsed.problem)
-    changed = abs(_num_words(parsed) - _num_words(prompts.split_think_answer(record.answer)))
-    if changed > MAX_WORDS_CHANGED:
+    words = [len(f"{text.think} {text.answer}".split()) for text in (before, parsed)]
+    if (changed := abs(words[0] - words[1])) > MAX_WORDS_CHANGED:
         reason = f"rewrite changed the length by more than {MAX_WORDS_CHANGED} words"
         return Drop(reason, f"{changed} words")
     return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
@@ -146,10 +187,6 @@ def changed_words(before: str, after: str) -> list[tuple[str, str]]:
     old, new = before.split(), after.split()
     codes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return [(" ".join(old[i:j]), " ".join(new[k:n])) for tag, i, j, k, n in codes if tag != "equal"]
-
-
-def _num_words(parsed: prompts.Parsed) -> int:
-    return len(parsed.think.split()) + len(parsed.answer.split())
 
 
 def ask_verify(record: Record, templates: Templates = OURS) -> Request | None:
@@ -169,16 +206,16 @@ def take_verify(record: Record, reply: Reply | None) -> Record | Drop:
     if reply is None:
         return record
     verdict = reply.text.strip().rstrip(".").lower()
+    trace = prompts.split_think_answer(record.answer)
     if verdict == "no":
-        pred = prompts.split_think_answer(record.answer).answer
-        return Drop("answer is not the gold", f"gold {record.solution!r}, answer {pred[:80]!r}")
+        detail = f"gold {record.solution!r}, answer {trace.answer[:80]!r}"
+        return Drop("answer is not the gold", detail)
     if verdict != "yes":
         return Drop("verdict is neither Yes nor No", reply.text[:80])
     in_prose = record.ds_answer and prompts.split_think_answer(record.ds_answer).problem
     if not in_prose or record.reward == "open":
         return record
-    think = prompts.split_think_answer(record.answer).think
-    return replace(record, answer=prompts.join_think_answer(think, record.solution))
+    return replace(record, answer=prompts.join_think_answer(trace.think, record.solution))
 
 
 STEPS = (

@@ -10,7 +10,7 @@ are one call, and what the ledger knows costs nothing. `construct` keeps a `Clie
 since what it asks next depends on the replies.
 """
 
-from .client import Answered, Client, Limits, Spent, ask_all
+from .client import Answered, Client, Limits, Spent, ask_all, run_apart
 from .endpoints import ENDPOINTS, Endpoint, read_endpoints
 from .ledger import Ledger, Reply, call_key
 from .messages import EMPTY, CallFailed, Request, fill, read_image
@@ -18,4 +18,5 @@ from .messages import EMPTY, CallFailed, Request, fill, read_image
 __all__ = [
     "EMPTY", "ENDPOINTS", "Answered", "CallFailed", "Client", "Endpoint", "Ledger", "Limits",
     "Reply", "Request", "Spent", "ask_all", "call_key", "fill", "read_endpoints", "read_image",
+    "run_apart",
 ]

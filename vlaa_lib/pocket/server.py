@@ -1,7 +1,4 @@
-"""The local teacher's server: OpenAI's chat API on loopback for micro-world images.
-
-The same client talks to it as to a paid endpoint.
-"""
+"""The local teacher's server: the part of OpenAI's chat API that this library uses, on loopback."""
 
 from __future__ import annotations
 
@@ -42,12 +39,9 @@ def completion(body: bytes, teacher: LocalTeacher) -> tuple[int, dict[str, Any]]
         "created": 0,  # no clock: the same request, the same reply
         "model": request["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": counts[0],
-            "completion_tokens": counts[1],
-            "total_tokens": sum(counts),
-        },
-    }
+        "usage": {"prompt_tokens": counts[0], "completion_tokens": counts[1],
+                  "total_tokens": sum(counts)},
+    }  # fmt: skip
 
 
 def _problem(message: str, code: str) -> dict[str, Any]:
@@ -66,7 +60,6 @@ class Handler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def do_POST(self) -> None:
-        """Read the request, send the answer."""
         self.send(*self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
 
     def send(self, status: int, payload: Any, headers: Mapping[str, str] | None = None) -> None:
@@ -93,11 +86,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serve(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
-    """Serve on loopback from a background thread; yield the base URL.
-
-    Args:
-        port: 0 for any free one.
-    """
+    """Serve on loopback, on any free port by default, from a thread; yield the base URL."""
     server = _Server(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -113,10 +102,7 @@ def serve(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]
 def serve_teacher(
     scenes: Mapping[str, dict], rates: Rates | None = None, port: int = 0
 ) -> Iterator[str]:
-    """Serve the local teacher; yield its base URL.
-
-    It speaks the part of OpenAI's chat API that this library uses. Keys are ignored, nothing is
-    remembered between requests.
+    """Serve the local teacher; yield its base URL. Keys are ignored.
 
     Args:
         scenes: scene by sha256 hex digest of the image file; `scenes_of` makes it from records.

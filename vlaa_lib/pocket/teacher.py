@@ -12,7 +12,7 @@ from typing import Any
 
 from vlaa_lib import prompts
 from vlaa_lib.llm.messages import SLOT
-from vlaa_lib.rewards.verifiers import iou
+from vlaa_lib.rewards.verifiers import iou, parse_box
 
 from .microworld import facts, narrator
 from .microworld.narrator import Rates
@@ -37,11 +37,7 @@ class LocalTeacher:
     """Answer the four kinds of request; the model name says which kind it is.
 
     Deterministic: chance is seeded by the model name, the prompt and the image, so sampling
-    settings and the order of requests change nothing.
-
-    Args:
-        scenes: scene of each known image, by the sha256 hex digest of its file.
-        rates: how often captions err and traces hesitate; None for the narrator's own.
+    settings and the order of requests change nothing. Arguments are those of `serve_teacher`.
     """
 
     def __init__(self, scenes: Mapping[str, dict], rates: Rates | None = None) -> None:
@@ -54,8 +50,8 @@ class LocalTeacher:
             Refusal: it does not answer this; the message says why.
         """
         if model not in TEMPLATES:
-            known = ", ".join(TEMPLATES)
-            raise Refusal(404, "model_not_found", f"no model {model!r} here; use {known}")
+            said = f"no model {model!r} here; use {', '.join(TEMPLATES)}"
+            raise Refusal(404, "model_not_found", said)
         text, image = _read(messages[-1]["content"])
         slots = read_back(TEMPLATES[model], text)
         if slots is None:
@@ -125,7 +121,6 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w%])")
 _LETTER = re.compile(
     r"\b(?:option|choice|answer(?: is)?):?\s*\(?([A-H])\b|^\W*([A-H])\W*$", re.IGNORECASE
 )
-_BOX = re.compile(r"\[([-\d.,\s]+)\]")
 
 
 def rewrite(text: str) -> str:
@@ -152,8 +147,8 @@ def agrees(gold: str, pred: str) -> bool:
     >>> agrees("3", "There are 3 left."), agrees("C", "So it is 2 (Option C)"), agrees("3", "4")
     (True, True, False)
     """
-    if box := _box(gold):
-        other = _box(pred)
+    if box := parse_box(gold):
+        other = parse_box(pred)
         return other is not None and iou(box, other) >= 0.5
     # signs and brackets count
     plain = [re.sub(r"[\s$]", "", text.lower()).rstrip(".") for text in (gold, pred)]
@@ -175,15 +170,3 @@ def _bare(text: str) -> str:
     """Lower-case, without dollar signs and the punctuation around words."""
     words = (word.strip(string.punctuation) for word in text.lower().replace("$", " ").split())
     return " ".join(filter(None, words))
-
-
-def _box(text: str) -> tuple[float, ...] | None:
-    """Read the last `[x1, y1, x2, y2]` of a text, or None."""
-    for inside in reversed(_BOX.findall(text)):
-        try:
-            values = tuple(float(value) for value in inside.split(","))
-        except ValueError:
-            continue
-        if len(values) == 4:
-            return values
-    return None
