@@ -239,7 +239,7 @@ def viewer() -> Net:
     """Three curated traces: the whole page, the data it is given, pictures, and the table."""
     from vlaa_lib import traces
     from vlaa_lib.show import html, prepare
-    from vlaa_lib.show.text import picture
+    from vlaa_lib.show.style import picture
 
     examples = traces.curated()[::12][:3]
     state = prepare.prepare(examples)

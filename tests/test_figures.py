@@ -9,7 +9,8 @@ from plotly.offline import get_plotlyjs
 
 import chromium
 from vlaa_lib import ROOT, VlaaError, traces
-from vlaa_lib.show import evaluation_figures, figures, results, style, trace_figures
+from vlaa_lib.show import figures, results, style
+from vlaa_lib.show import model_figures as models
 from vlaa_lib.tables import number, text_table
 
 HOSTILE = '<a href="javascript:alert(1)">x</a><b>y</b></script><script>alert(1)</script>"'
@@ -36,17 +37,17 @@ def words(figure) -> str:
 
 
 def test_models_look_alike_everywhere_and_unlike_each_other():
-    models = ("base", "instruct", "sft", "grpo", "sft_grpo", "teacher")
-    looks = [style.style_of(m) for m in models]
+    names = ("base", "instruct", "sft", "grpo", "sft_grpo", "teacher")
+    looks = [style.style_of(name) for name in names]
     for part in ("color", "symbol", "dash"):
-        assert len({getattr(look, part) for look in looks}) == len(models)
+        assert len({getattr(look, part) for look in looks}) == len(names)
     assert style.PAPER_COLOR not in {look.color for look in looks}
     drawn = figures.accuracy_bars(ACCURACY)
     colors = [mark.marker.color for mark in bars_of(drawn)]
     assert colors == [style.style_of(m).color for m in ("instruct", "grpo")]
     along = figures.bars([{"model": "sft", "v": 1}, {"model": "grpo", "v": 2}], "model", "v")
     assert [mark.marker.color for mark in along.data] == [
-        style.style_of(m).color for m in ("sft", "grpo")]  # fmt: skip
+        style.style_of(m).color for m in ("sft", "grpo")]
     assert [list(mark.x) for mark in along.data] == [["SFT"], ["GRPO"]]
 
 
@@ -68,23 +69,18 @@ def test_a_figure_is_a_table_as_well(tmp_path):
     lambda text: figures.bars([{"x": text, "y": 1, "g": text}], "x", "y", "g", text, text, text),
     lambda text: figures.learning_curve(
         [{"s": 1, "v": 2, "g": text}, {"s": 2, "v": 2, "g": "b"}], "s", "v", "g", text, text, text),
-    lambda text: trace_figures.by_model(rows(text, hesitation=1.0), "hesitation", text),
-    lambda text: trace_figures.false_steps(
+    lambda text: models.by_model(rows(text, hesitation=1.0), "hesitation", text),
+    lambda text: models.false_steps(
         [{"source": text, "noise": 1, "false_all": 0.5, "false_verified": 0.2}], text),
-])  # fmt: skip
+])
 def test_text_stays_text(draw):
     figure = draw(HOSTILE)
     said = words(figure)
     assert "<a href" not in said and "<b>" not in said and "<script" not in said
     assert "&lt;a href=" in said and "&lt;b&gt;y" in said  # plotly shows it as it was written
     page = figures.html(figure)
+    assert len(page) < 30_000 and get_plotlyjs() in figures.html(figure, include_js=True)
     assert page.count("<script") == page.count("</script") and "alert(1)</script>" not in page
-
-
-def test_plotlys_script_comes_when_asked_for():
-    figure = figures.bars([{"x": "a", "y": 1}], "x", "y")
-    assert get_plotlyjs() in figures.html(figure, include_js=True)
-    assert len(figures.html(figure)) < 20_000
 
 
 # --- lines and bars
@@ -92,7 +88,7 @@ def test_plotlys_script_comes_when_asked_for():
 
 def test_learning_curve_draws_a_line_a_run_and_skips_gaps(tmp_path):
     given = [{"step": s, "reward": r, "run": n} for n in ("grpo", "sft_grpo")
-             for s, r in ((1, "0.1"), (2, ""), (3, "nan"), (4, 0.4))]  # fmt: skip
+             for s, r in ((1, "0.1"), (2, ""), (3, "nan"), (4, 0.4))]
     figure = figures.learning_curve(given, "step", "reward", "run", "A title")
     assert [list(line.x) for line in figure.data] == [[1, 4], [1, 4]]
     assert [line.name for line in figure.data] == ["GRPO", "SFT+GRPO"]
@@ -105,7 +101,7 @@ def test_learning_curve_draws_a_line_a_run_and_skips_gaps(tmp_path):
 
 def test_many_lines_have_whiskers_few_have_bands():
     given = [{"n": n, "v": 0.5, "low": 0.4, "high": 0.6, "s": f"scorer {i}"}
-             for i in range(9) for n in (1, 2)]  # fmt: skip
+             for i in range(9) for n in (1, 2)]
     many = figures.learning_curve(given, "n", "v", "s")
     assert len(many.data) == 9 and all(len(line.error_y.array) == 2 for line in many.data)
     looks = {(line.line.color, line.marker.symbol) for line in many.data}
@@ -141,12 +137,6 @@ def test_counts_add_up_sources_once():
     assert list(into.y) == [10] and list(out.y) == [9]
 
 
-def test_a_note_stands_below_each_place():
-    given = [{"model": m, "v": 1, "of": f"{n} steps"} for m, n in (("sft", 3), ("sft_grpo", 4))]
-    drawn = figures.bars(given, "model", "v", note="of")
-    assert [mark.x[0] for mark in drawn.data] == ["SFT<br>3 steps", "SFT+GRPO<br>4 steps"]
-
-
 # --- evaluation
 
 CHANGE = [
@@ -156,12 +146,12 @@ CHANGE = [
         ("sft", "micro-MathVista", -0.5, -0.75, -0.25), ("sft", "micro-WeMath", None, None, None),
         ("grpo", "micro-MathVista", 0.25, None, None), ("grpo", "micro-WeMath", 0.5, 0.0, 1.0),
     )
-]  # fmt: skip
+]
 PAPER = [{"model": "sft", "named": "Qwen, SFT", "benchmark": "MathVista", "change": -0.336}]
 
 
 def test_models_stand_in_lines_and_the_papers_under_them_in_grey():
-    table = evaluation_figures.by_benchmark(CHANGE, PAPER, "change")
+    table = models.by_benchmark(CHANGE, PAPER, "change")
     assert table.rows == [
         {"model": "SFT, micro", "MathVista": "-50.0 [-75.0,-25.0]", "WeMath": "no value"},
         {"model": "GRPO, micro", "MathVista": "25.0 [unknown]", "WeMath": "50.0 [0.0,100.0]"},
@@ -175,13 +165,13 @@ def test_models_stand_in_lines_and_the_papers_under_them_in_grey():
 
 def test_a_benchmark_of_the_field_is_not_called_micro():
     row = {"model": "m<b>", "benchmark": "LogicVista", "value": 0.5, "low": 0.4, "high": 0.6}
-    table = evaluation_figures.by_benchmark([row])
+    table = models.by_benchmark([row])
     assert table.rows == [{"model": "m<b>", "LogicVista": "50.0 [40.0,60.0]"}]
     assert "<b>" not in table._repr_html_() and "#767676" not in table._repr_html_()
 
 
 def test_relative_change_has_bars_intervals_and_one_grey_series():
-    figure = evaluation_figures.relative_change(CHANGE, PAPER, "t")
+    figure = models.relative_change(CHANGE, PAPER, "t")
     bars = bars_of(figure)
     assert [list(map(number, bar.y)) for bar in bars] == [[-0.5, None], [0.25, 0.5]]
     assert [list(bar.x) for bar in bars] == [["MathVista", "WeMath"]] * 2
@@ -196,8 +186,8 @@ def test_relative_change_has_bars_intervals_and_one_grey_series():
 def test_a_difference_is_filled_where_its_interval_misses_zero():
     triples = ((-0.2, -0.3, -0.1), (0.1, -0.1, 0.3), (0.2, 0.1, 0.4))
     rows = [{"name": f"pair {i}", "difference": d, "low": low, "high": high}
-            for i, (d, low, high) in enumerate(triples)]  # fmt: skip
-    (dots,) = evaluation_figures.differences(rows, "t").data
+            for i, (d, low, high) in enumerate(triples)]
+    (dots,) = models.differences(rows, "t").data
     assert list(dots.marker.symbol) == ["circle", "circle-open", "circle"]
     assert list(dots.x) == [-0.2, 0.1, 0.2] and list(dots.y) == ["pair 0", "pair 1", "pair 2"]
     assert round(dots.error_x.array[2], 9) == 0.2 and round(dots.error_x.arrayminus[2], 9) == 0.1
@@ -206,13 +196,13 @@ def test_a_difference_is_filled_where_its_interval_misses_zero():
 def test_flips_are_counted_up_and_down():
     rows = [{"benchmark": name, "gained": gained}
             for name, gained in (("micro-A", True), ("micro-A", True), ("micro-B", False))]
-    gained, lost = evaluation_figures.flips(rows, "instruct", "grpo").data
+    gained, lost = models.flips(rows, "instruct", "grpo").data
     assert (list(gained.x), list(gained.y)) == (["A", "B"], [2, 0])
     assert (list(lost.y), gained.name, lost.name) == (
         [0, -1], "only GRPO right", "only instruct right",
-    )  # fmt: skip
+    )
     assert list(gained.text) == ["2", ""]
-    empty = evaluation_figures.flips([], "instruct", "grpo", ["micro-A"])
+    empty = models.flips([], "instruct", "grpo", ["micro-A"])
     assert [(list(bar.x), list(bar.y)) for bar in empty.data] == [(["A"], [0])] * 2, "it is shown"
 
 
@@ -222,7 +212,7 @@ def test_flips_are_counted_up_and_down():
 def test_means_average_rollouts_of_a_record_before_records():
     given = [{"record_id": "a", "reward": 1.0}] * 9 + [{"record_id": "b", "reward": 0.0}]
     given.append({"record_id": "c", "reward": float("nan")})
-    (found,) = trace_figures.means(given, (), "reward")
+    (found,) = models.means(given, (), "reward")
     assert found["reward"] == 0.5 and (found["n"], found["records"]) == (10, 2)
     assert (found["low"], found["high"]) == (0.0, 1.0)
 
@@ -232,8 +222,8 @@ def test_training_draws_reward_and_length_with_bands():
         {"record_id": f"r{i}", "model": model, "optimizer_step": step, "reward": (i + step) % 3 / 2,
          "completion_tokens": 10 * step + i}
         for model in ("grpo", "sft_grpo") for step in (2, 0, 1) for i in range(4)
-    ]  # fmt: skip
-    figure = trace_figures.training(given, "Reward <b>rises</b>")
+    ]
+    figure = models.training(given, "Reward <b>rises</b>")
     assert [mark.yaxis for mark in figure.data] == ["y"] * 4 + ["y2"] * 4
     assert [mark.fill for mark in figure.data] == ["toself", None] * 4
     assert [list(mark.x) for mark in figure.data if not mark.fill] == [[0, 1, 2]] * 4
@@ -250,11 +240,11 @@ def test_the_aha_map_counts_per_hundred_traces_above_the_papers_in_grey():
     silent = dict.fromkeys(traces.FIGURE7_PHRASES, 0)
     given = [*rows("sft", **silent | {"wait": 2}), *rows("grpo", 4, **silent)]
     paper = {"columns": ["theirs"], **{key: [7] for key in traces.FIGURE7_PHRASES}}
-    ours, theirs = trace_figures.aha_map(given, "Ours", paper).data
+    ours, theirs = models.aha_map(given, "Ours", paper).data
     assert len(ours.z) == 8 and "200<br>(200 to 200)" in list(ours.text)
     assert theirs.colorscale[-1][1] == style.PAPER_COLOR and list(theirs.z) == [7] * 4
     assert set(theirs.y) == {"paper: theirs"}
-    figure = trace_figures.aha_map(given)
+    figure = models.aha_map(given)
     (cell,) = [r for r in figure.rows if r["model"] == "sft" and r["phrase"] == "wait"]
     assert cell["per 100 traces"] == 200 and cell["n"] == 8
     assert len(figure.data) == 1, "the paper's are no numbers of ours"
@@ -263,44 +253,44 @@ def test_the_aha_map_counts_per_hundred_traces_above_the_papers_in_grey():
 def test_means_by_model_leave_out_what_is_not_known_and_say_of_how_many():
     given = [*rows("sft", 3, false_share=0.5, checked_steps=4),
              *rows("sft", 2, false_share=None, checked_steps=0),
-             *rows("grpo", 1, false_share=0.0, checked_steps=7)]  # fmt: skip
-    figure = trace_figures.by_model(given)
+             *rows("grpo", 1, false_share=0.0, checked_steps=7)]
+    figure = models.by_model(given)
     assert [(r["model"], r["false_share"], r["n"]) for r in figure.rows] == [
-        ("sft", 0.5, 3), ("grpo", 0.0, 1)]  # fmt: skip
+        ("sft", 0.5, 3), ("grpo", 0.0, 1)]
     assert [mark.x[0] for mark in figure.data] == ["SFT<br>12 steps", "GRPO<br>7 steps"]
-    figure = trace_figures.by_model(rows("sft", 3, hesitation=0.5), "hesitation")
+    figure = models.by_model(rows("sft", 3, hesitation=0.5), "hesitation")
     assert figure.data[0].x[0] == "SFT<br>3 traces"
     with pytest.raises(ValueError, match="no row has a number"):
-        trace_figures.by_model(rows(false_share=None))
+        models.by_model(rows(false_share=None))
 
 
 def test_reward_by_truth_puts_many_false_steps_together():
     given = [row | {"reward": 1.0 / (1 + (k or 0))} for k in (5, 0, 3, None)
-             for row in rows(n=2, false_steps=k)]  # fmt: skip
-    figure = trace_figures.reward_by_truth(given)
+             for row in rows(n=2, false_steps=k)]
+    figure = models.reward_by_truth(given)
     assert [(r["false steps"], r["n"]) for r in figure.rows] == [("0", 2), ("3 or more", 4)]
     assert figure.rows[0]["reward"] == 1.0 and list(figure.data[0].x) == ["0", "3 or more"]
     unchecked = [row | {"reward": 0.5, "checked_steps": k} for k in (0, 2)
-                 for row in rows(n=2, false_steps=0)]  # fmt: skip
-    found = [row["false steps"] for row in trace_figures.reward_by_truth(unchecked).rows]
+                 for row in rows(n=2, false_steps=0)]
+    found = [row["false steps"] for row in models.reward_by_truth(unchecked).rows]
     assert found == ["0", "none checked"], "a trace without a checkable step is no true one"
 
 
 def test_second_thoughts_are_counted_by_outcome_and_model():
     given = [*rows("sft", 4, helped=1, hurt=0, unchanged=None), *rows("grpo", 2, helped=0, hurt=2)]
-    figure = trace_figures.self_correction(given)
+    figure = models.self_correction(given)
     found = {(r["model"], r["second thought"]): r["per 100 traces"] for r in figure.rows}
     assert found == {("sft", "helped"): 100, ("grpo", "helped"): 0, ("sft", "hurt"): 0,
-                     ("grpo", "hurt"): 200}  # fmt: skip
+                     ("grpo", "hurt"): 200}
     assert [list(mark.x) for mark in figure.data] == [["helped", "hurt"]] * 2
 
 
 def test_length_and_right_cuts_into_equal_parts():
     given = [row | {"record_id": f"r{i}", "words": i, "correct": i >= 6}
-             for i, row in enumerate(rows(n=8))]  # fmt: skip
-    figure = trace_figures.length_and_right(given)
+             for i, row in enumerate(rows(n=8))]
+    figure = models.length_and_right(given)
     assert [(r["words"], r["right"]) for r in figure.rows] == [
-        (0.5, 0.0), (2.5, 0.0), (4.5, 0.0), (6.5, 1.0)]  # fmt: skip
+        (0.5, 0.0), (2.5, 0.0), (4.5, 0.0), (6.5, 1.0)]
 
 
 # --- results of a run
@@ -309,17 +299,17 @@ def test_length_and_right_cuts_into_equal_parts():
 def test_a_figure_is_drawn_again_from_the_csv_that_it_saved(tmp_path):
     given = rows("sft", 3, hesitation=0.5, false_share=0.5, checked_steps=2, words=3, reward=1.0,
                  false_steps=1, helped=1, hurt=0, unchanged=0, optimizer_step=1, follows=True,
-                 completion_tokens=5, **dict.fromkeys(traces.FIGURE7_PHRASES, 1))  # fmt: skip
+                 completion_tokens=5, **dict.fromkeys(traces.FIGURE7_PHRASES, 1))
     made = {
-        "traces_training": trace_figures.training(given),
-        "traces_aha": trace_figures.aha_map(given),
-        "traces_hesitation": trace_figures.by_model(given, "hesitation"),
-        "traces_truth": trace_figures.by_model(given),
-        "traces_follows": trace_figures.by_model(given, "follows"),
-        "traces_reward_by_truth": trace_figures.reward_by_truth(given),
-        "traces_length": trace_figures.length_and_right(given),
-        "traces_second_thoughts": trace_figures.self_correction(given),
-    }  # fmt: skip
+        "traces_training": models.training(given),
+        "traces_aha": models.aha_map(given),
+        "traces_hesitation": models.by_model(given, "hesitation"),
+        "traces_truth": models.by_model(given),
+        "traces_follows": models.by_model(given, "follows"),
+        "traces_reward_by_truth": models.reward_by_truth(given),
+        "traces_length": models.length_and_right(given),
+        "traces_second_thoughts": models.self_correction(given),
+    }
     assert set(made) == {name[:-4] for name in results.RESULTS if name.startswith("traces_")}
     for name, figure in made.items():
         figure.save(tmp_path / name)
@@ -331,7 +321,7 @@ def test_a_figure_is_drawn_again_from_the_csv_that_it_saved(tmp_path):
 
 def test_results_of_the_laptop_run_are_drawn():
     drawn = {file.name: [figure for _title, figure in results.drawn(file)]
-             for file in (ROOT / "data" / "results" / "laptop").glob("*.csv")}  # fmt: skip
+             for file in (ROOT / "data" / "results" / "laptop").glob("*.csv")}
     assert all(isinstance(figure, figures.Figure) for made in drawn.values() for figure in made)
     assert len(drawn["grpo_grpo.csv"]) == 3 and len(drawn["traces_truth.csv"]) == 1
     assert drawn["benchmarks.csv"] == []  # has no figure of its own

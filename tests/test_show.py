@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from vlaa_lib import folders, images, prompts, show, tables
+from vlaa_lib import folders, prompts, show, tables
 from vlaa_lib.construct import AHA_KEYWORDS
 from vlaa_lib.show import html, style
-from vlaa_lib.show.text import segments, thumbnail
+from vlaa_lib.show.style import picture, segments
 from vlaa_lib.study import report
 
 PAYLOADS = (
@@ -30,7 +30,9 @@ PAYLOADS = (
 
 
 def tags(page: str) -> set[str]:
-    """Return every tag with attributes other than ours."""
+    """Return the tags of a page, none of which may run anything."""
+    for attributes in re.findall(r"<\w+([^>]*)>", page):
+        assert not re.search(r"[\s\"'/]on\w+\s*=|javascript:", attributes)
     return set(re.findall(r"<\s*([a-zA-Z][\w-]*)", page))
 
 
@@ -50,10 +52,7 @@ def test_model_text_stays_text(payload, field):
         item[field] = payload
     else:
         item["sides"][1][field] = payload
-    page = html.render([item])
-    assert tags(page) <= clean
-    for attributes in re.findall(r"<\w+([^>]*)>", page):
-        assert not re.search(r"on\w+\s*=|javascript:", attributes)
+    assert tags(html.render([item])) <= clean
 
 
 @given(st.text(alphabet=st.sampled_from("<>/&wait\"' \nthinkanswer3"), max_size=80))
@@ -64,6 +63,8 @@ def test_segments_lose_nothing(text):
 def test_segments_mark_aha_words_and_the_answer():
     text = prompts.join_think_answer("Wait, let me double-check.", "3 again")
     kinds = list(segments(text))
+    for word in AHA_KEYWORDS:
+        assert ("aha", word.upper()) in list(segments(f"so {word.upper()} then"))
     assert ("aha", "Wait") in kinds and ("aha", "double-check") in kinds
     assert ("answer", "3 ") in kinds and ("aha", "again") in kinds
     assert [k for k, _ in kinds].count("tag") == 4
@@ -71,35 +72,23 @@ def test_segments_mark_aha_words_and_the_answer():
     assert ">Wait</mark>" in page and ">3 </strong>" in page and "&lt;answer&gt;" in page
 
 
-@pytest.mark.parametrize("word", AHA_KEYWORDS)
-def test_every_aha_word_is_marked_whatever_its_case(word):
-    assert ("aha", word.upper()) in list(segments(f"so {word.upper()} then"))
-
-
-@pytest.mark.parametrize(
-    ("reward", "shown"),
-    [(0.5, "reward 0.5"), (0, "reward 0"), (None, "not scored"), (math.nan, "not scored")],
-)
-def test_rewards_are_shown_or_said_to_be_missing(reward, shown):
-    page = html.render([{"question": "q", "gold": "g", "sides": [side(reward=reward)]}])
-    assert shown in page
-
-
-def test_a_long_trace_is_cut_and_says_so():
-    page = html.render([{"question": "q", "gold": "g", "sides": [side("ab " * 5000)]}])
-    assert len(page) < 6000 and "11,000 more characters" in page
+@pytest.mark.parametrize(("more", "shown"), [
+    ({"reward": 0.5}, "reward 0.5"), ({"reward": 0}, "reward 0"), ({"reward": None}, "not scored"),
+    ({"reward": math.nan}, "not scored"), ({"text": "ab " * 5000}, "11,000 more characters"),
+])
+def test_what_is_missing_or_cut_is_said(more, shown):
+    page = html.render([{"question": "q", "gold": "g", "sides": [side(**more)]}])
+    assert shown in page and len(page) < 6000
 
 
 def test_pictures_are_small_jpeg_data(tmp_path):
-    picture = Image.new("RGBA", (800, 400), (255, 0, 0, 128))
-    picture.save(tmp_path / "a.png")
-    for given_image in (picture, tmp_path / "a.png", str(tmp_path / "a.png")):
-        url = thumbnail(given_image)
-        head, data = url.split(",")
+    image = Image.new("RGBA", (800, 400), (255, 0, 0, 128))
+    image.save(tmp_path / "a.png")
+    for given_image in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        head, data = picture({"image": given_image}, 192).split(",")
         assert head == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (192, 96)
-    with pytest.raises(images.ImageError, match=r"none\.png"):
-        thumbnail(tmp_path / "none.png")
+    assert re.match(r"no picture: .*none\.png", picture({"image": tmp_path / "none.png"}, 192))
 
 
 def test_trace_html_is_shown_by_notebooks_without_script():
@@ -113,7 +102,7 @@ def test_trace_html_is_shown_by_notebooks_without_script():
 
 def test_source_is_the_live_function_and_escaped():
     shown = show.source(segments)
-    assert shown.data.startswith("# vlaa_lib/show/text.py, line ")
+    assert shown.data.startswith("# vlaa_lib/show/style.py, line ")
     assert "def segments(" in shown.data
     page = shown._repr_html_()
     assert "<answer>" not in page and "&lt;answer&gt;" in page
@@ -144,12 +133,6 @@ def test_a_table_is_html_on_a_page_and_text_elsewhere():
     assert ">said</th>" in page and ">said<" not in show.table(table.rows, ["n"])._repr_html_()
 
 
-def test_rows_may_come_from_a_csv(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("step,loss\n1,2.5\n2,\n")
-    assert "2.5" in tables.text_table(path)
-
-
 # --- report
 
 
@@ -160,7 +143,7 @@ def write_run(folder, payload="") -> str:
     (folder / "notebooks" / "00_tour.ipynb").write_text("{}")
     card = {"profile": f"smoke{payload}", "status": {"00_tour": "done", f"01{payload}": "failed"},
             "minutes": {"00_tour": 1.25}, "versions": {"torch": payload},
-            "settings": {"note": payload}, "machine": payload}  # fmt: skip
+            "settings": {"note": payload}, "machine": payload}
     (folder / "run_card.json").write_text(json.dumps(card))
     quoted = '"' + payload.replace('"', '""') + '"'
     (folder / "results" / "accuracy.csv").write_text(
@@ -181,10 +164,10 @@ def without_plotly(file) -> str:
 def test_report_shows_numbers_and_names_what_is_missing(tmp_path):
     page = write_run(tmp_path / "run")
     for wanted in ("0.6123", "1.25", 'href="notebooks/00_tour.ipynb"', "own.csv",
-                   "Plotly.newPlot", "default-src 'none'"):  # fmt: skip
+                   "Plotly.newPlot", "default-src 'none'"):
         assert wanted in page
     for missing in ("results/construct_counts.csv", "results/sft_log.csv", "results/aha.csv",
-                    "completion tokens"):  # fmt: skip
+                    "completion tokens"):
         assert re.search(f'class="missing">missing: [^<]*{re.escape(missing)}', page), missing
     assert "not ours" in page and style.PAPER_COLOR in page
     assert not re.search(r"<script[^>]+src|<link|@import|https?://", page)
@@ -193,20 +176,13 @@ def test_report_shows_numbers_and_names_what_is_missing(tmp_path):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_report_keeps_text_text(tmp_path, payload):
     clean = tags(write_run(tmp_path / "clean", "plain"))
-    page = write_run(tmp_path / "bad", payload)
-    assert tags(page) == clean
-    for attributes in re.findall(r"<\w+([^>]*)>", page):
-        assert not re.search(r"\son\w+\s*=|javascript:", attributes)
+    assert tags(write_run(tmp_path / "bad", payload)) == clean
 
 
-def test_report_of_an_empty_folder_says_so(tmp_path):
+def test_a_report_says_what_is_missing_and_what_is_thinned(tmp_path):
     page = without_plotly(report.write_report(tmp_path))
     assert "run_card.json" in page and page.count('class="missing"') >= 6
-
-
-def test_a_long_table_is_thinned_and_says_so(tmp_path):
-    (tmp_path / "results").mkdir()
     lines = "".join(f"{i},{i}.5\n" for i in range(100))
-    (tmp_path / "results" / "sft_log.csv").write_text("step,loss\n" + lines)
+    folders.write_text(tmp_path / "results" / "sft_log.csv", "step,loss\n" + lines)
     page = without_plotly(report.write_report(tmp_path))
     assert "One row in 3 of 100" in page and page.count("<tr>") < 60

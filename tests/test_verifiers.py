@@ -11,7 +11,7 @@ from scoring import COLON, record, score
 from vlaa_lib import rewards
 from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import Score, verifiers
-from vlaa_lib.show import boxes
+from vlaa_lib.show import figures
 
 # --- digit ---------------------------------------------------------------------------------------
 
@@ -236,10 +236,10 @@ def test_iou_is_symmetric_and_bounded(a, b):
 def test_boxes_are_drawn_one_panel_an_answer():
     sample = microworld.generate("locate", "train", 1)
     gold = rewards.parse_box(sample.record.gt)
-    empty, same, other = (boxes.overlaps(sample.image, gold, answers)
+    empty, same, other = (figures.overlaps(sample.image, gold, answers)
                           for answers in ([None], [gold], [(0.0, 0.0, 0.1, 0.1)] * 4))  # fmt: skip
     assert empty.size == same.size and other.height > same.height and other.width <= 640
-    counts = [{c: n for n, c in p.getcolors(2**20)}.get(boxes.ANSWER, 0)
+    counts = [{c: n for n, c in p.getcolors(2**20)}.get(figures.ANSWER, 0)
               for p in (empty, same, other)]  # fmt: skip
     assert counts[0] == 0 < counts[1]
     assert counts[2] > 0

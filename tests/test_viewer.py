@@ -17,7 +17,7 @@ import viewer_cases
 from vlaa_lib import traces
 from vlaa_lib.pocket import microworld
 from vlaa_lib.show import AskAgain, TraceViewer, html, prepare
-from vlaa_lib.show.text import picture, visible
+from vlaa_lib.show.style import picture, visible
 
 SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
 TEXT = (

@@ -11,7 +11,7 @@ import pytest
 import chromium
 import viewer_cases
 from vlaa_lib.show import TraceViewer, html, prepare
-from vlaa_lib.show.text import picture
+from vlaa_lib.show.style import picture
 
 pytestmark = pytest.mark.browser
 MOUNT = """async (state) => {

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import ROOT
-from vlaa_lib.tables import Rows, Table
+from vlaa_lib.tables import Table
 
 from .html import trace_html
 
 __all__ = ["AskAgain", "TraceViewer", "minutes", "source", "table", "trace_html"]
+
+table = Table  # rows, or a CSV file
 
 
 def __getattr__(name: str) -> Any:
@@ -26,11 +28,7 @@ def __getattr__(name: str) -> Any:
 
 
 def source(fn: Callable | type) -> Any:
-    """Show the live source of a function or class under a comment that says where it stands.
-
-    Raises:
-        TypeError: built in, or otherwise without Python source.
-    """
+    """Show the live source of a function or class under a comment that says where it stands."""
     from IPython.display import Code
 
     fn = inspect.unwrap(fn)
@@ -41,17 +39,11 @@ def source(fn: Callable | type) -> Any:
     return Code(f"# {place}, line {max(1, number)}\n{''.join(lines)}", language="python")
 
 
-def table(rows: str | Path | Rows, columns: list[str] | None = None) -> Table:
-    """Show rows, or a CSV file, as a table; its text twin is `tables.text_table`."""
-    return Table(rows, columns)
-
-
 def minutes(notebook: str) -> Table:
     """Say how long a notebook took in the measured runs of `data/results`, as a table."""
-    rows = []
-    for path in sorted((ROOT / "data" / "results").glob("**/run_card.json")):
-        card = json.loads(path.read_text())
-        if (spent := card["minutes"].get(notebook)) is not None:
-            row = {"profile": card["profile"], "minutes": round(spent, 1)}
-            rows.append(row | {"on": card["machine"]})
+    files = sorted((ROOT / "data" / "results").glob("**/run_card.json"))
+    cards = [json.loads(path.read_text()) for path in files]
+    rows = [{"profile": card["profile"], "minutes": round(card["minutes"][notebook], 1),
+             "on": card["machine"]}
+            for card in cards if card["minutes"].get(notebook) is not None]
     return table(rows or [{"minutes": "no run of this notebook is measured yet"}])

@@ -1,7 +1,7 @@
 """Figures: rows or a CSV as a data frame, drawn by plotly in one look.
 
-Every function returns a `Figure`, whose text is the table of its numbers. Figures of traces stand
-in `trace_figures`, those of process rewards in `process_figures`; `results` draws what a run left.
+Every function returns a `Figure`, whose text is the table of its numbers. Figures that compare
+models stand in `model_figures`, those of process rewards in `process_figures`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from vlaa_lib.folders import write_csv
+from vlaa_lib.images import font, sheet
+from vlaa_lib.rewards.verifiers import iou
 from vlaa_lib.tables import Rows, number, read, text_table, thinned
 
 from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
 
-_INTERVAL = ("low", "high", "n", "records")
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlaa_lib.rewards.verifiers import Box
+
+Given = str | Path | Rows  # rows, or the CSV that holds them
+
 _BANDS = 4  # lines with a band each; more are a muddle, and have their intervals at the markers
+_SIDE_PX, _CAPTION_PX = 180, 20  # of a picture: three to a row stay under 640 px
+GOLD, ANSWER = (0, 0, 0), (213, 94, 0)  # boxes: black and Okabe-Ito's vermilion
 
 
 # --- what every figure is made of ----------------------------------------------------------------
@@ -56,18 +66,13 @@ def finish(
     figure = Figure(marks)
     figure.rows = list(rows)
     lines = textwrap.wrap(title, 70)
-    figure.update_layout(
-        template="simple_white",
-        width=WIDTH_PX,
-        height=HEIGHT_PX,
+    return figure.update_layout(
+        template="simple_white", width=WIDTH_PX, height=HEIGHT_PX, showlegend=legend,
         title={"text": "<br>".join(map(plain, lines)), "font": {"size": 15}},
-        xaxis_title=plain(x_title),
-        yaxis_title=plain(y_title),
-        showlegend=legend,
+        xaxis_title=plain(x_title), yaxis_title=plain(y_title),
         legend={"orientation": "h", "y": -0.32},
         margin={"l": 60, "r": 20, "t": 32 + 18 * max(1, len(lines)), "b": 60},
     )
-    return figure
 
 
 def html(figure: go.Figure, include_js: bool = False) -> str:
@@ -81,7 +86,7 @@ def plain(value: Any) -> Any:
     return escape(value, quote=False) if isinstance(value, str) else value
 
 
-def frame(rows: str | Path | Rows) -> pd.DataFrame:
+def frame(rows: Given) -> pd.DataFrame:
     """Return rows as a data frame; its texts are `plain`, and those of a CSV stay texts."""
     return pd.DataFrame(read(rows)).map(plain)
 
@@ -99,11 +104,8 @@ def groups(data: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFra
 
 
 def kept(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
-    """Return the columns that a figure shows, as far as rows have them: its text twin.
-
-    Intervals, and how many rows and records a mean is of, go along.
-    """
-    columns = dict.fromkeys((*columns, *_INTERVAL))
+    """Return a figure's text twin: its columns, and intervals and counts where rows have them."""
+    columns = dict.fromkeys((*columns, "low", "high", "n", "records"))
     return [{key: row[key] for key in columns if key in row} for row in rows]
 
 
@@ -114,12 +116,9 @@ def reach(data: pd.DataFrame, y: str) -> dict[str, Any] | None:
     if not known.any():
         return None
     return {
-        "type": "data",
-        "symmetric": False,
+        "type": "data", "symmetric": False, "color": "#555555", "thickness": 1.2,
         "array": (found["high"] - found[y]).where(known, 0.0),
         "arrayminus": (found[y] - found["low"]).where(known, 0.0),
-        "color": "#555555",
-        "thickness": 1.2,
     }
 
 
@@ -135,20 +134,13 @@ def bar(style: Style, values: Any, place: Mapping[str, Any], ends: Any = None) -
 
 
 def learning_curve(
-    rows: str | Path | Rows,
-    x: str = "step",
-    y: str = "reward",
-    group: str | None = None,
-    title: str = "",
-    x_title: str = "optimizer step",
-    y_title: str | None = None,
+    rows: Given, x: str = "step", y: str = "reward", group: str | None = None, title: str = "",
+    x_title: str = "optimizer step", y_title: str | None = None,
 ) -> Figure:
-    """Draw a value over steps, one line a group; rows without a value are left out.
-
-    Where rows hold `low` and `high`, intervals are drawn.
+    """Draw a value over steps, one line a group, with intervals where rows hold `low` and `high`.
 
     Raises:
-        ValueError: no row has both numbers.
+        ValueError: no row has both numbers; rows that lack one are left out.
     """
     rows = read(rows)
     marks = curves(rows, x, y, group)
@@ -171,28 +163,22 @@ def curves(rows: Rows, x: str, y: str, group: str | None = None) -> list[go.Scat
                 x=[*band[x], *band[x][::-1]], y=[*band["low"], *band["high"][::-1]],
                 fill="toself", fillcolor=style.color, opacity=0.18, line_width=0, mode="lines",
                 hoverinfo="skip", showlegend=False,
-            ))  # fmt: skip
+            ))
         if len(found):
             marks.append(go.Scatter(
                 x=found[x], y=found[y], name=style.label, mode="lines+markers",
                 error_y=reach(found, y) if len(split) > _BANDS else None,
                 line={"color": style.color, "dash": style.dash, "width": 2},
                 marker={"symbol": style.symbol, "size": 6},
-            ))  # fmt: skip
+            ))
     if not marks:
         raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
     return marks
 
 
 def bars(
-    rows: str | Path | Rows,
-    x: str,
-    y: str,
-    group: str | None = None,
-    title: str = "",
-    x_title: str | None = None,
-    y_title: str | None = None,
-    note: str | None = None,
+    rows: Given, x: str, y: str, group: str | None = None, title: str = "",
+    x_title: str | None = None, y_title: str | None = None, note: str | None = None,
 ) -> Figure:
     """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
 
@@ -214,9 +200,9 @@ def bars(
     for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
         place = {"x": mine["place"], "offsetgroup": None if is_model else name}
         marks.append(bar(style_of(name or y, index), numbers(mine, y)[y], place, reach(mine, y)))
-    table = kept(rows, group, x, y, *_INTERVAL, note)
     axes = x if x_title is None else x_title, y_title or y
-    figure = finish(marks, table, title, *axes, legend=group is not None and not is_model)
+    legend = group is not None and not is_model
+    figure = finish(marks, kept(rows, group, x, y, note), title, *axes, legend)
     places = list(dict.fromkeys(data["place"]))
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places)
     return figure.update_layout(barmode="overlay" if is_model else "group", scattermode="group")
@@ -226,19 +212,19 @@ def beside(
     figure: Figure, name: str, values: Any, places: Any, model: str, color: str, edge: float = 0.5
 ) -> None:
     """Set marks on a model's bars; their edge is black: seen on dark and on light bars."""
-    marker = {"symbol": "diamond-wide", "size": 9, "color": color}
-    figure.add_trace(go.Scatter(
+    figure.add_scatter(
         x=places, y=values, offsetgroup=model, mode="markers", name=name,
-        marker=marker | {"line": {"color": "black", "width": edge}},
+        marker={"symbol": "diamond-wide", "size": 9, "color": color,
+                "line": {"color": "black", "width": edge}},
         # one entry of the legend, behind the models
         legendgroup=name, legendrank=2000,
         showlegend=name not in {mark.name for mark in figure.data},
-    ))  # fmt: skip
+    )
 
 
 def accuracy_bars(
-    rows: str | Path | Rows, title: str = "", y: str = "accuracy", y_title: str | None = None,
-    x_title: str = "source",
+    rows: Given, title: str = "", x_title: str = "source",
+    y_title: str = "accuracy (share of records)",
 ) -> Figure:
     """Draw accuracy by source and model with its interval (columns `low`, `high`).
 
@@ -246,34 +232,31 @@ def accuracy_bars(
     what lies below it can be guessed.
     """
     rows = [{"source": "all"} | row for row in read(rows)]
-    figure = bars(rows, "source", y, "model", title, x_title, y_title or f"{y} (share of records)")
+    figure = bars(rows, "source", "accuracy", "model", title, x_title, y_title)
     for model, mine in groups(frame(rows), "model"):
         blank = numbers(mine, "blank_accuracy")["blank_accuracy"]
-        if y == "accuracy" and blank.notna().any():
+        if blank.notna().any():
             beside(figure, "blank picture", blank, mine["source"], model, "white", 1.5)
-    figure.rows = kept(rows, "model", "source", y, *_INTERVAL, "blank_accuracy")
+    figure.rows = kept(rows, "model", "source", "accuracy", "low", "high", "n", "records",
+                       "blank_accuracy")
     return figure.update_layout(yaxis_range=[0, 1])
 
 
 # --- construction and rewards --------------------------------------------------------------------
 
 
-def counts(rows: str | Path | Rows, title: str = "") -> Figure:
-    """Draw how many records enter and leave each step (columns `step`, `in`, `out`), all sources.
-
-    Rows named `all` or `total` in `source` are sums themselves and are left out.
-    """
+def counts(rows: Given, title: str = "") -> Figure:
+    """Draw how many records of all sources enter and leave each step (`step`, `in`, `out`)."""
+    # rows of the source `all` or `total` are sums themselves
     data = frame(row for row in read(rows) if row.get("source") not in ("all", "total"))
     sums = {step: numbers(mine, "in", "out").sum() for step, mine in groups(data, "step")}
     table = [{"step": step, "records": total[way], "way": way}
-             for way in ("in", "out") for step, total in sums.items()]  # fmt: skip
+             for way in ("in", "out") for step, total in sums.items()]
     figure = bars(table, "step", "records", "way", title)
     return figure.update_traces(texttemplate="%{y:,}", textposition="outside")
 
 
-def perplexity(
-    rows: str | Path | Rows, top_k: int, source: str | None = None, title: str = ""
-) -> Figure:
+def perplexity(rows: Given, top_k: int, source: str | None = None, title: str = "") -> Figure:
     """Draw how perplexity is distributed, the `top_k` highest in colour, on a log axis.
 
     Args:
@@ -291,17 +274,16 @@ def perplexity(
     width = max(np.ptp(logs) / 40, 1e-3)
     below, above = (logs.min() - threshold) / width, (logs.max() - threshold) / width
     edges = threshold + width * np.arange(np.floor(below), np.floor(above) + 2)
-    mine = np.array([source in (None, row["source"]) for row in rows])
-    marks, table = [], [{"perplexity from": start} for start in 10 ** edges[:-1]]
+    starts, mine = 10 ** edges[:-1], np.array([source in (None, row["source"]) for row in rows])
+    place = {"x": edges[:-1] + width / 2, "width": width, "customdata": starts,
+             "hovertemplate": "from %{customdata:.3g}: %{y} records"}
+    marks, table = [], pd.DataFrame({"perplexity from": starts})
     for name, part in (("left out", logs < threshold), ("kept", logs >= threshold)):
-        heights = np.histogram(logs[mine & part], edges)[0]
-        place = {"x": edges[:-1] + width / 2, "width": width, "customdata": 10 ** edges[:-1],
-                 "hovertemplate": "from %{customdata:.3g}: %{y} records"}  # fmt: skip
-        style = style_of(name)._replace(label=f"{name}: {heights.sum():,}")
-        marks.append(bar(style, heights, place))
-        for row, height in zip(table, heights, strict=True):
-            row[name] = int(height)
-    figure = finish(marks, table, title, "perplexity of the trace (log scale)", "records")
+        table[name] = np.histogram(logs[mine & part], edges)[0]
+        style = style_of(name)._replace(label=f"{name}: {table[name].sum():,}")
+        marks.append(bar(style, table[name], place))
+    x_title = "perplexity of the trace (log scale)"
+    figure = finish(marks, table.to_dict("records"), title, x_title, "records")
     said = f"threshold {10**threshold:,.4g}"
     figure.add_vline(x=threshold, line_dash="dash", annotation_text=said)
     ticks = np.linspace(edges[0], edges[-1], 6)
@@ -309,7 +291,7 @@ def perplexity(
     return figure.update_layout(barmode="stack", bargap=0)
 
 
-def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
+def calibration(rows: Given, title: str = "") -> Figure:
     """Draw the scores of each kind of answer, right ones in one colour, wrong ones in another.
 
     Args:
@@ -319,15 +301,36 @@ def calibration(rows: str | Path | Rows, title: str = "") -> Figure:
     rows = [row for row in read(rows) if number(row.get("score")) is not None]
     looks = {"True": ("right", "#0072B2", "circle"), "False": ("wrong", "#D55E00", "x")}
     split, boxes = dict(groups(frame(rows), "is_right")), []
-    for is_right, (name, color, symbol) in looks.items():
-        if is_right in split:
-            mine = split[is_right]
-            said = mine["record_id"] + ", " + mine["length_chars"].astype(str) + " characters"
-            boxes.append(go.Box(
-                x=numbers(mine, "score")["score"], y=mine["kind"], orientation="h", text=said,
-                name=name, boxpoints="all", jitter=0.4, pointpos=0,
-                marker={"color": color, "symbol": symbol, "size": 5},
-            ))  # fmt: skip
-    figure = finish(boxes, kept(rows, "kind", "is_right", "score"), title,
-                    "score of the reward model", "")  # fmt: skip
+    for is_right in [key for key in looks if key in split]:
+        (name, color, symbol), mine = looks[is_right], split[is_right]
+        boxes.append(go.Box(
+            x=numbers(mine, "score")["score"], y=mine["kind"], orientation="h", name=name,
+            text=mine["record_id"] + ", " + mine["length_chars"].astype(str) + " characters",
+            boxpoints="all", jitter=0.4, pointpos=0,
+            marker={"color": color, "symbol": symbol, "size": 5},
+        ))
+    twin = kept(rows, "kind", "is_right", "score")
+    figure = finish(boxes, twin, title, "score of the reward model", "")
     return figure.update_yaxes(autorange="reversed")  # the first kind on top
+
+
+def overlaps(image: Image.Image, gold: Box, answers: Sequence[Box | None]) -> Image.Image:
+    """Draw each answer's box (thin, coloured) over the gold's (thick, black), one panel each.
+
+    Args:
+        gold, answers: corners as fractions (`rewards.parse_box`); None: an answer is no box.
+    """
+    from PIL import Image, ImageDraw
+
+    panels = []
+    for place, box in enumerate(answers, 1):
+        panel = Image.new("RGB", (_SIDE_PX, _SIDE_PX + _CAPTION_PX), "white")
+        panel.paste(image.convert("RGB").resize((_SIDE_PX, _SIDE_PX)))
+        pen = ImageDraw.Draw(panel)
+        for shape, color, width in ((gold, GOLD, 4), (box, ANSWER, 2)):
+            if shape:
+                pen.rectangle([v * (_SIDE_PX - 1) for v in shape], outline=color, width=width)
+        said = f"IoU {iou(gold, box):.3f}" if box else "no box"
+        pen.text((4, _SIDE_PX + 2), f"{place}: {said}", fill="black", font=font(14))
+        panels.append(panel)
+    return sheet(panels, columns=3)

@@ -14,7 +14,7 @@ from vlaa_lib import folders
 from vlaa_lib.tables import known, number
 
 from .prepare import prepare
-from .text import beginning, picture, segments, visible
+from .style import beginning, picture, segments, visible
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "viewer.css").read_text(encoding="utf-8")
@@ -37,19 +37,35 @@ _CELL = 'style="vertical-align:top;text-align:left;padding:6px;border:1px solid 
 # --- a table, for GitHub, nbconvert and every page where no widget runs ---------------------------
 
 
+def trace_html(traces: Sequence[dict[str, Any]]) -> Any:
+    """Show pictures and questions beside their traces, aha words and answers marked.
+
+    Args:
+        traces: dicts with `image` (PIL or path), `question`, `gold` and `sides`, a list of dicts
+            with `name`, `text` and, where known, `reward`, `reason` and `tokens`.
+    Returns:
+        An IPython HTML object; its `.data` is the HTML text.
+    """
+    from IPython.display import HTML
+
+    return HTML(render(traces))
+
+
 def render(traces: Sequence[dict[str, Any]]) -> str:
     """Return the HTML of traces given as for `trace_html`; every text in it is escaped."""
     tables = []
     for item in traces:
-        sides = item["sides"]
-        asked = (
-            f"{_picture(item)}{_lines(item.get('question'))}"
-            f"<br><small>gold: {_lines(item.get('gold'))}</small>"
-        )
-        heads = "".join(f"<th {_CELL}>{_lines(side.get('name'))}</th>" for side in sides)
+        found = "" if known(item.get("image")) is None else picture(item, THUMB_PX)
+        if found.startswith("data:"):
+            found = f'<img src="{found}" alt="the picture asked about"><br>'
+        elif found:
+            found = f"<em>{_lines(found)}</em><br>"
+        asked = (f"{found}{_lines(item.get('question'))}"
+                 f"<br><small>gold: {_lines(item.get('gold'))}</small>")
+        heads = "".join(f"<th {_CELL}>{_lines(side.get('name'))}</th>" for side in item["sides"])
         tables.append(
             f"<table><thead><tr><th {_CELL}>question</th>{heads}</tr></thead><tbody><tr>"
-            f"<td {_CELL}>{asked}</td>{''.join(map(_side, sides))}</tr></tbody></table>"
+            f"<td {_CELL}>{asked}</td>{''.join(map(_side, item['sides']))}</tr></tbody></table>"
         )
     return "\n".join(tables) or "<p>No traces to show.</p>"
 
@@ -72,56 +88,24 @@ def _side(side: dict[str, Any]) -> str:
     return f"<td {_CELL}>{shown}{note}</td>"
 
 
-def _picture(item: dict[str, Any]) -> str:
-    if known(item.get("image")) is None:
-        return ""
-    found = picture(item, THUMB_PX)
-    if not found.startswith("data:"):
-        return f"<em>{_lines(found)}</em><br>"
-    return f'<img src="{found}" alt="the picture asked about"><br>'
-
-
 def _lines(text: Any) -> str:
     return escape(beginning(text, MAX_CHARS)).replace("\n", "<br>")
-
-
-def trace_html(traces: Sequence[dict[str, Any]]) -> Any:
-    """Show pictures and questions beside their traces, aha words and answers marked.
-
-    Args:
-        traces: dicts with `image` (PIL or path), `question`, `gold` and `sides`, a list of dicts
-            with `name`, `text` and, where known, `reward`, `reason` and `tokens`.
-    Returns:
-        An IPython HTML object; its `.data` is the HTML text.
-    """
-    from IPython.display import HTML
-
-    return HTML(render(traces))
 
 
 # --- the viewer as a page -------------------------------------------------------------------------
 
 
-def to_html(
-    examples: Sequence[dict[str, Any]], path: str | Path, title: str = "Traces",
-    side_px: int = PAGE_PX,
-) -> Path:
+def to_html(examples: Sequence[dict[str, Any]], path: str | Path, title: str = "Traces") -> Path:
     """Write the viewer as one page that needs no network, no server and no Jupyter.
 
     The page forbids itself everything but its own script and style (Content-Security-Policy by
     hash), whatever the traces hold. It is written whole or not at all.
 
-    Args:
-        examples: as for `show.TraceViewer`.
-        side_px: longest side of a picture in the page.
-    Raises:
-        ValueError: as for `prepare.prepare`.
+    Args and errors are those of `prepare.prepare`.
     """
     state = prepare(examples)
-    state["pictures"] = {
-        made["id"]: picture(example, side_px)
-        for made, example in zip(state["examples"], examples, strict=True)
-    }
+    state["pictures"] = {made["id"]: picture(example, PAGE_PX)
+                         for made, example in zip(state["examples"], examples, strict=True)}
     data = json.dumps(state, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":  # so that the data end no script block
         data = data.replace(sign, f"\\u{ord(sign):04x}")
@@ -129,7 +113,7 @@ def to_html(
     page = _PAGE.format(
         title=escape(visible(title)), style=STYLE, script=script, data=data,
         style_hash=_hash(STYLE), script_hash=_hash(script),
-    )  # fmt: skip
+    )
     folders.write_text(path, page)
     return Path(path)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from vlaa_lib import traces
 from vlaa_lib.images import open_image
@@ -16,8 +17,7 @@ from vlaa_lib.prompts import split_think_answer
 from vlaa_lib.tables import known, number
 from vlaa_lib.traces.steps import untagged
 
-from .style import style_of
-from .text import MAX_NAME_CHARS, beginning, segments, visible
+from .style import MAX_NAME_CHARS, beginning, segments, style_of, visible
 
 Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its start
 
@@ -45,19 +45,17 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         it has at most `MAX_BYTES` as JSON: every text is cut as far as that needs, and says so.
         Steps are counted on the whole trace; `truthFrom` is absent where nobody checked them.
     Raises:
-        ValueError: an example is malformed or its id is used twice, says which and why; or there
-            are too many for `MAX_BYTES`.
+        ValueError: an example is malformed or its id is used twice; or there are too many.
     """
     examples = [_checked(example, f"examples[{n}]", n) for n, example in enumerate(examples)]
     _refuse_twice("examples: id", [example["id"] for example in examples])
     sides = [side for example in examples for side in example["sides"]]
     unit = "tokens" if all(number(side.get("tokens")) is not None for side in sides) else "words"
     names = dict.fromkeys(side["name"] for side in sides)
-    looks = [(name, style_of(name, index)) for index, name in enumerate(names)]
-    state = {
-        "names": [{"name": name, "label": look.label, "color": look.color} for name, look in looks],
-        "unit": unit,
-    }
+    looks = {name: style_of(name, index) for index, name in enumerate(names)}
+    state: dict[str, Any] = {"names": [
+        {"name": name, "label": look.label, "color": look.color} for name, look in looks.items()]}
+    state["unit"] = unit
     longest = max((len(side["text"]) for side in sides), default=0)
     chars = min(MAX_CHARS, max(longest, MAX_OTHER_CHARS))
     while True:
@@ -77,8 +75,14 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 # --- what is given, checked ----------------------------------------------------------------------
 
 # what a key holds where it holds anything; every other key is read as text or as a number
-_TABLES = ("parts", "reasons")
-_LISTS = ("group", "pieces", "logps", "entropies", "verdicts")
+_OF_EXAMPLE = {
+    "image": ((str, Path, Image.Image), "a path, a PIL image or None"),
+    "scene": (dict, "a dict or None"),
+    "frame": (str, "a text or None"),
+}
+_TABLES = dict.fromkeys(("parts", "reasons"), (Mapping, "a dict by part"))
+_LISTS = dict.fromkeys(("group", "pieces", "logps", "entropies", "verdicts"),
+                       (Collection, "a list"))
 
 
 def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
@@ -86,12 +90,7 @@ def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
     if not isinstance(example, dict) or not isinstance(example.get("sides"), (list, tuple)):
         raise ValueError(f"{here} is not a dict with a list `sides`; see show.prepare.prepare")
     example = {key: known(value) for key, value in example.items()}
-    image = example.get("image")
-    if image is not None and not isinstance(image, (str, Path)) and not hasattr(image, "convert"):
-        _refuse(f"{here}: `image`", image, "a path, a PIL image or None")
-    for key, kind, wanted in (("scene", dict, "a dict"), ("frame", str, "a text")):
-        if not isinstance(example.get(key), (kind, type(None))):
-            _refuse(f"{here}: `{key}`", example[key], f"{wanted} or None")
+    _check_types(example, _OF_EXAMPLE, here)
     for at, side in enumerate(example["sides"]):
         if not isinstance(side, dict) or not known(side.get("name")):
             raise ValueError(f"{here}: sides[{at}] is not a dict with a `name`; name the model")
@@ -103,19 +102,13 @@ def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
 def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[str, Any]:
     """Return a side with what is worked out once, on all of its text, however much is sent."""
     side = {key: known(value) for key, value in side.items()}
-    side["name"] = beginning(side["name"], MAX_NAME_CHARS)
+    side["name"] = name = beginning(side["name"], MAX_NAME_CHARS)
     side["text"] = text = str(side["text"]) if side.get("text") is not None else ""
-    for key in (*_TABLES, *_LISTS):
-        is_table, value = key in _TABLES, side.get(key)
-        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
-        if value is not None and not (isinstance(value, Mapping) if is_table else is_list):
-            wanted = "a dict by part" if is_table else "a list"
-            _refuse(f"{here}: `{key}` of side {side['name']!r}", value, wanted)
-        if value is not None and is_list:
-            side[key] = list(value)  # of an array, too
+    _check_types(side, _TABLES | _LISTS, here, f" of side {name!r}")
     if not all(isinstance(one, Mapping) for one in side.get("group") or ()):
-        said = "has more than dicts; give one a rollout"
-        raise ValueError(f"{here}: `group` of side {side['name']!r} {said}")
+        raise ValueError(f"{here}: `group` of side {name!r} has more than dicts; "
+                         "give one a rollout")
+    side |= {key: list(side[key]) for key in _LISTS if side.get(key) is not None}  # arrays, too
     try:
         steps = traces.check_steps(text, scene)
     except (AttributeError, KeyError, TypeError) as error:
@@ -124,12 +117,11 @@ def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[s
     if judged is not None:
         if len(judged) != len(steps) or any(one not in (True, False, None) for one in judged):
             raise ValueError(
-                f"{here}: `verdicts` of side {side['name']!r}: give True, False or None for each "
+                f"{here}: `verdicts` of side {name!r}: give True, False or None for each "
                 f"of its {len(steps)} steps (traces.check_steps); there are {len(judged)} values"
             )
         told = (None if one is None else bool(one) for one in judged)
         steps = [replace(step, truth=one) for step, one in zip(steps, told, strict=True)]
-    # who says what is true, as `traces.measure` does
     side["truth_from"] = "scene" if scene else "judge" if judged is not None else None
     return side | {"steps": _places(text, steps) if side["truth_from"] else []}
 
@@ -146,16 +138,20 @@ def _places(text: str, steps: list[traces.Step]) -> list[tuple[int, int, bool | 
     return found
 
 
-def _refuse(what: str, value: Any, wanted: str) -> None:
-    raise ValueError(f"{what} is of type {type(value).__name__}; give {wanted}")
+def _check_types(given: dict, wanted: dict[str, tuple[Any, str]], here: str, of: str = "") -> None:
+    for key, (kind, said) in wanted.items():
+        value = given.get(key)
+        is_text_or_dict = kind is Collection and isinstance(value, (str, bytes, Mapping))
+        if value is not None and (is_text_or_dict or not isinstance(value, kind)):
+            what = type(value).__name__
+            raise ValueError(f"{here}: `{key}`{of} is of type {what}; give {said}")
 
 
 def _refuse_twice(what: str, keys: list[str]) -> None:
-    for key, times in Counter(keys).items():
-        if times > 1:
-            first = keys.index(key)
-            raise ValueError(f"{what} {key!r} twice, at {first} and {keys.index(key, first + 1)}; "
-                             "each must be unique")  # fmt: skip
+    seen: dict[str, int] = {}
+    for at, key in enumerate(keys):
+        if (first := seen.setdefault(key, at)) != at:
+            raise ValueError(f"{what} {key!r} twice, at {first} and {at}; each must be unique")
 
 
 # --- what is sent --------------------------------------------------------------------------------
@@ -179,13 +175,11 @@ def _side(side: dict[str, Any], chars: int, unit: str, read_box: Any, gold: Any)
     shown, short = text[:chars], min(chars, MAX_OTHER_CHARS)
     truths = [truth for _start, _end, truth in steps]
     shades, problem = _shades(side, text)
-    reward = number(side.get("reward"))
-    correct = side.get("correct")
+    reward, correct = number(side.get("reward")), side.get("correct")
     if correct is None and reward is not None:
         correct = reward >= RIGHT_FROM
-    parsed = split_think_answer(text)
-    answer = side.get("answer")  # evaluation also reads untagged replies
-    answer = parsed.answer if answer is None else str(answer)
+    parsed, answer = split_think_answer(text), side.get("answer")
+    answer = parsed.answer if answer is None else str(answer)  # given: read also without tags
     box = read_box(answer)
     parts, reasons = side.get("parts") or {}, side.get("reasons") or {}
     facts = {key: number(side.get(key)) for key in ("advantage", "tokens", "mean_logp", "entropy")}
@@ -196,11 +190,9 @@ def _side(side: dict[str, Any], chars: int, unit: str, read_box: Any, gold: Any)
         "length": facts["tokens"] if unit == "tokens" else len(text.split()),
         "reward": reward,
         "correct": None if correct is None else bool(correct),
-        "parts": [
-            [beginning(name, MAX_NAME_CHARS), number(parts.get(name)),
-             beginning(reasons.get(name), short)]
-            for name in dict.fromkeys([*parts, *reasons])
-        ],
+        "parts": [[beginning(part, MAX_NAME_CHARS), number(parts.get(part)),
+                   beginning(reasons.get(part), short)]
+                  for part in dict.fromkeys([*parts, *reasons])],
         "reason": beginning(side.get("reason"), short),
         "clipped": None if side.get("clipped") is None else bool(side["clipped"]),
         "truthFrom": by,
@@ -213,7 +205,7 @@ def _side(side: dict[str, Any], chars: int, unit: str, read_box: Any, gold: Any)
         "box": box,
         "iou": iou(gold, box) if gold and box else None,
         "group": [_rollout(one, short) for one in side.get("group") or ()],
-    }  # fmt: skip
+    }
     return {key: value for key, value in made.items() if value not in (None, "")}
 
 
@@ -231,13 +223,12 @@ def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
     frame, size = example.get("frame"), example.get("image_size")
     if not frame:
         return (lambda text: None), ""
-    if size is None and frame == "pixel_original":
-        image = example.get("image")
+    if size is None and frame == "pixel_original" and (image := example.get("image")) is not None:
         try:
-            size = getattr(image, "size", None)
-            size = size or open_image(Path(image).name, Path(image).parent).size
-        except (TypeError, ValueError):
-            size = None
+            is_path = isinstance(image, (str, Path))
+            size = (open_image(Path(image).name, Path(image).parent) if is_path else image).size
+        except ValueError:  # no such picture: said below
+            pass
     try:
         parse_box("", frame, size)
     except GoldError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,15 +12,14 @@ import plotly.graph_objects as go
 from vlaa_lib import ROOT
 from vlaa_lib.tables import Rows, number, read
 
-from .figures import Figure, finish, kept, learning_curve, plain
+from .figures import Figure, Given, finish, kept, learning_curve, plain
 from .style import HEIGHT_PX
 
 PAPER = ROOT / "data" / "paper" / "vilbench_digitised.json"
+TABLES = ("vilprm_avg", "orm_prm_by_generator", "mathverse_split")
 WINDOWS = ("last", "last 2", "last 4", "last 8", "mean")  # the paper's axis, from ORM to PRM
 LINES = ("oracle", "majority", "greedy", "random")  # need no scorer
 _APART = 1.03  # ours: scorers stand a little apart, so that their intervals can be told apart
-_LEGEND_PX = 90  # ours: many lines need more room below than others' figures
-_WRAP, _LINES_SHOWN = 26, 4  # ours: characters and lines of a step that fit its box
 
 
 @cache
@@ -30,15 +28,9 @@ def paper() -> dict[str, Any]:
     return json.loads(PAPER.read_text(encoding="utf-8"))
 
 
-def paper_rows(table: str = "vilprm_avg") -> list[dict[str, Any]]:
-    """Return one of the authors' tables as rows, each marked as the paper's.
-
-    Args:
-        table: `vilprm_avg`, `orm_prm_by_generator` or `mathverse_split`.
-    Raises:
-        ValueError: another name.
-    """
-    if table not in ("vilprm_avg", "orm_prm_by_generator", "mathverse_split"):
+def paper_rows(table: str = TABLES[0]) -> list[dict[str, Any]]:
+    """Return one of the authors' `TABLES` as rows, each marked as the paper's."""
+    if table not in TABLES:
         raise ValueError(f"table {table!r}: see data/paper/{PAPER.name} for what is there")
     found = dict(paper()[table])
     columns = found.pop("cols")
@@ -46,10 +38,7 @@ def paper_rows(table: str = "vilprm_avg") -> list[dict[str, Any]]:
 
 
 def accuracy_by_n(
-    rows: str | Path | Rows,
-    generator: str = "average",
-    aggregator: str = "mean",
-    title: str = "",
+    rows: Given, generator: str = "average", aggregator: str = "mean", title: str = "",
     with_paper: bool = False,
 ) -> Figure:
     """Draw accuracy against N: each scorer with its interval, between the lines without a scorer.
@@ -66,21 +55,17 @@ def accuracy_by_n(
     names = list(dict.fromkeys(row["scorer"] for row in scored))
     lines = [row | {"n": number(row["n"]) * _APART ** names.index(row["scorer"])} for row in scored]
     lines += [{key: row[key] for key in ("scorer", "n", "accuracy")}
-              for name in LINES for row in mine if row["scorer"] == name]  # fmt: skip
+              for name in LINES for row in mine if row["scorer"] == name]
     if with_paper:
         lines += [{"scorer": f"paper: {row['paper']}", "n": n, "accuracy": row[str(n)] / 100}
-                  for row in paper_rows() for n in (2, 4, 8, 16)]  # fmt: skip
+                  for row in paper_rows() for n in (2, 4, 8, 16)]
     figure = _drawn(lines, "n", "N, candidates of a question", mine, title)
     sizes = sorted({int(number(row["n"])) for row in mine})
     return figure.update_xaxes(type="log", tickvals=sizes, ticktext=list(map(str, sizes)))
 
 
 def last_n_curve(
-    rows: str | Path | Rows,
-    n: int = 16,
-    generator: str = "average",
-    title: str = "",
-    with_paper: bool = False,
+    rows: Given, n: int = 16, generator: str = "average", title: str = "", with_paper: bool = False
 ) -> Figure:
     """Draw accuracy against how many of the last steps' scores are averaged, a line a scorer.
 
@@ -90,37 +75,37 @@ def last_n_curve(
     Raises:
         ValueError: no row of this generator at this n.
     """
+    place = {window: at for at, window in enumerate(WINDOWS)}
     mine = [row for row in _of(rows, generator)
-            if number(row["n"]) == n and row["aggregator"] in WINDOWS]  # fmt: skip
+            if number(row["n"]) == n and row["aggregator"] in place]
     if not mine:
         raise ValueError(f"no scored rows of the generator {generator!r} at N = {n}")
-    mine.sort(key=lambda row: WINDOWS.index(row["aggregator"]))
-    lines = [row | {"window": WINDOWS.index(row["aggregator"])} for row in mine]
+    lines = [row | {"window": place[row["aggregator"]]} for row in mine]
+    lines.sort(key=lambda row: row["window"])
     if with_paper:
-        lines += [{"scorer": f"paper: {name}", "window": place, "accuracy": value / 100}
+        lines += [{"scorer": f"paper: {name}", "window": window, "accuracy": value / 100}
                   for name, values in paper()["fig3_printed_mean"].items()
-                  for place, value in enumerate(values)]  # fmt: skip
+                  for window, value in enumerate(values)]
     x_title = "which step scores are averaged (last: ORM, mean: PRM)"
     figure = _drawn(lines, "window", x_title, mine, title)
-    return figure.update_xaxes(tickvals=list(range(len(WINDOWS))), ticktext=WINDOWS)
+    return figure.update_xaxes(tickvals=list(place.values()), ticktext=WINDOWS)
 
 
-def _of(rows: str | Path | Rows, generator: str) -> list[dict[str, Any]]:
-    mine = [row for row in read(rows) if row["generator"] == generator]
-    if not mine:
+def _of(rows: Given, generator: str) -> list[dict[str, Any]]:
+    if not (mine := [row for row in read(rows) if row["generator"] == generator]):
         raise ValueError(f"no rows of the generator {generator!r}")
     return mine
 
 
 def _drawn(lines: Rows, x: str, x_title: str, rows: Rows, title: str) -> Figure:
-    said = "chosen answers that are right"
-    figure = learning_curve(lines, x, "accuracy", "scorer", title, x_title, said)
+    axes = x_title, "chosen answers that are right"
+    figure = learning_curve(lines, x, "accuracy", "scorer", title, *axes)
     figure.rows = kept(rows, "scorer", "aggregator", "n", "accuracy")
     figure.update_yaxes(tickformat=".0%", rangemode="normal")
-    return figure.update_layout(height=HEIGHT_PX + _LEGEND_PX)
+    return figure.update_layout(height=HEIGHT_PX + 90)  # many lines: a long legend
 
 
-def calibration(rows: str | Path | Rows, group: str = "seed", title: str = "") -> Figure:
+def calibration(rows: Given, group: str = "seed", title: str = "") -> Figure:
     """Draw the mean value of steps against their mean score, a line a group, beside the diagonal.
 
     Args:
@@ -148,7 +133,7 @@ def tree(found: dict[str, Any]) -> Figure:
         said = f"{value:.2f}, {node['visits']} visits" + (" ■" if node["is_end"] else "")
         step, name = node["step"] or "the question", str(len(table))
         table.append({"depth": depth, "step": step, "value": value, "visits": node["visits"],
-                      "said": said, "name": name, "above": above})  # fmt: skip
+                      "said": said, "name": name, "above": above})
         for child in node["children"]:
             walk(child, depth + 1, name)
 
@@ -156,7 +141,7 @@ def tree(found: dict[str, Any]) -> Figure:
     column = {key: [row[key] for row in table] for key in table[0]}
     boxes = go.Icicle(
         ids=column["name"], parents=column["above"], sort=False, tiling_pad=2, textfont_size=12,
-        labels=["<br>".join(map(plain, textwrap.wrap(step, _WRAP, max_lines=_LINES_SHOWN)))
+        labels=["<br>".join(map(plain, textwrap.wrap(step, 26, max_lines=4)))  # fit the box
                 for step in column["step"]],
         text=column["said"], texttemplate="%{text}<br>%{label}",
         hovertext=list(map(plain, column["step"])), hoverinfo="text",
@@ -164,7 +149,7 @@ def tree(found: dict[str, Any]) -> Figure:
                 # vermilion to blue through white, told apart by colour-blind people
                 "colorscale": ["#D55E00", "#FFFFFF", "#0072B2"],
                 "line": {"color": "#333333", "width": 1}},
-    )  # fmt: skip
+    )
     title = f"Search tree of {found['record_id']}"
     figure = finish([boxes], kept(table, "depth", "step", "value", "visits"), title, "", "")
     root, leaves = found["root"], len(set(column["name"]) - set(column["above"]))

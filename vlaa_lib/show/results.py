@@ -1,6 +1,6 @@
 """What a run left in `results/`, drawn from its CSVs: for the report and for GitHub's pages.
 
-`python -m vlaa_lib.show.results data/results/laptop` writes each `traces_*.csv` again as an SVG.
+`python -m vlaa_lib.show.results data/results/laptop` draws each `traces_*.csv` again as an SVG.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from vlaa_lib import VlaaError
 from vlaa_lib.records import REWARDS
 from vlaa_lib.tables import read
 
-from . import figures, process_figures, trace_figures
+from . import figures, model_figures, process_figures
 from .figures import Figure
 
 _curve, _bars = figures.learning_curve, figures.bars
 
 
 def _by_part(file: str | Path, title: str) -> Figure:
-    rows = [
-        {"step": row["step"], "kind": part, "reward": row.get(f"reward_{part}")}
-        for part in REWARDS for row in read(file)
-    ]  # fmt: skip
+    rows = [{"step": row["step"], "kind": part, "reward": row.get(f"reward_{part}")}
+            for part in REWARDS for row in read(file)]
     return _curve(rows, group="kind", title=title)
 
 
@@ -35,7 +33,7 @@ def _by_part(file: str | Path, title: str) -> Figure:
 RESULTS: dict[str, dict[str, Callable[..., Figure]]] = {
     "construct_counts.csv": {"Records that enter and leave each step": figures.counts},
     "false_steps_by_noise.csv": {"Traces with a false step: all, verified":
-                                 trace_figures.false_steps},
+                                 model_figures.false_steps},
     "sft_log.csv": {"SFT loss": partial(_curve, y="loss", y_title="nats a token")},
     "grpo_*.csv": {
         "reward": _curve,
@@ -55,16 +53,16 @@ RESULTS: dict[str, dict[str, Callable[..., Figure]]] = {
     "best_of_n.csv": {"Accuracy of the chosen answer, mean of step scores":
                       process_figures.accuracy_by_n},
     "process_reward.csv": {"Share of false steps": partial(_bars, x="reward", y="false_share")},
-    "traces_training.csv": {"Reward and length over training": trace_figures.training},
-    "traces_aha.csv": {"Four phrases in 100 traces": trace_figures.aha_map},
-    "traces_hesitation.csv": {"Hesitation": partial(trace_figures.by_model, measure="hesitation")},
-    "traces_truth.csv": {"False steps, mean of a trace": trace_figures.by_model},
+    "traces_training.csv": {"Reward and length over training": model_figures.training},
+    "traces_aha.csv": {"Four phrases in 100 traces": model_figures.aha_map},
+    "traces_hesitation.csv": {"Hesitation": partial(model_figures.by_model, measure="hesitation")},
+    "traces_truth.csv": {"False steps, mean of a trace": model_figures.by_model},
     "traces_follows.csv": {"Answers that follow from what was stated":
-                           partial(trace_figures.by_model, measure="follows")},
-    "traces_reward_by_truth.csv": {"Reward by false steps": trace_figures.reward_by_truth},
-    "traces_length.csv": {"Right answers by length": trace_figures.length_and_right},
-    "traces_second_thoughts.csv": {"Second thoughts": trace_figures.self_correction},
-}  # fmt: skip
+                           partial(model_figures.by_model, measure="follows")},
+    "traces_reward_by_truth.csv": {"Reward by false steps": model_figures.reward_by_truth},
+    "traces_length.csv": {"Right answers by length": model_figures.length_and_right},
+    "traces_second_thoughts.csv": {"Second thoughts": model_figures.self_correction},
+}
 
 
 def drawn(file: str | Path) -> Iterator[tuple[str, Figure | str]]:
@@ -78,14 +76,9 @@ def drawn(file: str | Path) -> Iterator[tuple[str, Figure | str]]:
                     yield title, str(error)
 
 
-def export(
-    results: str | Path, out: str | Path | None = None, pattern: str = "*.csv"
-) -> list[Path]:
-    """Write the figures of a run's CSVs as SVG, for pages where plotly draws nothing.
+def export(results: str | Path, pattern: str = "*.csv") -> list[Path]:
+    """Write the figures of a run's CSVs as SVG (into the same folder), where plotly draws nothing.
 
-    Args:
-        out: by default the same folder.
-        pattern: which CSVs.
     Raises:
         VlaaError: kaleido or its browser is missing, or there is nothing to draw.
     """
@@ -100,8 +93,8 @@ def export(
     for file in sorted(Path(results).glob(pattern)):
         for place, (_title, figure) in enumerate(drawn(file)):
             if isinstance(figure, Figure):
-                name = f"{file.stem}_{place + 1}.svg" if place else f"{file.stem}.svg"
-                pictures[Path(out or results) / name] = figure
+                number = f"_{place + 1}" if place else ""
+                pictures[file.with_name(f"{file.stem}{number}.svg")] = figure
     if not pictures:
         raise VlaaError(f"{results}: no {pattern} with numbers to draw")
     try:  # at once: each start of the browser takes seconds

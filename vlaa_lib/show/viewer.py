@@ -22,7 +22,7 @@ from vlaa_lib.tables import number
 
 from . import html
 from .prepare import prepare
-from .text import picture
+from .style import picture
 
 PICTURE_PX = 640  # longest side of the selected example's picture: twice its place, for the zoom
 FALLBACK = 5  # examples in the table for pages without widgets
@@ -43,7 +43,7 @@ class TraceViewer(anywidget.AnyWidget):
             keys: source, of, steps (of `STEPS`), low, high, shortest, longest, search.
 
     Raises:
-        ValueError: an example is malformed or its id is used twice, or they are too many.
+        ValueError: as for `prepare.prepare`.
         traitlets.TraitError: an id, model or filter that is not there, or no model.
     """
 
@@ -61,13 +61,12 @@ class TraceViewer(anywidget.AnyWidget):
 
     STEPS = ("false", "true", "lucky", "unchecked")  # what a trace's steps may be asked to be
     FILTERS = ("source", "of", "wrong", "right", "steps", "low", "high", "shortest", "longest",
-               "search")  # fmt: skip
+               "search")
 
     def __init__(self, examples: Sequence[dict[str, Any]], **traits: Any):
         state = prepare(examples)
-        self._given = {
-            made["id"]: given for made, given in zip(state["examples"], examples, strict=True)
-        }
+        self._given = {made["id"]: given
+                       for made, given in zip(state["examples"], examples, strict=True)}
         self._columns = [entry["name"] for entry in state["names"]]
         self._choices = dict.fromkeys(("of", "wrong", "right"), self._columns)
         self._choices["source"] = list({made["source"]: None for made in state["examples"]})
@@ -90,13 +89,13 @@ class TraceViewer(anywidget.AnyWidget):
 
     @traitlets.observe("selected")
     def _draw_picture(self, _change: Any = None) -> None:
-        """Send the selected example's picture: all of them would be megabytes."""
+        # the selected example's alone: all of them would be megabytes
         if self.selected in self._given:
             self.pictures = {self.selected: picture(self._given[self.selected], PICTURE_PX)}
 
     @traitlets.validate("selected", "shown", "columns")
     def _known(self, proposal: dict[str, Any]) -> Any:
-        """Refuse names that are not there: a typing error would show an empty viewer."""
+        # a typing error would show an empty viewer
         name, value = proposal["trait"].name, proposal["value"]
         known = self._columns if name == "columns" else self._given
         if name == "columns" and known and not value:
@@ -108,7 +107,6 @@ class TraceViewer(anywidget.AnyWidget):
 
     @traitlets.validate("filters")
     def _fits(self, proposal: dict[str, Any]) -> Any:
-        """Refuse filters that are not there, and values that no example could have."""
         for key, value in proposal["value"].items():
             _one_of("filters", key, self.FILTERS)
             if key in self._choices:
@@ -120,9 +118,8 @@ class TraceViewer(anywidget.AnyWidget):
         return proposal["value"]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """Add an escaped table for pages where no widget runs."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        given = list(self._given.values())
+        given = list(self._given.values())  # an escaped table, for pages where no widget runs
         left = len(given) - FALLBACK
         note = f"<p>{left} more in the notebook's viewer.</p>" if left > 0 else ""
         bundle[0]["text/html"] = html.render(given[:FALLBACK]) + note
@@ -142,20 +139,13 @@ class AskAgain(widgets.VBox):
     steps checked and their reward.
 
     Args:
-        viewer: whose selected example is asked.
-        records: those that the viewer shows.
-        images: their image root.
+        viewer: whose selected example is asked, with the `records` it shows and their image root.
         policies: checkpoint by name; each is loaded when it is first asked.
-        max_new_tokens: of an answer.
     """
 
     def __init__(
-        self,
-        viewer: TraceViewer,
-        records: Sequence[Record],
-        images: str | Path,
-        policies: Mapping[str, str | Path],
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        self, viewer: TraceViewer, records: Sequence[Record], images: str | Path,
+        policies: Mapping[str, str | Path], max_new_tokens: int = MAX_NEW_TOKENS,
     ):
         from vlaa_lib import models
 
@@ -165,10 +155,9 @@ class AskAgain(widgets.VBox):
         self.rows: list[dict[str, Any]] = []  # the answers to the last question asked
         self.model = widgets.Dropdown(options=list(policies), description="Model")
         self.temperature = widgets.FloatSlider(0.8, min=0.0, max=1.2, description="Temperature",
-                                               style={"description_width": "initial"})  # fmt: skip
-        self.button = widgets.Button(
-            description="Answer again", tooltip="Ask this model the question selected above"
-        )
+                                               style={"description_width": "initial"})
+        self.button = widgets.Button(description="Answer again",
+                                     tooltip="Ask this model the question selected above")
         self.said = widgets.Output()
         self.button.on_click(lambda _button: self.answer())
         super().__init__([widgets.HBox([self.model, self.temperature, self.button]), self.said])
@@ -177,13 +166,7 @@ class AskAgain(widgets.VBox):
         return "Controls: open this notebook in JupyterLab and run it, and a model answers here."
 
     def answer(self) -> str | None:
-        """Ask once, show the answer beside the ones before it, and return it.
-
-        In a kernel what goes wrong is shown below the button as well, and there is no answer.
-
-        Raises:
-            ValueError: the selected example is none of `records`.
-        """
+        """Ask once, show the answer beside the ones before it, and return it (None: it failed)."""
         from IPython.display import clear_output, display
 
         from vlaa_lib import evaluate
