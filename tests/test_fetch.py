@@ -390,7 +390,7 @@ def test_bad_records_are_quoted_and_counted(tmp_path, capsys):
     write(tmp_path, ["vizwiz/a.png"], "r.jsonl", extra=bad)
     assert check(tmp_path) == 1
     out = capsys.readouterr().out
-    assert "r.jsonl:2: names no image" in out and "r.jsonl:3: image '../x.png' leaves" in out
+    assert "r.jsonl:2: key 'image' is" in out and "r.jsonl:3: image '../x.png' leaves" in out
     assert "r.jsonl:4: not valid JSON" in out and "1 more bad records" in out
     assert fetching.check(tmp_path)[0][0]["records"] == 1
 

@@ -32,11 +32,6 @@ def put(root, *paths):
         (root / path).write_bytes(png(number))
 
 
-def jsonl(path, made):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
-
-
 def talk(*texts):
     said = zip(("human", "gpt") * len(texts), texts, strict=False)
     return [{"from": role, "value": text} for role, text in said]
@@ -95,85 +90,67 @@ COCO = {
 }  # fmt: skip
 
 
-def clevr(root, made):
-    (root / "scenes").mkdir(parents=True)
-    whole = {"info": {"split": "train"}, "questions": made, "license": "CC BY 4.0"}
-    (root / "clevr-math-train.json").write_text(json.dumps(whole))
-    scenes = [{"image_filename": CLEVR["image_filename"], "objects": [THING, THING]}]
-    whole = {"info": {}, "scenes": scenes}
-    (root / "scenes/CLEVR_train_scenes.json").write_text(json.dumps(whole))
-    put(root, "CLEVR_v1.0/images/train/CLEVR_train_000001.png")
+def lines(made):
+    return "".join(json.dumps(row) + "\n" for row in made)
 
 
-def geoqa(root, made):
-    put(root, "images/geoqa_plus/2905.png")
-    (root / "qa_tuning.json").write_text(json.dumps(made))
-
-
-def puma(root, made):
-    put(root, "images/gen_func/func_sine_1.png")
-    (root / "train.json").write_text(json.dumps(made))
-
-
-def arxiv(root, made):
-    put(root, "images/1907.10497_1.jpg")
-    jsonl(root / "arxivqa.jsonl", made)
-
-
-def docvqa(root, made):
-    put(root, "spdocvqa_images/xnbl0037_1.png")
-    whole = {"dataset_name": "docvqa", "dataset_split": "train", "data": made}
-    (root / "train_v1.0_withQT.json").write_text(json.dumps(whole))
-
-
-def vizwiz(root, made):
-    put(root, "train/VizWiz_train_00000001.jpg")
-    (root / "train.json").write_text(json.dumps(made))
-
-
-def allava(root, made):
-    put(root, "images/77.jpeg")
-    (root / "ALLaVA-Instruct-LAION-4V.json").write_text(json.dumps(made))
-    caption = ALLAVA | {"id": "allava_laion_cap_77", "conversations": talk("<image>\nD?", "Red.")}
-    (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]))
-
-
-def llava_cot(root, made):
-    put(root, "image/coco/train2017/000000000009.jpg", "image/vg/VG_100K/1.jpg")
-    jsonl(root / "train.jsonl", made)
+def under(key):
+    return lambda made: json.dumps({"info": {"split": "train"}, key: made, "license": "CC BY 4.0"})
 
 
 VG = COCO | {"image": "vg/VG_100K/1.jpg"}
+SCENE = {"image_filename": CLEVR["image_filename"], "objects": [THING, THING]}
+CAPTION = ALLAVA | {"id": "allava_laion_cap_77", "conversations": talk("<image>\nD?", "Red.")}
+BOX = "[0.1, 0.25, 0.7, 0.5]"
+# source -> a good row, the file with the rows and how they stand in it, the picture's place;
+# then what becomes of the row: number of records, and of the first: id, image, gold, reward
 FORMATS = {
-    "CLEVR-Math": (clevr, CLEVR), "GeoQA170K": (geoqa, GEOQA), "Math PUMA": (puma, PUMA),
-    "ArxivQA": (arxiv, ARXIV), "DocVQA": (docvqa, DOCVQA), "VizWiz": (vizwiz, VIZWIZ),
-    "ALLaVA-LAION": (allava, ALLAVA), "COCO": (llava_cot, COCO), "VisualGenome": (llava_cot, VG),
+    "CLEVR-Math": (
+        CLEVR, "clevr-math-train.json", under("questions"),
+        "CLEVR_v1.0/images/train/CLEVR_train_000001.png", 1, "clevr_math-CLEVR_train_000001.png",
+        "clevr_math/CLEVR_train_000001.png", "3", "digit"),
+    "GeoQA170K": (
+        GEOQA, "qa_tuning.json", json.dumps, "images/geoqa_plus/2905.png", 1,
+        "geoqa170k-geoqa_plus-2905-", "geoqa170k/geoqa_plus-2905.png", "C", "mcq"),
+    "Math PUMA": (
+        PUMA, "train.json", json.dumps, "images/gen_func/func_sine_1.png", 1,
+        "synthesis-gen_func-func_sine_1-", "synthesis/gen_func-func_sine_1.png",
+        r"y = -5 * \sin(-5 * x).", "math"),
+    "ArxivQA": (
+        ARXIV, "arxivqa.jsonl", lines, "images/1907.10497_1.jpg", 1, "arxivqa-cond-mat-23815",
+        "arxivqa/1907.10497_1.jpg", "B", "mcq"),
+    "DocVQA": (
+        DOCVQA, "train_v1.0_withQT.json", under("data"), "spdocvqa_images/xnbl0037_1.png", 1,
+        "docvqa-337", "docvqa/xnbl0037_1.png", "1/8/93", "open"),
+    "VizWiz": (
+        VIZWIZ, "train.json", json.dumps, "train/VizWiz_train_00000001.jpg", 1,
+        "vizwiz-VizWiz_train_00000001", "vizwiz/VizWiz_train_00000001.jpg", "soup", "open"),
+    "ALLaVA-LAION": (
+        ALLAVA, "ALLaVA-Instruct-LAION-4V.json", json.dumps, "images/77.jpeg", 1,
+        "allava-allava_laion_77", "allava_laion/images/77.jpeg", "Because of paint.", "open"),
+    "COCO": (
+        COCO, "train.jsonl", lines, "image/coco/train2017/000000000009.jpg", 2,
+        "coco-000000000009-", "coco/train2017/000000000009.jpg", BOX, "iou"),
+    "VisualGenome": (
+        VG, "train.jsonl", lines, "image/vg/VG_100K/1.jpg", 2, "vg-1-", "vg/VG_100K/1.jpg", BOX,
+        "iou"),
 }  # fmt: skip
-EXPECTED = {  # source -> number of records, then of the first: id, image, gold, reward
-    "CLEVR-Math": (1, "clevr_math-CLEVR_train_000001.png", "clevr_math/CLEVR_train_000001.png",
-                   "3", "digit"),
-    "GeoQA170K": (1, "geoqa170k-geoqa_plus-2905-", "geoqa170k/geoqa_plus-2905.png", "C", "mcq"),
-    "Math PUMA": (1, "synthesis-gen_func-func_sine_1-",
-                  "synthesis/gen_func-func_sine_1.png", r"y = -5 * \sin(-5 * x).",
-                  "math"),
-    "ArxivQA": (1, "arxivqa-cond-mat-23815", "arxivqa/1907.10497_1.jpg", "B", "mcq"),
-    "DocVQA": (1, "docvqa-337", "docvqa/xnbl0037_1.png", "1/8/93", "open"),
-    "VizWiz": (1, "vizwiz-VizWiz_train_00000001", "vizwiz/VizWiz_train_00000001.jpg", "soup",
-               "open"),
-    "ALLaVA-LAION": (1, "allava-allava_laion_77", "allava_laion/images/77.jpeg",
-                     "Because of paint.", "open"),
-    "COCO": (2, "coco-000000000009-", "coco/train2017/000000000009.jpg",
-             "[0.1, 0.25, 0.7, 0.5]", "iou"),
-    "VisualGenome": (2, "vg-1-", "vg/VG_100K/1.jpg", "[0.1, 0.25, 0.7, 0.5]", "iou"),
-}  # fmt: skip
+SECOND = {
+    "CLEVR-Math": ("scenes/CLEVR_train_scenes.json", under("scenes")([SCENE])),
+    "ALLaVA-LAION": ("ALLaVA-Caption-LAION-4V.json", json.dumps([CAPTION])),
+}
 
 
 def make(folder, source, *extra):
-    """Write the dataset's files; returns its root."""
-    write, good = FORMATS[source]
+    """Write the dataset's files: its good row, then others; return its root."""
+    good, file, written, picture, *_ = FORMATS[source]
     root = folder / sources.READERS[source].folder
-    root.mkdir()
-    write(root, [good, *extra])
+    put(root, picture)
+    (root / file).write_text(written([good, *extra]))
+    if source in SECOND:
+        name, text = SECOND[source]
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
     return root
 
 
@@ -183,24 +160,23 @@ def read(source, root):
     return tuple([item for item in found if isinstance(item, kind)] for kind in kinds)
 
 
+def written(tmp_path, source, root):
+    (row,) = sources.write(tmp_path / "out", {source: 9}, {source: root})
+    return row["written"], row["rejected"]
+
+
 @pytest.mark.parametrize("source", FORMATS)
-def test_each_format_becomes_records(tmp_path, source):
+def test_each_format_becomes_records_whose_golds_score_1(tmp_path, source):
     made, rejects = read(source, make(tmp_path, source))
-    number, name, image, gold, reward = EXPECTED[source]
+    number, name, image, gold, reward = FORMATS[source][4:]
     assert (len(made), rejects) == (number, [])
     first = made[0]
     assert first.id.startswith(name)
     assert (first.image, first.solution, first.reward) == (image, gold, reward)
     assert first.source == source and "<image>" not in first.question
-
-
-@pytest.mark.parametrize("source", [s for s in FORMATS if EXPECTED[s][4] != "open"])
-def test_every_gold_scores_1_with_its_verifier(tmp_path, source):
-    made, _ = read(source, make(tmp_path, source))
-    assert made
-    for record in made:
-        assert rewards.score(record, wrap(record.solution)).value == 1.0
-    assert rewards.audit(made) == []
+    if reward != "open":
+        assert {rewards.score(r, wrap(r.solution)).value for r in made} == {1.0}
+        assert rewards.audit(made) == []
 
 
 def test_math_golds_mean_their_functions(tmp_path):
@@ -249,7 +225,7 @@ BROKEN = [
 @pytest.mark.parametrize(("source", "row", "reason"), BROKEN)
 def test_broken_rows_are_rejected_with_file_line_and_reason(tmp_path, source, row, reason):
     made, rejects = read(source, make(tmp_path, source, row))
-    assert len(made) == EXPECTED[source][0]
+    assert len(made) == FORMATS[source][4]
     (reject,) = rejects
     assert reason in reject.reason
     assert reject.file == sorted(p.name for p in (tmp_path.glob("*/*.json*")))[-1]
@@ -258,13 +234,14 @@ def test_broken_rows_are_rejected_with_file_line_and_reason(tmp_path, source, ro
 
 
 @pytest.mark.parametrize("source", FORMATS)
-@pytest.mark.parametrize("path", ["../secret.png", "/secret.png", "a/../../secret.png", "x\0.png"])
-def test_hostile_paths_are_refused(tmp_path, source, path):
+def test_hostile_paths_are_refused(tmp_path, source):
     put(tmp_path, "secret.png")
-    key = next(k for k in ("image_url_2", "image_filename", "image") if k in FORMATS[source][1])
+    paths = ["../secret.png", "/secret.png", "a/../../secret.png", "x\0.png"]
+    key = next(k for k in ("image_url_2", "image_filename", "image") if k in FORMATS[source][0])
     prefix = {"COCO": "coco/", "VisualGenome": "vg/"}.get(source, "")
-    made, rejects = read(source, make(tmp_path, source, FORMATS[source][1] | {key: prefix + path}))
-    assert len(made) == EXPECTED[source][0] and rejects
+    bad = [FORMATS[source][0] | {key: prefix + path} for path in paths]
+    made, rejects = read(source, make(tmp_path, source, *bad))
+    assert len(made) == FORMATS[source][4] and len(rejects) >= len(paths)
     assert all("image" in reject.reason for reject in rejects)
 
 
@@ -276,11 +253,11 @@ def test_a_link_out_of_the_root_is_refused(tmp_path):
     assert "is a link that leaves" in reject.reason
 
 
-@pytest.mark.parametrize("row", [None, 5, "x", [1], {}, {"conversations": [None]}, {"image": {}}])
 @pytest.mark.parametrize("source", FORMATS)
-def test_rows_of_any_shape_are_rejected_never_raised(tmp_path, source, row):
-    made, rejects = read(source, make(tmp_path, source, row))
-    assert (len(made), len(rejects)) == (EXPECTED[source][0], 1)
+def test_rows_of_any_shape_are_rejected_never_raised(tmp_path, source):
+    bad = [None, 5, "x", [1], {}, {"conversations": [None]}, {"image": {}}]
+    made, rejects = read(source, make(tmp_path, source, *bad))
+    assert (len(made), len(rejects)) == (FORMATS[source][4], len(bad))
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -297,8 +274,7 @@ def test_parquet_with_pictures_inside(tmp_path):
                                                  (1, 2, 3)]  # fmt: skip
     assert made[0].image == made[2].image != made[1].image  # named by content
     assert (reject.line, "holds no PNG" in reject.reason) == (4, True)
-    (row,) = sources.write(tmp_path / "out", {"GeoQA170K": 9}, {"GeoQA170K": root})
-    assert (row["written"], row["rejected"]) == (2, 1)
+    assert written(tmp_path, "GeoQA170K", root) == (2, 1)
     loaded = records.load(tmp_path / "out/records.jsonl", tmp_path / "out/images")
     assert {open_image(r.image, tmp_path / "out/images").getpixel((0, 0))[0]
             for r in loaded.records} == {1, 2}  # fmt: skip
@@ -349,10 +325,10 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path):
 
 @pytest.mark.parametrize("label", ["B", "B)", "(b)", "b.", "B. dark red", "[B]", "Option B",
                                    "(B) dark  red", "dark red", "Answer: B"])  # fmt: skip
-@pytest.mark.parametrize("form", ["{} {}", "{}) {}", "({}) {}", "{}. {}", "{}: {}"])
+@pytest.mark.parametrize("form", ["{1}", "{0}) {1}", "({0}) {1}", "{0}. {1}", "{0}: {1}"])
 def test_labels_and_options_of_arxivqa(label, form):
-    choices = [form.format(letter, text) if form != "{} {}" else text
-               for letter, text in zip("abc", ["red", "dark red", "45"], strict=True)]  # fmt: skip
+    texts = ["red", "dark red", "45"]
+    choices = [form.format(letter, text) for letter, text in zip("abc", texts, strict=True)]
     question = rows.with_choices("Which is it?", choices)
     assert rewards.options(question) == {"A": "red", "B": "dark red", "C": "45"}
     assert rows.arxivqa_label(label, choices) == "B"
@@ -425,18 +401,14 @@ def images(n, seed=0, made=MANY, **options):
     return [record.image for record in sources.sample(made, n, seed, **options)]
 
 
-def test_samples_are_of_unique_pictures_and_seeded():
-    assert len(set(images(50))) == len(images(50)) == 50
-    assert images(50) == images(50) != images(50, seed=1)
-    assert images(0) == []
-    assert len(images(300)) == 200
-    assert len(images(3, is_whole=True)) == 15
-
-
-def test_samples_do_not_depend_on_order():
-    assert sources.sample(MANY, 50) == sources.sample(MANY[::-1], 50)
-    assert (sources.sample(MANY, 5, is_whole=True)
-            == sources.sample(MANY[::-1], 5, is_whole=True))  # fmt: skip
+@pytest.mark.parametrize(("n", "is_whole", "number"), [
+    (0, False, 0), (50, False, 50), (300, False, 200), (3, True, 15),
+])
+def test_samples_are_of_unique_pictures_whatever_their_order(n, is_whole, number):
+    found = sources.sample(MANY, n, is_whole=is_whole)
+    assert len(found) == number and found == sources.sample(MANY[::-1], n, is_whole=is_whole)
+    assert len({record.image for record in found}) == (n if is_whole else number)
+    assert not n or images(n) != images(n, seed=1)
 
 
 def test_rows_added_later_move_few():
@@ -463,7 +435,8 @@ def everything(tmp_path):
     """All sources below one root; LLaVA-CoT's one file serves two of them."""
     for source in FORMATS:
         if source == "COCO":
-            make(tmp_path, source, VG, {"image": "chartqa/1.png"})
+            root = make(tmp_path, source, VG, {"image": "chartqa/1.png"})
+            put(root, FORMATS["VisualGenome"][3])
         elif source != "VisualGenome":
             make(tmp_path, source)
     return tmp_path
@@ -505,8 +478,7 @@ def test_prepare_feeds_the_pipeline(everything):
 def test_a_second_file_that_does_not_know_the_picture(tmp_path):
     root = make(tmp_path, "CLEVR-Math", CLEVR | {"image_filename": "CLEVR_train_000002.png"})
     put(root, "CLEVR_v1.0/images/train/CLEVR_train_000002.png")
-    (row,) = sources.write(tmp_path / "out", {"CLEVR-Math": 9}, {"CLEVR-Math": root})
-    assert (row["written"], row["rejected"]) == (1, 1)
+    assert written(tmp_path, "CLEVR-Math", root) == (1, 1)
     reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
     assert reject["file"] == "CLEVR_train_scenes.json" and "000002" in reject["reason"]
 
@@ -526,15 +498,13 @@ def test_broken_text_reaches_no_table(tmp_path):
     root = make(tmp_path, "ALLaVA-LAION", ALLAVA | {"id": "\ud800"})
     caption = ALLAVA | {"conversations": talk("D?", "\ud800")}
     (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]))
-    (row,) = sources.write(tmp_path / "out", {"ALLaVA-LAION": 5}, {"ALLaVA-LAION": root})
-    assert (row["written"], row["rejected"]) == (0, 2)
+    assert written(tmp_path, "ALLaVA-LAION", root) == (0, 2)
 
 
 def test_ids_used_twice_are_rejected(tmp_path):
     root = make(tmp_path, "ArxivQA", ARXIV | {"image": "images/2.jpg"})
     put(root, "images/2.jpg")
-    (row,) = sources.write(tmp_path / "out", {"ArxivQA": 9}, {"ArxivQA": root})
-    assert (row["written"], row["rejected"]) == (1, 1)
+    assert written(tmp_path, "ArxivQA", root) == (1, 1)
 
 
 def test_micro_sources_go_through_the_same_door(tmp_path):

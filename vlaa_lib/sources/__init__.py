@@ -6,7 +6,6 @@ sources are read through the same functions.
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 from collections import Counter
@@ -22,11 +21,9 @@ from vlaa_lib.records import FOLDERS, Record, RecordError, Reject
 
 from . import files, rows
 
-__all__ = ["READERS", "Reader", "paper_counts", "read", "sample", "table", "write"]
-
 Item = Record | Reject
 
-# the paper samples from GeoQA170K without saying how many; 14,019 in the authors' earlier release
+# the paper samples from GeoQA170K without saying how many; so many in the authors' earlier release
 GEOQA_COUNT = 14_019  # repo README (VL-Thinking)
 
 
@@ -42,25 +39,17 @@ class Join:
 
 @dataclass(frozen=True)
 class Reader:
-    """One dataset: where it is, which file is read, and what a row of it becomes.
+    """One dataset: where it is, which file is read, and what a row of it becomes."""
 
-    Attributes:
-        folder: of its root below the common one, as `data prepare --root` expects it.
-        patterns: of the file with the rows, the first that is there; `key`: see `files.lines`.
-        image_folders: where the archive of pictures unpacks to, besides what rows state.
-        fields: what is read of a row.
-        is_whole: sample pictures with all their records, not one record a picture.
-    """
-
-    folder: str
+    folder: str  # of its root below the common one, as `data prepare --root` expects it
     home: str
-    patterns: tuple[str, ...]
-    fields: str
-    row: Callable[[rows.Row], rows.Made]
-    key: str = ""
-    image_folders: tuple[str, ...] = ("images",)
+    patterns: tuple[str, ...]  # of the file with the rows, the first that is there
+    fields: str  # what is read of a row
+    row: Callable[[rows.Row], Any]
+    key: str = ""  # of the list of rows in the file
+    image_folders: tuple[str, ...] = ("images",)  # where archives unpack to, besides what rows say
     join: Join | None = None
-    is_whole: bool = False
+    is_whole: bool = False  # sample pictures with all their records, not one record a picture
 
 
 _HUB = "huggingface.co/datasets/"
@@ -143,9 +132,6 @@ def read(source: str, root: str | Path) -> Iterator[Item]:
     Golds of digit, choice and box questions are held against their verifier here. Memory does not
     grow with the file. `extra["origin"]` says where the picture is: a path below the root, or
     FILE#ROW in a parquet file. A micro source has no end and no file; its root is not looked at.
-
-    Raises:
-        VlaaError: the file is not there, or the source is unknown.
     """
     if source in worlds.known().sources:
         yield from (sample.record for sample in worlds.known().stream(source, "train"))
@@ -153,12 +139,10 @@ def read(source: str, root: str | Path) -> Iterator[Item]:
     reader = _reader(source)
     for line in files.lines(files.find(root, reader.patterns, reader.home), reader.key):
         try:
-            if isinstance(line.row, RecordError):
-                raise line.row
             made = reader.row(line.row)
         except RecordError as error:
-            made = [error]
-        for item in made:
+            made = error
+        for item in made if isinstance(made, list) else [made]:
             try:
                 yield _record(reader, root, line, item)
             except RecordError as error:
@@ -167,9 +151,8 @@ def read(source: str, root: str | Path) -> Iterator[Item]:
 
 
 def _row_id(row: Any) -> str:
-    if not isinstance(row, dict):
-        return ""
-    known = (row.get(k) for k in ("id", "questionId", "image_filename", "image", "image_url"))
+    names = ("id", "questionId", "image_filename", "image", "image_url")
+    known = (row.get(name) for name in names if isinstance(row, dict))
     return next((str(value) for value in known if isinstance(value, (str, int))), "")
 
 
@@ -190,41 +173,31 @@ def _record(reader: Reader, root: str | Path, line: files.Line, item: Any) -> Re
 def sample(
     found: Iterable[Record], n: int, seed: int = 0, is_whole: bool = False
 ) -> list[Record]:
-    """Choose the records of `n` pictures, one a picture, holding no more than those (paper §2).
+    """Choose the records of `n` pictures, one a picture, or all of each (`is_whole`) (paper §2).
 
     Pictures are ordered by a hash of seed and path, and the first `n` are taken; so is the record
     of a picture. Unlike a reservoir's, this choice depends on nothing but the set of records: not
     on their order, and rows added later can only take the places of a few.
-
-    Args:
-        is_whole: take all records of a picture chosen.
-    Returns:
-        The records in the order of the hashes; fewer than `n` when there are no more pictures.
 
     >>> made = [Record(f"r{i}", f"a/{i % 5}.png", "q", "1") for i in range(50)]
     >>> len(sample(made, 3)), len(sample(made, 9)), len(sample(made, 2, is_whole=True))
     (3, 5, 20)
     """
     chosen: dict[str, list[Record]] = {}
-    worst: list[tuple[int, str]] = []  # max-heap of the pictures chosen, by negated hash
+
+    def order(text: str) -> str:
+        return rows.digest(f"{seed}\n{text}")
+
+    def first() -> dict[str, list[Record]]:
+        return {image: chosen[image] for image in sorted(chosen, key=order)[:n]}
+
     for record in found:
-        image = record.image
-        if image not in chosen:
-            key = (-_order(seed, image), image)
-            if len(worst) == n and (not n or key < worst[0]):
-                continue
-            if len(worst) == n:
-                del chosen[heapq.heappop(worst)[1]]
-            heapq.heappush(worst, key)
-            chosen[image] = []
-        kept = [*chosen[image], record]
-        kept.sort(key=lambda r: _order(seed, f"{r.id}\n{r.question}"))
-        chosen[image] = kept if is_whole else kept[:1]
-    return [record for _, image in sorted(worst, reverse=True) for record in chosen[image]]
-
-
-def _order(seed: int, text: str) -> int:
-    return int(rows.digest(f"{seed}\n{text}"), 16)
+        kept = [*chosen.get(record.image, []), record]
+        kept.sort(key=lambda r: order(f"{r.id}\n{r.question}"))
+        chosen[record.image] = kept if is_whole else kept[:1]
+        if len(chosen) > 2 * n + 100:  # what comes later can only push pictures out
+            chosen = first()
+    return [record for kept in first().values() for record in kept]
 
 
 def write(
@@ -240,8 +213,7 @@ def write(
         counts: pictures wanted of each source.
         roots: folder of each public source.
     Returns:
-        A row a source: pictures asked for, records written, rejects; of Math PUMA also how many
-        golds the repair rewrote and left undecided.
+        A row a source: pictures asked for, records written, rejects, golds repaired or left so.
     """
     out, kept, summary = Path(out), {}, []
     with folders.atomic(out / "rejects.jsonl") as stream:  # more of them than memory holds
@@ -252,11 +224,7 @@ def write(
             stream.write(json.dumps(asdict(why)) + "\n")  # ASCII: names may be broken
 
         def sift(items: Iterable[Item]) -> Iterator[Record]:
-            for item in items:
-                if isinstance(item, Record):
-                    yield item
-                else:
-                    reject(item)
+            return (item for item in items if isinstance(item, Record) or reject(item))  # -> None
 
         for source, n in counts.items():
             made = {}
@@ -308,8 +276,6 @@ def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iter
     paths = files.find(root, join.patterns, home)
     for line in files.lines(paths, join.key):
         try:
-            if isinstance(line.row, RecordError):
-                raise line.row
             if (name := Path(rows.field(line.row, join.image_field)).name) in wanted:
                 found[name] = join.take(line.row)
         except RecordError as error:

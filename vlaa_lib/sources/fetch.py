@@ -64,20 +64,15 @@ class RemoteFile(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a fetch will do.
-
-    Attributes:
-        rows: table of all chosen files, their sizes and states.
-        unpack: archives not unpacked yet: name without part number -> parts in order.
-        needs: bytes to download, and bytes that unpacking is expected to add.
-    """
+    """What a fetch will do."""
 
     root: Path
     commit: str
-    rows: list[dict[str, str]]
+    rows: list[dict[str, str]]  # table of all chosen files, their sizes and states
     download: list[RemoteFile]
+    # archives not unpacked yet: name without part number -> parts in order
     unpack: dict[str, list[RemoteFile]]
-    needs: tuple[int, int]
+    needs: tuple[int, int]  # bytes to download, and bytes that unpacking is expected to add
 
 
 def plan(root: str | Path, revision: str | None = None, only: list[str] | None = None) -> Plan:
@@ -106,26 +101,27 @@ def plan(root: str | Path, revision: str | None = None, only: list[str] | None =
             f"{root} holds revision {pinned}, and {revision!r} is {info.sha}; two revisions are "
             "not mixed: use another --root, or leave out --revision"
         )
-    files = {f.path: f for f in listed if not only or any(fnmatch.fnmatch(f.path, p) for p in only)}
+    patterns = only or ["*"]
+    files = {f.path: f for f in listed if any(fnmatch.fnmatch(f.path, p) for p in patterns)}
     if not files:
         there = ", ".join(file.path for file in listed)
-        raise VlaaError(f"--only {' '.join(only or [])} fits no file; there are {there}")
+        raise VlaaError(f"--only {' '.join(patterns)} fits no file; there are {there}")
     unpack, states = {}, {}
     for path, file in files.items():
         is_there = (root / path).is_file() and (root / path).stat().st_size == file.size
         states[path] = "there" if is_there else "fetch"
-    for name, parts in archives([*files]).items():
-        mark, unpack[name] = _mark(root, name), [files[part] for part in parts]
-        if mark.is_file() and mark.read_text() == " ".join(p.digest for p in unpack[name]):
-            states |= dict.fromkeys(parts, "unpacked")  # the archive itself may be deleted
-            del unpack[name]
-    todo = [file for path, file in files.items() if states[path] == "fetch"]
+    for name, paths in archives([*files]).items():
+        mark, parts = _mark(root, name), [files[path] for path in paths]
+        if mark.is_file() and mark.read_text() == _digests(parts):
+            states |= dict.fromkeys(paths, "unpacked")  # the archive itself may be deleted
+        else:
+            unpack[name] = parts
+    todo = sorted((files[path] for path in files if states[path] == "fetch"), key=lambda f: f.size)
     rows = [{"file": path, "size": megabytes(file.size), "state": states[path]}
             for path, file in files.items()]  # fmt: skip
     # ours: pictures hardly shrink in an archive, and parts are joined in a temporary file
     to_unpack = sum(p.size * min(len(parts), 2) for parts in unpack.values() for p in parts)
-    needs = (sum(file.size for file in todo), to_unpack)
-    return Plan(root, info.sha, rows, sorted(todo, key=lambda file: file.size), unpack, needs)
+    return Plan(root, info.sha, rows, todo, unpack, (sum(f.size for f in todo), to_unpack))
 
 
 def download(plan: Plan) -> None:
@@ -158,7 +154,7 @@ def download(plan: Plan) -> None:
                 )
         for name, parts in plan.unpack.items():
             unpack([root / part.path for part in parts], (root / name).parent)
-            folders.write_text(_mark(root, name), " ".join(part.digest for part in parts))
+            folders.write_text(_mark(root, name), _digests(parts))
 
 
 def _hub() -> Any:
@@ -204,12 +200,12 @@ def _mark(root: Path, name: str) -> Path:
     return root / MARKS / f"{name.replace('/', '__')}.unpacked"
 
 
-def megabytes(size: int) -> str:
-    """Return a size for people.
+def _digests(parts: list[RemoteFile]) -> str:
+    return " ".join(part.digest for part in parts)
 
-    >>> megabytes(623_000_000)
-    '623.0 MB'
-    """
+
+def megabytes(size: int) -> str:
+    """Return a size for people, as 623.0 MB."""
     return f"{size / 1e6:,.1f} MB"
 
 
@@ -303,8 +299,6 @@ def check(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Count, folder by folder, the records whose picture is there, missing or unreadable.
 
-    Streams: memory does not grow with the files.
-
     Args:
         root: as for `plan`; pictures are below `root/images` if there is one, else `root`.
         files: records, JSON array or JSON Lines; by default every `.json` and `.jsonl` in `root`.
@@ -325,10 +319,7 @@ def check(
         rows = records.iter_file(path)
         for line, row in progress_bar(rows, path.name, unit=" records", disable=None):
             try:
-                if isinstance(row, RecordError):
-                    raise row
-                if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-                    raise RecordError("names no image; set 'image' to a path")
+                records.check(row, ["image"], {"image": (str, "text")})
                 image = clean_image_path(row["image"])
             except RecordError as error:
                 bad += 1
@@ -352,8 +343,7 @@ def check(
 
 def _folder(image: str) -> str:
     """Return the folder that a picture is counted under; strangers share one, to bound memory."""
-    top, _, rest = image.partition("/")
-    deeper = f"{top}/{rest.partition('/')[0]}"
+    top, deeper = image.split("/")[0], "/".join(image.split("/")[:2])
     return deeper if deeper in ELSEWHERE else top if top in FOLDERS else "(other)"
 
 

@@ -24,11 +24,7 @@ class Line(NamedTuple):
 
 
 def find(root: str | Path, patterns: Iterable[str], home: str) -> list[Path]:
-    """Return the files of the first pattern that matches in the root or one folder below it.
-
-    Raises:
-        RecordError: none is there; says where to get it.
-    """
+    """Return the files of the first pattern that matches in the root or one folder below it."""
     root = Path(root)
     for pattern in patterns:
         if found := sorted({*root.glob(pattern), *root.glob(f"*/{pattern}")}):
@@ -67,9 +63,6 @@ def locate(root: str | Path, path: str, folders: Iterable[str]) -> str:
 
     Archives unpack at different depths: leading folders of the path may be missing on disk, and
     the whole may lie in one of `folders`; the longest form that exists wins.
-
-    Raises:
-        RecordError: the path or a link leaves the root, or nothing is there.
     """
     parts = clean_image_path(path).split("/")
     for start in range(len(parts)):
@@ -84,11 +77,7 @@ def locate(root: str | Path, path: str, folders: Iterable[str]) -> str:
 
 
 def image_extension(data: Any) -> str:
-    """Return the file extension of an embedded picture, from its bytes alone.
-
-    Raises:
-        RecordError: not one of the formats that `images.open_image` reads.
-    """
+    """Return the file extension of an embedded picture, from its bytes alone, or refuse it."""
     from PIL import Image
 
     try:

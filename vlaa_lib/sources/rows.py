@@ -1,7 +1,7 @@
 r"""Rows of the nine public datasets -> objects that `records.from_json` reads; the paper's repairs.
 
-A row function returns one object a question, or a RecordError in the place of one. `origin` is
-where the picture lies in the dataset: a path as the row states it, or bytes.
+A row function returns an object, or a list of objects and of a RecordError in the place of one.
+`origin` is where the picture lies in the dataset: a path as the row states it, or bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from vlaa_lib import prompts, rewards
@@ -19,15 +20,12 @@ from vlaa_lib.rewards.maths import latex
 from .files import image_extension
 
 Row = dict[str, Any]
-Made = list["Row | RecordError"]
 
 
 def field(row: Any, key: str, kind: type | tuple[type, ...] = str) -> Any:
-    """Return a field of a row.
-
-    Raises:
-        RecordError: it is missing, empty or of another type; lists the fields that are there.
-    """
+    """Return a field of a row, or refuse the row; a RecordError in its place is raised."""
+    if isinstance(row, RecordError):
+        raise row
     value = row.get(key) if isinstance(row, dict) else None
     if isinstance(value, kind) and value not in ("", []) and not isinstance(value, bool):
         return value
@@ -78,8 +76,8 @@ def with_choices(question: str, choices: list[str]) -> str:
         raise RecordError(f"the choices' marks do not go {', '.join(letters)}; leave the row out")
     texts = [" ".join(choice.split()) for choice in choices]
     written = dict(zip(letters, texts, strict=True))
-    lines = "".join(f"\n{letter}: {text}" for letter, text in written.items())
-    whole = f"{question.strip()}\nChoices:{lines}"
+    lines = (f"{letter}: {text}" for letter, text in written.items())
+    whole = "\n".join([question.strip(), "Choices:", *lines])
     if not all(texts) or rewards.options(whole) != written:
         raise RecordError("the choices cannot be told apart in the question; leave the row out")
     return whole
@@ -162,12 +160,12 @@ def whole_expression(question: str, text_question: str, gold: str) -> Repair:
     unknown = set(_NAME.findall(right)) - {left[2] if "(" in left else "x", "e"}
     if not unknown or values.keys() != unknown:
         return Repair(gold, "left")
-    filled = _NAME.sub(lambda match: _operand(values.get(match[0], match[0])), right)
+    values = {  # a plain number needs no brackets
+        name: value if re.fullmatch(r"\w+(?:\.\d+)?", value) else f"({value})"
+        for name, value in values.items()
+    }
+    filled = _NAME.sub(lambda match: values.get(match[0], match[0]), right)
     return Repair(f"{left} = {filled}", "rewritten")
-
-
-def _operand(text: str) -> str:
-    return text if re.fullmatch(r"\w+(?:\.\d+)?", text) else f"({text})"
 
 
 # --- conversations, boxes ------------------------------------------------------------------------
@@ -197,11 +195,7 @@ def _tagged(text: str, tag: str) -> str:
 
 
 def fractions(text: str) -> str:
-    """Return the one box of four fractions in a text, as JSON.
-
-    Raises:
-        RecordError: no box or several, corners out of order, or not fractions.
-    """
+    """Return the one box of four fractions in a text, as JSON."""
     box = rewards.parse_box(text)
     stated = re.findall(r"[-+.\deE]+", text[text.find("[") + 1 : text.find("]")]) if box else []
     if box is None or [float(number) for number in stated] != list(box):
@@ -216,22 +210,23 @@ def fractions(text: str) -> str:
 
 
 def _made(
-    id: str, image: str, origin: str | bytes, question: str, gt: str, meta: Row | None = None
+    folder: str, key: str, name: str, origin: str | bytes, question: str, gt: str, **meta: Any
 ) -> Row:
-    return {"id": id, "image": image, "origin": origin, "question": question, "gt": gt,
-            "meta": meta or {}}  # fmt: skip
+    """Write a record as all datasets do: its id begins with the folder that holds its picture."""
+    return {"id": f"{folder}-{key}", "image": f"{folder}/{name}", "origin": origin,
+            "question": question, "gt": gt, "meta": meta}  # fmt: skip
 
 
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def _stem(path: str) -> str:
+    return PurePosixPath(path).stem
 
 
-def clevr_math(row: Row) -> Made:
+def clevr_math(row: Row) -> Row:
     """CLEVR-Math: one counting question; the scene's description is joined later."""
-    name, split = flat(field(row, "image_filename")), field(row, "split")
+    name = flat(field(row, "image_filename"))
+    origin = f"CLEVR_v1.0/images/{field(row, 'split')}/{name}"
     gold = str(field(row, "answer", (int, str)))
-    origin = f"CLEVR_v1.0/images/{split}/{name}"
-    return [_made(f"clevr_math-{name}", f"clevr_math/{name}", origin, field(row, "question"), gold)]
+    return _made("clevr_math", name, name, origin, field(row, "question"), gold)
 
 
 def clevr_scene(row: Row) -> Row:
@@ -242,7 +237,7 @@ def clevr_scene(row: Row) -> Row:
     return {"meta": {"rationale": f"Number of objects in the scene: {len(things)}; {listed}."}}
 
 
-def geoqa(row: Row) -> Made:
+def geoqa(row: Row) -> Row:
     """GeoQA170K: the question with its choices, the letter from the reply's last line."""
     question, reply = turns(row)[0]
     stem, _, tail = asked(question).rpartition("Choices:")
@@ -259,11 +254,11 @@ def geoqa(row: Row) -> Made:
         origin = field(row, "image")
         name = flat(origin)
     whole = with_choices(stem, list(choices.values()))
-    key = f"geoqa170k-{_stem(name)}-{digest(whole)[:8]}"
-    return [_made(key, f"geoqa170k/{name}", origin, whole, letters[-1])]
+    key = f"{_stem(name)}-{digest(whole)[:8]}"
+    return _made("geoqa170k", key, name, origin, whole, letters[-1])
 
 
-def math_puma(row: Row) -> Made:
+def math_puma(row: Row) -> Row:
     """Math PUMA: the question on the picture; its textual version goes to the teacher (§2).
 
     Each row pairs two versions of one problem, without saying which is which: the longer question
@@ -280,52 +275,50 @@ def math_puma(row: Row) -> Made:
     output = field(row, "output")
     if not _ANSWER_LINE.search(output):
         raise RecordError("field 'output' has no '†Answer:' line; the solution names no answer")
-    gold = normalise_gold(_ANSWER_LINE.split(output)[-1])
-    repair = whole_expression(question, text, gold)
+    repair = whole_expression(question, text, normalise_gold(_ANSWER_LINE.split(output)[-1]))
     name = flat(origin)
-    key = f"synthesis-{_stem(name)}-{digest(question + text)[:8]}"
-    meta = {"text_question": text, "gold_repair": repair.how}
-    made = _made(key, f"synthesis/{name}", origin, question, output, meta)
-    return [made | {"solution": latex(repair.gold)}]
+    key = f"{_stem(name)}-{digest(question + text)[:8]}"
+    made = _made("synthesis", key, name, origin, question, output,
+                 text_question=text, gold_repair=repair.how)  # fmt: skip
+    return made | {"solution": latex(repair.gold)}
 
 
-def arxivqa(row: Row) -> Made:
+def arxivqa(row: Row) -> Row:
     """ArxivQA: choices in one form, the label repaired; its rationale stays in `meta`."""
     choices, origin = field(row, "options", list), field(row, "image")
     question = with_choices(field(row, "question"), choices)
-    label = arxivqa_label(field(row, "label"), choices)
-    key = f"arxivqa-{field(row, 'id', (str, int))}"
-    meta = {"rationale": row.get("rationale") or ""}
-    return [_made(key, f"arxivqa/{flat(origin)}", origin, question, label, meta)]
+    return _made(
+        "arxivqa", field(row, "id", (int, str)), flat(origin), origin, question,
+        arxivqa_label(field(row, "label"), choices), rationale=row.get("rationale") or "",
+    )  # fmt: skip
 
 
-def docvqa(row: Row) -> Made:
+def docvqa(row: Row) -> Row:
     """DocVQA: the first of the accepted answers is the gold, all of them stay in `meta`."""
     answers, origin = field(row, "answers", list), field(row, "image")
     gold = field({"answers[0]": answers[0]}, "answers[0]")
-    name = clean_image_path(origin).split("/")[-1]
-    key = f"docvqa-{field(row, 'questionId', int)}"
-    question = field(row, "question")
-    return [_made(key, f"docvqa/{name}", origin, question, gold, {"answers": answers})]
+    name = PurePosixPath(clean_image_path(origin)).name
+    key = field(row, "questionId", int)
+    return _made("docvqa", key, name, origin, field(row, "question"), gold, answers=answers)
 
 
-def vizwiz(row: Row) -> Made:
+def vizwiz(row: Row) -> Row:
     """VizWiz: the answer that most of the ten people gave (the earliest on a tie) is the gold."""
     answers = [field(answer, "answer").strip() for answer in field(row, "answers", list)]
     gold = Counter(answer.lower() for answer in answers).most_common(1)[0][0]
     name = flat(field(row, "image"))
-    meta = {"answers": answers, "answerable": row.get("answerable")}
-    question = field(row, "question")
-    return [_made(f"vizwiz-{_stem(name)}", f"vizwiz/{name}", name, question, gold, meta)]
+    return _made("vizwiz", _stem(name), name, name, field(row, "question"), gold,
+                 answers=answers, answerable=row.get("answerable"))  # fmt: skip
 
 
-def allava(row: Row) -> Made:
+def allava(row: Row) -> Row:
     """ALLaVA-LAION: the first turn; the dataset's own caption is joined later."""
     origin, (question, reply) = clean_image_path(field(row, "image")), turns(row)[0]
+    name = PurePosixPath(origin).name
     key = "allava-" + field(row, "id").replace("_inst", "")
     meta = {"url": row["url"]} if isinstance(row.get("url"), str) else {}
-    image = f"allava_laion/images/{origin.split('/')[-1]}"
-    return [_made(key, image, origin, question, reply, meta)]
+    made = _made("allava_laion/images", key, name, origin, question, reply, **meta)
+    return made | {"id": key}
 
 
 def allava_caption(row: Row) -> Row:
@@ -333,27 +326,28 @@ def allava_caption(row: Row) -> Row:
     return {"caption": turns(row)[0][1], "meta": {"caption_model_id": "ALLaVA-Caption (GPT-4V)"}}
 
 
-def llava_cot(folder: str, row: Row) -> Made:
+def llava_cot(folder: str, row: Row) -> list[Row | RecordError]:
     """LLaVA-CoT rows on COCO or Visual Genome pictures: each turn whose gold is a box.
 
     The four-part reply becomes caption and trace, so that nothing is distilled again: the paper
     takes these sources as they are. Rows on other pictures belong to other datasets: none made.
     """
     origin = clean_image_path(field(row, "image"))
-    if origin.split("/")[0] != folder:
+    top, _, name = origin.partition("/")
+    if top != folder:
         return []
-    made: Made = []
+    made: list[Row | RecordError] = []
     for question, reply in turns(row):
         try:
             gold = fractions(_tagged(reply, "CONCLUSION") or reply)
         except RecordError as error:
             made.append(error)
             continue
-        key = f"{folder}-{_stem(origin)}-{digest(question)[:8]}"
+        key = f"{_stem(origin)}-{digest(question)[:8]}"
+        one = _made(folder, key, name, origin, question, gold)
         parts = [_tagged(reply, tag) for tag in ("SUMMARY", "CAPTION", "REASONING")]
-        trace = {}
         if all(parts):
-            answer = prompts.join_think_answer("\n\n".join(parts), gold)
-            trace = {"caption": parts[1], "answer": answer}
-        made.append(_made(key, origin, origin, question, gold) | trace)
+            one["caption"] = parts[1]
+            one["answer"] = prompts.join_think_answer("\n\n".join(parts), gold)
+        made.append(one)
     return made
