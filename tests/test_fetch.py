@@ -305,18 +305,11 @@ def test_a_bomb_of_many_files(tmp_path, monkeypatch):
         unpack(tmp_path, tar((str(i), b"") for i in range(11)))
 
 
-@pytest.mark.parametrize(
-    ("names", "groups"),
-    [
-        (["a.tar.gz.aa", "a.tar.gz.ab"], {"a.tar.gz": ["a.tar.gz.aa", "a.tar.gz.ab"]}),
-        (["a.zip.2", "a.zip.10"], {"a.zip": ["a.zip.2", "a.zip.10"]}),
-        (["a.tar.part-1"], {"a.tar": ["a.tar.part-1"]}),
-        (["images/a.TGZ"], {"images/a.TGZ": ["images/a.TGZ"]}),
-        (["a.tar.xz", "a.zip.json", "zip", "a.gz", "tar.gz", "a.targz"], {}),
-    ],
-)
-def test_which_names_are_archives(names, groups):
-    assert fetching.archives(names) == groups
+def test_which_names_are_archives():
+    others = ["a.tar.xz", "a.zip.json", "zip", "a.gz", "tar.gz", "a.targz"]
+    assert fetching.archives([*others, "a.tar.part-1", "images/a.TGZ"]) == {
+        "a.tar": ["a.tar.part-1"], "images/a.TGZ": ["images/a.TGZ"]
+    }  # fmt: skip; parts in their order: see the function's example
 
 
 # --- which pictures are there --------------------------------------------------------------------

@@ -171,7 +171,7 @@ def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
         if row["index"] in found
     ]
     if path.suffix == ".json":
-        folders.write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        folders.write_json(path, rows)
     elif path.suffix == ".tsv":
         # the kit quotes every cell: so its reader sees line breaks and tabs inside
         quoted = {"quoting": csv.QUOTE_ALL, "lineterminator": "\n"}

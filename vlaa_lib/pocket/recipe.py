@@ -318,7 +318,7 @@ def save(
     kept.save_pretrained(folder)
     processor.chat_template = BASE_TEMPLATE if stage == "base" else CHAT_TEMPLATE
     processor.save_pretrained(folder)
-    folders.write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+    folders.write_json(folder / "recipe.json", asdict(recipe))
     folders.write_lines(folder / "training_log.jsonl", (json.dumps(row) + "\n" for row in log))
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

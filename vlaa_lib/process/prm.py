@@ -288,7 +288,7 @@ def train(
         folders.write_csv(out / "held_out.csv", [found])
         folders.write_csv(out / "calibration.csv", table)
         card = {"rows": len(trained), "held_out": found, "loss": s.loss, "mode": s.mode}
-        folders.write_text(out / CARD, json.dumps(card, indent=1) + "\n")
+        folders.write_json(out / CARD, card)
     return log
 
 

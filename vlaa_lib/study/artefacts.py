@@ -49,11 +49,11 @@ def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) ->
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         print(f"building {shown} ...", flush=True)
         done.unlink(missing_ok=True)
-        folders.write_text(begun, json.dumps({"settings": settings}, indent=1) + "\n")
+        folders.write_json(begun, {"settings": settings})
         start = time.monotonic()
         build(path)
         marker = {"settings": settings, "seconds": round(time.monotonic() - start, 1)}
-        folders.write_text(done, json.dumps(marker, indent=1) + "\n")
+        folders.write_json(done, marker)
         print(f"built {shown} in {marker['seconds']} s", flush=True)
     return path
 

@@ -77,7 +77,7 @@ def curate(
     TraceStore(staged).append(
         [row for rows in runs.values() for row in rows if row["record_id"] in ids]
     )
-    folders.write_text(staged / CARD, json.dumps(card, indent=1) + "\n")
+    folders.write_json(staged / CARD, card)
     size = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         shutil.rmtree(staged)

@@ -238,8 +238,7 @@ def explain(error: Exception, lines: int = 15) -> str:
 
 
 def _keep(folder: Path, card: dict[str, Any]) -> None:
-    text = json.dumps(card, indent=1, ensure_ascii=False)
-    folders.write_text(folder / "run_card.json", text + "\n")
+    folders.write_json(folder / "run_card.json", card)
 
 
 def _now() -> str:

@@ -125,7 +125,7 @@ def begin(out: str | Path, settings: dict[str, Any]) -> str | None:
     """
     last = latest(out)
     if last is None:  # nothing is lost when the folder is taken for other settings
-        folders.write_text(Path(out) / "settings.json", json.dumps(settings, indent=1) + "\n")
+        folders.write_json(Path(out) / "settings.json", settings)
         return None
     folders.claim(out, settings)
     return str(last)

@@ -78,7 +78,7 @@ def words_of(
 ) -> list[str]:
     """Return what each process runs; the settings go beside the results, as one file of JSON."""
     settings = Path(out) / SETTINGS
-    folders.write_text(settings, json.dumps(asdict(cfg), indent=1) + "\n")
+    folders.write_json(settings, asdict(cfg))
     words = ["-m", "vlaa_lib", "train", method, "--records", records, "--images", images]
     words += ["--out", out, "--profile", settings, *(["--start", start] if start else [])]
     return [str(word) for word in words]
