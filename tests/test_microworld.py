@@ -1,6 +1,8 @@
 """The micro-world: same seed same sample, disjoint splits, a grammar that reads itself."""
 
 import random
+from collections import Counter
+from itertools import islice
 
 import pytest
 
@@ -63,12 +65,9 @@ def test_a_picture_is_one_scene_whatever_the_order_of_its_parts(kind):
                 assert parts == sorted(parts, key=ORDER[kind]), scene
 
 
-def test_each_bucket_has_one_split():
+def test_every_bucket_has_one_split_and_every_question_four_wordings():
     taken = [bucket for buckets in microworld.SPLITS.values() for bucket in buckets]
     assert sorted(taken) == list(range(16))
-
-
-def test_every_question_has_four_wordings():
     asked = {k for kinds in questions.KINDS.values() for ks in kinds.values() for k in ks}
     assert asked == set(questions.WORDINGS)
     assert all(len(set(wordings)) >= 4 for wordings in questions.WORDINGS.values())
@@ -78,26 +77,18 @@ def test_gold_passes_its_own_verifier():
     assert rewards.audit([sample.record for sample in SAMPLES]) == []
 
 
-def test_questions_are_read_back_in_every_wording():
-    for sample in SAMPLES:
-        asked = questions.read(sample.record.question)
-        scene = scene_of(sample)
-        assert asked.kind in questions.KINDS[sample.record.source][scene["kind"]]
-        if sample.record.source != "describe":
-            solution = solve.solve(asked, truth.knowledge(scene))
-            assert solution.answer == sample.record.solution
-
-
-def test_every_phrase_reads_back_as_the_fact_it_was_made_from():
+def test_every_wording_of_a_question_and_of_a_fact_is_read_back():
     rng = random.Random(0)
     for sample in SAMPLES:
-        solution = solve.solve(
-            questions.read(sample.record.question), truth.knowledge(scene_of(sample))
-        )
-        for fact in (*truth.knowledge(scene_of(sample)), *solution.steps):
-            for _ in range(6):
-                assert facts.read(facts.say(fact, rng)) == fact
-            assert truth.holds(fact, scene_of(sample)) is True
+        asked, scene = questions.read(sample.record.question), scene_of(sample)
+        assert asked.kind in questions.KINDS[sample.record.source][scene["kind"]]
+        known = truth.knowledge(scene)
+        solution = solve.solve(asked, known)
+        if sample.record.source != "describe":
+            assert solution.answer == sample.record.solution
+        for fact in (*known, *solution.steps):
+            assert all(facts.read(facts.say(fact, rng)) == fact for _ in range(6))
+            assert truth.holds(fact, scene) is True
 
 
 @pytest.mark.parametrize(
@@ -143,15 +134,11 @@ def test_a_perfect_caption_leads_the_teacher_to_the_gold():
 
 
 def test_a_lossy_caption_makes_the_teacher_wrong_about_as_often_as_the_rates_say():
-    rng, wrong = random.Random(2), 0
-    rates = narrator.Rates(0, 0, miscount=1.0, hesitate=0)
-    bars = [s for s in SAMPLES if scene_of(s)["kind"] == "bars"]
-    said = 0
-    for sample in bars:
-        told = facts.extract(narrator.caption(scene_of(sample), rates, rng))
-        said += len(told)
-        wrong += sum(not truth.holds(fact, scene_of(sample)) for fact in told)
-    assert wrong == said > 2 * len(bars)
+    rng, rates = random.Random(2), narrator.Rates(0, 0, miscount=1.0, hesitate=0)
+    bars = [scene for scene in map(scene_of, SAMPLES) if scene["kind"] == "bars"]
+    told = [(fact, scene) for scene in bars
+            for fact in facts.extract(narrator.caption(scene, rates, rng))]  # fmt: skip
+    assert len(told) > 2 * len(bars) and not any(truth.holds(*pair) for pair in told)
 
 
 def test_hesitation_follows_its_rate():
@@ -159,12 +146,8 @@ def test_hesitation_follows_its_rate():
 
     def share(hesitate):
         rates, rng = narrator.Rates(0, 0, 0, hesitate, 0), random.Random(3)
-        told = [
-            narrator.reason(
-                narrator.caption(scene_of(s), rates, rng), s.record.question, rates, rng
-            )[0]
-            for s in SAMPLES
-        ]
+        captions = ((s, narrator.caption(scene_of(s), rates, rng)) for s in SAMPLES)
+        told = [narrator.reason(text, s.record.question, rates, rng)[0] for s, text in captions]
         return sum(map(has_aha, told)) / len(told)
 
     assert share(0.0) == 0.0
@@ -172,13 +155,17 @@ def test_hesitation_follows_its_rate():
     assert share(0.5) < share(1.0)
 
 
-def test_teacher_says_when_it_cannot_answer():
-    with pytest.raises(narrator.CannotAnswer, match="no known question"):
-        narrator.reason("There is 1 cube.", "What is love?", NO_NOISE, random.Random(0))
-    with pytest.raises(narrator.CannotAnswer, match="no red cube is described"):
-        narrator.reason(
-            "There is 1 cube.", "Where is the red cube? Give its box.", NO_NOISE, random.Random(0)
-        )
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("What is love?", "no known question"),
+        ("Where is the red cube? Give its box.", "no red cube is described"),
+        ("How high is the red bar?", "no bar is described"),
+    ],
+)
+def test_teacher_says_when_it_cannot_answer(question, said):
+    with pytest.raises(narrator.CannotAnswer, match=said):
+        narrator.reason("There is 1 cube.", question, NO_NOISE, random.Random(0))
 
 
 @pytest.mark.parametrize(
@@ -194,15 +181,10 @@ def test_expression(scene, text):
     assert scenes.expression(scene) == text
 
 
-def test_write_split_reads_back(tmp_path):
+def test_a_split_reads_back_and_a_stream_repeats_no_scene(tmp_path):
     made = microworld.write_split(tmp_path, ["solids", "locate"], "dev", 3)
     loaded = records.load(tmp_path / "records.jsonl", tmp_path / "images")
     assert loaded.records == made and not loaded.rejects
-
-
-def test_a_stream_repeats_no_scene():
-    from itertools import islice
-
     for source in microworld.SOURCES:
         drawn = [scene_of(s) for s in islice(microworld.stream(source, "test"), 60)]
         shown = [repr({k: v for k, v in scene.items() if k != "style"}) for scene in drawn]
@@ -220,8 +202,6 @@ def test_levels_are_kept_and_written_down():
 
 
 def test_every_source_has_its_paper_counterpart_and_reward():
-    from collections import Counter
-
     stands_for = {name for _, name in microworld.SOURCES.values()}
     assert stands_for == {
         "CLEVR-Math", "GeoQA170K", "Math PUMA", "ArxivQA", "DocVQA", "VizWiz", "ALLaVA-LAION",
@@ -246,10 +226,14 @@ def test_joined_sentences_are_read_fact_by_fact(sentence, found):
     assert [fact.args for fact in facts.read_all(sentence)] == found
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown source 'x'"):
-        microworld.generate("x", "train", 0)
-    with pytest.raises(ValueError, match="unknown split 'x'"):
-        microworld.generate("solids", "x", 0)
-    with pytest.raises(ValueError, match="unknown level 4"):
-        microworld.generate("solids", "dev", 0, level=4)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("x", "train", 0), "unknown source 'x'"),
+        (("solids", "x", 0), "unknown split 'x'"),
+        (("solids", "dev", 0, 0, 4), "unknown level 4"),
+    ],
+)
+def test_unknown_names_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        microworld.generate(*given)

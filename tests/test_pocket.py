@@ -1,7 +1,6 @@
 """The pocket VLM's recipe: what it learns from, that it learns, and that it goes on."""
 
 import dataclasses
-import json
 import random
 import re
 import unicodedata
@@ -13,14 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlaa_lib import folders, models, profiles, prompts, rewards
-from vlaa_lib.pocket import lessons as pocket_data
-from vlaa_lib.pocket import microworld
-from vlaa_lib.pocket import recipe as pocket
-from vlaa_lib.pocket import tower as pocket_tower
+from vlaa_lib.pocket import lessons, microworld, recipe, tower
 from vlaa_lib.pocket.microworld import facts, questions, scenes, solve, truth
 from vlaa_lib.pocket.muon import Muon, optimizers, orthogonal
 
-SMALL = pocket.Recipe(
+SMALL = recipe.Recipe(
     hidden=64, layers=2, vision_hidden=64, vision_layers=1, vocabulary=512, tower_batch=8,
     batch=8, tower_steps=32, describe_steps=8, base_steps=48, instruct_steps=48, drill_steps=8,
     tower_lr=2e-3, base_lr=2e-3,
@@ -34,7 +30,7 @@ def weights(folder):
 
 
 def losses(folder):
-    rows = [json.loads(row) for row in (folder / "training_log.jsonl").open()]
+    rows = folders.whole_lines(folder / "training_log.jsonl")
     return [(row["stage"], row["step"], row["loss"]) for row in rows]
 
 
@@ -42,20 +38,19 @@ def losses(folder):
 def built(tmp_path_factory):
     """A thousandth of the recipe, in one go."""
     out = tmp_path_factory.mktemp("pocket")
-    pocket.build(out, SMALL, card_records=1)
+    recipe.build(out, SMALL, card_records=1)
     return out
 
 
 @pytest.mark.slow
 def test_a_small_build_learns(built):
-    log = [json.loads(r) for r in (built / "instruct" / "training_log.jsonl").open()]
     for stage in ("tower", "base", "instruct"):
-        losses = [row["loss"] for row in log if row["stage"] == stage]
-        assert len(losses) == 2 and losses[1] < losses[0]
+        first, last = (loss for name, _, loss in losses(built / "instruct") if name == stage)
+        assert last < first
     card = (built / "instruct" / "README.md").read_text()
     assert "models build-pocket --stage instruct" in card and "temperature 0.8" in card
     policy = models.load_policy(built / "base")
-    assert policy.processor.chat_template == pocket.BASE_TEMPLATE
+    assert policy.processor.chat_template == recipe.BASE_TEMPLATE
 
 
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32), (40, 64)])
@@ -100,9 +95,9 @@ def test_optimizers_share_all_that_is_trained(tiny_model):
 @pytest.mark.slow
 def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, capsys):
     """Stopped in the middle of `base`, after a kept state."""
-    monkeypatch.setattr(pocket, "KEEP", 24)
-    assert pocket.LOGGED == 24, "every loss is in the log, whenever it is stopped"
-    keep, kept = pocket._keep, []
+    monkeypatch.setattr(recipe, "KEEP", 24)
+    assert recipe.LOGGED == 24, "every loss is in the log, whenever it is stopped"
+    keep, kept = recipe._keep, []
 
     def stop_after_one(path, state):
         keep(path, state)
@@ -110,13 +105,13 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
         if kept.count("base.part") == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pocket, "_keep", stop_after_one)
+    monkeypatch.setattr(recipe, "_keep", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        pocket.build(tmp_path, SMALL, card_records=1)
+        recipe.build(tmp_path, SMALL, card_records=1)
     assert not (tmp_path / "base").exists()
     capsys.readouterr()
-    monkeypatch.setattr(pocket, "_keep", keep)
-    pocket.build(tmp_path, SMALL, card_records=1)
+    monkeypatch.setattr(recipe, "_keep", keep)
+    recipe.build(tmp_path, SMALL, card_records=1)
     printed = capsys.readouterr().out
     assert '"stage": "base", "step": 48' in printed and '"stage": "instruct"' in printed
     assert '"stage": "tower"' not in printed and '"stage": "base", "step": 24' not in printed
@@ -129,9 +124,9 @@ def test_a_stopped_build_goes_on_and_ends_equal(built, tmp_path, monkeypatch, ca
 
 def test_stages_of_another_recipe_are_refused(tmp_path):
     folders.claim(tmp_path / "stages", dataclasses.asdict(SMALL), "recipe.json")
-    recipe = dataclasses.replace(SMALL, base_steps=24)
+    other = dataclasses.replace(SMALL, base_steps=24)
     with pytest.raises(ValueError, match=r"other settings \(base_steps 48 instead of 24\)"):
-        pocket.build(tmp_path, recipe, last="base", card_records=1)
+        recipe.build(tmp_path, other, last="base", card_records=1)
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +143,19 @@ def test_tokenizer_round_trips_any_text(tokenizer, text):
 
 
 def test_readings_fit_their_classes_and_names():
-    names = pocket_tower.reading_names()
+    names = tower.reading_names()
     for kind in scenes.KINDS:
         for index in range(60):
             scene = scenes.draw(kind, "pretrain", random.Random(index))
-            read = pocket_tower.readings(scene)
+            read = tower.readings(scene)
             assert all(kind in names[name][1] for name in read)
-            assert all(0 <= value < pocket_tower.CLASSES for value in read.values())
-            assert int((pocket_tower.reading_labels(scene) > 0).sum()) <= len(read)
+            assert all(0 <= value < tower.CLASSES for value in read.values())
+            assert int((tower.reading_labels(scene) > 0).sum()) <= len(read)
 
 
-def test_no_plain_trace_reaches_the_limits():
+def test_no_plain_trace_reaches_the_limits(tokenizer):
     """Neither training, evaluation nor search may cut off what the model was taught to say."""
-    tokenizer = models.load_processor("data/pocket/instruct").tokenizer
-    replies = [pocket_data.chat_text(index, 5, 1.0, 0.0)[1][-1][0] for index in range(600)]
+    replies = [lessons.chat_text(index, 5, 1.0, 0.0)[1][-1][0] for index in range(600)]
     longest = max(len(tokenizer(reply)["input_ids"]) for reply in replies)
     cfg = profiles.load("laptop")
     limits = (cfg.grpo.max_completion_tokens, cfg.evaluate.max_new_tokens,
@@ -174,15 +168,16 @@ def test_documents_hold_right_answers():
     from vlaa_lib import evaluate
     from vlaa_lib.records import Record
 
+    assert lessons.SHARES.keys() == microworld.SOURCES.keys()
     forms = set()
     for index in range(150):
-        source, scene, question, gold, _ = pocket_data.draw(index, 2)
+        source, scene, question, gold, _ = lessons.draw(index, 2)
         reward = microworld.SOURCES[source][0]
         record = Record(
             str(index), "x.png", question, gold, source=source, reward=reward, solution=gold,
             frame="norm01" if reward == "iou" else "", meta={"scene": scene},
         )  # fmt: skip
-        _, pieces = pocket_data.chat_text(index, 2, 0.3, 0.3)
+        _, pieces = lessons.chat_text(index, 2, 0.3, 0.3)
         reply = pieces[-1][0].removesuffix("<|im_end|>")
         answer, path = evaluate.extract_answer(reply)
         forms.add(path)
@@ -195,7 +190,7 @@ def test_documents_hold_right_answers():
 def test_descriptions_are_true_and_of_scenes_kept_for_pretraining():
     told = Counter()
     for index in range(200):
-        scene, pieces = pocket_data.describe_text(index, 2, 0.0)
+        scene, pieces = lessons.describe_text(index, 2, 0.0)
         assert scenes.bucket(scene) in scenes.SPLITS["pretrain"]
         said = facts.extract(pieces[0][0])
         if scene["kind"] == "objects" and said[0].kind == "place":
@@ -208,12 +203,12 @@ def test_each_token_of_a_pool_counts_alike(tiny_model):
     """Batches are of rows of one length: their own means would favour the short ones."""
     processor = models.load_processor(tiny_model)
     model = models.load_policy(tiny_model, dtype="float32").model
-    stream = pocket_data.Stream(
+    stream = lessons.Stream(
         lambda index: (None, [("Look.", False), (" yes" * (1 + index % 7) ** 2, True)]),
-        lambda samples: pocket_data.collate_text(samples, processor, 0),
+        lambda samples: lessons.collate_text(samples, processor, 0),
         batch=2,
     )
-    pool = [batch for batch, _ in zip(stream, range(pocket_data.POOL), strict=False)]
+    pool = [batch for batch, _ in zip(stream, range(lessons.POOL), strict=False)]
     counts = [int((batch["labels"] >= 0).sum()) for batch in pool]
     assert max(counts) > 3 * min(counts)
     with torch.no_grad():
@@ -228,7 +223,7 @@ def test_each_token_of_a_pool_counts_alike(tiny_model):
 
 def test_drills_of_extremes_are_right():
     for seed in range(60):
-        pieces = pocket_data._extreme_drill(random.Random(seed))
+        pieces = lessons._extreme_drill(random.Random(seed))
         values, targets = {}, 0
         for text, is_target in pieces:
             if not is_target:
@@ -250,7 +245,7 @@ def test_drills_of_extremes_are_right():
 
 def test_drills_of_counting_are_right():
     for seed in range(60):
-        text = "".join(piece for piece, _ in pocket_data._count_drill(random.Random(seed)))
+        text = "".join(piece for piece, _ in lessons._count_drill(random.Random(seed)))
         lists = re.findall(r"((?: Here is [\w ]+\.)+)((?: The number [\w ]+\.)+)", text)
         assert len(lists) == 2
         for seen, told in lists:
@@ -264,7 +259,7 @@ def test_drills_of_counting_are_right():
 
 def test_the_teachers_drill_reasons_from_its_caption():
     for seed in range(60):
-        (told, _), (said, is_target) = pocket_data._teacher_drill(random.Random(seed))
+        (told, _), (said, is_target) = lessons._teacher_drill(random.Random(seed))
         caption, question = told.split("\n", 1)
         known = facts.extract(caption)
         assert ".." not in said
@@ -282,8 +277,3 @@ def test_the_gold_of_a_choice_may_have_any_rank(kind):
         assert len(set(values)) == 4
         ranks[values.index(50)] += 1
     assert min(ranks[rank] for rank in range(4)) > 60
-
-
-def test_shares_name_every_source():
-    assert pocket_data.SHARES.keys() == microworld.SOURCES.keys()
-    assert SMALL.think_share + SMALL.direct_share < 1

@@ -9,7 +9,7 @@ from . import logic, microworld
 from .logic import corrections, follows
 from .scene_reward import SCENE_FACTS, SceneFacts, scene_candidates
 from .server import scenes_of, serve_forever, serve_teacher
-from .teacher_errors import checker_quality, false_steps_by_noise, taught
+from .teacher import checker_quality, false_steps_by_noise, taught
 
 WORLD = World(
     sources=microworld.SOURCES,

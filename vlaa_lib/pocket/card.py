@@ -49,12 +49,9 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
     from vlaa_lib.tables import text_table
 
     rows, found = measure(folder, stage, per_source)
-    table = [
-        {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k != "model"}
-        for row in rows
-    ]
-    log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    last = {row["stage"]: row for row in log}
+    table = [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()
+              if k != "model"} for row in rows]  # fmt: skip
+    last = {row["stage"]: row for row in folders.whole_lines(folder / "training_log.jsonl")}
     stages = ", ".join(
         f"{name} {row['step']} in {row['seconds'] / 60:.0f}" for name, row in last.items()
     )

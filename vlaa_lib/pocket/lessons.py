@@ -59,11 +59,10 @@ class Stream(IterableDataset):
 
 
 def normalise_by_tokens(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Let every token of a pool of batches count alike, up to the clipping of gradients.
+    """Tell each batch of a pool the pool's mean number of target tokens, `num_items_in_batch`.
 
     A batch holds rows of one length, and a mean over its own tokens would favour short rows: an
-    answer without a trace, 15 of 100, was then begun with probability 0.6. Each batch is told the
-    pool's mean number of target tokens, `num_items_in_batch`.
+    answer without a trace, 15 of 100, was then begun with probability 0.6.
     """
     if counts := [(b["labels"][:, 1:] >= 0).sum() for b in batches if "labels" in b]:
         for batch in batches:

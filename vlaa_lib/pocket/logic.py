@@ -52,11 +52,10 @@ def about(fact: Fact) -> tuple:
 
 
 def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
-    """Count what is said again of the same thing after a doubt word (ours).
+    """Count what is said again of the same thing after a doubt word, an aha keyword (ours).
 
-    `helped`: false before and true now; `hurt`: true before and false now; `unchanged`: the same
-    words, or no more and no less true. The doubt words are the paper's aha keywords (§2, step 6).
-    Without a scene nobody knows: None.
+    `helped`: false before and true now; `hurt`: true before and false now; `unchanged`: no more and
+    no less true. None without a scene.
 
     >>> scene = {"kind": "bars", "bars": [{"color": "red", "value": 3}]}
     >>> corrections("The red bar reaches 4. Wait. The red bar reaches 3.", scene)
@@ -83,12 +82,10 @@ def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
 
 
 def follows(trace: str, question: str) -> bool | None:
-    """Say whether the answer follows from what the think block states last (ours).
+    """Say whether the answer follows from what the think block states last, true or not (ours).
 
     It does if the last fact or the last sum gives it, or if the question solved from the stated
-    facts does, the latest about each thing. Truth plays no part. None where that cannot be told:
-    the format is broken, question or reasoning are not of the micro-world, or nothing leads to an
-    answer.
+    facts does, the latest about each thing. None where nothing leads to an answer.
 
     >>> follows("<think>2 + 1 = 3.</think><answer>4</answer>", "How many cubes are there?")
     False

@@ -93,24 +93,20 @@ def _stated(answer: str, asked: questions.Question | None) -> tuple[list[facts.F
 def _count_facts(
     answer: str, scene: dict, asked: questions.Question | None, needed: facts.Fact | None
 ) -> float:
-    """Count distinct true statements minus false ones, each subject once for each truth value.
-
-    Where the question asks for one fact, an answer that lacks it scores 0 at most. What can be
-    said without looking earns nothing: sums hold anywhere, and the list of things that are absent
-    is endless. Nor do slightly shifted boxes of one thing count as several facts, or one thing
-    named twice, once in full and once in part.
-    """
+    """Count distinct true statements minus false ones, each subject once for each truth value."""
     told, is_answered = {}, needed is None
     stated, worth = _stated(answer, asked)
     for fact in stated:
         held = truth.holds(fact, scene)
+        # said without looking: sums hold anywhere, and the list of what is absent is endless
         is_free = fact.kind == "sum" or (held and fact.kind == "count" and fact.args[0] == 0)
         if held is not None and not is_free:
+            # slightly shifted boxes of one thing are one fact, as is a thing named again in part
             subject = {"place": fact.args[:2], "thing": ()}.get(fact.kind, fact.args)
             told[fact.kind, subject, held] = worth if held else -worth
         is_answered = is_answered or bool(held and facts.covers(fact, needed))
     value = float(sum(told.values()))
-    return value if is_answered else min(0.0, value)
+    return value if is_answered else min(0.0, value)  # without the fact that was asked for
 
 
 class Candidate(NamedTuple):
@@ -124,9 +120,7 @@ class Candidate(NamedTuple):
 def scene_candidates(records: Sequence[Record]) -> list[list[Candidate]]:
     """Make answers of known truth to open micro-world records, from the golds of all of them.
 
-    Right: the gold, in a sentence where it is bare, and in many empty words. Near miss: the same
-    sentence with the gold of another record that is false here, short and long. Off topic: a
-    sentence that the scene says nothing of. Kinds that a record has no material for are left out.
+    Kinds that a record has no material for are left out.
     """
     asked = [questions.read(record.question) for record in records]
     golds = [gold_text(record) for record in records]
@@ -142,9 +136,11 @@ def scene_candidates(records: Sequence[Record]) -> list[list[Candidate]]:
             for other, theirs in zip(golds, asked, strict=True)
             if (theirs.kind, theirs.slots) == (question.kind, question.slots)
         ]
+        # the gold of another record, false here
         if near := next((text for text in others if _truths(text, scene) == {False}), None):
             mine.append(Candidate(near, "near miss", False))
             mine.append(Candidate(_BEFORE + near + _AFTER, "near miss, verbose", False))
+        # of which the scene says nothing
         if off := next((g for g in golds if _truths(g, scene) == {None}), None):
             mine.append(Candidate(off, "off topic", False))
         made.append(mine)

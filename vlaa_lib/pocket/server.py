@@ -128,11 +128,7 @@ def scenes_of(records: Iterable[Record], images: str | Path) -> dict[str, dict]:
 
 
 def serve_forever(records_path: str | Path, images_root: str | Path, port: int) -> None:
-    """Serve the local teacher for a file of records until interrupted: `serve-teacher`.
-
-    Raises:
-        VlaaError: the file has no micro-world record.
-    """
+    """Serve the local teacher for a file of records until interrupted: `serve-teacher`."""
     scenes = scenes_of(kept(records_path, images_root), images_root)
     if not scenes:
         raise VlaaError(f"{records_path}: no record with 'meta.scene'; write a micro-world split")

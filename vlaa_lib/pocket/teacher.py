@@ -1,4 +1,7 @@
-"""The local teacher: it captions scenes with mistakes, and answers the rest from text alone."""
+"""The local teacher: it captions scenes with mistakes, and answers the rest from text alone.
+
+At the end its mistakes under measurement: false steps by noise, and the step checker's eye.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,20 @@ import hashlib
 import random
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
-from vlaa_lib import prompts
+from vlaa_lib import prompts, rewards
 from vlaa_lib.llm.messages import SLOT
+from vlaa_lib.records import Record
 from vlaa_lib.rewards.verifiers import iou, parse_box
+from vlaa_lib.traces.measures import measure
+from vlaa_lib.traces.steps import check_steps
 
-from .microworld import facts, narrator
+from . import microworld
+from .microworld import facts, narrator, truth
 from .microworld.narrator import Rates
 
 TEMPLATES = {
@@ -36,19 +45,14 @@ class Refusal(Exception):
 class LocalTeacher:
     """Answer the four kinds of request; the model name says which kind it is.
 
-    Deterministic: chance is seeded by the model name, the prompt and the image, so sampling
-    settings and the order of requests change nothing. Arguments are those of `serve_teacher`.
+    Arguments are those of `serve_teacher`.
     """
 
     def __init__(self, scenes: Mapping[str, dict], rates: Rates | None = None) -> None:
         self._scenes, self._rates = scenes, rates or Rates()
 
     def reply(self, model: str, messages: list[dict[str, Any]]) -> tuple[str, str]:
-        """Return (prompt text, reply text) to the last message.
-
-        Raises:
-            Refusal: it does not answer this; the message says why.
-        """
+        """Return (prompt text, reply text) to the last message, or raise a Refusal."""
         if model not in TEMPLATES:
             said = f"no model {model!r} here; use {', '.join(TEMPLATES)}"
             raise Refusal(404, "model_not_found", said)
@@ -57,17 +61,17 @@ class LocalTeacher:
         if slots is None:
             said = f"{model} only understands this library's own prompt for it"
             raise Refusal(422, "unknown_prompt", said)
+        # chance comes from what is asked, not from sampling settings or the order of requests;
         # escapes of half a character are legal JSON
         named = f"{model}\0{text}\0{image}".encode("utf-8", "surrogatepass")
         rng = random.Random(int(hashlib.sha256(named).hexdigest(), 16))
         if model == "teacher-caption":
             if image not in self._scenes:
-                raise Refusal(
-                    422,
-                    "unknown_image",
+                said = (
                     "the local teacher only knows micro-world images, and this is none of those it "
-                    "was started with; give records with captions, or a real endpoint's address",
+                    "was started with; give records with captions, or a real endpoint's address"
                 )
+                raise Refusal(422, "unknown_image", said)
             return text, narrator.caption(self._scenes[image], self._rates, rng)
         if model == "teacher-distil":
             sight, question = slots["caption"], slots["question"]
@@ -170,3 +174,104 @@ def _bare(text: str) -> str:
     """Lower-case, without dollar signs and the punctuation around words."""
     words = (word.strip(string.punctuation) for word in text.lower().replace("$", " ").split())
     return " ".join(filter(None, words))
+
+
+# --- the teacher under measurement ---------------------------------------------------------------
+
+
+def false_steps_by_noise(
+    sources: Iterable[str],
+    rates: Rates,
+    factors: Iterable[float] = (0.0, 0.5, 1.0, 2.0),
+    n: int = 60,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Let the text-only teacher answer from captions of several noise levels (ours).
+
+    One row a source and factor, over `n` scenes of the `dev` split: how many traces answered, the
+    share of answers that verification accepts, and the share of traces with a false step among
+    all of them (`false_all`) and among the verified ones (`false_verified`).
+
+    Args:
+        rates: omission, confusion and miscount are multiplied by each factor, at most to 1.
+    """
+    table, caught = [], ("omit", "confuse", "miscount")
+    for source, factor in product(sources, factors):
+        noisy = replace(rates, **{k: min(1.0, getattr(rates, k) * factor) for k in caught})
+        told = [trial for trial in _trials(source, n, seed, noisy) if trial[1]]
+        is_false = [measure(_text(said), r.meta["scene"])["false_steps"] > 0 for r, said, _ in told]
+        is_right = [agrees(record.gt, answer) for record, _, answer in told]
+        kept = [false for false, right in zip(is_false, is_right, strict=True) if right]
+        table.append({
+            "source": source, "noise": factor, "answered": len(told),
+            "verified": len(kept) / max(1, len(told)),
+            "false_all": sum(is_false) / max(1, len(told)),
+            "false_verified": sum(kept) / max(1, len(kept)),
+        })  # fmt: skip
+    return table
+
+
+def checker_quality(
+    sources: Iterable[str], rates: Rates, n: int = 60, seed: int = 0
+) -> dict[str, float]:
+    """Hold `check_steps` against what the teacher meant to say, sentence by sentence (ours).
+
+    The teacher knows the facts that it put into a sentence, the checker only has the words. Over
+    `n` scenes a source: sentences, how many are false, and precision and recall of finding those.
+    """
+    meant, marked = [], []
+    for source in sources:
+        for record, told, _ in _trials(source, n, seed, rates):
+            scene = record.meta["scene"]
+            meant += [any(truth.holds(fact, scene) is False for fact in t.facts) for t in told]
+            marked += [s.truth is False for s in check_steps(_text(told), scene)]
+    both = sum(a and b for a, b in zip(meant, marked, strict=True))
+    return {"sentences": len(meant), "false": sum(meant),
+            "precision": both / max(1, sum(marked)),
+            "recall": both / max(1, sum(meant))}  # fmt: skip
+
+
+def taught(records: Sequence[Record], rates: Rates) -> list[dict[str, Any]]:
+    """Return the teacher's trace of each record as scored rows of a store.
+
+    That is the record's own trace, or for a scene without one what the narrator says of a caption
+    at these rates; records whose question the caption does not answer have no row.
+    """
+    texts = {record.id: record.answer for record in records}
+    for record in records:
+        if not record.answer and record.meta.get("scene"):
+            told, answer = _told(record, record.id, rates)
+            texts[record.id] = prompts.join_think_answer(_text(told), answer) if told else ""
+    known = [record for record in records if texts[record.id]]
+    scores = rewards.score_all(known, [texts[record.id] for record in known])
+    return [
+        {
+            "record_id": record.id, "source": record.source, "part": record.reward,
+            "image": record.image, "model": "teacher", "completion": texts[record.id],
+            "reward": score.value, "reason": score.reason,
+        }
+        for record, score in zip(known, scores, strict=True)
+    ]  # fmt: skip
+
+
+def _trials(
+    source: str, n: int, seed: int, rates: Rates
+) -> Iterator[tuple[Record, list[narrator.Told], str]]:
+    """Yield records of the `dev` split, each with the teacher's sentences and its answer."""
+    for index in range(n):
+        record = microworld.record(source, "dev", index, seed)
+        yield record, *_told(record, f"{source}/{index}/{seed}", rates)
+
+
+def _told(record: Record, seed: str, rates: Rates) -> tuple[list[narrator.Told], str]:
+    """Return what the teacher says of a scene's caption; no sentences without an answer."""
+    rng = random.Random(seed)
+    caption = narrator.caption(record.meta["scene"], rates, rng)
+    try:
+        return narrator.tell(caption, record.question, rates, rng)
+    except narrator.CannotAnswer:
+        return [], ""
+
+
+def _text(told: list[narrator.Told]) -> str:
+    return " ".join(sentence.text for sentence in told)

@@ -16,7 +16,8 @@ from vlaa_lib.models import ImageProcessor
 
 from . import microworld
 from .lessons import CELLS, pixels
-from .microworld import corner_points, facts, plot_point, scenes, truth
+from .microworld import facts, scenes, truth
+from .microworld.render import corner_points, plot_point
 
 # what the tower learns to say of a cell; x and y: the place of an object inside it, in pixels
 CELL = ("column", "row", "color", "shape", "size", "x", "y", "key", "value", "digit")
@@ -57,12 +58,11 @@ class TowerTask(nn.Module):
         tokens = tokens.view(-1, CELLS, tokens.shape[-1])
         weights = (self.queries @ tokens.mT).softmax(-1)  # [B, names, 16]
         read = torch.einsum("bnt,btw,nwc->bnc", weights, tokens, self.facts).flatten(0, 1)
-        truth = labels["facts"].flatten()
-        wrong = nn.functional.cross_entropy(read, truth, reduction="none")
+        told = labels["facts"].flatten()
+        wrong, there = nn.functional.cross_entropy(read, told, reduction="none"), told > 0
         # most of what could be there is not: what is there weighs as much as all that is not
-        loss = 20 * drawn + 2 * held + wrong[truth > 0].mean() + wrong[truth == 0].mean()
-        there = truth > 0
-        return loss, (read.argmax(-1) == truth)[there].float().mean()
+        loss = 20 * drawn + 2 * held + wrong[there].mean() + wrong[told == 0].mean()
+        return loss, (read.argmax(-1) == told)[there].float().mean()
 
 
 def readings(scene: dict) -> dict[tuple, int]:
@@ -147,10 +147,8 @@ def cell_labels(scene: dict) -> Tensor:
 
 
 def _shown(scene: dict) -> Iterator[tuple[Any, dict[str, int]]]:
-    """Yield which cells, as [row, column], show what.
-
-    What a column or row of the picture says (a bar, a field of a slip) all its cells say.
-    """
+    """Yield which cells, as [row, column], show what."""
+    # what a column or row of the picture says (a bar, a field of a slip) all its cells say
     whole, step, kind = slice(None), scenes.SIDE_PX // scenes.GRID, scene["kind"]
     if kind == "objects":
         for item in scene["objects"]:
@@ -182,8 +180,7 @@ def _shown(scene: dict) -> Iterator[tuple[Any, dict[str, int]]]:
             yield (int(y * scenes.GRID), int(x * scenes.GRID)), _look(corner) | {"value": value}
     elif kind == "circle":
         marked = scene["marked"]
-        told = {"key": facts.LENGTHS.index(marked), "value": truth.length(scene, marked)}
-        yield whole, told
+        yield whole, {"key": facts.LENGTHS.index(marked), "value": truth.length(scene, marked)}
     elif kind == "rectangle":
         yield whole, {"value": scene["width"], "digit": scene["height"]}
     elif kind == "closeup":

@@ -12,7 +12,7 @@ from typing import Any
 from vlaa_lib import folders, records
 from vlaa_lib.images import open_image
 from vlaa_lib.pocket.microworld.narrator import Rates
-from vlaa_lib.pocket.teacher_errors import taught
+from vlaa_lib.pocket.teacher import taught
 from vlaa_lib.records import Record
 from vlaa_lib.traces import CARD, FOLDER, TraceStore, flipped, from_evaluation, is_right
 

@@ -16,7 +16,7 @@ from vlaa_lib.images import sheet
 from vlaa_lib.records import Record
 
 from . import questions, scenes
-from .render import corner_points, plot_point, render
+from .render import render
 from .scenes import LEVELS, SPLITS
 
 # micro source -> (reward, what it stands for in the paper's table 1)
@@ -31,10 +31,8 @@ SOURCES = {
     "locate": ("iou", "COCO"),
     "relation": ("iou", "VisualGenome"),
 }
-__all__ = [
-    "LEVELS", "SOURCES", "SPLITS", "Sample", "corner_points", "generate", "plot_point", "record",
-    "render", "sheet", "stream", "write_split",
-]
+__all__ = ["LEVELS", "SOURCES", "SPLITS", "Sample", "generate", "record", "render", "sheet",
+           "stream", "write_split"]  # fmt: skip
 
 
 @dataclass(frozen=True)

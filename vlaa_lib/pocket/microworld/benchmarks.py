@@ -77,10 +77,7 @@ def generate(name: str, index: int, seed: int = 0) -> list[Row]:
 
 
 def rows(name: str, n: int, seed: int = 0) -> list[Row]:
-    """Make at most `n` rows in whole groups, at least one group; no scene occurs in two of them.
-
-    Variants are sorted as in DynaMath, whose worst case needs `qid` to be the index of variant 1.
-    """
+    """Make at most `n` rows in whole groups, at least one group; no scene occurs in two of them."""
     if n < 1:
         raise VlaaError(f"{n} rows: ask for at least one")
     made: list[Row] = []
@@ -96,6 +93,7 @@ def rows(name: str, n: int, seed: int = 0) -> list[Row]:
         seen |= shown
         number += 1
         made += [row | {"qid": number} if "varid" in row else row for row in group]
+    # as in DynaMath, whose worst case needs `qid` to be the index of variant 1
     made.sort(key=lambda row: row.get("varid", 0))
     owner = 0
     for index, row in enumerate(made, 1):
@@ -148,11 +146,7 @@ def _row(scene: dict, reward: str, image: Image.Image | None = None, **columns: 
 
 
 def _pose(text: str, scene: dict, rng: random.Random) -> Problem:
-    """Pose a training question on a scene.
-
-    Raises:
-        solve.CannotAnswer: the scene does not show what it asks about.
-    """
+    """Pose a training question on a scene; CannotAnswer where it does not show what is asked."""
     asked = questions.read(text)
     if problem := _absence(asked, scene):
         raise solve.CannotAnswer(problem)
@@ -247,11 +241,10 @@ _HINTS = {
 
 
 def _mathvista(index: int, rng: random.Random) -> list[Row]:
-    source = list(_MATHVISTA)[index % len(_MATHVISTA)]
+    source, (task, skills) = list(_MATHVISTA.items())[index % len(_MATHVISTA)]
     scene, problem = _training(source, rng)
     options, answer = _options(problem, scene, rng)
     reward = "mcq" if options else problem.reward
-    task, skills = _MATHVISTA[source]
     return [
         _row(
             scene,
@@ -269,10 +262,9 @@ def _mathvista(index: int, rng: random.Random) -> list[Row]:
 
 
 def _mathverse(index: int, rng: random.Random) -> list[Row]:
-    source = list(_MATHVERSE)[index % len(_MATHVERSE)]
+    source, subject = list(_MATHVERSE.items())[index % len(_MATHVERSE)]
     scene, problem = _training(source, rng)
     options, answer = _options(problem, scene, rng)
-    subject = _MATHVERSE[source]
     generic = "Read the question in the picture and answer it."
     drawn = lettered(options).partition("\nChoices:\n")[2].replace("\n", "   ")
     return [

@@ -27,8 +27,10 @@ AREAS = tuple(
     for column in ("left", "", "right")
 )
 RELATIONS = ("left of", "right of", "above", "below")
-FAMILIES = {"straight line": "line", "V shape": "absolute", "parabola": "parabola"}
-FAMILIES |= {"sine wave": "sine"}
+FAMILIES = {"straight line": "line", "V shape": "absolute", "parabola": "parabola",
+            "sine wave": "sine"}  # fmt: skip
+_FAMILIES = {name.lower(): family for name, family in FAMILIES.items()}
+_FAMILY_NAMES = {family: name for name, family in FAMILIES.items()}
 LENGTHS = ("radius", "diameter", "width", "height")
 
 _VALUES = "|".join(v for values in FIELDS.values() for v in values if not v.isdigit())
@@ -157,7 +159,7 @@ def _slots(fact: Fact, rng: random.Random | None) -> dict[str, str]:
             slots["many"] = things(color, shape)
         else:
             value, rest = rest[0], rest[1:]
-            slots[slot] = _write(slot, value)
+            slots[slot] = {"box": box_text, "family": _FAMILY_NAMES.get}.get(slot, str)(value)
     if fact.kind == "count":
         n = fact.args[0]
         slots |= {"v": str(n), "be": "is" if n == 1 else "are"}
@@ -166,14 +168,6 @@ def _slots(fact: Fact, rng: random.Random | None) -> dict[str, str]:
         elif rng and n == 1 and rng.random() < 0.3:
             slots["n"] = "an" if slots["things"][0] in "aeiou" else "a"
     return slots
-
-
-def _write(slot: str, value: object) -> str:
-    if slot == "box":
-        return box_text(value)
-    if slot == "family":
-        return next(name for name, family in FAMILIES.items() if family == value)
-    return str(value)
 
 
 @dataclass(frozen=True)
@@ -204,8 +198,7 @@ def read_all(sentence: str) -> list[Fact]:
     """
     if whole := read(sentence):
         return [whole]
-    parts = _JOINTS.split(sentence[:300])
-    return [fact for part in parts if (fact := read(part))] if len(parts) > 1 else []
+    return [fact for part in _JOINTS.split(sentence[:300]) if (fact := read(part))]
 
 
 def _fact(kind: str, slots: dict[str, str]) -> Fact | None:
@@ -228,7 +221,7 @@ def _fact(kind: str, slots: dict[str, str]) -> Fact | None:
                 return None
             args.append(box)
         elif slot == "family":
-            args.append(next(f for name, f in FAMILIES.items() if name.lower() == text.lower()))
+            args.append(_FAMILIES[text.lower()])
         else:
             args.append(_CANONICAL.get(text.lower(), text.lower()))
     return Fact(kind, tuple(args))

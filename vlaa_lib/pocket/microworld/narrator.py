@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from . import facts, questions, truth
 from .facts import Fact
 from .scenes import COLORS, FIELDS, SHAPES
-from .solve import CannotAnswer, solve
-
-__all__ = ["CannotAnswer", "Rates", "Told", "caption", "plain_trace", "reason", "tell"]
+from .solve import CannotAnswer as CannotAnswer
+from .solve import solve
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,14 @@ def _join(told: list[Fact], rng: random.Random) -> list[Told]:
     """Say facts one by one or, now and then, two counts in one sentence."""
     said, rest = [], list(told)
     while rest:
-        pair = rest[:2]
-        if len(pair) == 2 and {f.kind for f in pair} == {"count"} and rng.random() < 0.3:
-            first, second = (facts.say(f) for f in pair)
+        if [fact.kind for fact in rest[:2]] == ["count"] * 2 and rng.random() < 0.3:
+            pair, rest = rest[:2], rest[2:]
+            first, second = map(facts.say, pair)
             listed = " ".join(second.split()[2:])  # without "There are"
             said.append(Told(f"{first[:-1]} and {listed}", tuple(pair)))
-            rest = rest[2:]
         else:
-            said.append(Told(facts.say(rest[0], rng), (rest[0],)))
-            rest = rest[1:]
+            fact = rest.pop(0)
+            said.append(Told(facts.say(fact, rng), (fact,)))
     return said
 
 
@@ -112,11 +110,7 @@ def _move(box: tuple[float, ...], rng: random.Random) -> tuple[float, ...]:
     return tuple(round(min(1.0, max(0.0, v)), 2) for v in moved)
 
 
-_NAMES = {
-    "color": tuple(COLORS),
-    "family": tuple(facts.FAMILIES.values()),
-    "length": facts.LENGTHS,
-}
+_NAMES = {"color": tuple(COLORS), "family": tuple(facts.FAMILIES.values()), "length": facts.LENGTHS}
 
 
 def _miscount(fact: Fact, rng: random.Random) -> Fact:
@@ -197,10 +191,7 @@ def pick(choices: dict[str, str], answer: str) -> list[str]:
 
 
 def plain_trace(scene: dict, question: str) -> tuple[str, str]:
-    """Return (think, answer) in few plain words, from the scene itself: nobody's mistakes.
-
-    It is what the pocket `instruct` model is taught; the teacher's traces are `reason`'s.
-    """
+    """Return (think, answer) in few plain words, from the scene itself: nobody's mistakes."""
     think, answer = plain_steps(scene, question)
     return " ".join([*map(facts.say_plainly, read_aloud(scene, question)), *think]), answer
 
@@ -221,6 +212,4 @@ def plain_steps(scene: dict, question: str) -> tuple[list[str], str]:
     solution = solve(asked, truth.knowledge(scene))
     compared = asked.kind in ("tallest", "shortest", "peak", "dip")
     said = [facts.say_plainly(step, compared) for step in solution.steps]
-    if asked.choices:
-        said += [sentence.text for sentence in _conclusion(asked, solution.answer)]
-    return said, solution.answer
+    return said + (pick(asked.choices, solution.answer) if asked.choices else []), solution.answer

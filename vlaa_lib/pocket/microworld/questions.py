@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+from vlaa_lib.prompts import lettered
+
 from . import facts, solve, truth
 from .facts import Question
 from .scenes import COLORS, SHAPES
@@ -175,11 +177,7 @@ _CHOICE = re.compile(r"^([A-D]): (.+)$", re.MULTILINE)
 
 
 def read(text: str) -> Question:
-    """Read a question in any of its wordings.
-
-    Raises:
-        CannotAnswer: no wording fits.
-    """
+    """Read a question in any of its wordings; CannotAnswer where none fits."""
     stem = _CHOICE.sub("", text).replace("Choices:", "").strip()
     for kind, wordings in WORDINGS.items():
         for wording in wordings:
@@ -216,8 +214,9 @@ def ask(source: str, scene: dict, rng: random.Random) -> tuple[str, str] | None:
     if slots is None:
         return None
     text = rng.choice(WORDINGS[kind]).format(**slots)
-    if kind == "describe":
-        return text, _short_description(scene)
+    if kind == "describe":  # about half of what is there: a careful reader can beat this gold
+        known = truth.groups(scene)
+        return text, " ".join(map(facts.say, known[: max(1, len(known) // 2)]))
     known = truth.knowledge(scene)
     if source not in CHOICE_SOURCES:
         return text, solve.solve(read(text), known).answer
@@ -280,11 +279,8 @@ def _relation_slots(
     other = next(o for o in scene["objects"] if (o["color"], o["shape"]) == anchor)
     fitting = []
     for relation in facts.RELATIONS:
-        side = [
-            o["shape"]
-            for o in scene["objects"]
-            if o is not other and truth.related(o["box"], relation, other["box"])
-        ]
+        side = [o["shape"] for o in scene["objects"]
+                if o is not other and truth.related(o["box"], relation, other["box"])]  # fmt: skip
         fitting += [(shape, relation) for shape in SHAPES if side.count(shape) == 1]
     if not fitting:
         return None
@@ -316,10 +312,4 @@ def choices_text(right: str, wrong: list[str], rng: random.Random) -> str:
     """Write the right and the wrong options, shuffled, as lettered lines."""
     options = [right, *wrong]
     rng.shuffle(options)
-    return "\nChoices:" + "".join(f"\n{c}: {o}" for c, o in zip("ABCD", options, strict=True))
-
-
-def _short_description(scene: dict) -> str:
-    """Describe about half of what is there: a reference that a careful reader can beat."""
-    known = truth.groups(scene)
-    return " ".join(map(facts.say, known[: max(1, len(known) // 2)]))
+    return lettered(options)

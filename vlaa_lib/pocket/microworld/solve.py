@@ -28,11 +28,7 @@ class Solution:
 
 
 def solve(question: Question, known: list[Fact]) -> Solution:
-    """Work out the answer from facts alone; of a question with choices, the letter.
-
-    Raises:
-        CannotAnswer: a fact that the question needs is missing.
-    """
+    """Work out the answer from facts alone; of a question with choices, the letter."""
     steps, answer = found(question, known)
     if question.choices:
         letters = [letter for letter, text in question.choices.items() if text == answer]
@@ -58,10 +54,8 @@ def _need(known: list[Fact], what: str) -> list[Fact]:
 
 
 def _matching(known: list[Fact], words: str) -> list[Fact]:
-    color, shape = facts.split_things(words)
-    return [
-        f for f in _of_kind(known, "count") if color in ("", f.args[1]) and shape in ("", f.args[2])
-    ]
+    wanted = Fact("count", ("", *facts.split_things(words)))
+    return [fact for fact in known if facts.covers(fact, wanted)]
 
 
 def _total(groups: list[Fact]) -> int:
@@ -78,9 +72,7 @@ def _sum(sign: str, *terms: int) -> Fact:
 
 def _tally(groups: list[Fact], words: str) -> list[Fact]:
     """List the groups, their sum where there are several, and what it counts."""
-    steps = list(groups) if len(groups) > 1 else []
-    if len(groups) > 1:
-        steps.append(_sum("+", *(f.args[0] for f in groups)))
+    steps = [*groups, _sum("+", *(f.args[0] for f in groups))] if len(groups) > 1 else []
     return [*steps, Fact("count", (_total(groups), *facts.split_things(words)))]
 
 
@@ -110,26 +102,20 @@ def _more(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
     return [*steps, _sum("-", a, b)], str(a - b)
 
 
-def _bar(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    bars = _need(_of_kind(known, "bar"), "bar")
-    if question.kind == "value":
-        color = question.slots["color"].lower()
-        steps = _need([f for f in bars if f.args[0] == color], f"{color} bar")
-        return steps[:1], str(steps[0].args[1])
-    pick = max if question.kind == "tallest" else min
-    best = pick(bars, key=lambda f: f.args[1])
-    return [*bars, best, Fact(question.kind, best.args[:1])], best.args[0]
+_EXTREMES = {"tallest": max, "shortest": min, "peak": max, "dip": min}
 
 
-def _line(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
-    points = _need(_of_kind(known, "point"), "point")
-    if question.kind == "height":
-        x = int(question.slots["v"])
-        steps = _need([f for f in points if f.args[0] == x], f"point at x = {x}")
-        return steps[:1], str(steps[0].args[1])
-    pick = max if question.kind == "peak" else min
-    best = pick(points, key=lambda f: f.args[1])
-    return [*points, best, Fact(question.kind, best.args[:1])], str(best.args[0])
+def _chart(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
+    """Read off one bar or one point of a line, or find the highest or lowest of them."""
+    kind = "bar" if question.kind in ("tallest", "shortest", "value") else "point"
+    items = _need(_of_kind(known, kind), kind)
+    if pick := _EXTREMES.get(question.kind):
+        best = pick(items, key=lambda f: f.args[1])
+        return [*items, best, Fact(question.kind, best.args[:1])], str(best.args[0])
+    name = question.slots["color"].lower() if kind == "bar" else int(question.slots["v"])
+    what = f"{name} bar" if kind == "bar" else f"point at x = {name}"
+    step = _need([f for f in items if f.args[0] == name], what)[0]
+    return [step], str(step.args[1])
 
 
 def _scatter(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
@@ -232,13 +218,8 @@ def _relation(question: Question, known: list[Fact]) -> tuple[list[Fact], str]:
     anchors = [f for f in places if f.args[:2] == facts.split_things(slots["other"])]
     anchor = _need(anchors, slots["other"])[0]
     shape, relation = facts.split_things(slots["thing"])[1], slots["rel"].lower()
-    fitting = [
-        f
-        for f in places
-        if f.args[1] == shape
-        and f is not anchor
-        and truth.related(f.args[2], relation, anchor.args[2])
-    ]
+    others = [f for f in places if f.args[1] == shape and f is not anchor]
+    fitting = [f for f in others if truth.related(f.args[2], relation, anchor.args[2])]
     place = _need(fitting, f"{slots['thing']} {relation} the {slots['other']}")[0]
     named = Fact("relation", (place.args[0], shape, relation, *anchor.args[:2]))
     return [named, place], facts.box_text(place.args[2])
@@ -254,8 +235,7 @@ _SOLVE = {
     "subtract": _subtract,
     "add": _add,
     "more": _more,
-    **dict.fromkeys(("tallest", "shortest", "value"), _bar),
-    **dict.fromkeys(("peak", "dip", "height"), _line),
+    **dict.fromkeys((*_EXTREMES, "value", "height"), _chart),
     **dict.fromkeys(("most", "points"), _scatter),
     "equation": _equation,
     "angle": _angle,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from statistics import mode
 
 from vlaa_lib.rewards.verifiers import iou
 
@@ -117,19 +118,21 @@ def curve(scene: dict, color: str) -> dict:
     return next((c for c in scene["curves"] if c["color"] == color), {})
 
 
+# family -> what is said of such a curve: kinds of facts, and the numbers that each of them states
+_CURVES = {
+    "line": {"slope": "a", "crossing": "k"},
+    "sine": {"middle": "k", "factor": "a"},
+    "absolute": {"vertex": "hk", "factor": "a"},
+    "parabola": {"vertex": "hk", "factor": "a"},
+}
+
+
 def _describe_curves(scene: dict) -> list[Fact]:
     told = []
     for c in scene["curves"]:
         told.append(Fact("family", (c["color"], c["family"])))
-        if c["family"] == "line":
-            told.append(Fact("slope", (c["color"], c["a"])))
-            told.append(Fact("crossing", (c["color"], c["k"])))
-            continue
-        if c["family"] == "sine":
-            told.append(Fact("middle", (c["color"], c["k"])))
-        else:
-            told.append(Fact("vertex", (c["color"], c["h"], c["k"])))
-        told.append(Fact("factor", (c["color"], c["a"])))
+        read = _CURVES[c["family"]].items()
+        told += [Fact(kind, (c["color"], *(c[name] for name in names))) for kind, names in read]
     return told
 
 
@@ -138,11 +141,6 @@ def _describe_triangle(scene: dict) -> list[Fact]:
     return told + ([Fact("equal", tuple(scene["equal"]))] if scene["equal"] else [])
 
 
-def _describe_closeup(scene: dict) -> list[Fact]:
-    return [Fact("thing", (scene["color"], scene["shape"])) if scene["clear"] else _UNCLEAR]
-
-
-_UNCLEAR = Fact("unclear", ())
 _DESCRIBE = {
     "objects": groups,
     "scatter": groups,
@@ -153,8 +151,9 @@ _DESCRIBE = {
     "circle": lambda s: [Fact("length", (s["marked"], length(s, s["marked"])))],
     "rectangle": lambda s: [Fact("length", (k, s[k])) for k in ("width", "height")],
     "slip": lambda s: [Fact("field", item) for item in s["fields"].items()],
-    "closeup": _describe_closeup,
-}
+    "closeup": lambda s: [Fact("thing", (s["color"], s["shape"])) if s["clear"]
+                          else Fact("unclear", ())],
+}  # fmt: skip
 
 
 def _named(scene: dict, color: str, shape: str) -> list[dict]:
@@ -169,13 +168,8 @@ def _is_related(s: dict, color: str, shape: str, relation: str, *other: str) -> 
     )
 
 
-def _extreme(scene: dict, pick) -> str:
+def _extreme(scene: dict, pick: Callable) -> str:
     return pick(scene["bars"], key=lambda bar: bar["value"])["color"]
-
-
-def _most(scene: dict) -> str:
-    names = [o["color"] for o in scene["objects"]]
-    return max(names, key=names.count)
 
 
 def _told(kind: str) -> Callable[..., bool]:
@@ -193,7 +187,7 @@ _CHECK = {
         "area": lambda s, c, k, where: any(area(o["box"]) == where for o in _named(s, c, k)),
         "relation": _is_related,
     },
-    "scatter": {**_COUNT, "most": lambda s, color: _most(s) == color},
+    "scatter": {**_COUNT, "most": lambda s, color: mode(o["color"] for o in s["objects"]) == color},
     "bars": {
         "bar": lambda s, color, v: {"color": color, "value": v} in s["bars"],
         "tallest": lambda s, color: _extreme(s, max) == color,
