@@ -2,7 +2,6 @@
 
 import math
 import random
-import sys
 import time
 from dataclasses import replace
 from functools import partial, update_wrapper
@@ -11,8 +10,6 @@ import pytest
 
 from scoring import COLON, columns, record, score, wrap
 from vlaa_lib import records, rewards
-from vlaa_lib.pocket import microworld
-from vlaa_lib.pocket.microworld import facts, truth
 from vlaa_lib.rewards import GoldError, Score, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare
 
@@ -39,15 +36,13 @@ def test_wrong_format_earns_nothing(completion, reward, gt):
     assert found.reason.startswith("format: ")
 
 
-def test_lengths_are_capped():
-    long = rewards.score(record("digit", "3"), wrap("3") + " " * mixed.MAX_COMPLETION_CHARS)
-    assert long == Score(
-        0.0, f"format: more than {mixed.MAX_COMPLETION_CHARS} characters", is_format=True
-    )
-    answer = rewards.score(record("digit", "3"), wrap("3" * (MAX_ANSWER_CHARS + 1)))
-    assert answer == Score(
-        0.0, f"format: answer of more than {MAX_ANSWER_CHARS} characters", is_format=True
-    )
+@pytest.mark.parametrize(("completion", "said"), [
+    (wrap("3") + " " * mixed.MAX_COMPLETION_CHARS, f"more than {mixed.MAX_COMPLETION_CHARS}"),
+    (wrap("3" * (MAX_ANSWER_CHARS + 1)), f"answer of more than {MAX_ANSWER_CHARS}"),
+])
+def test_lengths_are_capped(completion, said):
+    found = rewards.score(record("digit", "3"), completion)
+    assert found == Score(0.0, f"format: {said} characters", is_format=True)
 
 
 @pytest.mark.parametrize(("text", "inside"), [
@@ -68,44 +63,27 @@ def test_bare_takes_off_wrappers_around_the_whole(text, inside):
 GOLD = "There are 2 red cubes."
 
 
-def open_score(answer, gold=GOLD, scene=SCENE):
-    return score("open", gold, answer, meta={"scene": scene})
-
-
-@pytest.mark.parametrize(("answer", "facts_more"), [
-    ("There are 2 red cubes. There is 1 blue ball.", 1),
-    ("There are 2 red cubes. I see one blue ball. There are 3 objects.", 2),
-    ("The blue ball is at the left. There are 3 objects. I see 2 cubes.", 2),
+@pytest.mark.parametrize(("answer", "score_of_answer"), [
+    (f"{GOLD} There is 1 blue ball.", 2),
+    (f"{GOLD} I see one blue ball. There are 3 objects.", 3),
+    ("The blue ball is at the left. There are 3 objects. I see 2 cubes.", 3),
+    (GOLD, 1), ("There are 3 red cubes.", -1), ("A lovely picture.", 0),
+    (f"{GOLD} There is 1 blue ball. There are 4 cones.", 1),  # one true, one false more
+    (f"{GOLD} " * 20, 1),
+    (f"{GOLD} I count 2 red blocks.", 1),  # the same fact in other words
+    (f"{GOLD} 1 + 1 = 2. 2 + 2 = 4. 3 + 1 = 4.", 1),  # true anywhere
+    (f"{GOLD} There are no green cones. There are no gray balls.", 1),  # endless
+    (f"{GOLD} The blue ball spans [0.10, 0.60, 0.20, 0.70].", 2),
+    (GOLD + "".join(f" The blue ball spans [0.10, 0.60, 0.20, 0.7{i}]." for i in range(3)), 2),
 ])
-def test_open_beats_its_reference_by_facts(answer, facts_more):
-    found = open_score(answer)
-    assert found.value == pytest.approx(1 - math.exp(-facts_more))
-    assert found.reason == f"open: score {1 + facts_more}, reference 1"
-
-
-@pytest.mark.parametrize("answer", [
-    GOLD, "There are 3 red cubes.", "A lovely picture.",
-    "There are 2 red cubes. There is 1 blue ball. There are 4 cones.",  # one true, one false more
-    "There are 2 red cubes. " * 20,
-    "There are 2 red cubes. I count 2 red blocks.",  # the same fact in other words
-    "There are 2 red cubes. 1 + 1 = 2. 2 + 2 = 4. 3 + 1 = 4.",  # true anywhere
-    "There are 2 red cubes. There are no green cones. There are no gray balls.",  # endless
-])
-def test_open_does_not_pay_for_nothing(answer):
-    assert open_score(answer).value == 0.0
-
-
-def test_open_pays_once_for_one_box_however_often_it_is_shifted():
-    once = open_score("There are 2 red cubes. The blue ball spans [0.10, 0.60, 0.20, 0.70].")
-    often = open_score("There are 2 red cubes. " + " ".join(
-        f"The blue ball spans [0.10, 0.60, 0.20, 0.7{i}]." for i in range(3)
-    ))
-    assert once == often and once.value > 0
+def test_open_pays_for_facts_beyond_its_reference(answer, score_of_answer):
+    found = score("open", GOLD, answer, meta={"scene": SCENE})
+    assert found.reason == f"open: score {score_of_answer}, reference 1"
+    assert found.value == pytest.approx(max(0.0, 1 - math.exp(1 - score_of_answer)))
 
 
 def test_open_formula_and_its_beta():
-    assert open_ended.relative(0.0, 0.0) == open_ended.relative(-1.0, 0.0) == 0.0
-    assert open_ended.relative(3.0, 1.0) == pytest.approx(1 - math.exp(-2))
+    assert open_ended.relative(-1.0, 0.0) == 0.0
     assert open_ended.relative(3.0, 1.0, beta=0.5) == pytest.approx(1 - math.exp(-1))
     assert open_ended.relative(1e6, 0.0) <= 1.0
 
@@ -124,14 +102,6 @@ def test_open_golds_that_cannot_be_scored(meta, gold, reason):
     assert reason in reject.reason and "; " in reject.reason
     with pytest.raises(GoldError, match="record r1"):
         rewards.score(made, wrap(GOLD))
-
-
-def test_rewards_import_nothing_heavy():
-    import subprocess
-
-    code = "import sys, vlaa_lib.rewards; print(*{'torch', 'sympy', 'trl'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
 
 
 # --- hostile questions ---------------------------------------------------------------------------
@@ -193,14 +163,6 @@ def test_open_questions_without_a_scene_are_kept_for_a_reward_model(micro_data, 
     assert "no meta.scene and no reward model" in capsys.readouterr().err
 
 
-def test_the_micro_world_passes_its_audit():
-    made = [
-        microworld.generate(source, "dev", index).record
-        for source in microworld.SOURCES for index in range(5)
-    ]
-    assert rewards.audit(made) == []
-
-
 def batch(seed=0, copies=4):
     """Rows of records and completions, each right for exactly its own record, shuffled."""
     rows = [(r, RIGHT[r.id]) for r in GOOD for _ in range(copies)]
@@ -209,25 +171,20 @@ def batch(seed=0, copies=4):
     return rows
 
 
-@pytest.mark.parametrize("conversational", [True, False])
-def test_mixed_reward_pairs_each_completion_with_its_own_record(conversational):
+@pytest.mark.parametrize("shaped", [str, lambda text: [{"role": "assistant", "content": text}]])
+def test_mixed_reward_pairs_each_completion_with_its_own_record(shaped):
     rows = batch()
     texts = [wrap(answer) for _, answer in rows]
-    completions = texts
-    if conversational:
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
     extra, metrics = {}, {}
     values = rewards.mixed_reward(
-        prompts=[None] * len(rows), completions=completions,
+        prompts=[None] * len(rows), completions=list(map(shaped, texts)),
         **columns([r for r, _ in rows]), image=["x"] * len(rows),
-        log_extra=lambda name, column: extra.__setitem__(name, column),
-        log_metric=lambda name, value: metrics.__setitem__(name, value),
-    )
-    assert [v > 0.6 for v in values] == [True] * len(rows)
+        log_extra=extra.__setitem__, log_metric=metrics.__setitem__,
+    )  # fmt: skip
+    assert min(values) > 0.6
     assert values == [rewards.score(r, t).value for (r, _), t in zip(rows, texts, strict=True)]
     assert extra["record_id"] == [r.id for r, _ in rows]
-    parts = [why.split(":")[0] for why in extra["reason"]]
-    assert parts == [r.reward for r, _ in rows]
+    assert [why.split(":")[0] for why in extra["reason"]] == [r.reward for r, _ in rows]
     assert metrics == {
         "reward_digit": 1.0, "reward_mcq": 1.0, "reward_math": 1.0, "reward_iou": 1.0,
         "reward_open": pytest.approx(1 - math.exp(-1)), "format_rate": 1.0,
@@ -235,11 +192,8 @@ def test_mixed_reward_pairs_each_completion_with_its_own_record(conversational):
 
 
 def test_mixed_reward_with_rotated_records_pays_nobody():
-    rows = [(record("digit", str(n), id=f"n{n}"), str(n)) for n in range(8)]
-    made = [r for r, _ in rows]
-    turned = columns(made[1:] + made[:1])
-    values = rewards.mixed_reward([], [wrap(a) for _, a in rows], **turned)
-    assert values == [0.0] * 8
+    turned = columns([record("digit", str((n + 1) % 8), id=f"n{n}") for n in range(8)])
+    assert rewards.mixed_reward([], [wrap(str(n)) for n in range(8)], **turned) == [0.0] * 8
 
 
 def test_mixed_reward_logs_the_format_rate_and_only_the_parts_present():
@@ -265,11 +219,9 @@ def test_what_was_started_is_scored_as_if_it_were_not():
     assert {id(f) for f in maths._workers().checks.values()} == {id(f) for _, f in begun}
 
 
-def test_what_was_started_and_never_asked_for_stops_nothing():
+def test_a_bad_gold_is_raised_where_scores_are_asked_for_and_not_when_started():
     bad = record("math", "\\frac{", id="bad")
-    worse = record("math", "$x$ or $y$", id="worse")
-    # a bad gold is raised where scores are asked for
-    rewards.start(columns([bad, worse]), [wrap("2x")] * 2)
+    rewards.start(columns([bad, record("math", "$x$ or $y$")]), [wrap("2x")] * 2)
     rewards.start(columns(GOOD[2:3]), ["no tags"])
     with pytest.raises(GoldError, match="record bad"):
         rewards.mixed_reward([], [wrap("2x")], **columns([bad]))
@@ -297,12 +249,3 @@ def test_mixed_reward_refuses_a_batch_of_unequal_lengths():
 ])
 def test_completions_as_trl_passes_them(completion, text):
     assert mixed.text_of(completion) == text
-
-
-# --- the scene of these tests ------------------------------------------------------------------
-
-def test_facts_used_here_mean_what_the_tests_say():
-    told = {text: [truth.holds(f, SCENE) for f in facts.extract(text)] for text in (
-        GOLD, "There is 1 ball.", "There are 3 red cubes.", "1 + 1 = 2.",
-    )}
-    assert list(told.values()) == [[True], [True], [False], [True]]

@@ -15,39 +15,21 @@ from vlaa_lib.show import figures
 
 # --- digit ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("answer", [
-    "3", "3.0", "three", "Three", "03", "+3", "\\boxed{3}", "$3$", "$\\boxed{3}$", "**3**", "3.",
-    "3 cubes", "3 red cubes", "3 objects left", "The answer is 3", "Answer: 3.", "3°",
+@pytest.mark.parametrize(("gold", "answer", "said"), [
+    *[("3", answer, "3 is right") for answer in ("3 objects left", "Answer: 3.", "3°")],
+    (1000, "1,000", "1000 is right"), ("1,234,567.5", "1234567.5", "1234567.5 is right"),
+    (0, "zero", "0 is right"), (0.5, "0.50", "0.50 is right"), ("three", "3", "3 is right"),
+    ("21", "twenty-one", "21 is right"), ("90", "ninety", "90 is right"),
+    *[("3", answer, "is not one number") for answer in (
+        "3 4", "y3", "three hundred", "3 three", "3 thousand", "3\n4", "There are 3", "nothing",
+    )],
+    ("3", "3.01", "3.01 instead of 3"), ("3", "3,000", "3000 instead of 3"),
+    ("3", "thirteen", "13 instead of 3"),
 ])
-def test_digit_right(answer):
-    found = score("digit", "3", answer)
-    assert found.value == 1.0 and found.reason.endswith("is right")
-
-
-@pytest.mark.parametrize("answer", [
-    "3 or 7", "3, 4", "3 4", "not 3", "x3y", "3y", "y3", "3/1", "3-4", "3 maybe", "3 or more",
-    "3 not", "three hundred", "3 three", "3 thousand", "3%", "3e0", "٣", "$3", "3\n4", "3?", "1,00",
-    "3,0",
-    "There are 3", "the answer is not 3", "\\boxed{3} or \\boxed{7}", "3 and 3", "nothing", "--3",
-])
-def test_digit_not_one_number(answer):
-    found = score("digit", "3", answer)
-    assert found.value == 0.0 and found.reason.endswith("is not one number")
-
-
-@pytest.mark.parametrize(("answer", "read"), [
-    ("4", "4"), ("-3", "-3"), ("33", "33"), ("3.01", "3.01"), ("3,000", "3000"), ("thirteen", "13"),
-])
-def test_digit_other_number(answer, read):
-    assert score("digit", "3", answer) == Score(0.0, f"digit: {read} instead of 3", "digit")
-
-
-@pytest.mark.parametrize(("gold", "answer"), [
-    (1000, "1,000"), ("1,234,567.5", "1234567.5"), ("-2", "−2"), ("21", "twenty-one"), (0, "zero"),
-    (0.5, "0.50"), ("three", "3"), ("90", "ninety"),
-])
-def test_digit_golds_of_any_writing(gold, answer):
-    assert score("digit", gold, answer).value == 1.0
+def test_digit_beyond_the_table(gold, answer, said):
+    found = score("digit", gold, answer)
+    assert found.reason.startswith("digit: ") and found.reason.endswith(said)
+    assert (found.value, found.kind) == (float(said.endswith("is right")), "digit")
 
 
 def test_a_unit_must_come_from_the_question():
@@ -71,48 +53,32 @@ def test_two_numbers_are_never_one(a, between, b):
 
 # --- multiple choice -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("answer", [
-    "B", "b", "(B)", "(b)", "B.", "B)", "B:", "B. 45", "B: 45", "(B) 45", "B) 45.", "45", "$45$",
-    "\\boxed{\\text{B}}", "\\boxed{B}", "**B**", "The correct option is B", "Answer: B", "Option B",
-    "the answer is (B)", "\\boxed{B. 45}",
+TWICE, SWAPPED = "Which?\nA. red\nB. Red\nC. blue", "Which?\nA: D\nB: C\nC: B\nD: A"
+
+
+@pytest.mark.parametrize(("question", "answer", "reason"), [
+    *[(COLON, answer, "B is right") for answer in (
+        "B. 45", "B: 45", "(B) 45", "B) 45.", "$45$", "the answer is (B)", "\\boxed{B. 45}",
+    )],
+    (COLON, "30", "A instead of B"), (COLON, "D. Dark  red", "D instead of B"),
+    (COLON, "\\frac{1}{2}", "C instead of B"), (COLON, "E", "E is none of the choices A, B, C, D"),
+    *[(COLON, answer, f"{answer!r} names no single choice") for answer in (
+        "A or B", "A cat sits", "not B", "B and 45", "450", "Β",
+    )],
+    (COLON, "B. 30", "letter B does not go with '30'"),
+    (COLON, "B. 45 or C", "letter B does not go with '45 or C'"),
+    (COLON, "A: 45", "letter A does not go with '45'"),
+    (TWICE, "red", "'red' is the text of choices A, B"),
+    (SWAPPED, "B", "B is right"), (SWAPPED, "C", "C instead of B"),  # letters count before texts
 ])
-def test_mcq_right(answer):
-    assert score("mcq", "B", answer, question=COLON) == Score(1.0, "mcq: B is right", "mcq")
+def test_mcq_beyond_the_table(question, answer, reason):
+    found = score("mcq", "B", answer, question=question)
+    assert found == Score(float(reason.endswith("is right")), f"mcq: {reason}", "mcq")
 
 
-@pytest.mark.parametrize(("answer", "reason"), [
-    ("A", "A instead of B"), ("30", "A instead of B"), ("D. Dark  red", "D instead of B"),
-    ("\\frac{1}{2}", "C instead of B"), ("E", "E is none of the choices A, B, C, D"),
-    ("A or B", "names no single choice"), ("B or C", "names no single choice"),
-    ("A cat sits", "names no single choice"), ("not B", "names no single choice"),
-    ("The answer is not B", "names no single choice"), ("ABCD", "names no single choice"),
-    ("A B C D", "names no single choice"), ("A, B, C, D", "names no single choice"),
-    ("B and 45", "names no single choice"), ("B?", "names no single choice"),
-    ("450", "names no single choice"), ("4", "names no single choice"), ("Β", "no single choice"),
-    ("B. 30", "letter B does not go with '30'"), ("B. 45 or C", "letter B does not go with"),
-    ("A: 45", "letter A does not go with '45'"), ("B) not this", "letter B does not go with"),
-])
-def test_mcq_wrong(answer, reason):
-    found = score("mcq", "B", answer, question=COLON)
-    assert found.value == 0.0 and reason in found.reason
-
-
-@pytest.mark.parametrize("gold", ["B", "b", "B)", "(b)", "B. 45", "45", "$45$"])
+@pytest.mark.parametrize("gold", ["b", "B)", "(b)", "B. 45", "45", "$45$"])
 def test_mcq_gold_may_be_written_in_many_ways(gold):
     assert score("mcq", gold, "B", question=COLON).value == 1.0
-    assert rewards.audit([record("mcq", gold, COLON)]) == []
-
-
-def test_mcq_text_of_two_choices_is_ambiguous():
-    asked = "Which?\nA. red\nB. Red\nC. blue"
-    found = score("mcq", "A", "red", question=asked)
-    assert found == Score(0.0, "mcq: 'red' is the text of choices A, B", "mcq")
-
-
-def test_mcq_a_letter_counts_before_a_text_that_looks_like_one():
-    asked = "Which point is highest?\nA: D\nB: C\nC: B\nD: A"
-    assert score("mcq", "B", "B", question=asked).value == 1.0
-    assert score("mcq", "B", "C", question=asked).value == 0.0
 
 
 @pytest.mark.parametrize(("question", "found"), [
@@ -150,24 +116,22 @@ def test_two_letters_are_never_one(first, between, second):
 
 # --- boxes ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "frame", "box"), [
-    ("[0.1, 0.2, 0.3, 0.4]", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("The box is [0.1,0.2,0.3,0.4].", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("The 2 cubes lie in [ .1 0.2 3e-1 +0.4 ]", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ('{"bbox_2d": [0.1, 0.2, 0.3, 0.4], "label": "cube"}', "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ('```json\n[{"bbox_2d": [0.1, 0.2, 0.3, 0.4]}]\n```', "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("(0.1, 0.2, 0.3, 0.4)", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("(0.1, 0.2), (0.3, 0.4)", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("0.1, 0.2, 0.3, 0.4", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("[[0.1, 0.2, 0.3, 0.4]]", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("[0.3, 0.4, 0.1, 0.2]", "norm01", (0.1, 0.2, 0.3, 0.4)),
-    ("[-5, 0, 0.5, 7]", "norm01", (0.0, 0.0, 0.5, 1.0)),
-    ("[100, 200, 300, 400]", "norm1000", (0.1, 0.2, 0.3, 0.4)),
-    ("[20, 20, 60, 40]", "pixel_original", (0.1, 0.2, 0.3, 0.4)),
-    ("[20, 20, 60, 40]", "pixel_resized", (0.1, 0.2, 0.3, 0.4)),
+@pytest.mark.parametrize(("frame", "text"), [
+    *[("norm01", text) for text in (
+        "[0.1, 0.2, 0.3, 0.4]", "The box is [0.1,0.2,0.3,0.4].", "(0.1, 0.2), (0.3, 0.4)",
+        "The 2 cubes lie in [ .1 0.2 3e-1 +0.4 ]", "[[0.1, 0.2, 0.3, 0.4]]", "0.1, 0.2, 0.3, 0.4",
+        '{"bbox_2d": [0.1, 0.2, 0.3, 0.4], "label": "cube"}', "(0.1, 0.2, 0.3, 0.4)",
+        '```json\n[{"bbox_2d": [0.1, 0.2, 0.3, 0.4]}]\n```', "[0.3, 0.4, 0.1, 0.2]",
+    )],
+    ("norm1000", "[100, 200, 300, 400]"),
+    *[(frame, "[20, 20, 60, 40]") for frame in ("pixel_original", "pixel_resized")],
 ])
-def test_boxes_are_read(text, frame, box):
-    assert rewards.parse_box(text, frame, (200, 100)) == pytest.approx(box)
+def test_boxes_are_read(frame, text):
+    assert rewards.parse_box(text, frame, (200, 100)) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+
+
+def test_boxes_are_clipped():
+    assert rewards.parse_box("[-5, 0, 0.5, 7]") == (0.0, 0.0, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("text", [
@@ -199,15 +163,6 @@ def test_iou_by_hand(answer, value):
     found = score("iou", "[0, 0, 0.5, 0.5]", answer, frame="norm01")
     assert found.value == pytest.approx(value)
     assert found.reason == f"iou: {value:.3f}"
-
-
-def test_frames_agree_on_the_same_boxes():
-    for frame, unit, meta in [
-        ("norm01", 1, {}), ("norm1000", 1000, {}),
-        ("pixel_original", 400, {"image_size": [400, 400]}),
-    ]:
-        boxes = [json.dumps([v * unit for v in box]) for box in ([0, 0, 0.5, 0.5], [0, 0, 0.5, 1])]
-        assert score("iou", *boxes, frame=frame, meta=meta).value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("size", [

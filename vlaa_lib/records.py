@@ -246,7 +246,7 @@ def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
     except (FileNotFoundError, IsADirectoryError):
-        raise RecordError(f"{path}: no such file; check the path given for the records") from None
+        raise RecordError(f"{path}: no such file; check the path") from None
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:

@@ -42,7 +42,7 @@ _ABOUT = {
 
 
 def about(fact: Fact) -> tuple:
-    """Return what a fact is about: two facts about the same say the same or contradict.
+    """Return what a fact is about: two about the same say the same or contradict.
 
     >>> about(Fact("count", (2, "red", "cube"))), about(Fact("bar", ("red", 3)))
     (('count', 'red', 'cube'), ('bar', 'red'))
@@ -61,12 +61,10 @@ def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
     >>> corrections("The red bar reaches 4. Wait. The red bar reaches 3.", scene)
     {'helped': 1, 'hurt': 0, 'unchanged': 0}
     """
-    if not scene:
-        return {"helped": None, "hurt": None, "unchanged": None}
-    counts = {"helped": 0, "hurt": 0, "unchanged": 0}
+    counts = dict.fromkeys(("helped", "hurt", "unchanged"), 0 if scene else None)
     held: dict[tuple, bool] = {}  # of each thing: was the last statement true
     doubted: set[tuple] = set()
-    for sentence in split(trace):
+    for sentence in split(trace) if scene else ():
         if has_aha(sentence):
             doubted = set(held)
         for fact in facts_of(sentence):

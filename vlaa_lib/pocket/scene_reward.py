@@ -17,10 +17,7 @@ _AFTER = " I went over it once more and I stay with what I said, since nothing s
 
 
 class SceneFacts:
-    """Score answers by the scene's facts: distinct true ones minus false ones (ours).
-
-    The default for micro-world records; the paper's own is `reward_models.XComposerReward`.
-    """
+    """Score answers by the scene's facts: distinct true ones minus false ones (ours)."""
 
     name = "scene facts"
 
@@ -42,7 +39,6 @@ class SceneFacts:
         )
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Score each answer with its own record; GoldError where its scene cannot be used."""
         scores: list[float | None] = []
         for record, answer in zip(records, answers, strict=True):
             try:
@@ -79,14 +75,11 @@ def _asked(record: Record) -> tuple[questions.Question | None, facts.Fact | None
 
 
 def _stated(answer: str, asked: questions.Question | None) -> tuple[list[facts.Fact], float]:
-    """Return the facts of an answer and what each is worth: a bare one ("Ada") half (ours).
-
-    Golds of DocVQA and VizWiz are bare words; the open reward asks for more than its gold, and
-    that more is the whole sentence.
-    """
+    """Return the facts of an answer and what each is worth: a bare one ("Ada") half (ours)."""
     stated = facts.extract(answer)
     if stated or asked is None:
         return stated, 1.0
+    # golds of DocVQA and VizWiz are bare; what the reward asks for beyond is the whole sentence
     return facts.extract(questions.as_sentence(asked, answer)), 0.5
 
 
@@ -110,10 +103,10 @@ def _count_facts(
 
 
 class Candidate(NamedTuple):
-    """An answer whose truth is known; `kind` names how it was made."""
+    """An answer whose truth is known."""
 
     answer: str
-    kind: str
+    kind: str  # how it was made
     is_right: bool
 
 

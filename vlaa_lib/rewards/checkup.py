@@ -32,21 +32,15 @@ class Checkup:
         table: rows `part, n, hit_rate, format_rate, mean, low, high, zero_variance, bad_golds` of
             each reward part, and of all of them (`all`): shares in [0, 1]; `low, high` the extreme
             rewards; `zero_variance` the share of groups of two or more whose rewards are all equal
-            (None without such groups); `bad_golds` a count of records, whose completions are left
-            out of all the rest.
-        reasons: rows of `reasons`.
-        bad_golds: records whose completions could not be scored.
-        problem: why nothing can be learnt (`dead`), or None.
-        warnings: the same, said of single parts where others are alive.
-        usable: record and completion of each score in `scores`.
+            (None without such groups); `bad_golds` a count of records.
     """
 
     table: list[dict[str, Any]]
     reasons: list[dict[str, Any]]
-    bad_golds: list[Reject]
-    problem: str | None
-    warnings: list[str]
-    usable: list[tuple[Record, str]]
+    bad_golds: list[Reject]  # their completions are left out of all the rest
+    problem: str | None  # why nothing can be learnt
+    warnings: list[str]  # the same, said of single parts where others are alive
+    usable: list[tuple[Record, str]]  # record and completion of each score
     scores: list[Score]
 
 
@@ -97,8 +91,7 @@ def reasons(
     """Count the reasons of scores, most frequent first, each with an escaped example.
 
     Reasons that differ in a quoted text, a letter or a number only are one: `digit: # instead of
-    #`. Rows: `reason, count, share, mean` (reward), `id, example` (the answer; without the format,
-    the completion).
+    #`. The example is the answer, or the whole completion where its format is wrong.
     """
     found: dict[str, list[int]] = {}
     for i, score in enumerate(scores):
@@ -186,7 +179,7 @@ def tried(record: Record, answers: Mapping[str, Sequence[str]]) -> list[dict[str
 
 
 def _shown(text: str) -> str:
-    """Return the start of a text, with marks that cannot be seen or turn a line around spelt."""
     start = text[:SHOWN_CHARS]
+    # marks that cannot be seen or turn a line around are spelt
     start = start if start.isprintable() else repr(start)[1:-1]
     return start if len(text) <= SHOWN_CHARS else f"{start}... ({len(text):,} characters)"

@@ -1,8 +1,4 @@
-r"""Mathematics: how people write it, and Math-Verify in workers that can be killed.
-
-The first half is text only and evaluates nothing: plain notation and Unicode to LaTeX, `y =` in
-front, units behind, and a sieve for what would take for ever. Gold and answer go the same way.
-"""
+"""Mathematics: how people write it, as text alone, and Math-Verify in killable workers."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from vlaa_lib.records import Record
@@ -88,7 +85,7 @@ def clean(text: str) -> str:
 
 
 def is_one(text: str) -> bool:
-    """Say whether a cleaned text may be one expression: no two numbers, no approximation."""
+    """Say whether a cleaned text may be one expression."""
     return bool(text) and not _NOT_ONE.search(text)
 
 
@@ -154,8 +151,6 @@ _FACTORIAL = re.compile(r"(\d+)\s?!|binom\s?\{?(\d+)")
 def too_large(gold: str, answer: str) -> str:
     r"""Say what in an answer would take seconds to work out, though its gold does not; else "".
 
-    A sieve that spares the workers: what it lets through costs at most the time limit.
-
     >>> too_large("3", "9^{9^{9}}"), too_large("9", "3^2"), too_large("(x+1)^{20}", "(1+x)^{20}")
     ('a large exponent', '', '')
     """
@@ -170,9 +165,7 @@ def _sizes(text: str) -> dict[str, float]:
     def note(what: str, size: float) -> None:
         sizes[what] = max(sizes[what], size)
 
-    depth = 0
-    for mark in text:
-        depth += (mark in "([{") - (mark in ")]}")
+    for depth in accumulate((mark in "([{") - (mark in ")]}") for mark in text):
         note("deep brackets", depth)
     for match in _FACTORIAL.finditer(text):
         note("a large factorial", _number(match[1] or match[2]))
@@ -193,10 +186,9 @@ def _number(digits: str) -> float:
 
 
 def _multiplied_out(power: re.Match) -> str:
-    """Write a power as a number; beyond nine digits any will do that is as long."""
     base, exponent = _number(power[1]), _number(power[2] or power[3] or power[4])
     small = base < 2 or (base < 10**9 and exponent * math.log10(base) < 9)
-    return str(int(base**exponent)) if small else "9" * 10
+    return str(int(base**exponent)) if small else "9" * 10  # any will do that is as long
 
 
 # --- workers -------------------------------------------------------------------------------------
@@ -212,7 +204,6 @@ MEMORY_BYTES = 2**30  # ours: a worker needs 0.3 GiB; a tower of powers would ta
 
 
 def _prepare_worker() -> None:
-    """Set a worker's limits, and load Math-Verify before the first task's clock starts."""
     import contextlib
     import logging
     import resource
@@ -222,12 +213,11 @@ def _prepare_worker() -> None:
     with contextlib.suppress(ValueError, OSError):  # macOS has none; the time limit still holds
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     logging.disable(logging.WARNING)  # Math-Verify warns that its own timer is off
-    import math_verify  # noqa: F401
+    import math_verify  # noqa: F401  # before the first task's clock starts
 
 
 @lru_cache(maxsize=8)  # a group's answers come together and share their gold
 def _parse(latex: str) -> list:
-    """Parse one LaTeX expression; empty when it cannot be read."""
     from math_verify import LatexExtractionConfig, parse
 
     return parse(
@@ -250,10 +240,8 @@ def _check(gold: str, answer: str, seconds: float) -> str:
         if not (answer_parsed := _parse(answer)):
             return "bad answer"
         # x < 3 is its interval, whichever of the two the gold is
-        same = verify(
-            gold_parsed, answer_parsed, timeout_seconds=None, allow_set_relation_comp=True
-        )
-        return "right" if same else "wrong"
+        options = {"timeout_seconds": None, "allow_set_relation_comp": True}
+        return "right" if verify(gold_parsed, answer_parsed, **options) else "wrong"
     except (MemoryError, RecursionError):
         return "bad answer"
     finally:
@@ -263,8 +251,6 @@ def _check(gold: str, answer: str, seconds: float) -> str:
 
 @dataclass
 class _Workers:
-    """A pool, and what it was asked: checks by their arguments, the newest last."""
-
     pool: ProcessPool
     checks: OrderedDict[tuple[str, str, float], Future] = field(default_factory=OrderedDict)
 
@@ -293,9 +279,10 @@ def _workers() -> _Workers:
     pool = ProcessPool(max_workers=WORKERS, initializer=_prepare_worker, context=context)
     workers = _running[os.getpid()] = _Workers(pool)
     _guard_forks()
-    # before this process waits for its children, which these workers are; a child that
-    # multiprocessing started leaves without calling atexit
-    Finalize(None, _stop, (pool, os.getpid()), exitpriority=100)
+    # stop, then join, before this process waits for its children, which these workers are; a
+    # child that multiprocessing started leaves without calling atexit
+    Finalize(None, pool.stop, exitpriority=101)
+    Finalize(None, pool.join, exitpriority=100)
     return workers
 
 
@@ -312,23 +299,12 @@ def _guard_forks() -> None:
 
 
 def forget() -> None:
-    """Forget all verdicts, for measurements and tests."""
+    """Forget all verdicts, for measurements."""
     _workers().checks.clear()
 
 
-def _stop(pool: ProcessPool, owner: int) -> None:
-    """Stop the workers before the interpreter goes, so that none is caught while starting."""
-    if owner == os.getpid():
-        pool.stop()
-        pool.join()
-
-
 def submit(record: Record, answer: str) -> Future | Score:
-    """Send an answer to the workers; a Score at once where no maths is needed to refuse it.
-
-    What is equal to an earlier check, waiting or done, is not checked again: policies repeat their
-    answers, and a trainer may submit a batch before it asks for the scores.
-    """
+    """Send an answer to the workers; a Score at once where no maths is needed to refuse it."""
     gold, said = gold_text(record), bare(answer)
     if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)):
         raise GoldError(_bad_gold(record))
@@ -345,10 +321,13 @@ def submit(record: Record, answer: str) -> Future | Score:
 
 
 def _schedule(*args: str | float) -> Future:
-    """Return the future of a check with these arguments, an earlier one where that will do."""
+    """Return the future of a check with these arguments, an earlier one where that will do.
+
+    Policies repeat their answers, and a trainer may submit a batch before it asks for the scores.
+    """
     workers = _workers()
     future = workers.checks.pop(args, None)
-    if future is None or (future.done() and _was_stopped(future)):
+    if future is None or _was_stopped(future):
         future = workers.pool.schedule(_check, args=args, timeout=WALL_FACTOR * TIMEOUT_S)
     workers.checks[args] = future
     if len(workers.checks) > KEPT:
@@ -358,8 +337,8 @@ def _schedule(*args: str | float) -> Future:
 
 def _was_stopped(future: Future) -> bool:
     """Say whether a check was cancelled, killed from outside, or given up on a busy machine."""
-    if future.cancelled():
-        return True
+    if not future.done() or future.cancelled():
+        return future.cancelled()
     error = future.exception()
     return error is not None and getattr(error, "exitcode", None) != -signal.SIGPROF
 
@@ -376,11 +355,10 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
         verdict = pending.result()
     except TimeoutError:
         return scored("math", 0.0, f"timed out after {WALL_FACTOR * TIMEOUT_S:g} s of waiting")
-    except ProcessExpired as error:
-        said = "the worker died on this answer"  # out of memory or stack, and Python could not say
-        if error.exitcode == -signal.SIGPROF:
-            said = f"timed out after {TIMEOUT_S:g} s of processor time"
-        return scored("math", 0.0, said)
+    except ProcessExpired as error:  # else out of memory or stack, and Python could not say
+        is_late = error.exitcode == -signal.SIGPROF
+        late = f"timed out after {TIMEOUT_S:g} s of processor time"
+        return scored("math", 0.0, late if is_late else "the worker died on this answer")
     except BrokenProcessPool as error:
         raise RuntimeError(
             "the math workers cannot start; a script needs `if __name__ == '__main__':` around its "

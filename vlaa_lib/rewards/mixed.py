@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,9 @@ from .verifiers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
 
 AUDITED = 256  # ours: records whose gold is checked together
 MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
-_RULES = {"digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box}
+_VERIFIERS: dict[str, Callable[[Record, str], Any]] = {
+    "digit": verifiers.digit, "mcq": verifiers.mcq, "iou": verifiers.box, "math": maths.submit,
+}  # fmt: skip
 
 
 def read_answer(completion: str) -> tuple[str, Score | None]:
@@ -51,8 +54,7 @@ def score_all(
     """Score completions, each with its own record; mathematics runs in parallel workers.
 
     Args:
-        records: one a completion; a record may repeat, as in a group.
-        reward_model: for open answers; default: facts of the micro-world's scenes.
+        reward_model: for open answers; default: the facts of the installed world.
     Raises:
         GoldError: a gold that its verifier cannot use; run `audit` when loading data.
     """
@@ -72,18 +74,16 @@ def _score_each(
     read = [read_answer(text) for text in completions]
     scores: list[Any] = [problem for _, problem in read]
     rows = [(i, records[i], answer) for i, (answer, problem) in enumerate(read) if not problem]
-    for i, record, answer in rows:  # first of all, so that the workers run meanwhile
-        if record.reward == "math":
-            scores[i] = _or_error(maths.submit, record, answer)
+    rows.sort(key=lambda row: row[1].reward != "math")  # so that the workers run meanwhile
     for i, record, answer in rows:
-        if record.reward not in ("math", "open"):
-            scores[i] = _or_error(_rule, record, answer)
+        if record.reward != "open":
+            scores[i] = _or_error(_verify, record, answer)
     asked = [row for row in rows if row[1].reward == "open"]
     found = open_ended.score_open([r for _, r, _ in asked], [a for *_, a in asked], model)
     for (i, *_), score in zip(asked, found, strict=True):
         scores[i] = score
     for i, record, answer in rows:
-        if record.reward == "math" and not isinstance(scores[i], GoldError):
+        if isinstance(scores[i], Future):
             scores[i] = _or_error(maths.collect, record, answer, scores[i])
     return scores
 
@@ -95,10 +95,10 @@ def _or_error(function: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def _rule(record: Record, answer: str) -> Score:
-    if record.reward not in _RULES:
+def _verify(record: Record, answer: str) -> Any:
+    if record.reward not in _VERIFIERS:
         raise GoldError(f"unknown reward {record.reward!r}; use one of {', '.join(REWARDS)}")
-    return _RULES[record.reward](record, answer)
+    return _VERIFIERS[record.reward](record, answer)
 
 
 def audit(
@@ -136,7 +136,7 @@ def usable(
 ) -> Iterator[Record]:
     """Yield a file's records whose image is there and whose gold can be scored.
 
-    The others go to the screen and into `out/rejects.jsonl`, each with its reason.
+    The others go to the screen and, with their reasons, into `out/rejects.jsonl`.
 
     Args:
         any_open: keep open questions without a scene, which only a reward model could score.
@@ -188,42 +188,37 @@ def mixed_reward(
 ) -> list[float | None]:
     """Score a batch as TRL's GRPOTrainer asks for it (paper §4, mixed reward).
 
-    For other `parts` or a reward model: `functools.update_wrapper(partial(mixed_reward,
-    ...), mixed_reward)`, since TRL names a reward by its `__name__`.
+    TRL names a reward by its `__name__`: give `parts` or a reward model with
+    `functools.update_wrapper(partial(mixed_reward, ...), mixed_reward)`.
 
     Args:
         columns: of the dataset, one value a completion; `Record.to_columns` made them.
         parts: rewards to score; other records get None, which TRL leaves out.
-    Returns:
-        One reward in [0, 1] a completion, or None.
     """
     records = from_columns(columns)
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
-    chosen = [i for i, r in enumerate(records) if r.reward in parts]
-    texts = [text_of(completions[i]) for i in chosen]
-    found = score_all([records[i] for i in chosen], texts, reward_model)
-    by_index = dict(zip(chosen, found, strict=True))
-    scores = [by_index.get(i) for i in range(len(records))]
+    texts = map(text_of, completions)
+    rows = [(r, t) for r, t in zip(records, texts, strict=True) if r.reward in parts]
+    found = score_all([r for r, _ in rows], [t for _, t in rows], reward_model)
+    rest = iter(found)
+    scores = [next(rest) if r.reward in parts else None for r in records]
     if log_extra:
         log_extra("reason", [s.reason if s else "" for s in scores])
         log_extra("record_id", [r.id for r in records])
     if log_metric and found:
-        # TRL collects the names of all processes: a part may be missing on some of them
-        for part in dict.fromkeys(records[i].reward for i in chosen):
-            values = [by_index[i].value for i in chosen if records[i].reward == part]
+        by_part: dict[str, list[float]] = {}  # a part may be missing on some of TRL's processes
+        for (record, _), score in zip(rows, found, strict=True):
+            by_part.setdefault(record.reward, []).append(score.value)
+        for part, values in by_part.items():
             log_metric(f"reward_{part}", sum(values) / len(values))
         log_metric("format_rate", sum(not s.is_format for s in found) / len(found))
     return [s.value if s else None for s in scores]
 
 
 def start(columns: Mapping[str, Sequence[Any]], completions: Sequence) -> None:
-    """Let the workers begin with the mathematics of what `mixed_reward` will get.
-
-    Nothing has to be handed over and nothing changes but the time: see `maths.submit`.
-    """
+    """Let the workers begin with the mathematics of what `mixed_reward` will get: see `maths`."""
     for made, completion in zip(from_columns(columns), completions, strict=True):
-        if made.reward == "math":
-            answer, problem = read_answer(text_of(completion))
-            if problem is None:
-                _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`
+        answer, problem = read_answer(text_of(completion))
+        if made.reward == "math" and not problem:
+            _or_error(maths.submit, made, answer)  # a bad gold is raised by `mixed_reward`

@@ -1,8 +1,4 @@
-"""Open answers: the paper's formula on a reward model's scores of answer and reference.
-
-Whatever scores answers is a `RewardModel`: the facts of a known world (the default where one is
-installed), or one of `reward_models`.
-"""
+"""Open answers: the paper's formula on a reward model's scores of answer and reference."""
 
 from __future__ import annotations
 
@@ -39,45 +35,32 @@ def relative(sampled: float, reference: float, beta: float = BETA) -> float:
 def score_open(
     records: Sequence[Record], answers: Sequence[str], model: RewardModel | None = None
 ) -> list[Score | GoldError]:
-    """Score answers against their records' golds, or say why this model cannot score a record.
-
-    One call of the model for all answers and references that it has not scored before.
-    """
+    """Score answers against their records' golds, or say why this model cannot score a record."""
     model = model or default_model()
     distinct = {id(record): record for record in records}
     problems = {i: problem_of(model, record) for i, record in distinct.items()}
-    usable = [record for i, record in distinct.items() if not problems[i]]
     rows = [(r, a) for r, a in zip(records, answers, strict=True) if not problems[id(r)]]
-    texts = [gold_text(record) for record in usable] + [answer for _, answer in rows]
-    found = scores_of(model, usable + [r for r, _ in rows], texts)
-    references = dict(zip(map(id, usable), found[: len(usable)], strict=True))
-    sampled = iter(found[len(usable) :])
+    found = iter(with_references(model, [r for r, _ in rows], [answer for _, answer in rows]))
     return [
-        GoldError(problems[id(r)])
-        if problems[id(r)]
-        else _reward(next(sampled), references[id(r)], model.beta)
+        GoldError(said) if (said := problems[id(r)]) else _reward(*next(found), model.beta)
         for r in records
     ]
 
 
 def _reward(sampled: float | None, reference: float | None, beta: float) -> Score:
-    if reference is None:
-        return Score(0.0, "open: judge gave no score to the reference")
-    if sampled is None:
-        return Score(0.0, "open: judge gave no score")
+    if sampled is None or reference is None:
+        whose = " to the reference" if reference is None else ""
+        return Score(0.0, f"open: judge gave no score{whose}")
     said = f"score {sampled:g}, reference {reference:g}"
     return scored("open", relative(sampled, reference, beta), said)
 
 
 def is_as_good(record: Record, answer: str) -> bool:
-    """Say whether an answer scores at least its record's gold, by the scene's facts (ours).
-
-    The reward asks for more than the gold; accuracy is content with as much.
-    """
+    """Say whether an answer scores at least its gold by the scene's facts (ours): accuracy."""
     model = default_model()
     if problem := problem_of(model, record):
         raise GoldError(problem)
-    score, gold = scores_of(model, [record] * 2, [answer, gold_text(record)])
+    ((score, gold),) = with_references(model, [record], [answer])
     return score >= gold
 
 
@@ -85,15 +68,10 @@ def is_as_good(record: Record, answer: str) -> bool:
 
 
 class RewardModel(Protocol):
-    """Anything that scores answers to records' questions; higher is better, in any range.
+    """Anything that scores answers to records' questions; higher is better, in any range."""
 
-    Attributes:
-        name: who scores, at which revision and settings; names its scores where they are kept.
-        beta: of the open formula (paper §4); it has to fit the range of the scores.
-    """
-
-    name: str
-    beta: float
+    name: str  # who scores, at which revision and settings; names its scores where they are kept
+    beta: float  # of the open formula (paper §4); it has to fit the range of the scores
 
     def problem(self, record: Record) -> str:
         """Say why no answer to this record can be scored, and the remedy; empty when it can."""
@@ -107,8 +85,6 @@ class RewardModel(Protocol):
 
 
 class _NoModel:
-    """What stands where no world is installed: it scores nothing and says why."""
-
     name, beta = "no reward model", BETA
 
     def problem(self, record: Record) -> str:
@@ -118,12 +94,9 @@ class _NoModel:
         return [None] * len(answers)
 
 
-_NO_MODEL = _NoModel()
-
-
 def default_model() -> RewardModel:
     """Return what scores open answers unless told otherwise: the installed world's facts."""
-    return worlds.known().reward_model or _NO_MODEL
+    return worlds.known().reward_model or _NoModel()
 
 
 # --- the memory of scores ------------------------------------------------------------------------
@@ -134,13 +107,7 @@ _MEMORY: WeakKeyDictionary[Any, OrderedDict[bytes, Any]] = WeakKeyDictionary()
 def scores_of(
     model: RewardModel, records: Sequence[Record], answers: Sequence[str]
 ) -> list[float | None]:
-    """Score answers in one call of the model, each (record, answer) once while it is remembered.
-
-    A missing score is not remembered: the next batch asks for it again.
-
-    Raises:
-        VlaaError: the model did not give one finite number, or None, for each answer.
-    """
+    """Score answers in one call of the model, each once while it is remembered; None is not."""
     memory = _MEMORY.setdefault(model, OrderedDict())
     keys = [hashlib.sha256(text.encode()).digest() for text in _texts(records, answers)]
     found = {key: memory[key] for key in keys if key in memory}
@@ -158,6 +125,15 @@ def scores_of(
     return [found[key] for key in keys]
 
 
+def with_references(
+    model: RewardModel, records: Sequence[Record], answers: Sequence[str]
+) -> list[tuple[float | None, float | None]]:
+    """Return each answer's score and its gold's, all in one call of the model."""
+    golds = [gold_text(record) for record in records]
+    found = scores_of(model, [*records, *records], [*golds, *answers])
+    return list(zip(found[len(golds) :], found[: len(golds)], strict=True))
+
+
 def problem_of(model: RewardModel, record: Record) -> str:
     """Return what `model.problem` says, asked once a record while nothing is wrong with it."""
     memory, (text,) = _MEMORY.setdefault(model, OrderedDict()), _texts([record], [None])
@@ -169,10 +145,9 @@ def problem_of(model: RewardModel, record: Record) -> str:
 
 
 def _remember(memory: OrderedDict[bytes, Any], found: dict[bytes, Any]) -> None:
-    """Put what was used last at the end and forget what was used longest ago."""
     for key, value in found.items():
         memory[key] = value
-        memory.move_to_end(key)
+        memory.move_to_end(key)  # what was used longest ago is forgotten
     while len(memory) > REMEMBERED:
         memory.popitem(last=False)
 
@@ -188,8 +163,7 @@ def _texts(records: Sequence[Record], answers: Sequence[str | None]) -> list[str
 class Kept:
     """A reward model whose scores stay in a ledger file (SQLite), for the next run (ours).
 
-    The key is the model's name, the record and the answer, not the picture's bytes: give a
-    picture that changed under its path another file.
+    A picture that changed under its path needs another file: its bytes are not in the key.
     """
 
     def __init__(self, model: RewardModel, path: str | Path) -> None:
@@ -197,7 +171,6 @@ class Kept:
         self.name, self.beta, self.problem = model.name, model.beta, model.problem
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Return kept scores, and score and keep the others."""
         from vlaa_lib.llm import Ledger, Reply, call_key
 
         keys = [call_key("score", self.name, {}, text) for text in _texts(records, answers)]
@@ -206,8 +179,7 @@ class Kept:
             found = [float(reply.text) if reply else None for reply in kept]
             new = [i for i, reply in enumerate(kept) if reply is None]
             asked = [records[i] for i in new], [answers[i] for i in new]
-            scores = self.model.score(*asked) if new else []
-            for i, score in zip(new, scores, strict=True):
+            for i, score in zip(new, self.model.score(*asked) if new else [], strict=True):
                 found[i] = score
                 if score is not None:
                     ledger.put(keys[i], "score", Reply(repr(float(score)), self.name))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import Halted, VlaaError
+from vlaa_lib import Halted
 from vlaa_lib.images import ImageError, open_image
 from vlaa_lib.llm import (
     CallFailed,
@@ -52,36 +52,39 @@ def by_name(
         trust_remote_code: `xcomposer` runs code that its repository brings.
         endpoints: YAML file with the section `judge`, as `construct --endpoints` reads them.
     """
-    file = Path(out) / "scores.sqlite"
-    if name == "xcomposer":
-        return Kept(XComposerReward(images, trust_remote_code=trust_remote_code), file)
-    if name != "judge":
-        return None
-    if endpoints is None:
-        raise VlaaError("a judge needs grpo.endpoints, a YAML file with the section `judge`")
-    return Judge(read_endpoints(endpoints, {"judge": Endpoint("judge")})["judge"], file, images)
+    file, trust = Path(out) / "scores.sqlite", {"trust_remote_code": trust_remote_code}
+    makers = {
+        "xcomposer": lambda: Kept(XComposerReward(images, **trust), file),
+        "judge": lambda: Judge(
+            read_endpoints(endpoints, {"judge": Endpoint("judge")})["judge"], file, images
+        ),
+    }
+    return makers[name]() if name in makers else None
 
 
-def picture_problem(record: Record, images: str | Path) -> str:
-    """Say what is wrong with a record's picture, for models that look at it; empty when nothing."""
-    try:
-        open_image(record.image, images)
-    except ImageError as error:
-        return f"open: {error}"
-    return ""
+class _Sighted:
+    """A reward model that looks at the picture."""
+
+    _images: str | Path
+
+    def problem(self, record: Record) -> str:
+        """Say what is wrong with the record's picture; empty when nothing."""
+        try:
+            open_image(record.image, self._images)
+        except ImageError as error:
+            return f"open: {error}"
+        return ""
 
 
 # --- the paper's -------------------------------------------------------------------------------
 
 
-class XComposerReward:
+class XComposerReward(_Sighted):
     """Score answers with InternLM-XComposer2.5-Reward (paper §4), 7 billion parameters.
 
-    Paper (appendix C.1): the model stays on the CPU and is on the GPU only while it scores. Ours:
-    half precision, tiles and batched calls as on the model's card; marks that are special to the
-    model are broken up in questions and answers, which cannot forge turns or pictures then. The
-    card's own code is fetched and run: it was written for transformers 4.33, and takes the weights
-    of its vision tower from a second repository, at no fixed revision.
+    Half precision, tiles and batched calls as on the model's card, whose own code is fetched and
+    run: written for transformers 4.33, it takes the weights of its vision tower from a second
+    repository, at no fixed revision.
 
     Args:
         trust_remote_code: must be True: the caller agrees to run code from the repository.
@@ -104,12 +107,12 @@ class XComposerReward:
         hd_num: int = HD_NUM,
         beta: float = BETA,
     ) -> None:
-        is_folder = Path(path).is_dir()
         if trust_remote_code is not True:
             raise Halted(
                 f"{path} brings Python code of its own, which would run here with all your rights; "
                 "read it, then pass trust_remote_code=True, or score with a judge instead"
             )
+        is_folder = Path(path).is_dir()
         if not is_folder and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise Halted(
                 f"revision {revision!r} of {path} is no commit; give 40 hexadecimal digits, so "
@@ -126,16 +129,14 @@ class XComposerReward:
         tokens = self._model.tokenizer.get_added_vocab() | dict.fromkeys(
             [IMAGE_MARK, *self._model.tokenizer.all_special_tokens]
         )
+        # broken up in questions and answers, which cannot forge turns or pictures then
         self._marks = re.compile("|".join(re.escape(t) for t in tokens if len(t) > 1))
-
-    def problem(self, record: Record) -> str:
-        """Say what is wrong with the record's picture: the remote code opens the file itself."""
-        return picture_problem(record, self._images)
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         rows = list(zip(records, answers, strict=True))
         scores: list[float | None] = []
-        self._model.to(self._device)  # and back whatever happens (appendix C.1)
+        # paper, appendix C.1: it is on the GPU only while it scores
+        self._model.to(self._device)
         try:
             for start in range(0, len(rows), self._batch):
                 scores += self._score_chunk(rows[start : start + self._batch])
@@ -146,18 +147,16 @@ class XComposerReward:
         return scores
 
     def _score_chunk(self, rows: list[tuple[Record, str]]) -> list[float]:
-        torch = self._torch
         chats = [
             [{"role": "user", "content": self._plain(record.question)},
              {"role": "assistant", "content": self._plain(answer)}]
             for record, answer in rows
         ]  # fmt: skip
         pictures = [[str(self._images / clean_image_path(record.image))] for record, _ in rows]
-        is_half = self._dtype != torch.float32
-        half = torch.autocast(self._device.type, dtype=self._dtype if is_half else None,
-                              enabled=is_half)  # fmt: skip
+        is_half = self._dtype != self._torch.float32
+        autocast = {"dtype": self._dtype if is_half else None, "enabled": is_half}
         try:
-            with torch.inference_mode(), half:
+            with self._torch.inference_mode(), self._torch.autocast(self._device.type, **autocast):
                 found = self._model.get_scores(chats, pictures, hd_num=self._hd_num)
         except Exception as error:  # somebody else's code raises whatever it likes
             ids = ", ".join(record.id for record, _ in rows)
@@ -172,16 +171,13 @@ class XComposerReward:
 
 
 def _load(path: str, revision: str | None, dtype: Any) -> Any:
-    """Load model and tokenizer as the model's card does, but on the CPU.
-
-    Without `device_map`: with it, the code meets empty weights and fails (upstream issue 473).
-    """
+    """Load model and tokenizer as the model's card does, but on the CPU."""
     from transformers import AutoModel, AutoTokenizer, __version__
 
     where = {"revision": revision, "trust_remote_code": True}
     # the remote code's own version of the library knows the old name only
     name = "torch_dtype" if __version__.startswith("4.") else "dtype"
-    try:
+    try:  # without `device_map`: with it, the code meets empty weights (upstream issue 473)
         model = AutoModel.from_pretrained(path, **{name: dtype}, **where)
         model.tokenizer = AutoTokenizer.from_pretrained(path, **where)
     except Exception as error:  # download, remote code, weights: anything can be wrong
@@ -207,22 +203,16 @@ def read_score(text: str) -> float | None:
     return float(match[1]) if match else None
 
 
-class Judge:
+class Judge(_Sighted):
     """Ask a vision model to grade each answer (ours; the paper uses a trained reward model).
 
-    It sees picture, question and answer, as the paper's does, and not the reference. Replies are
-    kept in the ledger, where an equal question is found again at no cost. A reply that is no number
-    from 0 to 10, or a call that fails for one answer, gives no score and is counted.
+    It sees picture, question and answer, as the paper's does, and not the reference.
 
     Args:
         endpoint: `settings` are added to greedy decoding and 16 new tokens; a model that thinks
             first needs more.
-        ledger: file that keeps the replies.
-        images: image root.
+        ledger: file that keeps the replies; an equal question is answered from it at no cost.
         limits: budgets are of the judge's life; calls in flight are finished and can pass them.
-
-    Attributes:
-        unusable: how many answers got no score in its life, by reason.
     """
 
     def __init__(
@@ -236,24 +226,13 @@ class Judge:
         settings = SETTINGS | dict(endpoint.settings)
         self._endpoint = replace(endpoint, settings=settings)
         self._ledger, self._images = Path(ledger), Path(images)
-        self._limits = limits or Limits()
-        self._spent = Spent()
+        self._limits, self._spent = limits or Limits(), Spent()
         # the digest stands for settings and wording
         digest = call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
         self.name, self.beta = f"judge {endpoint.model} {digest}", beta
-        self.unusable: Counter[str] = Counter()
-
-    def problem(self, record: Record) -> str:
-        """Say what is wrong with the record's picture."""
-        return picture_problem(record, self._images)
+        self.unusable: Counter[str] = Counter()  # reason -> answers without a score in its life
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
-        """Return the judge's number for each answer, or None.
-
-        Raises:
-            VlaaError: the endpoint answers nobody, or has no address or no key.
-            Halted: no further call may be made.
-        """
         requests = [
             Request("judge", fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
             for r, answer in zip(records, answers, strict=True)

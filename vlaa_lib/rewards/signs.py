@@ -67,10 +67,9 @@ def lists_options(text: str, question: str = "", part: str = "") -> bool:
 def echoes_prompt(text: str, question: str = "", part: str = "") -> bool:
     """Say whether half of the words stand in runs of five or more that are copied from the prompt.
 
-    The prompt is system prompt, question and task instruction; tags count as no words, nor does the
-    answer to a multiple choice, which may be a choice's text.
+    The prompt is system prompt, question and task instruction; tags count as no words.
     """
-    if part == "mcq" and prompts.ANSWER_OPEN in text:
+    if part == "mcq" and prompts.ANSWER_OPEN in text:  # the answer may be a choice's text
         text = text.rpartition(prompts.ANSWER_OPEN)[0]
     runs, words = _prompt_runs(question, part), _WORD.findall(_TAG_LIKE.sub(" ", text).lower())
     copied = end = 0
@@ -134,9 +133,7 @@ def measure(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         rows: with `optimizer_step, part, completion, reward`, the list `suspicious` of `kinds`,
             and, where known, `completion_tokens, clipped`.
     Returns:
-        `step, n, reward, reward_low, reward_high, reward_<part>..., format_rate`, `suspicious`
-        (share with any sign), `suspicious_<kind>...`, `tokens` (mean), `clipped` (share). None
-        where rows lack the column.
+        means and shares in [0, 1]; None where rows lack the column.
     """
     rewards = _values(rows, "reward")
     found: dict[str, float | None] = {
@@ -159,10 +156,7 @@ class Watch:
     """Follow a training round by round in a CSV, one row a round of `measure`."""
 
     def __init__(self, path: str | Path | None = None, step: int = 0) -> None:
-        """Go on with the rounds kept before an optimizer step; no path, no file.
-
-        A training has one file: processes other than the first give no path.
-        """
+        """Go on with the rounds kept before an optimizer step; no path, no file."""
         self.path = Path(path) if path else None
         kept = tables.read(self.path) if self.path and self.path.is_file() else []
         self.curve: list[dict[str, Any]] = [row for row in kept if int(row["step"]) < step]
@@ -177,11 +171,9 @@ class Watch:
 
 
 def _values(rows: Sequence[Mapping[str, Any]], column: str) -> list[float]:
-    """Return a column's numbers; None and NaN, as TRL has them for what is not scored, left out."""
-    found = [row.get(column) for row in rows]
+    found = [row.get(column) for row in rows]  # TRL has None and NaN for what is not scored
     return [value for value in found if value is not None and value == value]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, None of nothing."""
     return sum(values) / len(values) if values else None

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import accumulate
+from typing import Any
 
 from vlaa_lib.records import Record, RecordError, normalise_gold
 
@@ -37,24 +39,22 @@ _MAX_WRAPPERS = 6  # ours: bold, dollar, boxed, text and two to spare
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned, in [0, 1], and why.
-
-    Attributes:
-        reason: for people to read; nothing else may depend on its words.
-        kind: the verifier that read the answer, as `Record.reward`; empty where the format is wrong
-            or a judge gave no number.
-        is_format: the format is wrong, so that no answer was verified.
-    """
+    """What a completion earned, in [0, 1], and why."""
 
     value: float
-    reason: str
-    kind: str = ""
-    is_format: bool = False
+    reason: str  # for people to read; nothing else may depend on its words
+    kind: str = ""  # the verifier that read the answer; empty: wrong format, or a judge said none
+    is_format: bool = False  # the format is wrong, so that no answer was verified
 
 
 def scored(kind: str, value: float, said: str) -> Score:
     """Return a verifier's score; its name stands in front of the reason."""
     return Score(value, f"{kind}: {said}", kind)
+
+
+def _compared(kind: str, found: Any, gold: Any) -> Score:
+    said = f"{found} is right" if found == gold else f"{found} instead of {gold}"
+    return scored(kind, float(found == gold), said)
 
 
 class GoldError(RecordError):
@@ -96,24 +96,17 @@ def _unwrap(text: str) -> str:
     """Take off one wrapper that the whole text is inside of."""
     for opening, closing in _WRAPPERS:
         inside = text[len(opening) : len(text) - len(closing)]
-        if len(text) <= len(opening) + len(closing) or text != opening + inside + closing:
+        if not inside or text != opening + inside + closing:
             continue
-        if closing == "}" and (inside.endswith("\\") or not _is_balanced(inside)):
-            continue  # the brace at the end is text, or belongs to something else
-        if closing != "}" and closing in inside:
-            continue
-        return inside.strip()
+        if closing == "}":  # it may be text, or belong to something else
+            marks = re.findall(r"(?<!\\)[{}]", inside)
+            depths = list(accumulate((1 if m == "{" else -1 for m in marks), initial=0))
+            is_whole = min(depths) == depths[-1] == 0 and not inside.endswith("\\")
+        else:
+            is_whole = closing not in inside
+        if is_whole:
+            return inside.strip()
     return text
-
-
-def _is_balanced(text: str) -> bool:
-    """Say whether braces pair up without ever closing one that the text did not open."""
-    depth = 0
-    for mark in re.findall(r"(?<!\\)[{}]", text):
-        depth += 1 if mark == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
 
 
 _SYMBOLS = str.maketrans({
@@ -160,9 +153,7 @@ _NOT_UNITS = _WORDS.keys() | {
 
 
 def read_number(text: str, question: str = "") -> Decimal | None:
-    """Read an answer that is one number as a whole, with at most a unit behind it.
-
-    The unit's words must be everyday nouns or stand in the question: `3 or more` is no number.
+    """Read one number with at most a unit, of everyday nouns or the question's words, behind it.
 
     >>> read_number("1,000"), read_number("three"), read_number("3 or 7"), read_number("x3y")
     (Decimal('1000'), Decimal('3'), None, None)
@@ -191,9 +182,7 @@ def digit(record: Record, answer: str) -> Score:
     found = read_number(answer, record.question)
     if found is None:
         return scored("digit", 0.0, f"{excerpt(answer)} is not one number")
-    if found != gold:
-        return scored("digit", 0.0, f"{found} instead of {gold}")
-    return scored("digit", 1.0, f"{found} is right")
+    return _compared("digit", found, gold)
 
 
 # --- multiple choice -----------------------------------------------------------------------------
@@ -240,7 +229,6 @@ def options(question: str) -> dict[str, str]:
 
 
 def _choice_text(tail: str, mark: re.Match, end: int) -> str:
-    """Return a choice's text without the list's punctuation around it."""
     text, quote = tail[mark.end() : end], tail[max(0, mark.start() - 1) : mark.start()]
     if quote and quote in "'\"" and quote in text:  # ['A) 1', 'B) 2']
         text = text.rpartition(quote)[0]
@@ -285,11 +273,7 @@ def mcq(record: Record, answer: str) -> Score:
     if gold is None:
         raise GoldError(f"mcq: gold: {problem}; correct 'gt' or the choices in 'question'")
     found, problem = choose(answer, choices)
-    if found is None:
-        return scored("mcq", 0.0, problem)
-    if found != gold:
-        return scored("mcq", 0.0, f"{found} instead of {gold}")
-    return scored("mcq", 1.0, f"{found} is right")
+    return _compared("mcq", found, gold) if found else scored("mcq", 0.0, problem)
 
 
 # --- boxes ---------------------------------------------------------------------------------------
@@ -307,13 +291,12 @@ def parse_box(
         frame: coordinates of the text, one of `records.FRAMES`.
         size: (width, height) in px of the picture that pixel coordinates count in.
     Returns:
-        Ordered corners clipped to [0, 1], or None: no box or several, not four finite numbers,
-        or no area.
+        Ordered corners clipped to [0, 1]; None for no box, several, or one without area.
 
     >>> parse_box('{"bbox_2d": [500, 500, 250, 1200]}', "norm1000")
     (0.25, 0.5, 0.5, 1.0)
     """
-    width, height = _units(frame, size)
+    width, height = _full_size(frame, size)
     text = text.strip()
     groups = BRACKETS.findall(text)
     if not re.search(r"[\[\]]", text) and len(text) <= 200:  # (x1, y1, x2, y2), (x1, y1), (x2, y2)
@@ -329,12 +312,10 @@ def parse_box(
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
-    """Return the full width and height in a frame's coordinates."""
-    if frame == "norm01":
-        return 1.0, 1.0
-    if frame == "norm1000":
-        return 1000.0, 1000.0
+def _full_size(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
+    """Return the picture's width and height in a frame's coordinates."""
+    if frame in ("norm01", "norm1000"):
+        return (1.0, 1.0) if frame == "norm01" else (1000.0, 1000.0)
     if not frame.startswith("pixel_"):
         raise GoldError(f"iou: unknown frame {frame!r}; see records.FRAMES")
     numbers = isinstance(size, (list, tuple)) and all(type(v) in (int, float) for v in size)
@@ -343,7 +324,7 @@ def _units(frame: str, size: Sequence[float] | None) -> tuple[float, float]:
             f"iou: frame {frame} needs meta.image_size = [width, height], the size in px of the "
             "picture that the box counts in"
         )
-    return float(size[0]), float(size[1])
+    return size[0], size[1]
 
 
 def box(record: Record, answer: str) -> Score:

@@ -1,7 +1,4 @@
-"""Calibration: does a reward model rank right answers above wrong ones, or just long ones (ours)?
-
-The paper trains on its reward model's scores without a report of this kind.
-"""
+"""Calibration: does a reward model rank right answers above wrong, or just long ones (ours)?"""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlaa_lib.records import Record
-from vlaa_lib.rewards.open_ended import RewardModel, problem_of, relative, scores_of
-from vlaa_lib.rewards.verifiers import gold_text
+from vlaa_lib.rewards.open_ended import RewardModel, problem_of, relative, with_references
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,18 +17,16 @@ ROWS = ("record_id", "kind", "is_right", "length_chars", "score", "reference", "
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reward model's report: one row a scored answer, one a kind, and the agreement.
+    """A reward model's report.
 
     Attributes:
-        rows: with the columns `ROWS`.
-        kinds: `kind, is_right, n, unscored, mean, sd, low, median, high, reward`: low and high
-            are the 5th and 95th percentile, reward the mean of the open formula.
-        agreement: `n, unscored, auc, auc_within, length_rho, length_rho_right`. AUC: chance that
-            a right answer scores above a wrong one, ties half (within: of the same record, mean
-            over records). Rho: Spearman's, of score and length. None where there is no spread.
+        kinds: low and high are the 5th and 95th percentile, reward the mean of the open formula.
+        agreement: `auc`: chance that a right answer scores above a wrong one, ties half (`within`:
+            of the same record, mean over records); `length_rho`: Spearman's, of score and length.
+            None where there is no spread.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # one a candidate, with the columns `ROWS`
     kinds: list[dict[str, Any]]
     agreement: dict[str, Any]
 
@@ -58,9 +52,7 @@ def calibration(
         for candidate in mine
     ]
     asked = [(record, answer) for record, answer, *_, problem in made if not problem]
-    texts = [answer for _, answer in asked] + [gold_text(record) for record, _ in asked]
-    found = scores_of(model, [record for record, _ in asked] * 2, texts)
-    scores = iter(zip(found[: len(asked)], found[len(asked) :], strict=True))
+    scores = iter(with_references(model, [r for r, _ in asked], [a for _, a in asked]))
     rows = []
     for record, answer, kind, is_right, problem in made:
         score, reference = (None, None) if problem else next(scores)

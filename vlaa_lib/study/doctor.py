@@ -23,12 +23,12 @@ SAMPLES = 4  # completions of a record, where a model is asked
 
 @dataclass(frozen=True)
 class Sampled:
-    """Completions with their records and groups, and the ids that no usable record has."""
+    """Completions with their records and groups."""
 
     records: list[Record] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
     groups: list[Hashable] = field(default_factory=list)
-    unknown: Counter[str] = field(default_factory=Counter)  # id -> number of completions
+    unknown: Counter[str] = field(default_factory=Counter)  # completions of ids without a record
 
 
 def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
@@ -78,10 +78,8 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
     """Read completions for records: JSON Lines, a JSON array, or the folder of a trace store.
 
     A row holds `id` (or `record_id`), `completion` and, optionally, `group`; the default group is
-    the id, in a trace store the sampling round and the id. Ids without a record are listed.
-
-    Raises:
-        RecordError: bad lines, each named on the screen; or no completion of any record.
+    the id, in a trace store the sampling round and the id. Bad lines and ids without a record are
+    named on the screen.
     """
     by_id, sampled, bad = {record.id: record for record in made}, Sampled(), 0
     for place, row in _rows(Path(path)):
@@ -116,17 +114,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         from vlaa_lib import traces
 
         for number, row in enumerate(traces.load(path), 1):
-            step = f"{row.get('model')}/{row.get('optimizer_step')}"
-            yield f"{path.name}: row {number}", row | {"group": f"{step}/{row.get('record_id')}"}
+            group = "/".join(str(row.get(k)) for k in ("model", "optimizer_step", "record_id"))
+            yield f"{path.name}: row {number}", row | {"group": group}
         return
-    if not path.is_file():
-        raise RecordError(f"{path}: no such file; check the path given for the completions")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for line, row in records.iter_json(stream):
-                yield f"{path.name}:{line}", row
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
+    for line, row in records.iter_file(path):
+        yield f"{path.name}:{line}", row
 
 
 def _fields(row: Any) -> tuple[str, str, Hashable]:
