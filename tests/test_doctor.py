@@ -5,10 +5,9 @@ import json
 import pytest
 
 from scoring import COLON, record, wrap
-from vlaa_lib import prompts, records, rewards, traces
+from vlaa_lib import prompts, rewards, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
-from vlaa_lib.rewards import checkup
 from vlaa_lib.study import doctor
 
 
@@ -88,10 +87,8 @@ def test_a_bad_line_is_named_with_file_line_and_remedy(micro, line, reason, caps
     good = json.dumps(rows_of(made, None)[0]) + "\n"
     assert run(folder, good + line + "\n" + line) == 2
     said = capsys.readouterr().err
-    for number in (2, 3):
-        place = f"error: c.jsonl:{number}: "
-        named = [text for text in said.splitlines() if text.startswith(place)]
-        assert len(named) == 1 and reason in named[0]
+    for place, named in zip((2, 3), said.splitlines(), strict=False):
+        assert named.startswith(f"error: c.jsonl:{place}: ") and reason in named
     assert "2 bad lines, named above; repair or delete them" in said
 
 
@@ -149,7 +146,7 @@ def test_a_trace_store_is_read_with_its_groups(micro):
 
 
 def test_an_id_that_is_a_number_and_an_array_are_read(tmp_path):
-    made = [records.Record(**{**vars(record("digit", "3")), "id": "7"})]
+    made = [record("digit", "3", id="7")]
     rows = [{"id": 7, "completion": "a", "group": None}, {"record_id": "7", "completion": "b"}]
     (tmp_path / "c.json").write_text(json.dumps(rows))
     sampled = doctor.read(tmp_path / "c.json", made)
@@ -192,16 +189,6 @@ def test_kinds_of_reasons(reason, kind):
     assert rewards.reasons([record("digit", "3")], ["x"], [score])[0]["reason"] == kind
 
 
-def test_examine_returns_what_doctor_and_dead_return():
-    made = [record("digit", "3"), record("digit", "3"), record("digit", "many", id="bad")]
-    texts = [wrap("3"), wrap("4"), wrap("1")]
-    found = rewards.examine(made, texts)
-    assert found.table == rewards.doctor(made, texts) and found.problem is None
-    assert [reject.id for reject in found.bad_golds] == ["bad"]
-    assert [text for _, text in found.usable] == texts[:2] and len(found.scores) == 2
-    assert rewards.examine([], []).problem == rewards.dead(rewards.doctor([], []))
-
-
 # --- table and verdict ---------------------------------------------------------------------------
 
 GOOD = [record("digit", "3", id="d"), record("iou", "[0, 0, 0.5, 0.5]", id="i", frame="norm01")]
@@ -210,7 +197,11 @@ GOOD = [record("digit", "3", id="d"), record("iou", "[0, 0, 0.5, 0.5]", id="i", 
 def test_doctor_sums_up_each_part():
     made = [GOOD[0]] * 4 + [GOOD[1]] * 2 + [record("digit", "many", id="bad")]
     texts = [wrap("3"), wrap("4"), "3", wrap("3"), *[wrap("[0, 0, 0.5, 0.25]")] * 2, wrap("1")]
-    digit, box, everything = rewards.doctor(made, texts)
+    found = rewards.examine(made, texts)
+    assert [reject.id for reject in found.bad_golds] == ["bad"]
+    assert [text for _, text in found.usable] == texts[:-1] and len(found.scores) == 6
+    assert found.table == rewards.doctor(made, texts) and found.problem is None
+    digit, box, everything = found.table
     assert digit == {
         "part": "digit", "n": 4, "hit_rate": 0.5, "format_rate": 0.75, "mean": 0.5, "low": 0.0,
         "high": 1.0, "zero_variance": 0.0, "bad_golds": 1,
@@ -219,35 +210,22 @@ def test_doctor_sums_up_each_part():
     assert (box["zero_variance"], box["bad_golds"]) == (1.0, 0)
     assert (everything["part"], everything["n"]) == ("all", 6)
     assert (everything["zero_variance"], everything["bad_golds"]) == (0.5, 1)
-    assert rewards.dead([digit, box, everything]) is None
-    assert checkup.HIT == 0.5
 
 
-def test_doctor_takes_group_ids():
-    made, texts = [GOOD[0]] * 4, [wrap(a) for a in ("3", "3", "4", "4")]
-    assert rewards.doctor(made, texts)[0]["zero_variance"] == 0.0
-    assert rewards.doctor(made, texts, groups=[0, 0, 1, 1])[0]["zero_variance"] == 1.0
-    assert rewards.doctor(made, texts, groups=[0, 1, 2, 3])[0]["zero_variance"] is None
-
-
-@pytest.mark.parametrize(("answers", "groups", "reason"), [
-    (["3", "4"], None, None),
-    (["4", "5"], None, "every reward is 0"),
-    (["3", "3"], None, "every reward is 1"),
-    (["3", "3", "4", "4"], [0, 0, 1, 1], "in every group all rewards are equal"),
-    (["3", "4"], [0, 1], None),
-    ([], None, "no completion could be scored"),
+@pytest.mark.parametrize(("texts", "groups", "zero_variance", "reason"), [
+    ([wrap("3"), wrap("4")], None, 0.0, None),
+    ([wrap("4"), wrap("5")], None, 1.0, "every reward is 0 (format right in 100%)"),
+    (["3", "3"], None, 1.0, "every reward is 0 (format right in 0%)"),
+    ([wrap("3")] * 2, None, 1.0, "every reward is 1"),
+    ([wrap("3")] * 2 + ["4"] * 2, [0, 0, 1, 1], 1.0, "in every group all rewards are equal"),
+    ([wrap("3"), wrap("4")], [0, 1], None, None),
+    ([], None, None, "no completion could be scored"),
 ])
-def test_dead_rewards_are_named(answers, groups, reason):
-    found = rewards.dead(
-        rewards.doctor([GOOD[0]] * len(answers), [wrap(a) for a in answers], groups)
-    )
+def test_dead_rewards_are_named(texts, groups, zero_variance, reason):
+    table = rewards.doctor([GOOD[0]] * len(texts), texts, groups)
+    found = rewards.dead(table)
     assert found is None if reason is None else found.startswith(reason)
-
-
-def test_dead_when_the_format_is_never_right():
-    table = rewards.doctor([GOOD[0]] * 2, ["3", "3"])
-    assert "format right in 0%" in rewards.dead(table)
+    assert table[0]["zero_variance"] == zero_variance
 
 
 def test_tried_answers_keep_their_kind_and_say_why():

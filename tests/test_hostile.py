@@ -78,18 +78,16 @@ def test_answers_that_never_end_cost_their_limit_and_no_more(monkeypatch):
     monkeypatch.setattr(maths, "WALL_FACTOR", 100)  # the other limit must not come first
     monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")  # past the sieve
     maths.forget()
-    answers = TOWERS
     rewards.score(RECORDS["math"], raw("2x"))  # workers are up
     start = time.monotonic()
-    burns = [maths._workers().pool.schedule(_burn, args=(maths.TIMEOUT_S,)) for _ in answers]
+    burns = [maths._workers().pool.schedule(_burn, args=(maths.TIMEOUT_S,)) for _ in TOWERS]
     for burn in burns:
         burn.result()
     bound_s = time.monotonic() - start
     start = time.monotonic()
-    scores = rewards.score_all([RECORDS["math"]] * len(answers), list(map(raw, answers)))
+    scores = rewards.score_all([RECORDS["math"]] * len(TOWERS), list(map(raw, TOWERS)))
     took_s = time.monotonic() - start
-    stopped = Score(0.0, "math: timed out after 1 s of processor time", "math")
-    assert scores == [stopped] * len(answers)
+    assert set(scores) == {Score(0.0, "math: timed out after 1 s of processor time", "math")}
     assert took_s < 3 * bound_s  # a killed worker has to be replaced each time
     assert rewards.score(RECORDS["math"], raw("x + x")).value == 1.0
 

@@ -16,6 +16,10 @@ from vlaa_lib.rewards import Score, maths
 score = partial(scoring.score, "math")
 
 
+def map_wrapped(answers):
+    return list(map(scoring.wrap, answers))
+
+
 @pytest.fixture(autouse=True)
 def no_earlier_verdicts():
     maths.forget()
@@ -52,18 +56,14 @@ def test_math_wrong(gold, answer, reason):
     assert found.value == 0.0 and reason in found.reason
 
 
-@pytest.mark.parametrize("answer", [
-    "\\text{exec}(1)", "lambda: 0", "{" * 300,
-    "\\begin{matrix}" * 20, "\\frac" * 80, "x" * 400, "\\sqrt" * 60, "\x00\x01", "\\", "}{",
-])
-def test_math_survives_odd_answers(answer):
-    assert score("2x", answer).value == 0.0
-
-
-def test_math_text_is_never_run_as_python(tmp_path):
+def test_odd_answers_earn_nothing_and_are_never_run_as_python(tmp_path):
     marker = tmp_path / "ran"
-    for answer in (f"__import__('pathlib').Path('{marker}').touch()", f"open('{marker}', 'w')"):
-        assert score("2x", answer).value == 0.0
+    odd = [
+        "\\text{exec}(1)", "lambda: 0", "\\begin{matrix}" * 20, "\\frac" * 80, "\\sqrt" * 60, "\\",
+        "}{", f"__import__('pathlib').Path('{marker}').touch()", f"open('{marker}', 'w')",
+    ]
+    scores = rewards.score_all([scoring.record("math", "2x")] * len(odd), map_wrapped(odd))
+    assert [(a, s) for a, s in zip(odd, scores, strict=True) if s.value] == []
     assert not marker.exists()
 
 
@@ -72,9 +72,8 @@ def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
     monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")
     monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
     monkeypatch.setattr(maths, "WALL_FACTOR", 100)  # the other limit must not come first
-    gold = scoring.record("math", "2")
     answers = ["\\boxed{9^{9^{9^{9}}}}", *["1 + 1"] * 20]
-    scores = rewards.score_all([gold] * len(answers), [scoring.wrap(a) for a in answers])
+    scores = rewards.score_all([scoring.record("math", "2")] * 21, map_wrapped(answers))
     assert scores[0] == Score(0.0, "math: timed out after 2 s of processor time", "math")
     assert [s.value for s in scores[1:]] == [1.0] * 20
     # no worker is left in the long multiplication
@@ -143,17 +142,18 @@ def test_what_is_large_in_the_gold_as_well_is_worked_out(gold, answer):
 
 def test_equal_checks_are_made_once_and_forgotten_when_asked():
     gold = scoring.record("math", "y = 2x + 1")
-    said = ["2x+1", "$y = 2x+1$", "\\boxed{2x+1}", "The answer is $2x+1$.", "2x+2"]
-    first = rewards.score_all([gold] * 5, [scoring.wrap(a) for a in said])
+    said = map_wrapped(
+        ["2x+1", "$y = 2x+1$", "\\boxed{2x+1}", "The answer is $2x+1$.", "2x+2"]
+    )
+    first = rewards.score_all([gold] * 5, said)
     assert [s.value for s in first] == [1.0] * 4 + [0.0]
     kept = maths._workers().checks
-    assert len(kept) == 2
     futures = list(kept.values())
-    assert rewards.score_all([gold] * 5, [scoring.wrap(a) for a in said]) == first
-    assert [id(f) for f in kept.values()] == [id(f) for f in futures]
+    assert len(futures) == 2
+    assert rewards.score_all([gold] * 5, said) == first and list(kept.values()) == futures
     maths.forget()
-    assert rewards.score(gold, scoring.wrap(said[0])) == first[0]
-    assert len(kept) == 1 and next(iter(kept.values())) is not futures[0]
+    assert rewards.score(gold, said[0]) == first[0]
+    assert len(kept) == 1 and not set(kept.values()) & set(futures)
 
 
 def test_few_checks_are_remembered_the_newest(monkeypatch):

@@ -61,13 +61,15 @@ def test_signs(completion, question, part, expected):
     assert signs.kinds(completion, question, part) == expected
 
 
-def test_the_narrators_honest_traces_show_no_sign(micro_data):
+def narrated(made, times=1):
     from vlaa_lib.pocket.microworld import narrator
 
-    for made in micro_data[1]:
-        told = narrator.plain_trace(made.meta["scene"], made.question)
-        text = prompts.join_think_answer(*told)
-        assert signs.kinds(text, made.question, made.reward) == []
+    think, answer = narrator.plain_trace(made.meta["scene"], made.question)
+    return prompts.join_think_answer(think * times, answer), made.question, made.reward
+
+
+def test_the_narrators_honest_traces_show_no_sign(micro_data):
+    assert [signs.kinds(*narrated(made)) for made in micro_data[1]] == [[]] * len(micro_data[1])
 
 
 HOSTILE = {
@@ -94,17 +96,13 @@ def test_a_megabyte_costs_well_below_a_second(name, part):
 
 
 def test_the_watch_is_cheap(micro_data):
-    from vlaa_lib.pocket.microworld import narrator
-
-    made = micro_data[1]
-    told = [narrator.plain_trace(r.meta["scene"], r.question) for r in made]
-    texts = [prompts.join_think_answer(think * 10, answer) for think, answer in told]
+    rows = [narrated(made, times=10) for made in micro_data[1]]
 
     def once() -> float:
         start = time.process_time()
-        for record_, text in zip(made, texts, strict=True):
-            signs.kinds(text, record_.question, record_.reward)
-        return (time.process_time() - start) / len(made)
+        for row in rows:
+            signs.kinds(*row)
+        return (time.process_time() - start) / len(rows)
 
     assert min(once() for _ in range(5)) < 1e-3  # seconds a completion
 
@@ -168,7 +166,6 @@ def test_grpo_logs_the_watch(tiny_model, micro_data, tmp_path):
 
 
 def test_the_report_draws_the_curve(tmp_path):
-    (tmp_path / "results").mkdir()
     rounds = [signs.measure([row(optimizer_step=i), row(reward=0.0)]) for i in range(4)]
     folders.write_csv(tmp_path / "results" / "watch_sft_grpo.csv", rounds)
     page = report.write_report(tmp_path).read_text()
@@ -179,7 +176,6 @@ def test_the_report_draws_the_curve(tmp_path):
 
 
 def test_the_report_survives_a_broken_file(tmp_path):
-    (tmp_path / "results").mkdir()
     broken = [{"step": "<b>", "n": 1}, {"step": 2, "n": "x"}]
     folders.write_csv(tmp_path / "results" / "watch_sft_grpo.csv", broken)
     page = report.write_report(tmp_path).read_text()
