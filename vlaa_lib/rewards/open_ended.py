@@ -20,9 +20,6 @@ BETA = 1.0  # ours: the paper does not state it (appendix C.1); one point more e
 REMEMBERED = 1 << 16  # ours: all of the paper's 5,000 open RL records with 12 answers each; 15 MB
 
 
-# --- the formula ---------------------------------------------------------------------------------
-
-
 def relative(sampled: float, reference: float, beta: float = BETA) -> float:
     """Map a reward model's scores to [0, 1) (paper §4): 1 - exp(-beta (S(y') - S(y))), else 0.
 
@@ -64,9 +61,6 @@ def is_as_good(record: Record, answer: str) -> bool:
     return score >= gold
 
 
-# --- reward models -------------------------------------------------------------------------------
-
-
 class RewardModel(Protocol):
     """Anything that scores answers to records' questions; higher is better, in any range."""
 
@@ -98,8 +92,6 @@ def default_model() -> RewardModel:
     """Return what scores open answers unless told otherwise: the installed world's facts."""
     return worlds.known().reward_model or _NoModel()
 
-
-# --- the memory of scores ------------------------------------------------------------------------
 
 _MEMORY: WeakKeyDictionary[Any, OrderedDict[bytes, Any]] = WeakKeyDictionary()
 

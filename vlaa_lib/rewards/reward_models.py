@@ -9,20 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import Halted
+from vlaa_lib import Halted, llm
 from vlaa_lib.images import ImageError, open_image
-from vlaa_lib.llm import (
-    CallFailed,
-    Endpoint,
-    Limits,
-    Reply,
-    Request,
-    Spent,
-    ask_all,
-    call_key,
-    fill,
-    read_endpoints,
-)
 from vlaa_lib.prompts import JUDGE_PROMPT
 from vlaa_lib.records import Record, clean_image_path
 
@@ -53,18 +41,15 @@ def by_name(
         endpoints: YAML file with the section `judge`, as `construct --endpoints` reads them.
     """
     file, trust = Path(out) / "scores.sqlite", {"trust_remote_code": trust_remote_code}
+    asked = {"judge": llm.Endpoint("judge")}
     makers = {
         "xcomposer": lambda: Kept(XComposerReward(images, **trust), file),
-        "judge": lambda: Judge(
-            read_endpoints(endpoints, {"judge": Endpoint("judge")})["judge"], file, images
-        ),
+        "judge": lambda: Judge(llm.read_endpoints(endpoints, asked)["judge"], file, images),
     }
     return makers[name]() if name in makers else None
 
 
 class _Sighted:
-    """A reward model that looks at the picture."""
-
     _images: str | Path
 
     def problem(self, record: Record) -> str:
@@ -217,36 +202,35 @@ class Judge(_Sighted):
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: llm.Endpoint,
         ledger: str | Path,
         images: str | Path,
-        limits: Limits | None = None,
+        limits: llm.Limits | None = None,
         beta: float = BETA,
     ) -> None:
         settings = SETTINGS | dict(endpoint.settings)
         self._endpoint = replace(endpoint, settings=settings)
         self._ledger, self._images = Path(ledger), Path(images)
-        self._limits, self._spent = limits or Limits(), Spent()
+        self._limits, self._spent = limits or llm.Limits(), llm.Spent()
         # the digest stands for settings and wording
-        digest = call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
+        digest = llm.call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
         self.name, self.beta = f"judge {endpoint.model} {digest}", beta
         self.unusable: Counter[str] = Counter()  # reason -> answers without a score in its life
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         requests = [
-            Request("judge", fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
+            llm.Request("judge", llm.fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
             for r, answer in zip(records, answers, strict=True)
         ]
         return [self._read(reply) for reply in self.replies(requests)]
 
-    def replies(self, requests: list[Request]) -> list[Reply | CallFailed]:
+    def replies(self, requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         """Return the reply to each request of the step `judge`, or why there is none."""
-        return ask_all(
-            requests, self._endpoint, self._ledger, self._images, self._limits, self._spent
-        )
+        given = self._endpoint, self._ledger, self._images, self._limits, self._spent
+        return llm.ask_all(requests, *given)
 
-    def _read(self, reply: Reply | CallFailed) -> float | None:
-        if isinstance(reply, CallFailed):
+    def _read(self, reply: llm.Reply | llm.CallFailed) -> float | None:
+        if isinstance(reply, llm.CallFailed):
             self.unusable[reply.reason] += 1
             return None
         value = None if reply.problem else read_score(reply.text)

@@ -34,9 +34,6 @@ _NUMBER = re.compile(r"\d{1,30}(?:,\d{3}){0,6}(?:\.\d{1,30})?")
 _WORD = re.compile(r"[^\W_]{1,40}")
 
 
-# --- one completion ------------------------------------------------------------------------------
-
-
 def has_odd_tags(text: str) -> bool:
     """Say whether a think or answer tag stands twice, or a variant such as `<Thinking>` once."""
     found = _TAG_LIKE.findall(text)
@@ -123,9 +120,6 @@ def kinds(completion: str, question: str = "", part: str = "") -> list[str]:
     return [kind for kind, is_there in found.items() if is_there]
 
 
-# --- rounds --------------------------------------------------------------------------------------
-
-
 def measure(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Sum up one round of trace rows: rewards by part, signs by kind, length.
 
@@ -145,11 +139,9 @@ def measure(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         found[f"reward_{part}"] = mean(_values(mine, "reward"))
     found["format_rate"] = mean([not is_misformed(row["completion"]) for row in rows])
     found["suspicious"] = mean([bool(row["suspicious"]) for row in rows])
-    for kind in KINDS:
-        found[f"suspicious_{kind}"] = mean([kind in row["suspicious"] for row in rows])
-    found["tokens"] = mean(_values(rows, "completion_tokens"))
-    found["clipped"] = mean(_values(rows, "clipped"))
-    return found
+    found |= {f"suspicious_{k}": mean([k in row["suspicious"] for row in rows]) for k in KINDS}
+    means = {"tokens": "completion_tokens", "clipped": "clipped"}
+    return found | {name: mean(_values(rows, column)) for name, column in means.items()}
 
 
 class Watch:
