@@ -23,7 +23,7 @@ from vlaa_lib.process.command import process
 from vlaa_lib.sources.command import data
 
 from . import options as o
-from .options import loaded, one_of, show, usable
+from .options import loaded, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
 app = typer.Typer(
@@ -175,12 +175,13 @@ def subset(
     """
     import re
 
-    from vlaa_lib import models, subsets
+    from vlaa_lib import models, rewards, subsets
     from vlaa_lib import records as recording
 
     if (top and not perplexity) or not (perplexity or aha):
         raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    made, folder, scores = usable(records, images, out, any_open=True), Path(out), {}
+    made, folder = list(rewards.usable(records, images, out, any_open=True)), Path(out)
+    scores = {}
     limits = batch_tokens or subsets.BATCH_TOKENS, shard
     for model in perplexity:
         place = folder / "scores" / re.sub(r"[^\w.-]+", "_", model)
@@ -233,6 +234,7 @@ def train(
     Example: python -m vlaa_lib train grpo --records R.jsonl --images images --out runs/grpo
     --profile smoke --set grpo.beta=0.01
     """
+    from vlaa_lib import rewards
     from vlaa_lib import train as training
     from vlaa_lib.train import launch as launcher
     from vlaa_lib.train import rank_setup
@@ -253,7 +255,8 @@ def train(
             launcher.run(command, Path(out) / name)
         return
     with rank_setup.joined():
-        given = cfg, usable(records, images, out, any_open=True), images, out, start
+        made = list(rewards.usable(records, images, out, any_open=True))
+        given = cfg, made, images, out, start
         if method == "sft":
             log = training.sft(*given)
         else:

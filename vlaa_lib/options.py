@@ -24,13 +24,6 @@ def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
     return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
 
 
-def usable(records: str, images: str, out: str | None = None, any_open: bool = False) -> list:
-    """Load and audit records; every reject is printed, and kept in `out/rejects.jsonl`."""
-    from vlaa_lib import rewards
-
-    return list(rewards.usable(records, images, out, any_open=any_open))
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table."""
     print(text_table(rows))
@@ -81,8 +74,8 @@ Concurrency = Annotated[int, Option("--concurrency", help="calls at a time")]
 MaxCost = Annotated[float | None, Option("--max-cost", help="stop cleanly at so many US dollars")]
 
 # how a training is launched
-LAUNCHERS = ", ".join(profiles.LAUNCHERS)
-Launch = Annotated[str | None, several(f"run on several processes: {LAUNCHERS}", "--launch")]
+WAYS = f"run on several processes: {', '.join(profiles.LAUNCHERS)}"
+Launch = Annotated[str | None, several(WAYS, "--launch")]
 Gpus = Annotated[int | None, several("processes a machine; default: 8, or 2 without GPUs")]
 Machines = Annotated[int, several("how many")]
 MachineRank = Annotated[int, several("number of this machine, from 0")]

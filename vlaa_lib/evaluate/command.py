@@ -10,7 +10,7 @@ from typer import Option
 
 from vlaa_lib import folders
 from vlaa_lib import options as o
-from vlaa_lib.options import show, usable
+from vlaa_lib.options import show
 from vlaa_lib.prompts import MAX_NEW_TOKENS
 
 
@@ -48,7 +48,7 @@ def evaluate(
     --out runs/answers
     """
     from vlaa_lib import evaluate as evaluation
-    from vlaa_lib import models
+    from vlaa_lib import models, rewards
     from vlaa_lib.evaluate import extract, kit, runner
     from vlaa_lib.evaluate.benchmarks import held_out, read
 
@@ -57,7 +57,7 @@ def evaluate(
     if not benchmark:
         if not (records and images and model):
             raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
-        asked = held_out(usable(records, images), images)
+        asked = held_out(list(rewards.usable(records, images)), images)
         limits["max_new_tokens"] = max_new_tokens or MAX_NEW_TOKENS
         chosen, policy = asking(model, preset, *prompt, **limits), models.load_policy(model)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)

@@ -330,20 +330,6 @@ def accumulation(
     )
 
 
-def changes(settings: Settings) -> list[str]:
-    """Return KEY=VALUE for each setting that differs from its profile, as `load` reads it back.
-
-    >>> changes(load("smoke", seed=3, **{"sft.learning_rate": 1e-6}))
-    ['seed=3', 'sft.learning_rate=1.0e-06']
-    """
-    usual = dict(_flat(asdict(load(settings.profile))))
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=2**20).split(chr(10))[0]}"
-        for key, value in _flat(asdict(settings))
-        if value != usual[key]
-    ]
-
-
 def table(settings: Settings) -> list[dict[str, Any]]:
     """List every setting as key, value and source, the source being its comment in the YAML."""
     sources: dict[str, str] = {}

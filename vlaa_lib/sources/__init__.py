@@ -219,12 +219,12 @@ def write(
     with folders.atomic(out / "rejects.jsonl") as stream:  # more of them than memory holds
         rejected: Counter[str] = Counter()
 
-        def reject(why: Reject) -> None:
+        def reject(why: Reject) -> None:  # None: no record, see `sift`
             rejected[source] += 1
             stream.write(json.dumps(asdict(why)) + "\n")  # ASCII: names may be broken
 
         def sift(items: Iterable[Item]) -> Iterator[Record]:
-            return (item for item in items if isinstance(item, Record) or reject(item))  # -> None
+            return (item for item in items if isinstance(item, Record) or reject(item))
 
         for source, n in counts.items():
             made = {}
