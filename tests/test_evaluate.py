@@ -108,9 +108,9 @@ def bench(tmp_path):
     return benchmarks.read("MathVision", tmp_path / "b.tsv", tmp_path / "cache")
 
 
-def answer(bench, out, load, chosen=None, model="m", **options):
+def answer(bench, out, complete, chosen=None, model="m", **options):
     given = chosen or prompting.settings()
-    return runner.answer([bench], given, out, model, load, **options)[bench.name]
+    return runner.answer([bench], given, out, model, complete, **options)[bench.name]
 
 
 def final(out, bench):
@@ -137,14 +137,14 @@ def append(path, row):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(path, row)
 folders.append_line = append
-answer(bench, out, lambda: said, batch=3)
+answer(bench, out, said, batch=3)
 """
 
 
 @pytest.mark.parametrize("batches", [0, 2])
 def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    answer(bench, whole, lambda: said, batch=3)
+    answer(bench, whole, said, batch=3)
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=600
     )
@@ -157,7 +157,7 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
         asked_again.extend(asks)
         return said(asks)
 
-    answer(bench, broken, lambda: listen, batch=3)
+    answer(bench, broken, listen, batch=3)
     assert len(asked_again) == 10 - 3 * batches  # nothing whole is answered twice
     assert final(broken, bench) == final(whole, bench)
 
@@ -165,7 +165,7 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
 def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
     text = "Wait. <think>wait, check</think> The answer is 3"
     answers = [Completion(text, 5, True)] * 3
-    found = answer(bench, tmp_path, lambda: lambda asks: answers[: len(asks)], batch=3)
+    found = answer(bench, tmp_path, lambda asks: answers[: len(asks)], batch=3)
     made, table = runner.finish(tmp_path, bench, found, "kit-2026-08")
     lines = (tmp_path / "rows-kit-2026-08.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == made
@@ -183,12 +183,10 @@ def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
 
 
 def test_shards_together_are_the_whole(tmp_path, bench):
-    counts = [
-        len(answer(bench, tmp_path, lambda: said, batch=4, shard=(i, 3))) for i in (2, 1, 3)
-    ]
+    counts = [len(answer(bench, tmp_path, said, batch=4, shard=(i, 3))) for i in (2, 1, 3)]
     assert counts == [3, 7, 10]
     assert len(list(tmp_path.glob("*-of-3/answers.jsonl"))) == 3
-    found = answer(bench, tmp_path, lambda: pytest.fail("nothing is left to answer"))
+    found = answer(bench, tmp_path, lambda _: pytest.fail("nothing is left to answer"))
     assert found.keys() == {row["index"] for row in bench.rows}
 
 
@@ -199,7 +197,7 @@ def test_batches_hold_prompts_of_similar_length(tmp_path, bench):
         sizes.append([len(ask.user) for ask in asks])
         return said(asks)
 
-    answer(bench, tmp_path, lambda: measure, batch=4)
+    answer(bench, tmp_path, measure, batch=4)
     assert [len(batch) for batch in sizes] == [4, 4, 2]
     assert sizes == sorted(sizes) and [b[-1] for b in sizes] == [max(b) for b in sizes]
 
@@ -207,10 +205,10 @@ def test_batches_hold_prompts_of_similar_length(tmp_path, bench):
 def test_two_processes_do_not_write_one_file(tmp_path, bench):
     def meanwhile(asks):
         with pytest.raises(VlaaError, match="in use by another process"):
-            answer(bench, tmp_path, lambda: said)
+            answer(bench, tmp_path, said)
         return said(asks)
 
-    assert len(answer(bench, tmp_path, lambda: meanwhile)) == 10
+    assert len(answer(bench, tmp_path, meanwhile)) == 10
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_a_broken_answer_is_named(tmp_path, bench, line):
     good = '{"benchmark": "b", "index": "1", "prediction": ""}'
     (tmp_path / "answers.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(VlaaError, match="answers.jsonl:2: .*delete"):
-        answer(bench, tmp_path, lambda: said)
+        answer(bench, tmp_path, said)
 
 
 def test_another_model_or_prompt_is_refused_in_the_same_folder(tmp_path, bench):
@@ -229,7 +227,7 @@ def test_another_model_or_prompt_is_refused_in_the_same_folder(tmp_path, bench):
     (model / "model.safetensors").write_bytes(b"\0" * 100_000 + b"1")
 
     def start(batch=16, at=model, **changes):
-        answer(bench, out, lambda: said, prompting.settings(**changes), str(at), batch=batch)
+        answer(bench, out, said, prompting.settings(**changes), str(at), batch=batch)
 
     start()
     start(batch=4)  # the size of a batch may change

@@ -56,15 +56,12 @@ def score(
     scored gets a row with the `problem`; delete that line to try it again.
 
     Args:
-        out: folder of this policy's scores, shared by all shards.
         batch_tokens: bound of a forward pass, padding included; a longer record goes alone.
         shard: (i, n): every n-th record from the i-th (1 to n) on, into a file of its own.
     Returns:
         All scores found in `out`, those of other shards too.
     """
     index, count = shard
-    if not 1 <= index <= count:
-        raise VlaaError(f"shard {index}/{count}: the first number goes from 1 to {count}")
     # a name is for people: one checkpoint may lie in two places
     folders.claim(out, fingerprint(policy), names=["policy"])
     done = load(out, records)
@@ -88,7 +85,7 @@ def load(folder: str | Path, records: Iterable[Record]) -> Scores:
     keys, scores = {record.id: _key(record) for record in records}, {}
     for path in sorted(Path(folder).glob("scores*.jsonl")):
         for number, row in enumerate(folders.whole_lines(path), 1):
-            if not {"id", "key"} <= row.keys():
+            if not {"id", "key"} <= row.keys() or not {"perplexity", "problem"} & row.keys():
                 raise RecordError(f"{path}:{number}: not a score; delete this line")
             if keys.get(row["id"], row["key"]) != row["key"]:
                 raise RecordError(
@@ -107,10 +104,7 @@ def _key(record: Record) -> str:
 
 
 class _Encoded:
-    """Records as model inputs of one row each, or the reason why there are none.
-
-    TRL's collator makes them from the rows of SFT, so that the labels are those of SFT.
-    """
+    """Records as model inputs of one row each, labels as in SFT, or why there are none."""
 
     def __init__(self, policy: Policy, records: list[Record], images: str | Path) -> None:
         from trl import apply_chat_template
@@ -124,9 +118,8 @@ class _Encoded:
                 "is nothing to score; take an instruct model, as the paper does"
             )
         self.records, self.images = records, images
-        self.collate = DataCollatorForVisionLanguageModeling(
-            policy.processor, completion_only_loss=True
-        )
+        collator = DataCollatorForVisionLanguageModeling
+        self.collate = collator(policy.processor, completion_only_loss=True)
         self.max_pixels = policy.processor.image_processor.size["longest_edge"]
         added = policy.processor.tokenizer.added_tokens_decoder.values()
         self.special = [token.content for token in added if token.special]
@@ -181,12 +174,10 @@ def _row(
     record: Record, mean_nll: float = math.nan, num_tokens: int = 0, problem: str = ""
 ) -> Row:
     row = {"id": record.id, "key": _key(record)}
-    if not problem and not mean_nll < 700:  # the exponential of 710 is beyond a float; NaN too
-        problem = f"its mean negative log-likelihood is {mean_nll}"
-    if problem:
-        return row | {"problem": problem}
-    numbers = {"num_tokens": num_tokens, "mean_nll": mean_nll}
-    return row | numbers | {"perplexity": math.exp(mean_nll)}
+    if mean_nll < 700:  # the exponential of 710 is beyond a float; NaN too
+        row |= {"num_tokens": num_tokens, "mean_nll": mean_nll, "perplexity": math.exp(mean_nll)}
+        return row
+    return row | {"problem": problem or f"its mean negative log-likelihood is {mean_nll}"}
 
 
 def _join(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -194,25 +185,22 @@ def _join(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     joined = {}
     for name in items[0]:
         parts = [torch.from_numpy(item[name]) for item in items]
-        joined[name] = (
-            pad_sequence([p[0] for p in parts], batch_first=True, padding_value=_PADDING[name])
-            if name in _PADDING
-            else torch.cat(parts)
-        )
+        if name in _PADDING:
+            joined[name] = pad_sequence([p[0] for p in parts], True, _PADDING[name])
+        else:
+            joined[name] = torch.cat(parts)
     return joined
 
 
 @torch.inference_mode()
 def mean_nll(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the mean negative log-likelihood [B] (nats) of the tokens whose label is not -100.
-
-    Logits are made where a label stands, a thousand positions at a time: the picture and the
-    prompt are most of a row, and the logits of a whole batch more than the model.
-    """
+    """Return the mean negative log-likelihood [B] (nats) of the tokens whose label is not -100."""
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     targets = inputs.pop("labels")[:, 1:]  # [B, T-1]: position t is told from what stands before
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, D]
     told = targets != -100
+    # the picture and the prompt are most of a row, and the logits of a whole batch more than the
+    # model: so logits only where a label stands, a thousand positions at a time
     head = model.get_output_embeddings()
     pieces = zip(hidden[told].split(HEAD_TOKENS), targets[told].split(HEAD_TOKENS), strict=True)
     losses = torch.cat([cross_entropy(head(h).float(), t, reduction="none") for h, t in pieces])
@@ -229,9 +217,8 @@ def average(
 ) -> tuple[list[Row], list[Reject]]:
     """Average the perplexity of each record over policies (paper §2), arithmetically.
 
-    Returns:
-        One row a record: id, source, one column a policy, and their mean as `perplexity`; and a
-        reject for each record that a policy could not score.
+    A row has id, source, one column a policy, and their mean as `perplexity`; a record that a
+    policy could not score is a reject.
     """
     if not scores:
         raise RecordError("no policy has scored the records; name at least one")
@@ -244,7 +231,7 @@ def average(
     table, rejects = [], []
     for record in records:
         mine = {name: rows[record.id] for name, rows in scores.items()}
-        if bad := [f"{name}: {why}" for name, row in mine.items() if (why := _problem(row))]:
+        if bad := [f"{name}: {row['problem']}" for name, row in mine.items() if "problem" in row]:
             rejects.append(Reject("", 0, record.id, "; ".join(bad)))
             continue
         values = {name: row["perplexity"] for name, row in mine.items()}
@@ -253,20 +240,12 @@ def average(
     return table, rejects
 
 
-def select(
-    records: list[Record], scores: Mapping[str, Scores], top_k: int, keep: str = "highest"
-) -> Loaded:
-    """Keep the `top_k` records of the highest perplexity, averaged over policies (paper §2).
-
-    Ties go to the lower id, so that smaller subsets lie inside larger ones. `lowest` is there to
-    compare with.
-    """
-    if keep not in ("highest", "lowest"):
-        raise VlaaError(f"unknown keep {keep!r}; use highest or lowest")
+def select(records: list[Record], scores: Mapping[str, Scores], top_k: int) -> Loaded:
+    """Keep the `top_k` records of the highest perplexity, averaged over policies (paper §2)."""
     table, rejects = average(records, scores)
     _check_enough(len(table), top_k, "records have a perplexity")
-    sign = -1 if keep == "highest" else 1
-    ranked = sorted(table, key=lambda row: (sign * row["perplexity"], row["id"]))
+    # ties go to the lower id, so that smaller subsets lie inside larger ones
+    ranked = sorted(table, key=lambda row: (-row["perplexity"], row["id"]))
     kept = {row["id"] for row in ranked[:top_k]}
     return Loaded([record for record in records if record.id in kept], rejects)
 
@@ -278,12 +257,6 @@ def aha(records: list[Record], count: int, seed: int = 0) -> list[Record]:
     _check_enough(len(found), count, "records have an aha word in their trace; see rl.jsonl")
     chosen = sorted(random.Random(seed).sample(found, count))
     return [records[i] for i in chosen]
-
-
-def _problem(row: Row) -> str:
-    if math.isfinite(row.get("perplexity", math.nan)):
-        return ""
-    return row.get("problem") or f"its perplexity is {row.get('perplexity', 'missing')}"
 
 
 def _check_enough(found: int, asked: int, what: str) -> None:

@@ -27,7 +27,6 @@ from vlaa_lib.sources.files import image_extension
 MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
 MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
 HELD_OUT = "held-out"  # records of ours as a benchmark
-_NO_TEXT = ("", "nan")  # a missing cell, as pandas writes it and as str() shows it
 
 Row = dict[str, Any]  # the file's own columns as text, without the picture, and `images`
 Answers = dict[str, Row]  # index -> prediction, tokens, truncated; the last two not of the kit's
@@ -89,8 +88,8 @@ class Benchmark:
 def family(name: str) -> str:
     """Return which of the six a benchmark is, real or micro.
 
-    >>> family("MathVerse_MINI_Vision_Only"), family("micro-WeMath")
-    ('MathVerse', 'WeMath')
+    >>> family("MathVerse_MINI_Vision_Only")
+    'MathVerse'
     """
     if name not in LAYOUTS:
         raise VlaaError(f"unknown benchmark {name!r}; use one of {', '.join(LAYOUTS)}")
@@ -99,9 +98,8 @@ def family(name: str) -> str:
 
 def held_out(records: Iterable[Record], images: str | Path) -> Benchmark:
     """Make a benchmark of records: asked as training asks, scored by their own verifiers."""
-    # numbered: an id may be there twice
     rows = [{"index": str(i), "images": [one.image], "record": one}
-            for i, one in enumerate(records)]  # fmt: skip
+            for i, one in enumerate(records)]  # fmt: skip  (an id may be there twice)
     return Benchmark(HELD_OUT, Path(images), rows)
 
 
@@ -113,10 +111,8 @@ def read(
 ) -> Benchmark:
     """Read a benchmark's TSV; write its pictures to `images`, each under the hash of its bytes.
 
-    Of a file with all problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
-
-    Args:
-        image_root: what `image_path` starts from; by default the file's own folder.
+    `image_path` starts from `image_root`, by default the file's own folder. Of a file with all
+    problem versions `MathVerse_MINI_Vision_Only` takes its own, as the paper.
     """
     family(name)  # refuses an unknown name
     path, layout, found = Path(path), LAYOUTS[name], Benchmark(name, Path(images))
@@ -228,7 +224,7 @@ def literal(cell: Any) -> Any:
 
 def is_missing(text: str | None) -> bool:
     """Tell whether a cell is empty, or a NaN that became text."""
-    return text is None or text.strip().lower() in _NO_TEXT
+    return text is None or text.strip().lower() in ("", "nan")
 
 
 def _check(name: str, row: Row) -> None:

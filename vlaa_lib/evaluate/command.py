@@ -77,12 +77,11 @@ def evaluate(
         given = [asked], chosen, out, models.resolve(model), None, batch or 16
         found = runner.answer(*given, blank, shard, mode, backend)[asked.name]
     print(*asked.rejects, sep="\n", end="\n" * bool(asked.rejects), file=sys.stderr)
-    missing = len(asked.rows) - len(found)
-    if missing:
+    if missing := len(asked.rows) - len(found):
         print(f"{missing} of {len(asked.rows)} rows have no answer", file=sys.stderr)
-    if missing and not predictions:
-        print("once every shard is done, score with the same command without --shard")
-        return None
+        if not predictions:
+            print("once every shard is done, score with the same command without --shard")
+            return None
     if export:
         kit.write(export, asked, found)
     rows, table = runner.finish(out, asked, found, extraction, reader)
@@ -94,7 +93,7 @@ def asking(
     model: str | None, preset: str, prompt_file: str | None, no_prompt: bool,
     template: str | None = None, **limits: int | None,
 ) -> Any:  # fmt: skip
-    """Return the settings of an evaluation; note where the authors' own prompt is missed."""
+    """Return the settings; note where the authors' own prompt is missed."""
     from vlaa_lib.evaluate import prompting
 
     if not prompt_file and not no_prompt and "vlaa-thinker" in str(model).lower():

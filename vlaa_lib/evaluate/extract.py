@@ -85,13 +85,9 @@ def extract_answer(completion: str) -> tuple[str, str]:
     """Return (answer, path): from the tags, from a reply without any tag, or nothing.
 
     A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format.
-    Of such a reply, what follows the last "the answer is" counts (path `phrase`), or all of it
-    (path `plain`).
 
     >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
     (('3', 'plain'), ('3', 'phrase'))
-    >>> extract_answer("<think>2 + 1")
-    ('', 'malformed')
     """
     parsed = prompts.split_think_answer(completion)
     if parsed.problem is None:
@@ -155,8 +151,6 @@ def answer_text(text: str) -> tuple[str, str]:
 
     >>> answer_text("<answer>B</answer>"), answer_text("<think>so B"), answer_text("B")
     (('B', 'answer-tag'), ('', 'unclosed'), ('B', 'plain'))
-    >>> answer_text("<think>x</think> The answer is B")
-    ('The answer is B', 'after-think')
     """
     parsed = prompts.split_think_answer(text)
     if parsed.problem is None:

@@ -23,15 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: its pictures stand before its text; no system prompt is the template's own.
-
-    What is generated goes on from `reply`.
-    """
+    """One question; its pictures stand before its text."""
 
     user: str
-    system: str
+    system: str  # empty: the template's own
     images: tuple[str, ...]
-    reply: str = ""
+    reply: str = ""  # what is generated goes on from it
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,7 @@ def generate(
     temperature: float = 0.0,
     blank: bool = False,
 ) -> list[str]:
-    """Return one completion for each record, asked as in training, in the records' order.
-
-    `blank` shows grey pictures of the same sizes instead.
-    """
+    """Complete each record, asked as in training; `blank` shows grey pictures of the same sizes."""
     asks = [ask(record) for record in records]
     return answer(policy, asks, images, batch, max_new_tokens, temperature, blank)
 
@@ -83,7 +77,7 @@ def answer(
     temperature: float = 0.0,
     blank: bool = False,
 ) -> list[str]:
-    """Return one completion for each ask, in their order; see `generate`."""
+    """Return the completions of asks, in their order; see `generate`."""
     texts, limits = [""] * len(asks), Limits(max_new_tokens, temperature)
     order = by_length([len(asked.user + asked.reply) for asked in asks], batch)
     for chosen in progress_bar(order, desc="generate", unit="batch", leave=False, delay=2):
@@ -101,10 +95,8 @@ def by_length(
 ) -> list[list[int]]:
     """Group positions of similar length: padding is work for nothing.
 
-    Args:
-        rows: how many may share a group.
-        tokens: bound of a group, rows times its longest; what is longer goes alone.
-        longest_first: what does not fit the memory fails at once, not in the last hour.
+    At most `rows` in a group; rows times its longest at most `tokens`, but what is longer goes
+    alone. `longest_first`: what does not fit the memory fails at once, not in the last hour.
 
     >>> by_length([3, 1, 2], rows=2), by_length([3, 9, 4, 4], tokens=8, longest_first=True)
     ([[1, 2], [0]], [[1], [2, 3], [0]])
@@ -120,11 +112,7 @@ def by_length(
 
 
 def complete(
-    policy: Policy,
-    asks: list[Ask],
-    images: str | Path,
-    limits: Limits,
-    blank: bool = False,
+    policy: Policy, asks: list[Ask], images: str | Path, limits: Limits, blank: bool = False
 ) -> list[Completion]:
     """Answer one batch with a Hugging Face model."""
     import torch
@@ -163,7 +151,7 @@ def complete(
 
 
 def _completion(text: str, ids: list[int], ends: set[int]) -> Completion:
-    """Count tokens up to the first that ends the turn; without one the limit cut it off."""
+    """Count tokens up to the first that ends the turn; without one it is cut off."""
     last = next((i for i, token in enumerate(ids) if token in ends), None)
     return Completion(text, len(ids) if last is None else last + 1, last is None)
 
@@ -210,12 +198,10 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
     )
 
     def answer(asks: list[Ask]) -> list[Completion]:
+        shown = [{"image": show(ask, images, limits, blank)} for ask in asks]
         inputs: list[Any] = [
-            {
-                "prompt": render(processor, ask),
-                "multi_modal_data": {"image": show(ask, images, limits, blank)},
-            }
-            for ask in asks
+            {"prompt": render(processor, ask), "multi_modal_data": pictures}
+            for ask, pictures in zip(asks, shown, strict=True)
         ]
         made = [output.outputs[0] for output in model.generate(inputs, sampling)]
         return [Completion(m.text, len(m.token_ids), m.finish_reason == "length") for m in made]

@@ -33,9 +33,8 @@ it. If it gives no final answer, or several, write {NO_ANSWER}.
 class Judge(Grader):
     """Ask any OpenAI-compatible endpoint to copy the answer out of a completion (ours).
 
-    Calls, ledger and budgets are those of the reward's judge: an equal question is found again at
-    no cost, and a failed call is no answer, counted in `unusable`. At most 4,000 characters of a
-    completion's end are sent, and 64 new tokens asked for.
+    Calls, ledger and budgets are those of the reward's judge; a failed call is no answer, counted
+    in `unusable`.
     """
 
     def __init__(

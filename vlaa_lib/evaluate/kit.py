@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-_JUDGE = Verdict("", "kit-judge", None, "kit: asks its judge")  # nothing is decided here
+_JUDGE = Verdict("", "kit-judge", None, "kit: asks its judge")
 
 
 def prepared(text: str, mode: str) -> str:
@@ -64,14 +64,7 @@ def prepared(text: str, mode: str) -> str:
 
 
 def infer(text: str, choices: dict[str, str], mode: str) -> str:
-    """Infer an option as the kit's `can_infer` does: a letter, `Z`, or nothing.
-
-    >>> both = {"A": "red", "B": "blue"}
-    >>> infer("B, since the sea is never of any other colour.", both, "kit-2025-04")
-    'B'
-    >>> infer("B, since the sea is never of any other colour.", both, "kit-2026-08")
-    ''
-    """
+    """Infer an option as the kit's `can_infer` does: a letter, `Z`, or nothing."""
     if _API_FAILURE in text:
         return ""
     is_today = mode.startswith("kit-2026-08")

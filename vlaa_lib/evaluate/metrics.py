@@ -38,10 +38,7 @@ class Measured(NamedTuple):
 
 
 def measure(benchmark: str, rows: Rows) -> Measured:
-    """Collect what the scored rows of one model, in any order, earned under each metric.
-
-    Read are `hit`, `index` and the columns that the benchmark groups by.
-    """
+    """Collect what the scored rows of one model, in any order, earned under each metric."""
     by_index: dict[str, Rows] = {}
     for number, row in enumerate(rows):
         by_index.setdefault(text_of(row.get("index")) or f"row {number}", []).append(row)
@@ -125,8 +122,6 @@ def wemath_class(steps: list[bool], multi: bool, is_loose: bool = False) -> str:
 
     >>> wemath_class([True, False], True), wemath_class([True, False], True, is_loose=True)
     ('RM', 'CM')
-    >>> wemath_class([True, True], False), wemath_class([True, False], False)
-    ('IG', 'IK')
     """
     if multi:
         return "CM" if (any(steps) if is_loose else all(steps)) else "RM"

@@ -17,9 +17,7 @@ from .generate import Ask, Limits, ask
 
 # VLMEvalKit: the question alone, as custom prompts are off (appendix B.2), but for two benchmarks,
 # whose prompts are written here in our own words
-QUESTION = "{question}"
-WEMATH = "{hint}Question: {question}\nOptions:\n{options}{requirement}"
-DYNAMATH = """\
+_DYNAMATH = """\
 ## Question
 {question}
 
@@ -37,7 +35,10 @@ INSTRUCTIONS = {  # DynaMath: answer type -> the sentence about its short answer
     "float": "Let 'short answer' be a number with three digits after the point.",
     "other": "Write numbers that are not whole with three digits after the point.",
 }
-TEMPLATES = {"WeMath": WEMATH, "DynaMath": DYNAMATH}
+TEMPLATES = {
+    "WeMath": "{hint}Question: {question}\nOptions:\n{options}{requirement}",
+    "DynaMath": _DYNAMATH,
+}
 _SLOT = re.compile(r"\{(question|options|hint|requirement|instruction)\}")
 
 
@@ -77,10 +78,9 @@ def settings(
     template_file: str | Path | None = None,
     **changes: int | None,
 ) -> Settings:
-    """Return a preset with changes; None keeps the preset's.
+    """Return a preset with changes, None keeping the preset's; `template_file` is YAML.
 
-    Args:
-        template_file: YAML with `template` and, optionally, `instructions` by answer type.
+    It holds a `template` and, optionally, `instructions` by answer type.
     """
     if preset not in PRESETS:
         raise VlaaError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
@@ -141,7 +141,7 @@ def _user_text(name: str, row: Row, chosen: Settings) -> str:
         "requirement": row["requirement"] if name.endswith("_COT") else "",
         "instruction": sentences.get(row.get("answer_type", ""), sentences["other"]),
     }
-    template = chosen.template or TEMPLATES.get(family(name), QUESTION)
+    template = chosen.template or TEMPLATES.get(family(name), "{question}")
     return _SLOT.sub(lambda slot: values[slot[1]], template)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,12 +47,11 @@ def run(
     The grey pictures tell seeing from guessing: same prompts, same sizes. All rows in one pass, so
     that batches are full; resumable in `out`. `model` is what the scored rows name, beside `blank`.
     """
-    rows = []
+    rows, images = [], benchmarks[0].images
     for blank in blanks:
-        answering = partial(complete, policy, images=benchmarks[0].images, limits=chosen,
-                            blank=blank)  # fmt: skip
-        part, who = Path(out) / ("blank" if blank else "seen"), policy.path
-        found = answer(benchmarks, chosen, part, who, lambda made=answering: made, batch, blank)
+        answering = partial(complete, policy, images=images, limits=chosen, blank=blank)
+        part = Path(out) / ("blank" if blank else "seen")
+        found = answer(benchmarks, chosen, part, policy.path, answering, batch, blank)
         for one in benchmarks:
             rows += [row | {"model": model, "blank": blank} for row in score(one, found[one.name])]
     return rows
@@ -63,7 +62,7 @@ def answer(
     chosen: prompting.Settings,
     out: str | Path,
     model: str,
-    load: Callable[[], Complete] | None = None,
+    complete_batch: Complete | None = None,
     batch: int = 16,
     blank: bool = False,
     shard: tuple[int, int] = (1, 1),
@@ -73,11 +72,10 @@ def answer(
     """Answer the rows that have no answer yet; return all answers in the folder, by benchmark.
 
     Killed at any moment and started again, it ends with the same answers: batches stay the same,
-    one that is not whole is answered again.
+    one that is not whole is answered again. Of a shard (i, n) every n-th row from the i-th on.
 
     Args:
-        model: the checkpoint; loaded (or what `load` gives) only where something is left to do.
-        shard: (i, n): every n-th row from the i-th (1 to n) on.
+        model: the checkpoint; loaded where something is left to do and no `complete_batch` given.
     """
     number, count = shard
     asked = [(one.name, row["index"], ask) for one in benchmarks
@@ -99,8 +97,8 @@ def answer(
         order = by_length([len(ask.user) for *_, ask in mine], batch)
         parts = [[mine[i] for i in group] for group in order]
         todo = [part for part in parts if any(key[1] not in done.get(key[0], ()) for key in part)]
-        given = model, benchmarks[0].images, chosen, mode, backend, blank
-        complete_batch = (load() if load else loaded(*given)) if todo else None
+        if todo and complete_batch is None:
+            complete_batch = loaded(model, benchmarks[0].images, chosen, mode, backend, blank)
         for part in progress_bar(todo, desc="evaluate", unit="batch", disable=None):
             made = complete_batch([ask for *_, ask in part])
             for (name, index, _), said in zip(part, made, strict=True):
@@ -130,9 +128,8 @@ def score(
 ) -> list[Row]:
     """Score answered rows, in the file's order; held-out records by their own verifiers.
 
-    Returns:
-        What `scoring.score_all` (of records `score_rows`) says, with the counts of tokens and aha
-        keywords, and whether it was truncated: None where an imported file does not say.
+    Beside what `scoring` says: aha keywords, tokens and whether it was truncated, the last two
+    None where an imported file does not say.
     """
     rows = [row for row in benchmark.rows if row["index"] in found]
     texts = [found[row["index"]]["prediction"] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,9 @@ def score_rows(records: list[Record], completions: list[str], **columns: Any) ->
     """Score completions of records: strict reward, and correctness of the extracted answer."""
     answers = [extract_answer(text) for text in completions]
     wrapped = [prompts.join_think_answer("", answer) for answer, _ in answers]
-    strict, lenient = (rewards.score_all(records, texts) for texts in (completions, wrapped))
-    rows = []
-    for record, text, (answer, path), reward, score in zip(
-        records, completions, answers, strict, lenient, strict=True
-    ):
+    scores = (rewards.score_all(records, texts) for texts in (completions, wrapped))
+    rows, told = [], zip(records, completions, answers, *scores, strict=True)
+    for record, text, (answer, path), reward, score in told:
         if record.reward == "open":  # it states as many facts as the gold
             is_correct = bool(answer) and rewards.is_as_good(record, answer)
         else:
@@ -59,13 +58,10 @@ def score_all(
 ) -> list[Row]:
     """Score completions of a benchmark's rows; mathematics runs in parallel workers.
 
-    Args:
-        completions: one a row; empty cells and NaN are empty completions.
-        judge: reads the completions in which no rule finds an answer; mode ours only.
-    Returns:
-        The row's columns, and: benchmark, prediction (the raw completion), extracted, path (see
-        `extract`), gold, hit, reason. `hit` is None where nobody can say: the gold cannot be used,
-        or the kit would ask its judge.
+    Empty cells and NaN are empty completions. A judge reads those in which no rule finds an answer
+    (mode ours only). Returned are the row's columns, and: benchmark, prediction (the raw
+    completion), extracted, path (see `extract`), gold, hit, reason. `hit` is None where nobody can
+    say: the gold cannot be used, or the kit would ask its judge.
     """
     if len(rows) != len(completions):
         raise VlaaError(f"{len(rows)} rows for {len(completions)} completions")
@@ -79,7 +75,8 @@ def score_all(
             found = _with_judge(judge, asked, found)
         for (_, made, _), (answer, _) in zip(asked, found, strict=True):
             if mode not in kit.MODES and made.kind == "maths" and answer and not made.problem:
-                _submit(made, answer)  # the workers begin; `_verdict` finds it done, or waits
+                with suppress(GoldError):  # the workers begin; `_verdict` finds it done, or waits
+                    maths.submit(_record(made), answer)
         for (row, made, completion), one in zip(asked, found, strict=True):
             text = text_of(completion)
             if mode in kit.MODES and text and not made.problem:
@@ -155,22 +152,12 @@ def _same_text(made: Task, answer: str) -> bool:
 def _same_maths(made: Task, answer: str) -> tuple[bool, str]:
     if _same_text(made, answer):
         return True, ""
-    pending = _submit(made, answer)
+    record = _record(made)
     try:
-        score = maths.collect(_record(made), answer, pending) if pending is not None else None
-    except GoldError:
-        score = None
-    if score is None:
+        score = maths.collect(record, answer, maths.submit(record, answer))
+    except GoldError:  # words
         return False, "the gold is no expression, and the texts differ"
     return score.value == 1.0, score.reason
-
-
-def _submit(made: Task, answer: str) -> Any:
-    """Send a comparison to the workers; None where the gold is no mathematics but words."""
-    try:
-        return maths.submit(_record(made), answer)
-    except GoldError:
-        return None
 
 
 def _record(made: Task) -> Record:

@@ -50,16 +50,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_bootstrap(
-    first: Sequence[Values],
-    second: Sequence[Values],
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    first: Sequence[Values], second: Sequence[Values], resamples: int = 1000
 ) -> tuple[float, float]:
     """Return a percentile interval of mean(second) - mean(first), models of one or more runs.
-
-    Each resample draws the units that all share once for both models, so that their difficulty
-    cancels out, and of each model's runs (training seeds) as many as there are.
 
     >>> paired_bootstrap([{"1": 0.0, "2": 1.0}], [{"1": 0.0, "2": 1.0}])
     (0.0, 0.0)
@@ -72,13 +65,14 @@ def paired_bootstrap(
     if not rows.size:
         raise VlaaError("the runs have no row in common; are they of the same benchmark?")
     runs = rows[: len(first)], rows[len(first) :]
-    rng, found = numpy.random.default_rng(seed), []
+    rng, found = numpy.random.default_rng(0), []
     for _ in range(resamples):
+        # once for both models: the difficulty of units cancels out
         units = rng.integers(0, rows.shape[1], rows.shape[1])
-        # [runs drawn, units drawn] of each model
+        # [runs drawn, units drawn] of each model; runs are training seeds
         means = [model[rng.integers(0, len(model), len(model))][:, units].mean() for model in runs]
         found.append(means[1] - means[0])
-    return _quantiles(found, level)
+    return _quantiles(found)
 
 
 def _paired(runs: Sequence[Values]) -> Any:
@@ -89,12 +83,12 @@ def _paired(runs: Sequence[Values]) -> Any:
     return numpy.asarray([[run[unit] for unit in shared] for run in runs])
 
 
-def _resampled(earned: Any, resamples: int, seed: int = 0) -> Any:
+def _resampled(earned: Any, resamples: int) -> Any:
     """Return [runs, resamples]: each run's mean over units that are drawn once for all runs."""
     import numpy
 
     units = earned.shape[1]
-    return earned[:, numpy.random.default_rng(seed).integers(0, units, (resamples, units))].mean(2)
+    return earned[:, numpy.random.default_rng(0).integers(0, units, (resamples, units))].mean(2)
 
 
 def _quantiles(draws: Any, level: float = 0.95) -> tuple[float, float]:
@@ -110,10 +104,7 @@ def _quantiles(draws: Any, level: float = 0.95) -> tuple[float, float]:
 
 
 def summary(rows: Rows, resamples: int = 1000) -> Rows:
-    """Average rows of records by model and source, and over all of them (`all`).
-
-    Beside each accuracy that in front of blank pictures, None where none was shown.
-    """
+    """Average rows of records by model and source (`all` too), blank pictures (or None) beside."""
     table = []
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
@@ -135,8 +126,8 @@ def summary(rows: Rows, resamples: int = 1000) -> Rows:
 def summarise(benchmark: str, rows: Rows, resamples: int = 0) -> Rows:
     """Return a benchmark's metrics for the scored rows of one model, the headline first.
 
-    Each over n rows, seeds or problems, with what they earned together (points), points / n (None
-    over nothing), a 95 % interval where `resamples` is not 0, and what was lacking.
+    Each over n rows, seeds or problems: points (what they earned), value (points / n, None over
+    nothing), a 95 % interval where `resamples` is not 0, and what was lacking.
 
     >>> rows = [{"index": 1, "hit": True}, {"index": 2, "hit": None}]
     >>> [(r["metric"], r["value"], r["undecided"]) for r in summarise("LogicVista", rows)]
@@ -171,10 +162,7 @@ def by_metric(rows: Rows, resamples: int = 1000) -> Rows:
 
 
 def table4(rows: Rows, resamples: int = 1000) -> Rows:
-    """Return the paper's table 4 of scored rows: each model's headline of each benchmark.
-
-    A model's last row is the average of its benchmarks, None where one of them has no value.
-    """
+    """Return the paper's table 4: each model's headlines, last their mean (None if one is None)."""
     heads = [r for r in by_metric(rows, resamples) if r["metric"] == _headline(r["benchmark"])]
     table = []
     for model, found in _headlines(rows).items():
@@ -191,10 +179,7 @@ def table4(rows: Rows, resamples: int = 1000) -> Rows:
 
 
 def relative_change(rows: Rows, baseline: str, resamples: int = 1000) -> Rows:
-    """Return how far each model's headlines are from a baseline's, as a share (paper figure 3).
-
-    None where the baseline has nothing to lose, or, of an interval, in one of the draws.
-    """
+    """Return how far each model's headlines are from a baseline's, as a share (paper figure 3)."""
     found = _headlines(rows)
     if baseline not in found:
         raise VlaaError(f"no rows of {baseline!r}; there are {', '.join(found)}")
@@ -213,7 +198,7 @@ def relative_change(rows: Rows, baseline: str, resamples: int = 1000) -> Rows:
 
 
 def _change(pairs: list[Any], resamples: int) -> Row:
-    """Return the relative change of the mean over benchmarks: of each a baseline and a model."""
+    """Return the relative change of the mean over benchmarks; None where nothing is to lose."""
     if not all(pair.size for pair in pairs):
         return dict.fromkeys(("change", "low", "high"))
     before, after = sum(pair.mean(axis=1) for pair in pairs)
@@ -229,25 +214,17 @@ def compare(
     metric: str = "",
     resamples: int = 1000,
 ) -> Row:
-    """Compare two models on the n rows, seeds or problems that all their runs share.
+    """Compare two models, each of one or more runs, on the n rows, seeds or problems all share.
 
-    McNemar's test only where each model has one run and every unit is right or wrong.
-
-    Args:
-        first, second: scored rows of each run of a model (one for each training seed).
-        metric: default: the benchmark's headline.
+    By default under the benchmark's headline. McNemar's test needs one run each, and units that
+    are right or wrong.
     """
     metric = metric or _headline(benchmark)
-    models: list[list[Values]] = []
-    for model in (first, second):
-        parts = [measure(benchmark, rows).parts for rows in model]
-        if unknown := [one for one in parts if metric not in one]:
-            raise VlaaError(
-                f"{benchmark} has no metric {metric!r}; use one of {', '.join(unknown[0])}"
-            )
-        models.append([one[metric] for one in parts])
-    low, high = paired_bootstrap(*models, resamples)
-    runs = [run for model in models for run in model]
+    parts = [measure(benchmark, rows).parts for rows in (*first, *second)]
+    if unknown := [one for one in parts if metric not in one]:
+        raise VlaaError(f"{benchmark} has no metric {metric!r}; use one of {', '.join(unknown[0])}")
+    runs = [one[metric] for one in parts]
+    low, high = paired_bootstrap(runs[: len(first)], runs[len(first) :], resamples)
     rows = _paired(runs)  # [runs, units]
     n, parts = rows.shape[1], (rows[: len(first)], rows[len(first) :])
     means = [float(part.sum() / len(part) / n) for part in parts]
@@ -265,17 +242,12 @@ def compare(
 
 
 def flips(rows: Rows, first: str, second: str) -> Rows:
-    """Return the rows that one of two models has right and the other has not, pictures shown.
-
-    With each model's reply and answer, and whether the second one gained.
-    """
-    mine: dict[str, dict[tuple[str, str], Row]] = {first: {}, second: {}}
-    for row in rows:
-        if row["model"] in mine and not row["blank"]:
-            mine[row["model"]][row["benchmark"], row["index"]] = row
+    """Return the rows that one of two models has right and the other has not, pictures shown."""
+    seen = {(row["model"], row["benchmark"], row["index"]): row
+            for row in rows if not row["blank"]}  # fmt: skip
     table = []
-    for key, row in mine[first].items():
-        other = mine[second].get(key)
+    for (model, *key), row in seen.items():
+        other = seen.get((second, *key)) if model == first else None
         if other is None or None in (row["hit"], other["hit"]) or row["hit"] == other["hit"]:
             continue
         table.append(
@@ -288,12 +260,9 @@ def flips(rows: Rows, first: str, second: str) -> Rows:
 
 
 def by_rule(rows: Rows, rules: Sequence[str] = RULES, resamples: int = 1000) -> Rows:
-    """Score the same completions once more under several extraction rules: table 4 of each rule.
-
-    Where the kit would ask its judge a row is `undecided`, and counts as wrong.
-    """
+    """Score the same completions once more under several extraction rules: table 4 of each rule."""
     table = []
-    for rule in rules:
+    for rule in rules:  # where the kit would ask its judge a row is `undecided`, so wrong
         scored = []
         for (_, name), mine in _runs([row for row in rows if not row["blank"]]).items():
             scored += score_all(name, mine, [row["prediction"] for row in mine], rule)

@@ -53,10 +53,8 @@ def text_of(value: Any) -> str:
 def real(text: str, question: str = "") -> Decimal | None:
     r"""Read one number: digits or words with a unit, a fraction, a multiple of pi, a percentage.
 
-    >>> real("1,000"), real("1/4"), real("50%"), real(r"\frac{1}{2}"), real("3 or 4")
-    (Decimal('1000'), Decimal('0.25'), Decimal('50'), Decimal('0.5'), None)
-    >>> round(real("2π"), 3)
-    Decimal('6.283')
+    >>> real("1,000"), real("50%"), real(r"\frac{1}{2}"), real("3 or 4"), round(real("2π"), 3)
+    (Decimal('1000'), Decimal('50'), Decimal('0.5'), None, Decimal('6.283'))
     """
     text = bare(text).lstrip("$€£").removesuffix("%").removesuffix("\\").strip().replace("−", "-")
     if (value := read_number(text, question)) is not None:
@@ -90,8 +88,6 @@ def numbers(text: str) -> list[Decimal] | None:
 def letters(text: str, question: str = "") -> frozenset[str] | None:
     r"""Read a set of a question's letters strictly: `A, C`, `AC`, `A and C`; else None.
 
-    A question without choices has them in its picture: then any of the letters A to I will do.
-
     >>> asked = "Which?\nChoices:\nA: 1\nB: 2\nC: 3"
     >>> sorted(letters("A and C", asked)), letters("A, A", asked), letters("A or C", asked)
     (['A', 'C'], None, None)
@@ -100,7 +96,7 @@ def letters(text: str, question: str = "") -> frozenset[str] | None:
     if not re.fullmatch(r"[A-Z]{1,26}|[A-Z](?:\s{0,3}(?:,|,? and)\s{1,3}[A-Z]|,[A-Z]){1,25}", text):
         return None
     named = re.findall(r"[A-Z]", text)
-    known = rewards.options(question) or LETTERS
+    known = rewards.options(question) or LETTERS  # a question without choices: in its picture
     return frozenset(named) if len(set(named)) == len(named) and set(named) <= set(known) else None
 
 
