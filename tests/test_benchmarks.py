@@ -52,32 +52,15 @@ def bare_answer(row):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_arguments_same_rows(name):
+def test_same_arguments_same_rows_with_a_running_index(name):
     again = benchmarks.rows(name, 30)
-    assert again == benchmarks.rows(name, 30)
-    assert benchmarks.generate(name, 3, seed=0) == benchmarks.generate(name, 3, seed=0)
-    assert again != benchmarks.rows(name, 30, seed=1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_have_the_columns_and_a_running_index(name):
+    assert again == benchmarks.rows(name, 30) != benchmarks.rows(name, 30, seed=1)
     rows = MADE[name]
     assert all(tuple(row) == COLUMNS[name] for row in rows)
     assert [row["index"] for row in rows] == list(range(1, len(rows) + 1))
     assert all(str(row["question"]) and str(row["answer"]) for row in rows)
     assert 100 < len(rows) <= 120
     assert len(benchmarks.rows(name, 1)) >= 1  # a whole group, even where fewer rows are wanted
-
-
-def test_columns_are_those_that_the_kit_reads():
-    assert {"question_type", "answer_type", "choices", "answer_option", "task", "skills"} <= set(
-        COLUMNS["micro-MathVista"]
-    )
-    assert {"choices", "category"} <= set(COLUMNS["micro-MathVision"])
-    assert {"question_for_eval", "problem_version", "metadata"} <= set(COLUMNS["micro-MathVerse"])
-    assert {"qid", "varid", "answer_type", "subject"} <= set(COLUMNS["micro-DynaMath"])
-    assert {"ID", "key", "knowledge concept", "A", "E"} <= set(COLUMNS["micro-WeMath"])
-    assert "skill" in COLUMNS["micro-LogicVista"]
 
 
 def test_no_scene_is_in_another_split_or_twice_in_a_benchmark():
@@ -345,7 +328,7 @@ def test_the_stage_answers_all_six_once(tiny_model, tmp_path):
     assert {row["model"] for row in rows} == {"instruct"} and all(row["gold"] for row in rows)
     table = stats.table4(rows, resamples=20)
     assert [row["benchmark"] for row in table] == [*NAMES, "average"]
-    assert all(row["value"] is not None and row["blank_value"] is not None for row in table)
+    assert None not in [row[key] for row in table for key in ("value", "blank_value")]
     out = run / "evaluation" / "instruct-micro"
     made = (out / "rows.jsonl").stat().st_mtime_ns
     assert stages.benchmarks(cfg, run, "instruct") == rows

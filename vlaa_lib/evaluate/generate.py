@@ -198,11 +198,10 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
     )
 
     def answer(asks: list[Ask]) -> list[Completion]:
-        shown = [{"image": show(ask, images, limits, blank)} for ask in asks]
-        inputs: list[Any] = [
-            {"prompt": render(processor, ask), "multi_modal_data": pictures}
-            for ask, pictures in zip(asks, shown, strict=True)
-        ]
+        inputs: list[Any] = [{
+            "prompt": render(processor, ask),
+            "multi_modal_data": {"image": show(ask, images, limits, blank)},
+        } for ask in asks]  # fmt: skip
         made = [output.outputs[0] for output in model.generate(inputs, sampling)]
         return [Completion(m.text, len(m.token_ids), m.finish_reason == "length") for m in made]
 

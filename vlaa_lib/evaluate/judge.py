@@ -50,13 +50,10 @@ class Judge(Grader):
         requests = [Request("judge", self.prompt(made, text)) for made, text in asked]
         found: list[str | None] = []
         for reply in self.replies(requests):
-            if isinstance(reply, CallFailed) or reply.problem:
-                problem = reply.reason if isinstance(reply, CallFailed) else reply.problem
+            if problem := reply.reason if isinstance(reply, CallFailed) else reply.problem:
                 self.unusable[problem.partition(":")[0]] += 1
-                found.append(None)
-            else:
-                text = reply.text.strip()
-                found.append(None if text == NO_ANSWER else text)
+            text = None if problem else reply.text.strip()
+            found.append(None if text == NO_ANSWER else text)
         return found
 
     @staticmethod

@@ -55,12 +55,9 @@ def prepared(text: str, mode: str) -> str:
     """
     if not mode.endswith("-vlaa"):
         return text
-    start = text.find(ANSWER_OPEN)
-    end = text.find(ANSWER_CLOSE, start) if start >= 0 else -1
-    again = text.find(ANSWER_OPEN, end) if end >= 0 else -1
-    if end < 0 or (again >= 0 and text.find(ANSWER_CLOSE, again) >= 0):
-        return text
-    return text[start + len(ANSWER_OPEN) : end].strip()
+    inside, closing, rest = text.partition(ANSWER_OPEN)[2].partition(ANSWER_CLOSE)
+    is_one = closing and ANSWER_CLOSE not in rest.partition(ANSWER_OPEN)[2]
+    return inside.strip() if is_one else text
 
 
 def infer(text: str, choices: dict[str, str], mode: str) -> str:
@@ -157,12 +154,10 @@ def write(path: str | Path, benchmark: Benchmark, found: Answers) -> None:
     import pandas
 
     path = Path(path)
-    rows = [
-        {key: value for key, value in row.items() if key != "images"}
-        | {"prediction": found[row["index"]]["prediction"]}
-        for row in benchmark.rows
-        if row["index"] in found
-    ]
+    rows = [row | {"prediction": found[row["index"]]["prediction"]}
+            for row in benchmark.rows if row["index"] in found]  # fmt: skip
+    for row in rows:
+        del row["images"]
     if path.suffix == ".json":
         folders.write_json(path, rows)
     elif path.suffix == ".tsv":

@@ -250,12 +250,12 @@ def flips(rows: Rows, first: str, second: str) -> Rows:
         other = seen.get((second, *key)) if model == first else None
         if other is None or None in (row["hit"], other["hit"]) or row["hit"] == other["hit"]:
             continue
-        table.append(
-            {k: row[k] for k in ("benchmark", "index", "question", "images", "gold")}
-            | {"gained": other["hit"]}
-            | {"first": row["prediction"], "first_answer": row["extracted"]}
-            | {"second": other["prediction"], "second_answer": other["extracted"]}
-        )
+        shown = {k: row[k] for k in ("benchmark", "index", "question", "images", "gold")}
+        table.append(shown | {
+            "gained": other["hit"],
+            "first": row["prediction"], "first_answer": row["extracted"],
+            "second": other["prediction"], "second_answer": other["extracted"],
+        })  # fmt: skip
     return table
 
 

@@ -156,9 +156,7 @@ def _option(question: str, choices: dict[str, str] | None, gold: str) -> Task:
 
 def _of_list(row: Row) -> dict[str, str] | None:
     """Letter the entries of the column `choices`; None where they cannot be read."""
-    if not text_of(row.get("choices")):
-        return {}
-    found = listed(row["choices"])
+    found = listed(row["choices"]) if text_of(row.get("choices")) else []
     return None if found is None else {chr(65 + i): text for i, text in enumerate(found[:26])}
 
 
