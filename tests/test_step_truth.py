@@ -139,7 +139,7 @@ def test_verification_keeps_answers_and_not_steps():
          1, 1, 0),
         ("Red it is. Wait. No, blue.", 0, 0, 0),
     ],
-)  # fmt: skip
+)
 def test_corrections(text, helped, hurt, unchanged):
     found = pocket.corrections(text, BARS)
     assert found == {"helped": helped, "hurt": hurt, "unchanged": unchanged}
@@ -172,13 +172,10 @@ def test_corrections(text, helped, hurt, unchanged):
         ("Describe the image.", "There are 4 objects.", "I see 2 red cubes. I see a ball.", False),
         ("Who painted this?", "There are 3 red cubes.", "3", None),
     ],
-)  # fmt: skip
+)
 def test_answers_that_follow(question, think, answer, expected):
     assert pocket.follows(join_think_answer(think, answer), question) is expected
-
-
-def test_without_the_format_nothing_follows():
-    assert pocket.follows("There are 3 red cubes. The answer is 3.", COUNT) is None
+    assert pocket.follows(f"{think} The answer is {answer}.", question) is None, "no format"
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -13,7 +13,7 @@ from vlaa_lib import ROOT, folders, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
 from vlaa_lib.prompts import join_think_answer
-from vlaa_lib.show import html, prepare
+from vlaa_lib.show import prepare
 from vlaa_lib.study import curation
 from vlaa_lib.traces import measures
 
@@ -26,40 +26,16 @@ SOURCES = ["solids", "slip", "locate"]
 # --- measures
 
 
-def test_check_steps_marks_each_sentence():
+def test_check_steps_marks_each_sentence_and_counts_them():
     trace = join_think_answer(
         "The red bar reaches 3. Wait, the blue bar reaches 4. The tallest bar is blue. Nice.", "A"
     )
     steps = traces.check_steps(trace, BARS)
     assert [step.truth for step in steps] == [True, False, True, None, None]
     assert steps[1].text == "Wait, the blue bar reaches 4"
-
-
-@pytest.mark.parametrize(
-    ("text", "aha"),
-    [
-        ("All fine.", False),
-        ("WAIT, no.", True),
-        ("I see it again", True),
-        ("A checkered cloth", True),
-        ("I should confirm this", True),
-        ("Hm, alternative", False),
-    ],
-)
-def test_aha_is_the_papers_substring_test(text, aha):
-    assert traces.has_aha(text) is aha
-
-
-def test_measure_and_summarise():
-    good = join_think_answer("The red bar reaches 3.", "B")
-    bad = "Wait, wait. The red bar reaches 4. Alternatively not."
-    table = traces.summarise([(good, BARS), (bad, BARS), (bad, None)])
-    assert table["n"] == 3 and table["wait"] == 4 and table["alternatively"] == 2
-    assert table["aha_rate"] == pytest.approx(2 / 3)
-    assert table["format_rate"] == pytest.approx(1 / 3)
-    assert table["checked_steps"] == 2 and table["false_step_rate"] == 0.5
-    assert traces.summarise([]) == {"n": 0}
-    assert traces.summarise([("no scene", None)])["false_step_rate"] is None
+    assert traces.step_counts(trace, BARS) == {
+        "steps": 5, "checked_steps": 3, "false_steps": 1, "first_false_step": 2}
+    assert traces.step_counts("", BARS)["first_false_step"] is None
 
 
 def test_keywords_are_counted_as_the_paper_tests_them():
@@ -74,7 +50,7 @@ def test_keywords_are_counted_as_the_paper_tests_them():
     ("text", "expected"),
     [("", None), ("one two three", None), ("a b c d", 0.0), ("a b c d e a b c d", 1 / 6),
      ("Go on go on go on go on", 0.6)],  # GO and go are one word
-)  # fmt: skip
+)
 def test_repetition(text, expected):
     assert measures.repetition(text) == (expected if expected is None else pytest.approx(expected))
 
@@ -85,13 +61,6 @@ def test_compression_tells_a_loop_from_prose():
     assert measures.compression("So blue. " * 10) < 0.4 < measures.compression(prose)
 
 
-def test_steps_are_counted_and_the_first_false_one_is_numbered():
-    text = "Okay. The red bar reaches 3. The blue bar reaches 4. The red bar reaches 9."
-    assert traces.step_counts(text, BARS) == {
-        "steps": 4, "checked_steps": 3, "false_steps": 2, "first_false_step": 3}  # fmt: skip
-    assert traces.step_counts("", BARS)["first_false_step"] is None
-
-
 def test_without_a_scene_truth_is_unknown_and_says_so():
     row = traces.measure("The red bar reaches 9. Wait. The red bar reaches 3.", None)
     assert row["truth_from"] is None and row["steps"] == 3
@@ -100,22 +69,21 @@ def test_without_a_scene_truth_is_unknown_and_says_so():
     assert traces.measure("Hm.", BARS)["truth_from"] == "scene"
 
 
-def test_the_share_of_false_steps_is_a_mean_over_traces_and_not_pooled():
-    long = "The red bar reaches 3. " * 3
-    rows = [("The red bar reaches 4.", BARS), (long, BARS), ("Hmm.", BARS)]
-    table = traces.summarise(rows)
-    assert (table["false_share"], table["false_step_rate"]) == (0.5, 0.25)
-    assert traces.summarise(rows[2:])["false_share"] is None
-
-
-def test_summary_pools_steps_and_averages_the_rest():
+def test_a_summary_averages_over_traces_and_sums_phrases():
     good = join_think_answer("There are 2 red cubes.", "2")
-    rows = [(good, None, "How many red cubes are there?"),
-            ("Wait. The red bar reaches 4. The red bar reaches 3.", BARS)]  # fmt: skip
-    table = traces.summarise(rows)
-    assert (table["follows_rate"], table["false_step_rate"]) == (1.0, 0.5)
-    assert table["hesitation"] == pytest.approx(100 / 11 / 2)
-    assert table["mean_steps"] == 2.5 and table["unchanged"] == 0
+    question = "How many red cubes are there?"
+    bad = "Wait, wait. The red bar reaches 4. The red bar reaches 3. Alternatively not."
+    long = "The red bar reaches 3. " * 3
+    table = traces.summarise([(good, None, question), (bad, BARS), (bad, None), (long, BARS)])
+    assert (table["n"], table["wait"], table["alternatively"]) == (4, 4, 2)
+    assert (table["aha_rate"], table["format_rate"], table["mean_steps"]) == (0.5, 0.25, 3.25)
+    assert (table["follows_rate"], table["unchanged"], table["checked_steps"]) == (1.0, 0, 5)
+    assert table["hesitation"] == pytest.approx(100 * 3 / 14 / 2)
+    # a mean of traces, and pooled over steps
+    assert (table["false_share"], table["false_step_rate"]) == (0.25, 0.2)
+    assert traces.summarise([]) == {"n": 0}
+    none = traces.summarise([("no scene", None)])
+    assert none["false_step_rate"] is None and none["false_share"] is None
 
 
 def test_measured_rows_need_their_records():
@@ -152,7 +120,7 @@ def large(tmp_path_factory):
              "optimizer_step": part, "completion": rng.randbytes(200).hex(), "reward": i % 4 / 4,
              "false_steps": None if i % 2 else i % 6}
             for i in range(part * BOUND // 10, (part + 1) * BOUND // 10)
-        ])  # fmt: skip
+        ])
     return store.folder
 
 
@@ -212,24 +180,21 @@ def test_rows_are_typed_and_completed(tmp_path):
         {"record_id": "b", "part": "digit", "completion": SAID, "reward": 1.0,
          "reason": "3 is it"},
         {"record_id": "c", "part": "digit", "completion": "x", "reward": float("nan")},
-    ])  # fmt: skip
+    ])
     a, b, c = traces.load(tmp_path)
     assert list(a) == traces.schema().names and a["kl"] is None
     assert a["completion"] == "half ? a pair" and (a["words"], b["words"]) == (4, 3)
     assert a["parts"] == [{"name": "format", "value": 0.0, "reason": "format: no tags"}]
     assert [(p["name"], p["value"], p["reason"]) for p in b["parts"]] == [
-        ("format", 1.0, ""), ("digit", 1.0, "3 is it")]  # fmt: skip
+        ("format", 1.0, ""), ("digit", 1.0, "3 is it")]
     assert c["reward"] != c["reward"]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"record_id": "a", "rewrad": 1.0}, "no such column: rewrad"),
-        ({"record_id": "a", "reward": "high"}, "a value of a wrong type"),
-        ({"record_id": 3}, "a value of a wrong type"),
-    ],
-)
+@pytest.mark.parametrize(("row", "message"), [
+    ({"record_id": "a", "rewrad": 1.0}, "no such column: rewrad"),
+    ({"record_id": "a", "reward": "high"}, "a value of a wrong type"),
+    ({"record_id": 3}, "a value of a wrong type"),
+])
 def test_what_does_not_fit_is_refused_and_leaves_no_part(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         traces.TraceStore(tmp_path).append([row])
@@ -263,7 +228,7 @@ def test_evaluation_rows_fit_the_schema(tmp_path):
     row = {"record_id": record.id, "source": "panel", "part": "mcq", "image": record.image,
            "question": record.question, "gold": "A", "completion": "Hmm. It is red.",
            "answer": "A", "path": "plain", "reward": 0.0, "reason": "format: x", "score": 1.0,
-           "correct": True, "model": "sft", "blank": False}  # fmt: skip
+           "correct": True, "model": "sft", "blank": False}
     made = traces.from_evaluation([row], [record], profile="smoke", seed=3)
     traces.TraceStore(tmp_path).append(made)
     (kept,) = traces.load(tmp_path)
@@ -293,19 +258,19 @@ def test_an_example_holds_what_is_known_and_nothing_else(tmp_path):
                  *(row(record.id, text, optimizer_step=2, reward=nan, advantage=0.0, parts=[part],
                        completion_tokens=3, clipped=True, mean_logp=-0.5) for text in "ab"),
                  row("unknown")],
-    }  # fmt: skip
+    }
     (example,) = traces.examples([record, other], tmp_path, runs)
     sft, grpo = example.pop("sides")
     assert example == {
         "id": record.id, "source": "locate", "image": str(tmp_path / record.image),
         "question": record.question, "gold": record.solution, "scene": record.meta["scene"],
-        "frame": "norm01"}  # fmt: skip
+        "frame": "norm01"}
     assert sft == {"name": "sft", "text": "one", "reward": 0.0, "reason": "no", "correct": False}
     assert grpo == {
         "name": "grpo", "text": "a", "advantage": 0.0, "mean_logp": -0.5, "clipped": True,
         "tokens": 3, "parts": {"iou": None}, "reasons": {"iou": "not scored"},
         "group": [{"text": t, "reward": None, "advantage": 0.0, "tokens": 3} for t in "ab"],
-    }  # fmt: skip
+    }
     (lost,) = traces.examples([other], tmp_path, {"sft": [row(other.id)]})
     assert lost["image"] is None and lost["frame"] is None
     assert json.loads(json.dumps(lost)) == lost
@@ -314,7 +279,7 @@ def test_an_example_holds_what_is_known_and_nothing_else(tmp_path):
 def test_rows_of_an_evaluation_bring_their_answer_and_parts():
     record = microworld.record("solids", "dev", 0)
     said = row(record.id, "It is 3.", answer="3", correct=True, part="digit", reward=0.0,
-               reason="format: no think or answer tags", verdicts=[True])  # fmt: skip
+               reason="format: no think or answer tags", verdicts=[True])
     (example,) = traces.examples([record], None, {"sft": [said]})
     (side,) = example["sides"]
     assert side["answer"] == "3" and side["parts"] == {"format": 0.0}
@@ -324,9 +289,9 @@ def test_rows_of_an_evaluation_bring_their_answer_and_parts():
 
 def test_flips_are_wrong_before_and_right_after():
     wrong = [row("a", correct=False), row("b", correct=True), row("c", reward=0.2), row("d"),
-             row("e", correct=False, blank=True), row("f", correct=False)]  # fmt: skip
+             row("e", correct=False, blank=True), row("f", correct=False)]
     right = [row("d", reward=0.1), row("c", reward=0.9), row("b", correct=True), row("e"),
-             row("a", correct=True, reward=0.0)]  # fmt: skip
+             row("a", correct=True, reward=0.0)]
     assert traces.flipped(wrong, right) == ["a", "c"]
 
 
@@ -350,7 +315,7 @@ def run(tmp_path):
             text = join_think_answer("There are 99 objects." if number % 6 == 4 else "Hm.", "x")
             common = {"record_id": record.id, "source": record.source, "part": record.reward,
                       "image": record.image, "completion": text, "reward": 0.0, "reason": "no",
-                      "correct": flips and name == "grpo", "model": name}  # fmt: skip
+                      "correct": flips and name == "grpo", "model": name}
             rows += [common | {"blank": False}, common | {"blank": True, "correct": True}]
         path = tmp_path / "run" / "evaluation" / name / "rows.jsonl"
         folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
@@ -365,7 +330,7 @@ def test_curation_prefers_flips_and_loads_as_examples(run, tmp_path, capsys):
     shown = traces.curated(out)
     assert [example["source"] for example in shown] == [s for s in SOURCES for _ in "12"]
     assert {side["name"] for example in shown for side in example["sides"]} == {
-        "teacher", "sft", "grpo"}  # fmt: skip
+        "teacher", "sft", "grpo"}
     for example in shown:
         assert Image.open(example["image"]).size[0] <= curation.PICTURE_PX
         assert example["scene"] and example["image"].startswith(str(out))
@@ -405,14 +370,6 @@ def test_the_set_in_the_repository_opens_and_is_small():
     card = json.loads((curation.FOLDER / "card.json").read_text())
     same = (card["commit"], card["finished"]) == (results["commit"], results["finished"])
     assert same, "curate again from the run that is now in data/results"
-
-
-def test_to_html_writes_the_viewers_page(tmp_path):
-    record = microworld.record("solids", "dev", 0)
-    shown = traces.examples([record], tmp_path, {"sft": [row(record.id, "one <b>trace</b>")]})
-    page = html.to_html(shown, tmp_path / "page.html", "A & B").read_text()
-    assert "<title>A &amp; B</title>" in page and record.id in page
-    assert "<b>trace" not in page
 
 
 def test_a_set_that_is_too_large_leaves_the_old_one(run, tmp_path, monkeypatch):

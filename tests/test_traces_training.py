@@ -25,13 +25,13 @@ def test_grpo_fills_every_column(
         "grpo.max_steps": 2 * steps_per_round, "grpo.max_completion_tokens": 12,
         "grpo.train_batch": 16 // steps_per_round, "grpo.per_device_batch": 4,
         "grpo.warmup": 0.0, "grpo.learning_rate": 0.01,
-    })  # fmt: skip
+    })
     train.grpo(cfg, made, folder / "images", tmp_path / "tiny", token_logps=True)
     rows = traces.load(tmp_path / "tiny" / "traces")
     assert len(rows) == 2 * cfg.grpo.rollouts
     assert {(r["model"], r["profile"], r["seed"]) for r in rows} == {("tiny", "smoke", cfg.seed)}
     assert {(r["sampling_round"], r["optimizer_step"]) for r in rows} == {
-        (0, 0), (1, steps_per_round)}  # fmt: skip
+        (0, 0), (1, steps_per_round)}
     asked = {record.id: record.image for record in made}
     assert all(row["image"] == asked[row["record_id"]] for row in rows), "below the image root"
     shown = traces.examples(made, folder / "images", {"tiny": rows})

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import viewer_cases
+from viewer_cases import spoken
 from vlaa_lib import traces
 from vlaa_lib.pocket import microworld
 from vlaa_lib.show import AskAgain, TraceViewer, html, prepare
@@ -33,7 +34,7 @@ def example(text=TEXT, **more):
     }
     rest = {key: value for key, value in more.items() if not key.startswith("side_")}
     return {"id": "a", "source": "panel", "image": None, "question": "How high?", "gold": "3",
-            "scene": SCENE, "sides": [side]} | rest  # fmt: skip
+            "scene": SCENE, "sides": [side]} | rest
 
 
 def one(*args, **more) -> dict:
@@ -41,11 +42,12 @@ def one(*args, **more) -> dict:
     return prepare.prepare([example(*args, **more)])["examples"][0]["sides"][0]
 
 
-spoken = viewer_cases.spoken
-
-
 def sent(state) -> str:
     return json.dumps(state, ensure_ascii=False, allow_nan=False)
+
+
+def page_of(tmp_path, examples) -> str:
+    return html.to_html(examples, tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 # --- the state
@@ -71,16 +73,27 @@ def test_no_layer_loses_or_repeats_a_character(text):
     assert truths == [2 if truth is None else int(truth) for truth in told]
 
 
-def test_an_answer_that_evaluation_read_stands_beside_its_missing_tags():
-    side = one("The answer is 3.", side_answer="3")
-    assert side["answer"] == "3" and side["problem"] == "no think or answer tags"
-    assert "answer" not in one("The answer is 3.")
+NOTHING = {"steps": None, "truthFrom": None, "firstFalse": None}
 
 
-def test_without_a_scene_no_step_is_checked():
-    side = one(scene=None)
-    assert "steps" not in side and {truth for truth, _ in side["body"]} == {-1}
-    assert "truthFrom" not in side and one()["truthFrom"] == "scene"
+@pytest.mark.parametrize(("text", "more", "expected"), [
+    ("The answer is 3.", {"side_answer": "3"},  # evaluation read it, though tags are missing
+     {"answer": "3", "problem": "no think or answer tags"}),
+    ("The answer is 3.", {}, {"answer": None}),
+    (TEXT, {"side_answer": 0}, {"answer": "0", "truthFrom": "scene"}),
+    (TEXT, {"scene": None}, NOTHING),
+    (TEXT, {"side_correct": False, "side_reward": 1.0}, {"correct": False}),  # not derived
+    (TEXT, {"side_parts": {"digit": 1, "format": 0.5}, "side_reasons": {"digit": "r", "x": "y"}},
+     {"parts": [["digit", 1.0, "r"], ["format", 0.5, ""], ["x", None, "y"]]}),
+])
+def test_what_is_known_of_a_trace_is_sent(text, more, expected):
+    given_examples = [example(text, **more)]
+    before = copy.deepcopy(given_examples)
+    side = prepare.prepare(given_examples)["examples"][0]["sides"][0]
+    assert {key: side.get(key) for key in expected} == expected and spoken(side) == text
+    assert given_examples == before, "what is given is not changed"
+    if expected is NOTHING:
+        assert {truth for truth, _ in side["body"]} == {-1}
 
 
 def test_a_judges_verdicts_count_where_no_scene_is_known():
@@ -119,12 +132,6 @@ def test_numbers_that_are_none_are_left_out():
         assert side.get("correct") == (None if found is None else found >= 0.5)
 
 
-def test_reasons_and_parts_stand_side_by_side():
-    side = one(side_parts={"digit": 1, "format": 0.5}, side_reasons={"digit": "right", "x": "why"})
-    assert side["parts"] == [["digit", 1.0, "right"], ["format", 0.5, ""], ["x", None, "why"]]
-    assert one(side_correct=False, side_reward=1.0)["correct"] is False  # said beats derived
-
-
 def test_boxes_and_their_overlap():
     def boxes(gold, answer, **more):
         text = f"<think>x</think><answer>{answer}</answer>"
@@ -159,25 +166,22 @@ def test_unseen_characters_are_spelt_out():
     assert visible("a\r\nb\tc 👩‍🔬") == "a\nb\tc 👩‍🔬"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ([example(), example()], r"examples: id 'a' twice, at 0 and 1"),
-        ([example(sides=[{"name": "a"}, {"name": "a"}])], r"examples\[0\]: side named 'a' twice"),
-        ([example(sides=None)], r"examples\[0\] is not a dict with a list `sides`"),
-        ([example(), "text"], r"examples\[1\] is not a dict"),
-        ([example(sides=[{"text": "x"}])], r"sides\[0\] is not a dict with a `name`"),
-        ([example(sides=[{"name": float("nan")}])], r"sides\[0\] is not a dict with a `name`"),
-        ([example(image=5)], r"examples\[0\]: `image` is of type int; give a path"),
-        ([example(scene="x")], r"examples\[0\]: `scene` is of type str; give a dict or None"),
-        ([example(scene={"kind": "x"})], r"examples\[0\]: `scene` is none of the micro-world's"),
-        ([example(frame=5)], r"examples\[0\]: `frame` is of type int; give a text or None"),
-        ([example(side_parts=[1])], r"`parts` of side 'sft' is of type list; give a dict by part"),
-        ([example(side_group="abc")], r"`group` of side 'sft' is of type str; give a list"),
-        ([example(side_group=[None])], r"`group` of side 'sft' has more than dicts"),
-        ([example(side_logps=3)], r"`logps` of side 'sft' is of type int; give a list"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "said"), [
+    ([example(), example()], r"examples: id 'a' twice, at 0 and 1"),
+    ([example(sides=[{"name": "a"}, {"name": "a"}])], r"examples\[0\]: side named 'a' twice"),
+    ([example(sides=None)], r"examples\[0\] is not a dict with a list `sides`"),
+    ([example(), "text"], r"examples\[1\] is not a dict"),
+    ([example(sides=[{"text": "x"}])], r"sides\[0\] is not a dict with a `name`"),
+    ([example(sides=[{"name": float("nan")}])], r"sides\[0\] is not a dict with a `name`"),
+    ([example(image=5)], r"examples\[0\]: `image` is of type int; give a path"),
+    ([example(scene="x")], r"examples\[0\]: `scene` is of type str; give a dict or None"),
+    ([example(scene={"kind": "x"})], r"examples\[0\]: `scene` is none of the micro-world's"),
+    ([example(frame=5)], r"examples\[0\]: `frame` is of type int; give a text or None"),
+    ([example(side_parts=[1])], r"`parts` of side 'sft' is of type list; give a dict by part"),
+    ([example(side_group="abc")], r"`group` of side 'sft' is of type str; give a list"),
+    ([example(side_group=[None])], r"`group` of side 'sft' has more than dicts"),
+    ([example(side_logps=3)], r"`logps` of side 'sft' is of type int; give a list"),
+])
 def test_malformed_examples_are_named(wrong, said, tmp_path):
     (tmp_path / "a.html").write_text("old")
     with pytest.raises(ValueError, match=said):
@@ -190,33 +194,23 @@ def test_malformed_examples_are_named(wrong, said, tmp_path):
 def test_what_a_table_leaves_out_is_not_known(tmp_path):
     nan = float("nan")
     side = one(image=nan, frame=nan, side_correct=nan, side_reward=nan, side_clipped=nan,
-               side_parts=nan, side_group=nan, side_tokens=nan)  # fmt: skip
+               side_parts=nan, side_group=nan, side_tokens=nan)
     assert side == one(side_reward=None) and not side.keys() & {"correct", "clipped", "reward"}
     given = [example(image=nan)]
     assert picture(given[0], 9) == "no picture"
     assert html.render(given) == html.render([example()])
-    pages = [html.to_html(of, tmp_path / "a.html").read_text() for of in (given, [example()])]
-    assert pages[0] == pages[1]
+    assert page_of(tmp_path, given) == page_of(tmp_path, [example()])
     assert "int is neither a path nor a PIL image" in html.render([example(image=5)])
-    assert one(side_answer=0)["answer"] == "0"  # known, and not what the tags hold
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [("<think>think. So.</think>", ["think.", "So."]), ("<answer>a</answer>", ["a"])],
-)
+@pytest.mark.parametrize(("text", "steps"), [
+    ("<think>think. So.</think>", ["think.", "So."]), ("<answer>a</answer>", ["a"]),
+])
 def test_a_step_is_not_found_in_the_tag_that_spells_it(text, steps):
     side = one(text)
     assert [spoken({"body": [step]}) for step in side["body"] if step[0] != -1] == steps
     assert sum(run[0] == "tag" for _, runs in side["body"] for run in runs) == 2
     assert spoken(side) == text
-
-
-def test_what_is_given_is_not_changed():
-    given_examples = [example(side_parts={"digit": 1})]
-    before = copy.deepcopy(given_examples)
-    prepare.prepare(given_examples)
-    assert given_examples == before
 
 
 # --- size
@@ -231,25 +225,20 @@ def test_two_hundred_examples_stay_under_five_megabytes():
     assert not any(side["more"] for found in state["examples"] for side in found["sides"])
 
 
-def test_traces_that_never_end_do_not_break_the_limit():
-    endless = "wait <b> " * 4_000
-    group = [{"text": endless, "reward": 1.0, "advantage": 0.0, "tokens": 9}] * 8
-    sides = [{"name": name, "text": endless, "group": group} for name in viewer_cases.MODELS]
-    examples = [example(id=str(n), sides=sides, scene=None) for n in range(25)]
-    state = prepare.prepare(examples)
-    assert len(sent(state).encode()) <= prepare.MAX_BYTES  # though every second word is a mark
-    side = state["examples"][0]["sides"][0]
-    assert len(spoken(side)) + side["more"] == len(endless)
-    assert len(side["group"][0]["text"]) + side["group"][0]["more"] == len(endless)
-    alone = one(endless, scene=None)
-    assert len(spoken(alone)) == prepare.MAX_CHARS
-
-
 LONG = "wait <b> " * 4_000
 OTHERS = ("id", "source", "question", "gold", "side_name", "side_answer", "side_reason")
 
 
 def test_every_text_is_cut_not_the_traces_alone():
+    alone = one(LONG, scene=None)
+    assert len(spoken(alone)) == prepare.MAX_CHARS
+    sides = [{"name": name, "text": LONG, "group": [{"text": LONG}] * 8}
+             for name in viewer_cases.MODELS]
+    state = prepare.prepare([example(id=str(n), sides=sides, scene=None) for n in range(25)])
+    assert len(sent(state).encode()) <= prepare.MAX_BYTES  # though every second word is a mark
+    side = state["examples"][0]["sides"][0]
+    assert len(spoken(side)) + side["more"] == len(LONG)
+    assert len(side["group"][0]["text"]) + side["group"][0]["more"] == len(LONG)
     more = {key: LONG for key in OTHERS if key != "id"}
     more |= {"side_parts": {LONG: 1}, "side_reasons": {LONG: LONG}, "scene": None}
     more |= {"side_group": [{"text": LONG}]}
@@ -287,37 +276,32 @@ def test_the_selection_is_read_and_set_from_python():
     assert TraceViewer([]).selected == "" and TraceViewer([]).example is None
 
 
-@pytest.mark.parametrize(
-    ("trait", "value"),
-    [("selected", "c"), ("shown", ["a", "c"]), ("columns", ["grpo"]), ("filters", {"sorce": "x"})],
-)
-def test_names_that_are_not_there_are_refused(trait, value):
+@pytest.mark.parametrize(("trait", "value", "said"), [
+    ("selected", "c", r"'c' is not there; there are"),
+    ("shown", ["a", "c"], r"'c' is not there; there are"),
+    ("columns", ["grpo"], r"'grpo' is not there; there are"),
+    ("columns", [], "no model would be on view"),
+    ("filters", {"sorce": "x"}, r"'sorce' is not there; there are"),
+])
+def test_names_that_are_not_there_are_refused(trait, value, said):
     viewer = TraceViewer([example()])
-    with pytest.raises(traitlets.TraitError, match=rf"{trait}: '\w+' is not there; there are"):
+    before = getattr(viewer, trait)
+    with pytest.raises(traitlets.TraitError, match=f"{trait}: {said}"):
         setattr(viewer, trait, value)
+    assert getattr(viewer, trait) == before and TraceViewer([]).columns == []
 
 
-def test_a_viewer_keeps_a_column():
-    viewer = TraceViewer([example()])
-    with pytest.raises(traitlets.TraitError, match="columns: no model would be on view"):
-        viewer.columns = []
-    assert viewer.columns == ["sft"] and TraceViewer([]).columns == []
-
-
-@pytest.mark.parametrize(
-    ("key", "wrong", "right"),
-    [
-        ("wrong", "stf", "sft"), ("right", "SFT", "sft"), ("of", ["sft"], "sft"),
-        ("source", "plot", "panel"), ("steps", "wrong", "false"), ("steps", False, "lucky"),
-        ("low", "0.5", 0.5), ("high", True, 1), ("shortest", float("nan"), 0),
-        ("longest", float("inf"), 300), ("search", 17, "17"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("key", "wrong", "right"), [
+    ("wrong", "stf", "sft"), ("right", "SFT", "sft"), ("of", ["sft"], "sft"),
+    ("source", "plot", "panel"), ("steps", "wrong", "false"), ("steps", False, "lucky"),
+    ("low", "0.5", 0.5), ("high", True, 1), ("shortest", float("nan"), 0),
+    ("longest", float("inf"), 300), ("search", 17, "17"),
+])
 def test_a_filter_that_no_example_could_pass_is_refused(key, wrong, right):
     viewer = TraceViewer([example()], filters={key: right})
     said = rf"filters\['{key}'\]: .* is not (there; there are \w|text|a finite number)"
     for change in (lambda: setattr(viewer, "filters", {key: wrong}),
-                   lambda: TraceViewer([example()], filters={key: wrong})):  # fmt: skip
+                   lambda: TraceViewer([example()], filters={key: wrong})):
         with pytest.raises(traitlets.TraitError, match=said):
             change()
     assert viewer.filters == {key: right}
@@ -344,7 +328,7 @@ def test_a_notebook_without_widgets_shows_an_escaped_table():
 def test_hostile_text_is_inert_in_the_table_as_well():
     """Also where it is the name of a model: nothing unseen, no tag, and UTF-8 can write it."""
     tags = {"table", "thead", "tbody", "tr", "th", "td", "br", "small", "code", "mark", "strong",
-            "em", "p"}  # fmt: skip
+            "em", "p"}
     for found in viewer_cases.hostile():
         bundle = TraceViewer([found])._repr_mimebundle_()[0]
         assert "\u202d" not in json.dumps(bundle, ensure_ascii=False).encode().decode()
@@ -356,10 +340,6 @@ def test_hostile_text_is_inert_in_the_table_as_well():
 
 
 # --- the page
-
-
-def page_of(tmp_path, examples) -> str:
-    return html.to_html(examples, tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_page_is_one_file_that_forbids_itself_the_rest(tmp_path):
@@ -391,7 +371,7 @@ def test_hostile_text_is_inert_in_the_page(tmp_path):
 def test_the_script_reads_no_markup_and_asks_for_nothing():
     script, style = html.SCRIPT, html.STYLE
     banned = (r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|createContextual"
-              r"|eval\(|Function\(|fetch\(|XMLHttp|WebSocket|import\(|setHTML|\.href")  # fmt: skip
+              r"|eval\(|Function\(|fetch\(|XMLHttp|WebSocket|import\(|setHTML|\.href")
     assert not re.search(banned, script)
     assert not re.search(r"url\(|@import|expression", style)
     assert len(script.splitlines()) < 520

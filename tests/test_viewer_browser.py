@@ -37,7 +37,7 @@ LOOK = """([id, columns]) => {
 }"""
 SET = "([key, value]) => window.model.set(key, value)"
 TAGS = {"DIV", "SPAN", "BUTTON", "INPUT", "SELECT", "OPTION", "LABEL", "I", "B", "P", "UL", "LI",
-        "EM", "STRONG", "MARK", "SMALL", "SECTION", "HEADER", "IMG", "svg", "rect"}  # fmt: skip
+        "EM", "STRONG", "MARK", "SMALL", "SECTION", "HEADER", "IMG", "svg", "rect"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def value(page, key):
 def control(page, label):
     return page.locator(".filters label").filter(has_text=re.compile(f"^{label}")).locator(
         "input, select"
-    ).first  # fmt: skip
+    ).first
 
 
 # --- hostile text
@@ -187,7 +187,7 @@ def test_filters_choose_what_python_would(viewer, examples):
     expect(lambda e: any(s["tokens"] > middle for s in sides_of(e)))
     control(page, "search").fill("BLUE")
     expect(lambda e: "blue" in (e["id"] + e["question"] + e["gold"]
-                                + "".join(s["text"] for s in e["sides"])).lower())  # fmt: skip
+                                + "".join(s["text"] for s in e["sides"])).lower())
 
 
 def test_a_filter_that_nothing_passes_says_so(viewer):
@@ -204,7 +204,7 @@ def test_keys_step_search_and_zoom(viewer, examples):
     ids = [example["id"] for example in examples]
     page.locator(".overview button").nth(2).click()
     for key, at in (("ArrowRight", 3), ("ArrowLeft", 2), ("End", -1), ("ArrowRight", -1),
-                    ("Home", 0), ("ArrowLeft", 0), ("ArrowRight", 1)):  # fmt: skip
+                    ("Home", 0), ("ArrowLeft", 0), ("ArrowRight", 1)):
         page.keyboard.press(key)
         assert value(page, "selected") == ids[at], key
         focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
@@ -300,15 +300,15 @@ def test_who_checked_the_steps_is_said(viewer):
         "real": {"scene": None, "text": text},
         "judged": {"scene": None, "text": text, "verdicts": [False, None]},
         "doubted": {"scene": None, "text": text, "verdicts": [None, None]},
-    }  # fmt: skip
+    }
     given = [{"id": name, "scene": made.pop("scene"), "sides": [{"name": "sft", **made}]}
-             for name, made in traces.items()]  # fmt: skip
+             for name, made in traces.items()]
     page = viewer(given).page
     choice = control(page, "with")
     keys = choice.locator("option").evaluate_all("(all) => all.map((one) => one.value)")
     assert keys == ["", *TraceViewer.STEPS]
     for key, wanted in (("unchecked", ["hmm", "doubted"]), ("false", ["judged"]),
-                        ("true", ["scene"]), ("", list(traces))):  # fmt: skip
+                        ("true", ["scene"]), ("", list(traces))):
         choice.select_option(key)
         assert value(page, "shown") == wanted
     told = {}
@@ -320,7 +320,7 @@ def test_who_checked_the_steps_is_said(viewer):
         "real": "steps not checked: no scene is known",
         "judged": "steps, a judge says: 0 true, 1 false (first: step 1), 1 open",
         "doubted": "steps, a judge says: 0 true, 0 false, 2 open",
-    }  # fmt: skip
+    }
     page.evaluate(SET, ["selected", "judged"])
     step = page.locator(".step.false")
     assert step.locator(".sr").text_content() == "false step, a judge says: "
@@ -339,7 +339,7 @@ def test_nothing_overlaps_and_long_traces_scroll(viewer, examples, width, scheme
     more = " More to read." * 900
     long = [dict(examples[0], sides=[
         side | {"text": side["text"] + more, "parts": {"format": 1.0, "iou": 0.25}}
-        for side in examples[0]["sides"]])]  # fmt: skip
+        for side in examples[0]["sides"]])]
     page = viewer(long, color_scheme=scheme).page
     page.set_viewport_size({"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -361,7 +361,7 @@ def test_nothing_overlaps_and_long_traces_scroll(viewer, examples, width, scheme
 def test_marks_are_told_apart_without_colour(viewer):
     page = viewer().page
     style = "(node) => { const s = getComputedStyle(node); return [s.textDecorationStyle," \
-            " s.borderBottomWidth, getComputedStyle(node, '::before').content] }"  # fmt: skip
+            " s.borderBottomWidth, getComputedStyle(node, '::before').content] }"
     kinds = ("true", "false")
     true, false = (page.locator(f".step.{kind}").first.evaluate(style) for kind in kinds)
     assert true[0] == "solid" and false[0] == "wavy" and true[1] != false[1]
@@ -391,11 +391,11 @@ def test_two_hundred_examples_are_quick(viewer, record_testsuite_property):
     redraw = """(work) => { const start = performance.now(); eval(work);
         document.body.getBoundingClientRect(); return performance.now() - start }"""
     select = [found.page.evaluate(redraw, f"model.set('selected', 'example-{n}')")
-              for n in (7, 50, 199)]  # fmt: skip
+              for n in (7, 50, 199)]
     search = [found.page.evaluate(redraw, f"model.set('filters', {{search: '{word}'}})")
-              for word in ("blue", "17", "")]  # fmt: skip
+              for word in ("blue", "17", "")]
     times = {"mount": found.took_ms, "select": max(select), "first search": search[0],
-             "later search": max(search[1:])}  # fmt: skip
+             "later search": max(search[1:])}
     for name, took in times.items():
         record_testsuite_property(f"viewer, 200 examples: {name}, ms", round(took))
     print("\n" + "; ".join(f"{name} {took:.0f} ms" for name, took in times.items()))

@@ -55,7 +55,7 @@ def jupyter_lab(folder: Path):
     base = f"http://127.0.0.1:{port}"
     homes = {key: folder / key.lower() for key in (
         "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_CONFIG_DIR",
-        "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}  # fmt: skip
+        "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     for home in homes.values():
         home.mkdir()
     settings = homes["JUPYTER_CONFIG_DIR"] / "labconfig" / "page_config.json"
@@ -66,7 +66,7 @@ def jupyter_lab(folder: Path):
         "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=test",
         f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly",
-    ]  # fmt: skip
+    ]
     env = os.environ | {key: str(home) for key, home in homes.items()}
     env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with (folder / "server.log").open("w") as log:
@@ -133,7 +133,7 @@ def look_at(browser, folder: Path) -> None:
         page.keyboard.press("ArrowRight")  # JupyterLab has its own use for arrows
         assert ids[1] in viewer.locator(".status").inner_text()
         assert page.evaluate(ASK, "print(viewer.selected, viewer.example['source'])").split() == [
-            ids[1], "locate"]  # fmt: skip
+            ids[1], "locate"]
         page.evaluate(ASK, "viewer.selected = viewer.shown[-1]")  # and the other way
         viewer.locator(".status").get_by_text(ids[-1]).wait_for()
         viewer.locator(".sheet img").wait_for()

@@ -64,7 +64,7 @@ def side(name, text, rng, right: bool) -> dict:
         "mean_logp": -0.4, "entropy": 0.7, "group": group, "pieces": pieces,
         "logps": [-rng.expovariate(1) for _ in pieces],
         "entropies": [rng.expovariate(1) for _ in pieces],
-    }  # fmt: skip
+    }
 
 
 def realistic(per_source: int = 1, seed: int = 0) -> list[dict]:
@@ -79,7 +79,7 @@ def realistic(per_source: int = 1, seed: int = 0) -> list[dict]:
                 "frame": record.frame or None,
                 "sides": [side(name, said(record, rng, rates), rng, rng.random() < 0.5)
                           for name in MODELS],
-            })  # fmt: skip
+            })
     return made
 
 
@@ -96,7 +96,7 @@ def many(count: int = 200, words: int = 300) -> list[dict]:
                     "reason": "digit: 3 is right", "tokens": 300 + n}
                    for k, name in enumerate(MODELS)]}
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def hostile() -> list[dict]:
@@ -111,7 +111,7 @@ def hostile() -> list[dict]:
                    {"name": "sft", "text": f"<think>{text}</think><answer>{text}</answer>"}]}
         for place, text in enumerate(HOSTILE)
         for number in [STRANGE_NUMBERS[place % len(STRANGE_NUMBERS)]]
-    ]  # fmt: skip
+    ]
 
 
 def spoken(side) -> str:

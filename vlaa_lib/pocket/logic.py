@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from vlaa_lib.prompts import has_aha, split_think_answer
 from vlaa_lib.rewards.verifiers import iou, parse_box
-from vlaa_lib.traces.steps import split
+from vlaa_lib.traces.measures import split
 
 from .microworld import facts, questions, truth
 from .microworld.facts import Fact

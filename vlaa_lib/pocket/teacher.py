@@ -19,8 +19,7 @@ from vlaa_lib import prompts, rewards
 from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
 from vlaa_lib.rewards.verifiers import iou, parse_box
-from vlaa_lib.traces.measures import measure
-from vlaa_lib.traces.steps import check_steps
+from vlaa_lib.traces.measures import check_steps, measure
 
 from . import microworld
 from .microworld import facts, narrator, truth

@@ -15,7 +15,7 @@ from vlaa_lib import traces
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import split_think_answer
 from vlaa_lib.tables import known, number
-from vlaa_lib.traces.steps import untagged
+from vlaa_lib.traces.measures import untagged
 
 from .style import MAX_NAME_CHARS, beginning, segments, style_of, visible
 

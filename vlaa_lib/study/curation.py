@@ -31,10 +31,8 @@ def curate(
     behind a false step; any other. `seed` decides among them. The card says how many of each there
     are. The folder appears whole or not at all.
 
-    Args:
-        run: folder of a run with evaluations of at least `sft` and `grpo`.
     Raises:
-        FileNotFoundError: the run lacks an evaluation, with what to run.
+        FileNotFoundError: the run lacks the evaluation of `sft` or `grpo`.
         ValueError: the set is larger than `MAX_BYTES`, or `out` holds something else.
     """
     run, out = Path(run), Path(out)
@@ -47,11 +45,10 @@ def curate(
         # a right answer behind a false step is what no score shows
         "hollow": {row["record_id"] for rows in runs.values() for row in rows
                    if row["false_steps"] and is_right(row)},
-    }  # fmt: skip
+    }
     order = sorted(made, key=lambda record: record.id)
     random.Random(seed).shuffle(order)
-    everything = {record.id for record in made}
-    chosen: list[Record] = []
+    everything, chosen = {record.id for record in made}, []
     for source in dict.fromkeys(record.source for record in made):
         left = [record for record in order if record.source == source]
         for ids in islice(cycle([*kinds.values(), everything]), min(per_source, len(left))):
@@ -62,7 +59,7 @@ def curate(
                    f"--per-source {per_source} --seed {seed}",
         "records": len(chosen),
         **{kind: sum(record.id in ids for record in chosen) for kind, ids in kinds.items()},
-    }  # fmt: skip
+    }
 
     staged = out.with_name(f".{out.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
@@ -74,9 +71,8 @@ def curate(
         (staged / "images" / record.image).parent.mkdir(parents=True, exist_ok=True)
         picture.save(staged / "images" / record.image)
     ids = {record.id for record in chosen}
-    TraceStore(staged).append(
-        [row for rows in runs.values() for row in rows if row["record_id"] in ids]
-    )
+    kept = [row for rows in runs.values() for row in rows if row["record_id"] in ids]
+    TraceStore(staged).append(kept)
     folders.write_json(staged / CARD, card)
     size = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
     if size > MAX_BYTES:
@@ -99,9 +95,8 @@ def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dic
     made = records.load(world).records
     runs = {"teacher": taught(made, Rates(**json.loads(done.read_text())["settings"]["rates"]))}
     for name, path in files.items():
-        if path.is_file():
-            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            runs[name] = [row for row in rows if not row["blank"]]
+        if rows := [row for row in folders.whole_lines(path) if not row["blank"]]:
+            runs[name] = rows
     path = run / "run_card.json"
     whole = json.loads(path.read_text()) if path.is_file() else {}
     # what tells one run from another; None for what is not written down

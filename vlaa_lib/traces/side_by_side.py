@@ -29,10 +29,8 @@ def flipped(wrong: Rows, right: Rows) -> list[str]:
 
     Of several rollouts of a record the last counts; rows in front of a grey picture do not.
     """
-    first, second = (
-        {row["record_id"]: is_right(row) for row in run if not row.get("blank")}
-        for run in (wrong, right)
-    )
+    first, second = ({row["record_id"]: is_right(row) for row in run if not row.get("blank")}
+                     for run in (wrong, right))
     return [name for name, was_right in first.items() if second.get(name) and not was_right]
 
 
@@ -57,34 +55,23 @@ def examples(
         path = Path(images) / record.image if images is not None else None
         if sides:
             made.append({
-                "id": record.id,
-                "source": record.source,
-                "image": str(path) if path and path.is_file() else None,
-                "question": record.question,
-                "gold": record.solution,
-                "scene": record.meta.get("scene"),
-                "frame": record.frame or None,
-                "sides": sides,
-            })  # fmt: skip
+                "id": record.id, "source": record.source, "question": record.question,
+                "image": str(path) if path and path.is_file() else None, "gold": record.solution,
+                "scene": record.meta.get("scene"), "frame": record.frame or None, "sides": sides,
+            })
     return made
 
 
 def _groups(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Return by record the rows of its last sampling round."""
 
-    def when(row: Mapping[str, Any]) -> tuple[int, ...]:
-        at = (row.get("optimizer_step"), row.get("sampling_round"))
-        return tuple(-1 if value is None else value for value in at)
-
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, dict[tuple, list[Mapping[str, Any]]]] = {}
     for row in rows:
         if not row.get("blank"):
-            mine = found.setdefault(row["record_id"], [])
-            if mine and when(mine[0]) < when(row):
-                mine.clear()
-            if not mine or when(mine[0]) == when(row):
-                mine.append(row)
-    return found
+            at = (row.get("optimizer_step"), row.get("sampling_round"))
+            when = tuple(-1 if value is None else value for value in at)
+            found.setdefault(row["record_id"], {}).setdefault(when, []).append(row)
+    return {name: rounds[max(rounds)] for name, rounds in found.items()}
 
 
 def _side(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,16 +91,12 @@ def _side(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any]:
             {"text": one["completion"], "reward": number(one.get("reward")),
              "advantage": number(one.get("advantage")), "tokens": one.get("completion_tokens")}
             for one in group
-        ]  # fmt: skip
+        ]
     return {key: value for key, value in side.items() if value is not None}
 
 
 def curated(folder: str | Path = FOLDER) -> list[dict[str, Any]]:
-    """Return the curated traces as the viewer's examples.
-
-    Raises:
-        FileNotFoundError: there are none, with the command that makes them.
-    """
+    """Return the curated traces as the viewer's examples."""
     folder = Path(folder)
     if not (folder / CARD).is_file():
         raise FileNotFoundError(

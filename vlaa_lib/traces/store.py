@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib.records import Record
 from vlaa_lib.rewards.mixed import is_misformed
 
-from .steps import step_counts
+from .measures import step_counts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,11 +69,7 @@ class TraceStore:
                 path.unlink()
 
     def append(self, rows: Sequence[Mapping[str, Any]], rank: int = 0) -> Path:
-        """Write one part; it appears whole or not at all. Each process writes parts of its own.
-
-        Raises:
-            ValueError: a column that the schema does not know, or a value of another type.
-        """
+        """Write one part; it appears whole or not at all. Each process writes parts of its own."""
         import pyarrow as pa
         import pyarrow.parquet
 
@@ -93,10 +89,8 @@ class TraceStore:
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
     """Add words and reward parts; replace what no file can hold (half a surrogate pair)."""
-    row = {
-        key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-        for key, value in row.items()
-    }
+    row = {key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+           for key, value in row.items()}
     if isinstance(signs := row.get("suspicious"), list):
         row["suspicious"] = ", ".join(signs)
     if row.get("words") is None and row.get("completion") is not None:
@@ -120,26 +114,18 @@ def parts_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def from_evaluation(
-    rows: Iterable[Mapping[str, Any]],
-    records: Iterable[Record],
-    profile: str | None = None,
+    rows: Iterable[Mapping[str, Any]], records: Iterable[Record], profile: str | None = None,
     seed: int | None = None,
 ) -> list[dict[str, Any]]:
     """Turn rows of an evaluation, or of the teacher, into rows of a store.
 
-    Question and gold stay in the records; steps are held against the records' scenes.
-
-    Args:
-        profile, seed: of the run, for rows that do not hold them.
+    Question and gold stay in the records; steps are held against the records' scenes. Profile and
+    seed are the run's, for rows that do not hold them.
     """
     known, stamp = set(schema().names), {"profile": profile, "seed": seed}
     scenes = {record.id: record.meta.get("scene") for record in records}
-    return [
-        stamp
-        | {key: value for key, value in row.items() if key in known}
-        | step_counts(row["completion"], scenes.get(row["record_id"]))
-        for row in rows
-    ]
+    return [stamp | {key: value for key, value in row.items() if key in known}
+            | step_counts(row["completion"], scenes.get(row["record_id"])) for row in rows]
 
 
 def load(folder: str | Path, *args: Any, **options: Any) -> list[dict[str, Any]]:
@@ -148,16 +134,12 @@ def load(folder: str | Path, *args: Any, **options: Any) -> list[dict[str, Any]]
 
 
 def table(
-    folder: str | Path,
-    columns: Sequence[str] | None = None,
-    where: pyarrow.dataset.Expression | None = None,
-    sample: int | None = None,
-    seed: int = 0,
+    folder: str | Path, columns: Sequence[str] | None = None,
+    where: pyarrow.dataset.Expression | None = None, sample: int | None = None, seed: int = 0,
 ) -> pyarrow.Table:
     """Read a trace store as a table; what is not asked for is not kept in memory.
 
     Args:
-        columns: by default all.
         where: a filter of pyarrow's, such as `pyarrow.dataset.field("source") == "solids"`.
         sample: so many of the rows, drawn at random with `seed`, in their order.
     Raises:
@@ -171,9 +153,8 @@ def table(
     if not parts:
         raise FileNotFoundError(f"{folder}: no traces; train or evaluate first")
     if unknown := sorted(set(columns or ()) - set(schema().names)):
-        raise ValueError(
-            f"no such column: {', '.join(unknown)}; known are {', '.join(schema().names)}"
-        )
+        known = ", ".join(schema().names)
+        raise ValueError(f"no such column: {', '.join(unknown)}; known are {known}")
     stored = pa.dataset.dataset([str(part) for part in parts], schema=schema())
     asked = {"columns": list(columns) if columns else None, "filter": where}
     try:
@@ -183,6 +164,5 @@ def table(
         drawn = random.Random(seed).sample(range(total), min(sample, total))
         return stored.take(pa.array(sorted(drawn), pa.int64()), **asked)
     except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{folder}: {error}; ask for other rows, or delete a part that is broken"
-        ) from None
+        said = "ask for other rows, or delete a part that is broken"
+        raise ValueError(f"{folder}: {error}; {said}") from None

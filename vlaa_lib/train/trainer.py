@@ -22,9 +22,10 @@ from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
 from vlaa_lib import rewards
+from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import from_columns
 from vlaa_lib.rewards.signs import Watch, kinds
-from vlaa_lib.traces import TraceStore, has_aha, step_counts
+from vlaa_lib.traces import TraceStore, step_counts
 
 from .callbacks import DeadReward
 from .checkpoints import Resumable
