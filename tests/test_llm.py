@@ -153,14 +153,12 @@ def test_an_unusable_ledger_is_named(tmp_path, make, match):
     [("caption", 401, 2), ("distil", 404, 2), ("rewrite", 400, 9), ("verify", 402, 2)],
 )
 def test_one_bad_endpoint_of_four_ends_the_run(world, tmp_path, bad, status, most):
-    items, images = world
-
     def answer(body):
         return (status, "not you", {}) if body["model"] == f"teacher-{bad}" else GOOD(body)
 
     stops = pytest.raises(VlaaError, match=f"teacher of {bad} at .*not you")
     with endpoint(answer) as (base_url, bodies), stops:
-        run(items, images, base_url, tmp_path, concurrency=2)
+        run(*world, base_url, tmp_path, concurrency=2)
     asked = Counter(body["model"] == f"teacher-{bad}" for body in bodies)
     assert num_paid(tmp_path) == asked[False]
     assert asked[True] <= most, "nobody goes on asking"
@@ -226,20 +224,16 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(world, tmp_path, monkeypatch):
-    items, images = world
     free = iter([10**12] * 50)
-
-    def usage(_):
-        return SimpleNamespace(free=next(free, 0))
-
     with endpoint(GOOD) as (base_url, bodies):
-        monkeypatch.setattr(client.shutil, "disk_usage", usage)
+        usage = "disk_usage", lambda _: SimpleNamespace(free=next(free, 0))
+        monkeypatch.setattr(client.shutil, *usage)
         with pytest.raises(Halted, match="MiB are free"):
-            run(items, images, base_url, tmp_path)
+            run(*world, base_url, tmp_path)
         assert num_paid(tmp_path) == len(bodies) == 50
         monkeypatch.undo()
-        result = run(items, images, base_url, tmp_path)
-    assert num_paid(tmp_path) == len(bodies) and len(result.sft) == len(items)
+        result = run(*world, base_url, tmp_path)
+    assert num_paid(tmp_path) == len(bodies) and len(result.sft) == len(world[0])
 
 
 def test_a_ledger_that_cannot_be_written_says_so(tmp_path):

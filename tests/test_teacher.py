@@ -124,17 +124,17 @@ def test_the_server_answers_the_official_client(world):
         thought = ask("teacher-distil", think).choices[0].message.content
         assert prompts.split_think_answer(thought).answer == "3", "from the text alone"
 
-        for model, content, status in [
-            ("gpt-4o", "hello", 404),
-            ("teacher-caption", prompts.CAPTION_PROMPT, 422),
-            ("teacher-caption", "hello", 422),
-            ("teacher-distil", "hello", 422),
-            ("teacher-distil", think.replace("How many", "Why are"), 422),
-            ("teacher-verify", think, 422),
-            ("teacher-caption", [{"type": "image_url", "image_url": {"url": ";base64,x"}}], 400),
-            ("teacher-caption", [{"type": "image_url"}], 400),
+        for model, content, status, said in [
+            ("gpt-4o", "hello", 404, "no model 'gpt-4o'"),
+            ("teacher-caption", prompts.CAPTION_PROMPT, 422, "only knows micro-world images"),
+            ("teacher-caption", "hello", 422, "only understands"),
+            ("teacher-distil", "hello", 422, "only understands"),
+            ("teacher-distil", think.replace("How many", "Why are"), 422, ""),
+            ("teacher-verify", think, 422, "only understands"),
+            ("teacher-caption", [look[0] | {"image_url": {"url": ";base64,x"}}], 400, ""),
+            ("teacher-caption", [{"type": "image_url"}], 400, "expected JSON"),
         ]:
-            with pytest.raises(openai.APIStatusError) as caught:
+            with pytest.raises(openai.APIStatusError, match=said) as caught:
                 ask(model, content)
             assert caught.value.status_code == status
             assert caught.value.body["message"] and caught.value.body["type"]
@@ -144,20 +144,15 @@ def test_the_server_answers_the_official_client(world):
     "body",
     [b"", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"model": 1}',
      b'{"model": "teacher-verify", "messages": "hello"}',
-     b'{"model": "teacher-verify", "messages": [{"role": "user", "content": null}]}'],
+     b'{"model": "teacher-verify", "messages": [{"role": "user", "content": null}]}',
+     b'{"model": "teacher-verify", "messages": [{"role": "user", "content": "\\ud800"}]}'],
 )  # fmt: skip
 def test_a_hostile_body_is_a_bad_request(body, capfd):
     with pocket.serve_teacher({}) as base_url:
         request = urllib.request.Request(base_url + "/chat/completions", data=body)
-        with pytest.raises(urllib.error.HTTPError, match="40[04]"):
+        with pytest.raises(urllib.error.HTTPError, match="4(00|04|22)"):
             urllib.request.urlopen(request)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_half_a_character_is_only_an_unknown_prompt():
-    said = [{"role": "user", "content": "\ud800"}]
-    with pytest.raises(teacher.Refusal, match="only understands"):
-        teacher.LocalTeacher({}).reply("teacher-verify", said)
 
 
 def test_a_taken_port_is_an_error():
@@ -175,12 +170,8 @@ def test_serve_forever_serves_until_interrupted(world):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "pocket.serve_forever(*sys.argv[1:], 0)"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     said = child.stdout.readline()
     base_url = next(word for word in said.split() if word.startswith("http")).rstrip(",")
     text = fill(prompts.VERIFY_PROMPT, question="?", gold="3", pred="3")
