@@ -68,11 +68,11 @@ def one(world):
 
 @pytest.fixture
 def count_replies(monkeypatch):
-    """Count what reaches the local teacher, as it sees it."""
-    seen = []
-    answer = LocalTeacher.reply
+    """Count what reaches the local teacher, as it sees it; each takes a little while."""
+    seen, answer = [], LocalTeacher.reply
 
     def counted(self, model, messages):
+        time.sleep(0.03)
         seen.append(model)
         return answer(self, model, messages)
 
@@ -136,7 +136,7 @@ def test_counts_add_up_and_are_written(finished):
         assert table["caption", source]["in"] == 4
         for before, after in pairwise(chain):
             assert table[before, source]["out"] == table[after, source]["in"]
-        split = table["split: sft", source]["out"] + table["split: rl", source]["out"]
+        split = sum(table[f"split: {name}", source]["out"] for name in ("sft", "rl"))
         assert split == table["verify", source]["out"]
     for row in finished.counts:
         assert row["in"] == row["out"] + row["dropped"]
@@ -184,17 +184,8 @@ def test_order_and_result_do_not_depend_on_concurrency(world, teacher_url, finis
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(
-    world, teacher_url, finished, tmp_path, monkeypatch
+    world, teacher_url, finished, tmp_path, count_replies
 ):
-    items, images = world
-    answer, answered = LocalTeacher.reply, []
-
-    def slow(self, model, messages):
-        time.sleep(0.03)
-        answered.append(model)
-        return answer(self, model, messages)
-
-    monkeypatch.setattr(LocalTeacher, "reply", slow)
     code = (
         "import signal, sys; from vlaa_lib import construct, records\n"
         # a shell's background jobs, and so what they start, ignore Ctrl-C
@@ -204,10 +195,10 @@ def test_an_interrupted_run_resumes_to_the_same_result(
         "limits = construct.Limits(concurrency=4)\n"
         "construct.run(items, path + '/images', url, out, limits=limits, progress=False)\n"
     )
-    command = [sys.executable, "-c", code, str(images.parent), teacher_url, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(world[1].parent), teacher_url, str(tmp_path)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while len(answered) < 25 and child.poll() is None and time.monotonic() < deadline:
+    while len(count_replies) < 25 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=20)
@@ -215,12 +206,12 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert b"KeyboardInterrupt" in stderr and b"never retrieved" not in stderr
     assert not (tmp_path / "sft.jsonl").exists()
     paid = num_paid(tmp_path)
-    time.sleep(0.3)  # what the dead child had still asked is answered to nobody
-    assert paid >= 15 and len(answered) - paid <= 4 + 1
-    answered.clear()
-    resumed = run(items, images, teacher_url, tmp_path, concurrency=4)
+    time.sleep(0.3)  # what the dead child had still asked is count_replies to nobody
+    assert paid >= 15 and len(count_replies) - paid <= 4 + 1
+    count_replies.clear()
+    resumed = run(*world, teacher_url, tmp_path, concurrency=4)
     assert outputs(tmp_path) == outputs(finished.out)
-    assert len(answered) == totals(finished, "calls") + refused(finished) - paid
+    assert len(count_replies) == totals(finished, "calls") + refused(finished) - paid
     assert totals(resumed, "calls") == totals(finished, "calls") - paid
 
 

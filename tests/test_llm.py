@@ -20,21 +20,8 @@ from PIL import Image
 import fault_server
 from fault_server import GOOD, KINDS, RETRIED, completion, endpoint, faulty_teacher
 from test_construct import NOBODY, num_paid, outputs, run, totals
-from vlaa_lib import Halted, VlaaError, construct, pocket, prompts
-from vlaa_lib.llm import (
-    CallFailed,
-    Endpoint,
-    Ledger,
-    Limits,
-    Reply,
-    Request,
-    Spent,
-    ask_all,
-    call_key,
-    client,
-    fill,
-    messages,
-)
+from vlaa_lib import Halted, VlaaError, construct, llm, pocket, prompts
+from vlaa_lib.llm import CallFailed, Ledger, Reply, client, messages
 from vlaa_lib.pocket import microworld
 
 
@@ -117,7 +104,7 @@ def test_the_ledger_tells_every_part_of_a_call_apart():
     base = ("verify", "m", {"temperature": 0.0}, "prompt", "image")
     others = ("rewrite", "n", {"temperature": 0.1}, "prompt ", "")
     calls = [(*base[:i], other, *base[i + 1 :]) for i, other in enumerate(others)]
-    assert len({call_key(*base), *(call_key(*call) for call in calls)}) == 6
+    assert len({llm.call_key(*base), *(llm.call_key(*call) for call in calls)}) == 6
 
 
 def test_the_ledger_keeps_the_first_reply(tmp_path):
@@ -324,10 +311,10 @@ def test_a_wrong_endpoints_file_is_named(tmp_path, text, match):
 
 def ask(base_url, text, folder, **limits):
     """Ask the endpoint to rewrite a text; return its reply, or why there is none."""
-    said = [Request("rewrite", fill(prompts.REWRITE_PROMPT, input=text))]
-    made = Endpoint("teacher-rewrite", base_url)
-    limits = Limits(**{"max_retries": 4, "timeout_s": 20.0} | limits)
-    return ask_all(said, made, folder / "l.sqlite", limits=limits)[0]
+    said = [llm.Request("rewrite", llm.fill(prompts.REWRITE_PROMPT, input=text))]
+    made = llm.Endpoint("teacher-rewrite", base_url)
+    limits = llm.Limits(**{"max_retries": 4, "timeout_s": 20.0} | limits)
+    return llm.ask_all(said, made, folder / "l.sqlite", limits=limits)[0]
 
 
 READ = {"drip": "", "empty": "empty reply", "truncated": "reply cut at the token limit"}
@@ -362,20 +349,19 @@ def test_equal_questions_are_one_call_and_a_failure_is_one_answers(tmp_path):
         said = body["messages"][0]["content"]
         return (422, "not that", {}) if said == "bad" else (200, said.upper(), {})
 
+    spent, ledger = llm.Spent(), tmp_path / "l.sqlite"
+    asked = [llm.Request("judge", text) for text in ("a", "b", "a", "bad", "c", "d")]
     with endpoint(answer) as (base_url, bodies):
-        made = Endpoint("m", base_url, price=(1.0, 1.0))
-        asked = [Request("judge", text) for text in ("a", "b", "a", "bad", "c")]
-        spent = Spent()
-        found = ask_all(asked, made, tmp_path / "l.sqlite", spent=spent)
+        made = llm.Endpoint("m", base_url, price=(1.0, 1.0))
+        found = llm.ask_all(asked[:5], made, ledger, spent=spent)
         assert len(bodies) == 4 and spent.tokens == 3 * 9
-        again = ask_all(asked[:3], made, tmp_path / "l.sqlite", spent=spent)
+        again = llm.ask_all(asked[:3], made, ledger, spent=spent)
         assert again == found[:3] and len(bodies) == 4
         with pytest.raises(Halted, match=r"judge: the budget of 9 tokens .*l\.sqlite"):
-            tight = Limits(max_tokens=9)
-            ask_all([Request("judge", "d")], made, tmp_path / "l.sqlite", limits=tight, spent=spent)
+            llm.ask_all(asked[5:], made, ledger, limits=llm.Limits(max_tokens=9), spent=spent)
     assert [reply.text for reply in found if isinstance(reply, Reply)] == ["A", "B", "A", "C"]
     assert found[3].reason == "refused by the endpoint (HTTP 422)" and "not that" in found[3].detail
-    assert ask_all([], made, tmp_path / "l.sqlite") == []
+    assert llm.ask_all([], made, ledger) == []
 
 
 @pytest.fixture(scope="module")

@@ -58,40 +58,35 @@ def test_rewrite_rules(text, seen):
     assert teacher.rewrite(text) == seen
 
 
-@pytest.mark.parametrize(
-    ("gold", "pred", "agree"),
-    [
-        ("3", "3", True),
-        ("3", "3.0", True),
-        ("3", "4 minus 1 leaves 3 objects.", True),
-        ("3", "3 minus 1 leaves 2", False),
-        ("3", "13", False),
-        ("3", "\\frac{1}{3}", False),
-        ("3", "three", False),
-        ("3", "", False),
-        ("-2", "-2", True),
-        ("-2", "2", False),
-        ("B", "B", True),
-        ("B", "(b).", True),
-        ("B", "Option B: red", True),
-        ("B", "Choice A, no, choice B", True),
-        ("B", "A", False),
-        ("B", "triangle ABC has side B", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.1,0.1,0.5,0.6]", True),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.5, 0.5, 0.9, 0.9]", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "[0.1, 0.1, 0.5]", False),
-        ("[0.1, 0.1, 0.5, 0.5]", "near the top", False),
-        ("2x + 1", "$2x+1$", True),
-        ("2x + 1", "2x - 1", False),
-        ("|x|", "x", False),
-        ("blue", "It is blue.", True),
-        ("blue", "bluebell", False),
-        ("There are 2 red cubes.", "I count 2 red cubes. There is 1 blue ball.", True),
-        ("There are 2 red cubes.", "There are 3 red cubes.", False),
-    ],
-)
-def test_verify_rules(gold, pred, agree):
-    assert teacher.agrees(gold, pred) is agree
+# gold -> answers that agree with it, answers that do not
+VERDICTS = {
+    "3": (
+        ["3", "3.0", "4 minus 1 leaves 3 objects."],
+        ["3 minus 1 leaves 2", "13", "\\frac{1}{3}", "three", ""],
+    ),
+    "-2": (["-2"], ["2"]),
+    "B": (
+        ["B", "(b).", "Option B: red", "Choice A, no, choice B"],
+        ["A", "triangle ABC has side B"],
+    ),
+    "[0.1, 0.1, 0.5, 0.5]": (
+        ["[0.1,0.1,0.5,0.6]"],
+        ["[0.5, 0.5, 0.9, 0.9]", "[0.1, 0.1, 0.5]", "near the top"],
+    ),
+    "2x + 1": (["$2x+1$"], ["2x - 1"]),
+    "|x|": ([], ["x"]),
+    "blue": (["It is blue."], ["bluebell"]),
+    "There are 2 red cubes.": (
+        ["I count 2 red cubes. There is 1 blue ball."],
+        ["There are 3 red cubes."],
+    ),
+}
+
+
+@pytest.mark.parametrize("gold", VERDICTS)
+def test_verify_rules(gold):
+    good, bad = VERDICTS[gold]
+    assert [pred for pred in (*good, *bad) if teacher.agrees(gold, pred)] == good
 
 
 def test_the_server_answers_the_official_client(world):
@@ -129,9 +124,9 @@ def test_the_server_answers_the_official_client(world):
             ("teacher-caption", prompts.CAPTION_PROMPT, 422, "only knows micro-world images"),
             ("teacher-caption", "hello", 422, "only understands"),
             ("teacher-distil", "hello", 422, "only understands"),
-            ("teacher-distil", think.replace("How many", "Why are"), 422, ""),
+            ("teacher-distil", think.replace("How many", "Why are"), 422, "."),
             ("teacher-verify", think, 422, "only understands"),
-            ("teacher-caption", [look[0] | {"image_url": {"url": ";base64,x"}}], 400, ""),
+            ("teacher-caption", [look[0] | {"image_url": {"url": ";base64,x"}}], 400, "base64"),
             ("teacher-caption", [{"type": "image_url"}], 400, "expected JSON"),
         ]:
             with pytest.raises(openai.APIStatusError, match=said) as caught:

@@ -73,9 +73,8 @@ class LocalTeacher:
                 raise Refusal(422, "unknown_image", said)
             return text, narrator.caption(self._scenes[image], self._rates, rng)
         if model == "teacher-distil":
-            sight, question = slots["caption"], slots["question"]
             try:
-                told = narrator.reason(sight, question, self._rates, rng)
+                told = narrator.reason(slots["caption"], slots["question"], self._rates, rng)
             except narrator.CannotAnswer as error:
                 raise Refusal(422, "cannot_answer", str(error)) from None
             return text, prompts.join_think_answer(*told)
