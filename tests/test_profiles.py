@@ -82,6 +82,13 @@ BAD = [
     ("grpo.min_learning_rate", 1.0, "between 0 and grpo.learning_rate"),
     ("grpo.loss_type", "ppo", "'grpo', 'bnpo'"),
     ("grpo.reward_model", "judge", r"grpo\.endpoints: a judge"),
+    ("grpo.process_weight", 0.5, "above 0 only with grpo.process_model"),
+    ("grpo.process_weight", -1.0, "greater than or equal to 0"),
+    ("prm.loss", "l1", "'mse' or 'bce'"),
+    ("prm.held_out", 1.5, "less than or equal to 1"),
+    ("prm.per_device_batch", 3, "prm.global_batch: 8 is not per_device_batch 3 x"),
+    ("search.exploration", -1.0, "greater than or equal to 0"),
+    ("search.rollouts", 0, "greater than 0"),
 ]
 
 

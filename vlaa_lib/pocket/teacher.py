@@ -42,10 +42,7 @@ class Refusal(Exception):
 
 
 class LocalTeacher:
-    """Answer the four kinds of request; the model name says which kind it is.
-
-    Arguments are those of `serve_teacher`.
-    """
+    """Answer the four kinds of request, which the model names; arguments as of `serve_teacher`."""
 
     def __init__(self, scenes: Mapping[str, dict], rates: Rates | None = None) -> None:
         self._scenes, self._rates = scenes, rates or Rates()

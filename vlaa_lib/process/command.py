@@ -84,8 +84,7 @@ def judge_steps(
         limits = llm.Limits(concurrency, max_cost=max_cost)
         scorer = scorers.endpoint_judge(endpoint, *given, limits)
         name = scorer.name
-    parts = [scorers.score_pool(scorer, load(folder), made) for folder in pools]
-    found = {key: values for part in parts for key, values in part.items()}
+    found = scorers.score_pools(scorer, map(load, pools), made)
     scorers.write(out, name, found)
     if isinstance(scorer, scorers.StepJudge):
         show([{"no score": k, "steps": n} for k, n in scorer.unusable.most_common()])

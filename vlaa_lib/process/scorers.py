@@ -55,6 +55,12 @@ def score_pool(scorer: Scorer, pool: Pool, records: Iterable[Record]) -> Scores:
     return dict(zip(keys, found, strict=True))
 
 
+def score_pools(scorer: Scorer, pools: Iterable[Pool], records: Sequence[Record]) -> Scores:
+    """Score pools with `score_pool`, one after the other."""
+    parts = [score_pool(scorer, pool, records) for pool in pools]
+    return {key: values for part in parts for key, values in part.items()}
+
+
 def step_truth(
     records: Sequence[Record], solutions: Sequence[list[str]], with_answer: bool = False
 ) -> list[list[float]]:

@@ -95,8 +95,7 @@ def scores(cfg: Settings, run: Path) -> dict[str, Scores]:
 def _score(
     file: Path, name: str, scorer: Scorer, found: list[Pool], made: list[Record]
 ) -> None:
-    parts = [scorers.score_pool(scorer, one, made) for one in found]
-    scorers.write(file, name, {key: values for part in parts for key, values in part.items()})
+    scorers.write(file, name, scorers.score_pools(scorer, found, made))
 
 
 def best_of_n(cfg: Settings, run: Path) -> Rows:

@@ -205,16 +205,16 @@ def _training(source: str, rng: random.Random) -> tuple[dict, Problem]:
 
 def _options(
     problem: Problem, scene: dict, rng: random.Random, is_choice: bool | None = None
-) -> tuple[list[str], str]:
-    """Return (options, letter), or ([], the answer itself) where the answer is to be free."""
+) -> tuple[list[str], str, str]:
+    """Return (options, letter, "mcq") or, of a free answer, ([], the answer itself, its reward)."""
     if is_choice is None:  # never of a negative one: its minus would give it away
         is_choice = problem.right.isdigit() and rng.random() < 0.4
     if problem.reward and not is_choice:
-        return [], problem.right
+        return [], problem.right, problem.reward
     wrong = problem.wrong or questions.rivals(problem.kind, problem.right, scene, rng)
     options = [problem.right, *wrong]
     rng.shuffle(options)
-    return options, "ABCD"[options.index(problem.right)]
+    return options, "ABCD"[options.index(problem.right)], "mcq"
 
 
 # source -> MathVista's task and skills, MathVerse's subject, DynaMath's subject and level
@@ -243,8 +243,7 @@ _HINTS = {
 def _mathvista(index: int, rng: random.Random) -> list[Row]:
     source, (task, skills) = list(_MATHVISTA.items())[index % len(_MATHVISTA)]
     scene, problem = _training(source, rng)
-    options, answer = _options(problem, scene, rng)
-    reward = "mcq" if options else problem.reward
+    options, answer, reward = _options(problem, scene, rng)
     return [
         _row(
             scene,
@@ -264,13 +263,13 @@ def _mathvista(index: int, rng: random.Random) -> list[Row]:
 def _mathverse(index: int, rng: random.Random) -> list[Row]:
     source, subject = list(_MATHVERSE.items())[index % len(_MATHVERSE)]
     scene, problem = _training(source, rng)
-    options, answer = _options(problem, scene, rng)
+    options, answer, reward = _options(problem, scene, rng)
     generic = "Read the question in the picture and answer it."
     drawn = lettered(options).partition("\nChoices:\n")[2].replace("\n", "   ")
     return [
         _row(
             scene,
-            "mcq" if options else problem.reward,
+            reward,
             draw_question(render(scene), f"{problem.text}\n{drawn}".strip()),
             question=generic,
             query_cot=f"{generic} Reason step by step first.",
@@ -292,11 +291,11 @@ def _dynamath(index: int, rng: random.Random) -> list[Row]:
     golds = set()
     while len(made) < VARIANTS:
         golds.add(problem.right)
-        options, answer = _options(problem, scene, rng, is_choice)
+        options, answer, reward = _options(problem, scene, rng, is_choice)
         free = "text" if problem.reward == "math" else "float"
         row = _row(
             scene,
-            "mcq" if options else problem.reward,
+            reward,
             question=problem.text + lettered(options),
             varid=len(made) + 1,
             answer=answer,
@@ -324,11 +323,11 @@ def _mathvision(index: int, rng: random.Random) -> list[Row]:
     while problem is None:
         scene = scenes.draw(compositions.SINGLE[number][0], "bench", rng)
         problem = compositions.single(number, scene, rng)
-    options, answer = _options(problem, scene, rng)
+    options, answer, reward = _options(problem, scene, rng)
     return [
         _row(
             scene,
-            "mcq" if options else problem.reward,
+            reward,
             question=problem.text + lettered(options),
             choices=repr(options),
             answer=answer,
@@ -347,7 +346,7 @@ def _wemath(index: int, rng: random.Random) -> list[Row]:
         problems = template(scene, rng)
     steps, made = f"{len(problems) - 1}steps", []
     for number, problem in enumerate(problems, 1):
-        options, answer = _options(problem, scene, rng, is_choice=True)
+        options, answer, _ = _options(problem, scene, rng, is_choice=True)
         row = _row(scene, "mcq", question=problem.text, answer=answer, hint="")
         row |= dict(zip("ABCDE", [*options, NONE_RIGHT], strict=True))
         row |= {"ID": f"{steps}_{index // 2 + 1}", "knowledge concept": problem.topic}
