@@ -137,8 +137,7 @@ def _dynamath(kind: str, gold: str, text: str) -> Verdict:
 
 
 def _float(text: str) -> float | None:
-    words = text.split()
-    word = words[0] if words else ""
+    word = (text.split() or [""])[0]
     factor = math.pi if word.endswith("π") else 1.0
     try:
         return float(word.removesuffix("π")) * factor

@@ -74,11 +74,9 @@ def _mathverse(rows: dict[str, Row]) -> Earned:
     """Also group by subject and subfield, which stand in the column `metadata`."""
     told = {}
     for index, row in rows.items():
-        # apostrophes inside texts are read as well, which the kit cannot
-        found = literal(row.get("metadata"))
-        more = found if isinstance(found, dict) else {}
-        own = {key: text_of(more.get(key)) for key in ("subject", "subfield") if more}
-        told[index] = row | own
+        more = literal(row.get("metadata"))  # apostrophes in texts too, which the kit cannot read
+        own = more if isinstance(more, dict) else {}
+        told[index] = row | {key: text_of(own.get(key)) for key in ("subject", "subfield") if own}
     return _by(told, "problem_version", "question_type", "subject", "subfield"), 0, 0
 
 
