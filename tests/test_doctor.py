@@ -142,7 +142,8 @@ def test_a_trace_store_is_read_with_its_groups(micro):
     sampled = doctor.read(folder / "traces", made)
     assert sampled.groups == [f"grpo/{step}/{made[0].id}" for step in (0, 0, 1, 1)]
     assert call(folder, "--completions", folder / "traces") == 1  # each group is of one mind
-    assert rewards.doctor(sampled.records, sampled.completions)[0]["zero_variance"] == 0.0
+    found = rewards.examine(sampled.records, sampled.completions)
+    assert found.table[0]["zero_variance"] == 0.0
 
 
 def test_an_id_that_is_a_number_and_an_array_are_read(tmp_path):
@@ -200,7 +201,7 @@ def test_doctor_sums_up_each_part():
     found = rewards.examine(made, texts)
     assert [reject.id for reject in found.bad_golds] == ["bad"]
     assert [text for _, text in found.usable] == texts[:-1] and len(found.scores) == 6
-    assert found.table == rewards.doctor(made, texts) and found.problem is None
+    assert found.problem is None
     digit, box, everything = found.table
     assert digit == {
         "part": "digit", "n": 4, "hit_rate": 0.5, "format_rate": 0.75, "mean": 0.5, "low": 0.0,
@@ -222,10 +223,9 @@ def test_doctor_sums_up_each_part():
     ([], None, None, "no completion could be scored"),
 ])
 def test_dead_rewards_are_named(texts, groups, zero_variance, reason):
-    table = rewards.doctor([GOOD[0]] * len(texts), texts, groups)
-    found = rewards.dead(table)
-    assert found is None if reason is None else found.startswith(reason)
-    assert table[0]["zero_variance"] == zero_variance
+    found = rewards.examine([GOOD[0]] * len(texts), texts, groups)
+    assert found.problem is None if reason is None else found.problem.startswith(reason)
+    assert found.table[0]["zero_variance"] == zero_variance
 
 
 def test_tried_answers_keep_their_kind_and_say_why():

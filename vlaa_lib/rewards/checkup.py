@@ -70,19 +70,12 @@ def examine(
         ]
         bad_golds = sum(r.id in bad and part in (r.reward, "all") for r in distinct)
         table.append({"part": part, **_summary(mine), "bad_golds": bad_golds})
-    problem = dead(table)
+    problem = _problem(table[-1])
     warnings = [f"{row['part']}: {said}" for row in table[:-1] if (said := _problem(row))]
     return Checkup(
         table, reasons(made, texts, scores), rejects, problem, [] if problem else warnings,
         list(zip(made, texts, strict=True)), scores,
     )  # fmt: skip
-
-
-def doctor(
-    records: Sequence[Record], completions: Sequence[str], groups: Sequence[Hashable] | None = None
-) -> list[dict[str, Any]]:
-    """Return the table of `examine` alone."""
-    return examine(records, completions, groups).table
 
 
 def reasons(
@@ -140,16 +133,8 @@ def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
     }
 
 
-def dead(table: list[dict[str, Any]]) -> str | None:
-    """Say why a table of `doctor` means that nothing can be learnt, with the remedy; None if alive.
-
-    >>> dead(doctor([], []))
-    'no completion could be scored: sample some, and see the golds that fail the audit'
-    """
-    return _problem(next(row for row in table if row["part"] == "all"))
-
-
 def _problem(row: dict[str, Any]) -> str | None:
+    """Say why a row of the table means that nothing can be learnt, with the remedy."""
     if not row["n"]:
         return "no completion could be scored: sample some, and see the golds that fail the audit"
     if row["high"] == 0:

@@ -198,19 +198,19 @@ def mixed_reward(
     records = from_columns(columns)
     if len(records) != len(completions):
         raise ValueError(f"{len(records)} records for {len(completions)} completions")
-    texts = map(text_of, completions)
-    rows = [(r, t) for r, t in zip(records, texts, strict=True) if r.reward in parts]
-    found = score_all([r for r, _ in rows], [t for _, t in rows], reward_model)
-    rest = iter(found)
-    scores = [next(rest) if r.reward in parts else None for r in records]
+    chosen = [i for i, r in enumerate(records) if r.reward in parts]
+    texts = [text_of(completions[i]) for i in chosen]
+    found = score_all([records[i] for i in chosen], texts, reward_model)
+    scores: list[Score | None] = [None] * len(records)
+    for i, score in zip(chosen, found, strict=True):
+        scores[i] = score
     if log_extra:
         log_extra("reason", [s.reason if s else "" for s in scores])
         log_extra("record_id", [r.id for r in records])
     if log_metric and found:
-        by_part: dict[str, list[float]] = {}  # a part may be missing on some of TRL's processes
-        for (record, _), score in zip(rows, found, strict=True):
-            by_part.setdefault(record.reward, []).append(score.value)
-        for part, values in by_part.items():
+        # TRL collects the names of all processes: a part may be missing on some of them
+        for part in dict.fromkeys(records[i].reward for i in chosen):
+            values = [scores[i].value for i in chosen if records[i].reward == part]
             log_metric(f"reward_{part}", sum(values) / len(values))
         log_metric("format_rate", sum(not s.is_format for s in found) / len(found))
     return [s.value if s else None for s in scores]

@@ -61,18 +61,19 @@ def calibration(
         said = problem or ("" if is_known else "no score")
         values = record.id, kind, is_right, len(answer), score, reference, reward, said
         rows.append(dict(zip(ROWS, values, strict=True)))
-    frame = pd.DataFrame(rows, columns=ROWS).astype({"score": float, "reward": float})
+    types = {"score": float, "reward": float, "is_right": bool}
+    frame = pd.DataFrame(rows, columns=ROWS).astype(types)
     kinds = [
         {"kind": kind, "is_right": bool(is_right)} | _distribution(those)
         for (kind, is_right), those in frame.groupby(["kind", "is_right"], sort=False)
     ]
     known = frame[frame["score"].notna()]
-    within = [_auc(those) for _, those in known.groupby("record_id", sort=False)]
-    within = [value for value in within if value is not None]
+    by_record = [_auc(those) for _, those in known.groupby("record_id", sort=False)]
+    within = [value for value in by_record if value is not None]
     return Calibration(rows, kinds, {
         "n": len(frame), "unscored": len(frame) - len(known), "auc": _auc(known),
         "auc_within": sum(within) / len(within) if within else None,
-        "length_rho": _rho(known), "length_rho_right": _rho(known[known["is_right"].astype(bool)]),
+        "length_rho": _rho(known), "length_rho_right": _rho(known[known["is_right"]]),
     })  # fmt: skip
 
 
@@ -87,11 +88,11 @@ def _distribution(rows: pd.DataFrame) -> dict[str, Any]:
 
 def _auc(rows: pd.DataFrame) -> float | None:
     """Return the area under the ROC curve, by rank sums (Mann and Whitney)."""
-    is_right = rows["is_right"].astype(bool)
-    num_right, num_wrong = int(is_right.sum()), int((~is_right).sum())
+    num_right = int(rows["is_right"].sum())
+    num_wrong = len(rows) - num_right
     if not num_right or not num_wrong:
         return None
-    total = float(rows["score"].rank()[is_right].sum())
+    total = float(rows["score"].rank()[rows["is_right"]].sum())
     return (total - num_right * (num_right + 1) / 2) / (num_right * num_wrong)
 
 

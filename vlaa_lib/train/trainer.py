@@ -221,11 +221,11 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         if not self.dead_rounds or self._silent < self.dead_rounds:
             return
         asked, said = from_columns(_columns(inputs)), [row["completion"] for row in rows]
-        table = rewards.doctor(asked, said)
+        found = rewards.examine(asked, said)
         raise DeadReward(
             f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
-            f"whose rewards differ; {rewards.dead(table)}. The doctor on the last round:\n"
-            + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in table)
+            f"whose rewards differ; {found.problem}. The doctor on the last round:\n"
+            + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in found.table)
         )
 
     def _trace_rows(self, inputs: list[Row], output: dict[str, Any]) -> list[Row]:
