@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlaa_lib.llm import CallFailed, Endpoint, Limits, Request, call_key, fill
+from vlaa_lib.llm import Endpoint, Limits, Request, call_key, fill
 from vlaa_lib.rewards.reward_models import Judge as Grader
 from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS
 
@@ -48,13 +48,8 @@ class Judge(Grader):
     def extract(self, asked: Sequence[tuple[Task, str]]) -> list[str | None]:
         """Return what the judge copied from each completion, or None."""
         requests = [Request("judge", self.prompt(made, text)) for made, text in asked]
-        found: list[str | None] = []
-        for reply in self.replies(requests):
-            if problem := reply.reason if isinstance(reply, CallFailed) else reply.problem:
-                self.unusable[problem.partition(":")[0]] += 1
-            text = None if problem else reply.text.strip()
-            found.append(None if text == NO_ANSWER else text)
-        return found
+        texts = [text and text.strip() for text in self.texts(requests)]
+        return [None if text == NO_ANSWER else text for text in texts]
 
     @staticmethod
     def prompt(made: Task, text: str) -> str:

@@ -222,19 +222,25 @@ class Judge(_Sighted):
             llm.Request("judge", llm.fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
             for r, answer in zip(records, answers, strict=True)
         ]
-        return [self._read(reply) for reply in self.replies(requests)]
+        return [None if text is None else self._read(text) for text in self.texts(requests)]
+
+    def texts(self, requests: list[llm.Request]) -> list[str | None]:
+        """Return the text of each reply; None where it is unusable, which is counted."""
+        found: list[str | None] = []
+        for reply in self.replies(requests):
+            problem = reply.reason if isinstance(reply, llm.CallFailed) else reply.problem
+            found.append(None if problem else reply.text)
+            if problem:  # what stands behind the colon of a refusal quotes the model
+                self.unusable[problem.partition(":")[0]] += 1
+        return found
 
     def replies(self, requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         """Return the reply to each request of the step `judge`, or why there is none."""
         given = self._endpoint, self._ledger, self._images, self._limits, self._spent
         return llm.ask_all(requests, *given)
 
-    def _read(self, reply: llm.Reply | llm.CallFailed) -> float | None:
-        if isinstance(reply, llm.CallFailed):
-            self.unusable[reply.reason] += 1
-            return None
-        value = None if reply.problem else read_score(reply.text)
+    def _read(self, text: str) -> float | None:
+        value = read_score(text)
         if value is None:
-            # the part before the colon: a refusal quotes the model
-            self.unusable[reply.problem.partition(":")[0] or "no number from 0 to 10"] += 1
+            self.unusable["no number from 0 to 10"] += 1
         return value
