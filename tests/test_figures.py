@@ -5,7 +5,6 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from plotly.offline import get_plotlyjs
 
 import chromium
 from vlaa_lib import ROOT, VlaaError, traces
@@ -46,9 +45,8 @@ def test_models_look_alike_everywhere_and_unlike_each_other():
     colors = [mark.marker.color for mark in bars_of(drawn)]
     assert colors == [style.style_of(m).color for m in ("instruct", "grpo")]
     along = figures.bars([{"model": "sft", "v": 1}, {"model": "grpo", "v": 2}], "model", "v")
-    assert [mark.marker.color for mark in along.data] == [
-        style.style_of(m).color for m in ("sft", "grpo")]
-    assert [list(mark.x) for mark in along.data] == [["SFT"], ["GRPO"]]
+    assert [(mark.marker.color, *mark.x) for mark in along.data] == [
+        (style.style_of(m).color, style.style_of(m).label) for m in ("sft", "grpo")]
 
 
 def test_a_figure_is_a_table_as_well(tmp_path):
@@ -79,7 +77,7 @@ def test_text_stays_text(draw):
     assert "<a href" not in said and "<b>" not in said and "<script" not in said
     assert "&lt;a href=" in said and "&lt;b&gt;y" in said  # plotly shows it as it was written
     page = figures.html(figure)
-    assert len(page) < 30_000 and get_plotlyjs() in figures.html(figure, include_js=True)
+    assert len(page) < 30_000
     assert page.count("<script") == page.count("</script") and "alert(1)</script>" not in page
 
 
@@ -110,12 +108,6 @@ def test_many_lines_have_whiskers_few_have_bands():
     assert [mark.fill for mark in few.data] == ["toself", None] * 4
     assert list(few.data[0].y) == [0.4, 0.4, 0.6, 0.6]
     assert figures.learning_curve([{"n": 0, "v": 1}], "n", "v").data[0].fill is None
-
-
-def test_a_figure_without_numbers_is_refused():
-    for draw in (figures.learning_curve, figures.bars):
-        with pytest.raises(ValueError, match="no row"):
-            draw([{"s": 1, "v": ""}], "s", "v")
 
 
 def test_accuracy_bars_have_intervals_and_the_blank_twin():
@@ -246,8 +238,7 @@ def test_the_aha_map_counts_per_hundred_traces_above_the_papers_in_grey():
     assert set(theirs.y) == {"paper: theirs"}
     figure = models.aha_map(given)
     (cell,) = [r for r in figure.rows if r["model"] == "sft" and r["phrase"] == "wait"]
-    assert cell["per 100 traces"] == 200 and cell["n"] == 8
-    assert len(figure.data) == 1, "the paper's are no numbers of ours"
+    assert (cell["per 100 traces"], cell["n"], len(figure.data)) == (200, 8, 1)
 
 
 def test_means_by_model_leave_out_what_is_not_known_and_say_of_how_many():
@@ -262,6 +253,8 @@ def test_means_by_model_leave_out_what_is_not_known_and_say_of_how_many():
     assert figure.data[0].x[0] == "SFT<br>3 traces"
     with pytest.raises(ValueError, match="no row has a number"):
         models.by_model(rows(false_share=None))
+    with pytest.raises(ValueError, match="no row has numbers in both"):
+        models.length_and_right(rows(words=None))
 
 
 def test_reward_by_truth_puts_many_false_steps_together():
@@ -286,8 +279,7 @@ def test_second_thoughts_are_counted_by_outcome_and_model():
 
 
 def test_length_and_right_cuts_into_equal_parts():
-    given = [row | {"record_id": f"r{i}", "words": i, "correct": i >= 6}
-             for i, row in enumerate(rows(n=8))]
+    given = [row | {"words": i, "correct": i >= 6} for i, row in enumerate(rows(n=8))]
     figure = models.length_and_right(given)
     assert [(r["words"], r["right"]) for r in figure.rows] == [
         (0.5, 0.0), (2.5, 0.0), (4.5, 0.0), (6.5, 1.0)]

@@ -40,19 +40,7 @@ def side(text="", **more):
     return {"name": "sft", "text": text, "reward": 0.5, "reason": "ok", "tokens": 3} | more
 
 
-# --- traces as HTML
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-@pytest.mark.parametrize("field", ["question", "gold", "name", "text", "reason", "tokens"])
-def test_model_text_stays_text(payload, field):
-    item = {"image": None, "question": "q", "gold": "g", "sides": [side("a"), side("b")]}
-    clean = tags(html.render([item])) | {"code", "mark", "strong", "small", "br"}
-    if field in item:
-        item[field] = payload
-    else:
-        item["sides"][1][field] = payload
-    assert tags(html.render([item])) <= clean
+# --- traces as HTML; hostile text in them: test_viewer.py
 
 
 @given(st.text(alphabet=st.sampled_from("<>/&wait\"' \nthinkanswer3"), max_size=80))

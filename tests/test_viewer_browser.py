@@ -75,6 +75,21 @@ def viewer(browser, examples):
         found.context.close()
 
 
+@pytest.fixture
+def page_file(browser, tmp_path):
+    """Return a function that writes examples as a page and opens it from its file."""
+    opened = []
+
+    def write(given, place=""):
+        path = html.to_html(given, tmp_path / "page.html")
+        opened.append(chromium.Watched(browser, path.as_uri()))
+        opened[0].page.goto(path.as_uri() + place)
+        return opened[0]
+
+    yield write
+    opened[0].context.close()
+
+
 def value(page, key):
     return page.evaluate("(key) => window.model.get(key)", key)
 
@@ -113,10 +128,8 @@ def test_an_attack_that_did_run_would_be_seen(browser):
     found.context.close()
 
 
-def test_the_page_keeps_to_itself(browser, tmp_path):
-    path = html.to_html(viewer_cases.hostile(), tmp_path / "page.html")
-    found = chromium.Watched(browser, path.as_uri())
-    found.page.goto(path.as_uri())
+def test_the_page_keeps_to_itself(page_file):
+    found = page_file(viewer_cases.hostile())
     found.page.locator(".vlaa-traces .body").first.wait_for()
     assert not found.hits()
     # even where text had become markup, the page's own policy would stop it
@@ -128,20 +141,15 @@ def test_the_page_keeps_to_itself(browser, tmp_path):
     found.page.wait_for_timeout(300)
     assert not found.page.evaluate("'hit' in window")
     assert "Content Security Policy" in " ".join(found.trouble)
-    found.context.close()
 
 
-def test_the_page_is_linked_by_example(browser, examples, tmp_path):
-    path = html.to_html(examples, tmp_path / "page.html")
-    found = chromium.Watched(browser, path.as_uri())
-    found.page.goto(f"{path.as_uri()}#{examples[3]['id']}")
-    status = found.page.locator(".status")
-    assert examples[3]["id"] in status.inner_text()
+def test_the_page_is_linked_by_example(page_file, examples):
+    found = page_file(examples, f"#{examples[3]['id']}")
+    assert examples[3]["id"] in found.page.locator(".status").inner_text()
     found.page.keyboard.press("ArrowRight")  # at once: the page has nothing else for keys
     assert found.page.url.endswith(f"#{examples[4]['id']}")
     assert found.page.locator("img").evaluate("(image) => image.naturalWidth") > 50
     assert not found.hits()
-    found.context.close()
 
 
 # --- what the controls do
@@ -188,10 +196,6 @@ def test_filters_choose_what_python_would(viewer, examples):
     control(page, "search").fill("BLUE")
     expect(lambda e: "blue" in (e["id"] + e["question"] + e["gold"]
                                 + "".join(s["text"] for s in e["sides"])).lower())
-
-
-def test_a_filter_that_nothing_passes_says_so(viewer):
-    page = viewer().page
     control(page, "search").fill("no such words")
     assert page.get_by_text("No example passes the filters.").is_visible()
     assert not page.locator(".main").is_visible() and value(page, "shown") == []
@@ -203,19 +207,18 @@ def test_keys_step_search_and_zoom(viewer, examples):
     page = viewer().page
     ids = [example["id"] for example in examples]
     page.locator(".overview button").nth(2).click()
-    for key, at in (("ArrowRight", 3), ("ArrowLeft", 2), ("End", -1), ("ArrowRight", -1),
-                    ("Home", 0), ("ArrowLeft", 0), ("ArrowRight", 1)):
+    keys = ["ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft", "ArrowRight"]
+    for key, at in zip(keys, (3, 2, -1, -1, 0, 0, 1), strict=True):
         page.keyboard.press(key)
         assert value(page, "selected") == ids[at], key
         focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
         assert focused.startswith(f"{ids[at]}: "), "the focus goes along"
     page.keyboard.press("Home")  # to the one with a picture
-    width = "(node) => node.getBoundingClientRect().width"
-    before = page.locator(".sheet").evaluate(width)
-    page.keyboard.press("+")
-    assert page.locator(".sheet").evaluate(width) == pytest.approx(2 * before, rel=0.1)
-    page.keyboard.press("0")
-    assert page.locator(".sheet").evaluate(width) == pytest.approx(before, rel=0.1)
+    sheet = page.locator(".sheet")
+    before = sheet.bounding_box()["width"]
+    for key, times in (("+", 2), ("0", 1)):
+        page.keyboard.press(key)
+        assert sheet.bounding_box()["width"] == pytest.approx(times * before, rel=0.1)
     page.keyboard.press("/")
     page.keyboard.type("blue+0")
     assert value(page, "filters") == {"search": "blue+0"} and value(page, "shown") == []
@@ -231,7 +234,10 @@ def test_without_examples_there_is_nothing_to_act_on(viewer):
 
 
 def test_python_and_a_second_view_take_the_same_road(viewer, examples):
-    page = viewer().page
+    page = viewer(filters={"source": "plot"}).page  # set before it is drawn
+    assert control(page, "source").input_value() == "plot"
+    assert value(page, "shown") == [e["id"] for e in examples if e["source"] == "plot"]
+    assert page.locator(".overview button").count() == len(value(page, "shown")) > 0
     ids = [example["id"] for example in examples]
     page.evaluate(SET, ["shown", [ids[5], ids[1]]])  # chosen by Python, in its order
     assert value(page, "selected") == ids[5]
@@ -242,13 +248,6 @@ def test_python_and_a_second_view_take_the_same_road(viewer, examples):
     assert control(page, "source").input_value() == "plot"
     assert control(page, "reward from").input_value() == "0.5"
     assert set(value(page, "shown")) <= {e["id"] for e in examples if e["source"] == "plot"}
-
-
-def test_filters_set_before_it_is_drawn_are_applied(viewer, examples):
-    page = viewer(filters={"source": "plot"}).page
-    assert control(page, "source").input_value() == "plot"
-    assert value(page, "shown") == [e["id"] for e in examples if e["source"] == "plot"]
-    assert page.locator(".overview button").count() == len(value(page, "shown")) > 0
 
 
 def test_columns_are_chosen_and_at_most_four(viewer, examples):

@@ -75,10 +75,10 @@ def finish(
     )
 
 
-def html(figure: go.Figure, include_js: bool = False) -> str:
-    """Return a figure as a piece of a page; with plotly's own script once, in its first one."""
+def html(figure: go.Figure) -> str:
+    """Return a figure as a piece of a page that holds plotly's own script."""
     options = {"displaylogo": False}
-    return figure.to_html(full_html=False, include_plotlyjs=include_js, config=options)
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=options)
 
 
 def plain(value: Any) -> Any:

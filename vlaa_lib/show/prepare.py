@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -263,17 +264,12 @@ def _overlay(end: int, *layers: Sequence[Span]) -> Iterator[tuple[int, int, list
     >>> list(_overlay(3, [(1, "a"), (3, "b")], []))
     [(0, 1, ['a', None]), (1, 3, ['b', None])]
     """
-    places = [0] * len(layers)
-    start = 0
-    for cut in sorted({stop for layer in layers for stop, _ in layer if 0 < stop < end} | {end}):
-        values = []
-        for which, layer in enumerate(layers):
-            while places[which] < len(layer) and layer[places[which]][0] <= start:
-                places[which] += 1
-            values.append(layer[places[which]][1] if places[which] < len(layer) else None)
-        if cut > start:
-            yield start, cut, values
-        start = cut
+    ends = [[stop for stop, _ in layer] for layer in layers]
+    cuts = sorted({0, end}.union(*ends))
+    for start, cut in pairwise(cut for cut in cuts if cut <= end):
+        places = [bisect_right(stops, start) for stops in ends]
+        yield start, cut, [layer[place][1] if place < len(layer) else None
+                           for place, layer in zip(places, layers, strict=True)]
 
 
 def _body(

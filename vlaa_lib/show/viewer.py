@@ -83,10 +83,6 @@ class TraceViewer(anywidget.AnyWidget):
         """Return the selected example as it was given."""
         return self._given.get(self.selected)
 
-    def to_html(self, path: str | Path, title: str = "Traces") -> Path:
-        """Write all examples as one self-contained page; see `html.to_html`."""
-        return html.to_html(list(self._given.values()), path, title)
-
     @traitlets.observe("selected")
     def _draw_picture(self, _change: Any = None) -> None:
         # the selected example's alone: all of them would be megabytes
