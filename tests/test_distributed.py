@@ -144,7 +144,7 @@ def test_every_profile_is_a_valid_trl_config_or_names_valid_neighbours(
         try:
             args = make(cfg)
         except ValueError as error:
-            assert "would be" in str(error)
+            assert "these work: " in str(error)
             fitting = math.gcd(batch, batch // world) if batch % world == 0 else None
             assert fitting, f"{batch} cannot be shared by {world} processes at all"
             args = make(profiles.load(name, **ON_CPU, **{f"{method}.per_device_batch": fitting}))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vlaa_lib import VlaaError, folders
+from vlaa_lib import ROOT, VlaaError, folders
 
 
 def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path):
@@ -79,8 +79,11 @@ def test_a_fingerprint_follows_the_weights(tmp_path):
     weights.write_bytes(b"\0" * 2**17)
     first = folders.fingerprint(tmp_path)
     assert folders.fingerprint(tmp_path) == first != str(tmp_path)
-    weights.write_bytes(b"\0" * (2**17 - 1) + b"\1")
-    assert folders.fingerprint(tmp_path) != first
+    for changed in (0, 2**16, 2**17 - 1):  # a frozen part at either end hides no other
+        data = bytearray(2**17)
+        data[changed] = 1
+        weights.write_bytes(data)
+        assert folders.fingerprint(tmp_path) != first
     assert folders.fingerprint("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
 
 
@@ -98,3 +101,12 @@ def test_the_origin_names_commit_and_changes_only_in_git(tmp_path, monkeypatch):
     (tmp_path / "new.txt").write_text("y")
     assert folders.provenance()["dirty"] is True
     assert "cores" in found["machine"] and "GiB" in found["machine"]
+
+
+def test_the_committed_models_have_fingerprints_of_their_own(tmp_path):
+    import shutil
+
+    for stage in ("base", "instruct"):  # their weights alone, whose frozen ends are the same
+        (tmp_path / stage).mkdir()
+        shutil.copy(ROOT / "data" / "pocket" / stage / "model.safetensors", tmp_path / stage)
+    assert folders.fingerprint(tmp_path / "base") != folders.fingerprint(tmp_path / "instruct")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import ExitStack
-from itertools import islice
 from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from typer import Argument, Option
 
 from vlaa_lib import Halted, folders
 from vlaa_lib.evaluate.command import evaluate, generate
+from vlaa_lib.pocket.command import microworld, models, serve_teacher
 from vlaa_lib.process.command import process
 from vlaa_lib.sources.command import data
 
@@ -34,6 +34,8 @@ app.add_typer(data, name="data", rich_help_panel=DATA, help="The released datase
 app.add_typer(process, name="process", rich_help_panel=METHOD, help="Process rewards (ViLBench).")
 for command in (evaluate, generate):
     app.command(rich_help_panel=METHOD)(command)
+for command in (microworld, models, serve_teacher):
+    app.command(rich_help_panel=POCKET)(command)
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -322,76 +324,6 @@ def doctor(
     from vlaa_lib.study import doctor as checkup
 
     raise typer.Exit(checkup.main(given, show))
-
-
-# --- the pocket world ----------------------------------------------------------------------------
-
-
-@app.command(rich_help_panel=POCKET)
-def microworld(
-    source: Annotated[list[str], Option(metavar="NAME ...", help="default: all nine")] = [],
-    split: str = "train",
-    n: Annotated[int, Option(min=1, help="records a source")] = 16,
-    seed: o.Seed = 0,
-    out: Annotated[str | None, Option(help="folder for records.jsonl and images/")] = None,
-    benchmark: Annotated[str | None, Option(help="a micro benchmark, as TSV to --out")] = None,
-    png: Annotated[str | None, Option(help="draw a contact sheet into this file")] = None,
-) -> None:
-    """Write micro-world records and pictures, or a micro benchmark.
-
-    Example: python -m vlaa_lib microworld --split test --n 20 --out runs/held-out
-    """
-    from vlaa_lib.images import sheet
-    from vlaa_lib.pocket import microworld as world
-    from vlaa_lib.pocket.microworld import benchmarks
-
-    if benchmark:
-        if not out:
-            raise ValueError("--benchmark needs --out FILE.tsv")
-        if source or png or split != "train":
-            raise ValueError("--benchmark has its own sources and split, and no --png")
-        rows = benchmarks.write_tsv(benchmark, out, n, seed)
-        print(f"{len(rows)} rows of {benchmark} in {out}")
-        return
-    if not (out or png):
-        raise ValueError("name a folder with --out, or a picture with --png")
-    sources = list(dict.fromkeys(source or world.SOURCES))
-    if out:
-        made = world.write_split(out, sources, split, n, seed)
-        print(f"{len(made)} records in {out}/records.jsonl")
-    if png:
-        streams = [world.stream(name, split, seed) for name in sources]
-        images = [sample.image for found in streams for sample in islice(found, n)]
-        sheet(images, 8 if len(sources) == 1 else n).save(png)
-        print(f"{len(images)} pictures in {png}")
-
-
-@app.command(rich_help_panel=POCKET)
-def models(
-    what: Literal["build-pocket", "card"],
-    stage: Literal["base", "instruct"] = "instruct",
-    out: Annotated[str | None, Option(help="default: runs/pocket; to measure: data/pocket")] = None,
-    threads: int = 2,
-) -> None:
-    """Rebuild the pocket VLM from nothing, going on where a build stopped; or measure it again."""
-    from vlaa_lib.pocket import card, recipe
-
-    if what == "card":
-        card.write_card(stage, Path(out or "data/pocket") / stage)
-    else:
-        recipe.build(out or "runs/pocket", threads=threads, last=stage)
-
-
-@app.command("serve-teacher", rich_help_panel=POCKET)
-def serve_teacher(
-    records: o.Records,
-    images: o.Images,
-    port: int = 8765,
-) -> None:
-    """Serve the local teacher for micro-world records."""
-    from vlaa_lib import pocket
-
-    pocket.serve_forever(records, images, port)
 
 
 # --- the entry -----------------------------------------------------------------------------------
