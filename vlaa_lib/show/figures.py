@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Given = str | Path | Rows  # rows, or the CSV that holds them
 
+_INTERVAL = ("low", "high", "n", "records")
 _BANDS = 4  # lines with a band each; more are a muddle, and have their intervals at the markers
 _SIDE_PX, _CAPTION_PX = 180, 20  # of a picture: three to a row stay under 640 px
 GOLD, ANSWER = (0, 0, 0), (213, 94, 0)  # boxes: black and Okabe-Ito's vermilion
@@ -105,7 +106,7 @@ def groups(data: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFra
 
 def kept(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
     """Return a figure's text twin: its columns, and intervals and counts where rows have them."""
-    columns = dict.fromkeys((*columns, "low", "high", "n", "records"))
+    columns = dict.fromkeys((*columns, *_INTERVAL))
     return [{key: row[key] for key in columns if key in row} for row in rows]
 
 
@@ -202,7 +203,7 @@ def bars(
         marks.append(bar(style_of(name or y, index), numbers(mine, y)[y], place, reach(mine, y)))
     axes = x if x_title is None else x_title, y_title or y
     legend = group is not None and not is_model
-    figure = finish(marks, kept(rows, group, x, y, note), title, *axes, legend)
+    figure = finish(marks, kept(rows, group, x, y, *_INTERVAL, note), title, *axes, legend)
     places = list(dict.fromkeys(data["place"]))
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places)
     return figure.update_layout(barmode="overlay" if is_model else "group", scattermode="group")
@@ -237,8 +238,7 @@ def accuracy_bars(
         blank = numbers(mine, "blank_accuracy")["blank_accuracy"]
         if blank.notna().any():
             beside(figure, "blank picture", blank, mine["source"], model, "white", 1.5)
-    figure.rows = kept(rows, "model", "source", "accuracy", "low", "high", "n", "records",
-                       "blank_accuracy")
+    figure.rows = kept(rows, "model", "source", "accuracy", *_INTERVAL, "blank_accuracy")
     return figure.update_layout(yaxis_range=[0, 1])
 
 
