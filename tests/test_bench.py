@@ -53,6 +53,7 @@ def test_afresh_is_another_process_each_time():
         timing.afresh(divmod, 1, 0)
 
 
+@pytest.mark.slow
 def test_rewards_are_measured_beside_two_peers():
     found = of_rewards.rewards(n=64, repeats=1)
     assert [(row["items"], row["peer"].split()[0]) for row in found["speed"]] == [
@@ -91,6 +92,7 @@ def test_the_measured_verdicts_are_those_of_one_completion_at_a_time():
     assert [rewards.score(r, text) for r, text in rows] == together
 
 
+@pytest.mark.slow
 def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model, monkeypatch):
     monkeypatch.setattr(grpo, "_run", None)  # runs have processes of their own
     found = grpo.grpo(

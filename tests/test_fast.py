@@ -7,7 +7,7 @@ import torch
 
 from test_train import settings
 from vlaa_lib import VlaaError, models, profiles, prompts
-from vlaa_lib.train import data, fast
+from vlaa_lib.train import data, fast, micro_batches
 from vlaa_lib.train.grpo import grpo_config
 from vlaa_lib.train.pictures import Pictures
 from vlaa_lib.train.trainer import TracingGRPOTrainer
@@ -91,7 +91,7 @@ def worst(one, two):
     return max(abs(a[k] - b[k]) for a, b, keys in zip(one, two, shared, strict=True) for k in keys)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_numbers_are_those_of_stock_trl(
     mode, tiny_model, micro_data, tmp_path, monkeypatch
 ):
@@ -102,6 +102,69 @@ def test_the_numbers_are_those_of_stock_trl(
     ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", mode))
     assert all(row["grad_norm"] > 0 for row in stock) and any(row["kl"] > 0 for row in stock)
     assert worst(stock, ours) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
+def test_rows_of_a_step_are_sorted_where_the_loss_allows_it(
+    loss_type, tiny_model, micro_data, tmp_path, monkeypatch, capsys
+):
+    import trl
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
+    # a GPU's passes: as large as a micro-batch, no prompt shared
+    monkeypatch.setattr(fast.FastPaths, "_shares", lambda *given: False)
+    columns, found = Counter(), {}
+    for name, paths in {
+        "stock": (), "padding": (fast.PADDING,), "both": (fast.PADDING, fast.LENGTHS)
+    }.items():  # fmt: skip
+        kind = "ours" if paths else "stock"
+        made = trainer(kind, tiny_model, micro_data, tmp_path / name, paths=paths,
+                       **{"grpo.loss_type": loss_type})  # fmt: skip
+
+        def count(module, args, kwargs, output, name=name):
+            if torch.is_grad_enabled():
+                columns[name] += kwargs["inputs_embeds"].shape[:2].numel()
+
+        made.model.model.language_model.register_forward_hook(count, with_kwargs=True)
+        found[name] = numbers(made)
+    assert any(row["kl"] > 1e-4 for row in found["stock"])
+    assert worst(found["stock"], found["both"]) < 1e-5
+    if loss_type == "bnpo":
+        assert "without lengths: the loss depends on which rows share" in capsys.readouterr().out
+        assert columns["both"] == columns["padding"] < columns["stock"]
+    else:
+        assert columns["both"] < columns["padding"] < columns["stock"]
+
+
+@pytest.mark.slow
+def test_a_loss_by_micro_batch_does_not_bear_sorting(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    import trl
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
+    monkeypatch.setattr(fast, "ORDERLESS", ("bnpo",))
+    given = {"grpo.loss_type": "bnpo"}
+    stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", **given))
+    ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", **given))
+    assert worst(stock, ours) > 1e-4
+
+
+def test_a_window_is_sorted_and_taken_apart_again():
+    stock = [
+        {"ids": torch.tensor([[0, 1], [2, 3]]), "names": ["a", "b"], "n": torch.tensor(4)},
+        {"ids": torch.tensor([[4, 5], [6, 7]]), "names": ["c", "d"], "n": torch.tensor(4)},
+    ]
+    whole = micro_batches.joined(stock)
+    assert whole["names"] == list("abcd") and whole["n"] == 4 and len(whole["ids"]) == 4
+    made = micro_batches.Window(stock, micro_batches.alike(torch.tensor([1, 5, 2, 9])))
+    for rows in made.order.split(2):
+        ids = micro_batches.of_rows(rows, whole)["ids"].float()
+        made.passes.append((ids, -ids))
+    for batch, (logps, entropies, _) in zip(stock, made.unsorted(), strict=True):
+        assert torch.equal(logps, batch["ids"].float()) and torch.equal(entropies, -logps)
+    assert made.order.tolist() == [3, 1, 2, 0] and not made.passes
 
 
 def test_a_wrong_order_of_pictures_is_seen(tiny_model, micro_data, tmp_path, monkeypatch):
@@ -152,7 +215,7 @@ def test_each_picture_is_opened_and_encoded_once_a_round(
     processor.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("paths", [(fast.ENDED,), fast.PATHS], ids=["ended", "all"])
 def test_sampling_gives_the_completions_of_stock_trl(
     paths, mode, tiny_model, micro_data, tmp_path

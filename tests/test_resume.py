@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from safetensors.torch import load_file
@@ -48,8 +49,13 @@ def short(tiny_model, method, mode):
     )
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "4bit"])
-@pytest.mark.parametrize("method", ["sft", "grpo"])
+QUICK = ("grpo", "lora")  # the others are marked slow
+
+
+@pytest.mark.parametrize(("method", "mode"), [
+    pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow)
+    for case in product(("sft", "grpo"), ("full", "lora", "4bit"))
+])  # fmt: skip
 def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_path):
     cfg = short(tiny_model, method, mode)
     log = run(method, cfg, micro_data, tmp_path / "whole")
@@ -180,6 +186,7 @@ run("sft", short({model!r}, "sft", "lora"), (folder, made), {out!r})
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_checkpoint_loses_only_that_one(tiny_model, tmp_path):
     folder, out = tmp_path / "micro", tmp_path / "out"
     made = microworld.write_split(folder, list(microworld.SOURCES), "dev", 2)

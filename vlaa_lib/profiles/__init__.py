@@ -35,7 +35,7 @@ LAUNCHERS = sorted(path.stem for path in ACCELERATE.glob("*.yaml"))
 HERE = "none"  # `launch`: train in the process that asks
 MODES = ("full", "lora", "4bit")
 # of train/fast.py
-FAST = ("images", "vision", "prefill", "ended", "padding")
+FAST = ("images", "vision", "prefill", "ended", "padding", "lengths")
 RUNS = {"grpo": None, "sft_grpo": "sft"}  # GRPO run -> trained model it starts from (None: policy)
 MODELS = ("base", "instruct", "sft", *RUNS)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .decoding import decode
-from .pictures import Pictures, distinct, of_rows, prompts_of
+from .micro_batches import ORDERLESS, Window, alike, distinct, joined, of_rows, prompts_of
+from .pictures import Pictures
 
-PATHS = ("images", "vision", "prefill", "ended", "padding")
-IMAGES, VISION, PREFILL, ENDED, PADDING = PATHS
+PATHS = ("images", "vision", "prefill", "ended", "padding", "lengths")
+IMAGES, VISION, PREFILL, ENDED, PADDING, LENGTHS = PATHS
 CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
 
 
@@ -152,13 +155,15 @@ class FastPaths:
     images: a picture is opened and processed once a round. vision: a frozen tower encodes it once
     (implies images). prefill: a group's prompt runs once, when sampling and, with vision and
     padding, in every other pass. ended: rows that have ended leave the batch when sampling.
-    padding: passes are as wide as their longest row, rows sorted.
+    padding: passes are as wide as their longest row, rows sorted. lengths: with padding, rows are
+    sorted over all micro-batches of an optimizer step.
     A path that does not apply to the model or the machine is left, and said so once.
     """
 
     fast: Sequence[str] = PATHS
     _pictures: Pictures | None = None
     _pass: tuple = ()  # log-probs and entropies [B, T] of the last forward pass
+    _known: tuple | None = None  # the same of a pass that need not be made again
 
     def _backbone(self, model: Any) -> Any:
         """Return the part below the head: vision tower and language model."""
@@ -175,6 +180,9 @@ class FastPaths:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         reasons = dict.fromkeys((VISION, PREFILL, ENDED), "the weights are sharded" * sharded)
         reasons[VISION] = reasons[VISION] or self._tower_moves()
+        mixed = self._entropy_bonus_enabled or self.top_entropy_quantile < 1
+        if mixed or self.aux_loss_enabled or self.loss_type not in ORDERLESS:
+            reasons[LENGTHS] = "the loss depends on which rows share a micro-batch"
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
                 print(f"grpo.fast: without {path}: {reason}")
@@ -258,7 +266,52 @@ class FastPaths:
         numbered = (rows := columns.get("pixel_values")) is not None and rows.shape[1] == 1
         return self._takes(PREFILL) and self._takes(VISION) and numbered and not recomputed
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Let TRL sample a round and split it; then sort the rows of each optimizer step."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before or not (self._takes(LENGTHS) and self._takes(PADDING)):
+            return inputs
+        batches, n = self._buffered_inputs, self.args.steps_per_generation
+        # micro-batches that are in one round and in one optimizer step
+        together = math.gcd(n, self.args.gradient_accumulation_steps)
+        if together > 1:
+            steps = (batches[at : at + together] for at in range(0, n, together))
+            self._buffered_inputs = [batch for step in steps for batch in self._sorted(step)]
+        return self._buffered_inputs[self._step % n]
+
+    def _sorted(self, stock: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return as many micro-batches, of the same rows in another order."""
+        whole, groups = joined(stock), None
+        if any(n != 1 for n in whole.get("num_images") or ()):  # `of_rows` knows no such rows
+            return stock
+        lengths = whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)
+        if self._shares(self._backbone(self.model), whole):
+            _, groups = distinct(prompts_of(whole["prompt_ids"], whole))
+        logged = [{k: v for k, v in batch.items() if k != "pixel_values"} for batch in stock]
+        window = Window(logged, alike(lengths, groups))
+        parts = window.order.split(len(lengths) // len(stock))
+        return [of_rows(rows, whole) | {"window": window} for rows in parts]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        if (window := inputs.get("window")) is None:
+            return super()._compute_loss(model, inputs)
+        logs, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._metrics["train"] = logs
+        window.passes.append(self._pass)
+        if len(window.passes) == len(window.stock):
+            with torch.no_grad():  # TRL logs the step by its own micro-batches, without a pass
+                for batch, self._known in zip(window.stock, window.unsorted(), strict=True):
+                    super()._compute_loss(model, batch)
+            self._known = None
+        return loss
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        if self._known:
+            return self._known
         found = self._narrow_pass(*args, **kwargs)
         self._pass = tuple(None if v is None else v.detach() for v in found[:2])
         return found
@@ -302,25 +355,6 @@ class FastPaths:
             None if entropies[0] is None else torch.cat(entropies)[back],
             None if losses[0] is None else torch.stack(losses).mean(),
         )
-
-
-def alike(lengths: Tensor, groups: Sequence[int] | None = None) -> Tensor:
-    """Return the order of rows [B], longest first, in which like stand beside like.
-
-    Args:
-        lengths: [B] tokens.
-        groups: which group each row belongs to; groups stay together, that of the longest first.
-
-    >>> alike(torch.tensor([2, 9, 3, 5])).tolist()
-    [1, 3, 2, 0]
-    >>> alike(torch.tensor([2, 9, 3, 5]), [7, 7, 8, 8]).tolist()
-    [1, 0, 3, 2]
-    """
-    order = lengths.argsort(stable=True, descending=True)
-    if groups is None:
-        return order
-    _, ranks = distinct([groups[row] for row in order.tolist()])
-    return order[torch.tensor(ranks, device=order.device).argsort(stable=True)]
 
 
 def _name(image: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The pictures of a sampling round, each opened, cut into patches and encoded once; and rows."""
+"""The pictures of a sampling round: each opened, cut into patches and encoded once."""
 
 from __future__ import annotations
 
@@ -101,46 +101,3 @@ class Pictures:
             for place in new:
                 self._patches[place] = None
         return tuple(self._features[place] for place in places)
-
-
-def distinct(rows: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Return the place of each distinct row, and which of them every row is.
-
-    >>> distinct("aabba")
-    ([0, 2], [0, 0, 1, 1, 0])
-    """
-    known: dict[Any, int] = {}
-    first: list[int] = []
-    for place, row in enumerate(rows):
-        if row not in known:
-            known[row] = len(first)
-            first.append(place)
-    return first, [known[row] for row in rows]
-
-
-def of_rows(rows: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
-    """Pick rows from what TRL passes beside ids and mask; one picture a row.
-
-    Args:
-        columns: among others `pixel_values` [patches, D], which `image_grid_thw` [B, 3] measures.
-    """
-    grids = columns.get("image_grid_thw")
-    picked = {}
-    for name, value in columns.items():
-        if name == "pixel_values" and value is not None:
-            parts = value.split(grids.prod(-1).tolist())
-            picked[name] = torch.cat([parts[row] for row in rows.tolist()])
-        elif isinstance(value, Tensor) and value.ndim:
-            picked[name] = value[rows]
-        elif isinstance(value, list):  # num_images
-            picked[name] = [value[row] for row in rows.tolist()]
-        else:
-            picked[name] = value
-    return picked
-
-
-def prompts_of(ids: Tensor, columns: dict[str, Any]) -> list[tuple]:
-    """Return what tells rows' prompts apart: the picture's number and the tokens [B, P]."""
-    ends = columns["image_grid_thw"].prod(-1).cumsum(0) - 1
-    numbers = columns["pixel_values"][ends, 0].tolist()
-    return [(number, *row) for number, row in zip(numbers, ids.tolist(), strict=True)]
