@@ -63,10 +63,6 @@ def test_rewards_are_measured_beside_two_peers():
     whole, of_math = found["speed"][1], found["speed"][3]
     assert whole["n"] == 64 > of_math["n"] >= found["speed"][5]["n"] > 0
     assert all(row["agree"] <= row["peer scores"] <= row["n"] for row in found["speed"])
-    # what differs is listed, all of it
-    for peer, row in (("TRL accuracy_reward", found["speed"][0]), ("serial Math-Verify", whole)):
-        listed = sum(kind["n"] for kind in found["disagreements"] if kind["peer"] == peer)
-        assert listed == row["peer scores"] - row["agree"]
     assert [row["batches"] for row in found["tail"]] == ["clean", "1 % hostile", "ratio"]
     clean, hostile, ratio = found["tail"]
     assert ratio["mean"] > 0 and clean["p50"] <= clean["p95"] and hostile["p50"] <= hostile["p99"]

@@ -20,8 +20,8 @@ from vlaa_lib import ROOT, models, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import launch
-from vlaa_lib.train import settings as train_settings
 from vlaa_lib.train.grpo import grpo_config
+from vlaa_lib.train.settings import supervised_args
 from vlaa_lib.train.sft import sft_config
 
 # deepspeed is an extra that requirements.txt leaves out: data/TRAINING.md says what was run
@@ -135,7 +135,8 @@ def test_every_profile_is_a_valid_trl_config_or_names_valid_neighbours(
     name, world, tiny_model, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: world))
-    monkeypatch.setattr(train_settings, "num_processes", lambda: world)
+    for config in (grpo_config, supervised_args):
+        monkeypatch.setitem(config.__globals__, "num_processes", lambda: world)
     cfg, policy = profiles.load(name, **ON_CPU), models.load_policy(tiny_model)
     for method, make, batch in (
         ("sft", lambda c: sft_config(c, tmp_path), cfg.sft.global_batch),

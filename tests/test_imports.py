@@ -52,6 +52,12 @@ def test_imports_run_one_way():
     assert not upward
 
 
+def test_a_script_that_trains_leaves_its_maths_workers_light():
+    # each worker imports the script's main module again, and with it what that imports
+    code = "import sys, vlaa_lib.train; assert not {'trl', 'datasets'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_core_runs_without_the_pocket_world():
     above = {"pocket", "study", "cli", "__main__"}
     core = [name for name in imports() if not above & set(name.split("."))]

@@ -153,7 +153,7 @@ def test_a_dead_reward_stops_with_the_doctors_report(tiny_model, micro_data, tmp
     cfg = short(tiny_model, "grpo", "lora")  # an untrained model never meets the format
     cfg = settings(tiny_model, **{"grpo.mode": "lora", "grpo.max_steps": 9, "grpo.dead_rounds": 2,
                                   "grpo.max_completion_tokens": 8})
-    with pytest.raises(train.DeadReward, match="(?s)2 sampling.*every reward is 0.*hit_rate"):
+    with pytest.raises(Halted, match="(?s)2 sampling.*every reward is 0.*hit_rate"):
         train.grpo(cfg, made, folder / "images", tmp_path)
 
 

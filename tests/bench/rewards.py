@@ -8,7 +8,6 @@ import os
 import random
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths, mixed
 from vlaa_lib.rewards.checkup import HIT
-from vlaa_lib.rewards.verifiers import excerpt, gold_text
+from vlaa_lib.rewards.verifiers import gold_text
 
 from .timing import interleaved
 
@@ -29,7 +28,6 @@ Verdicts = list[bool | None]  # right or wrong; None: not scored
 GROUP = 4  # paper §4: completions of one prompt
 BATCH = 64  # ours: completions scored together, whose latency has a tail
 HOSTILE_SHARE = 0.01
-SHOWN = 3  # examples of each kind of disagreement
 # ours: what a policy in training says; the wrong is the gold of another record of that source
 _OUTCOMES = {"right": 0.45, "wrong": 0.35, "near miss": 0.1, "malformed": 0.1}
 _SPELT = {
@@ -70,7 +68,6 @@ def rewards(n: int = 2048, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
             which the peer has a verdict; `agree`: those on which it is ours; `times faster`: the
             medians' ratio.
         `tail`: seconds of a batch of `BATCH`, clean and with `HOSTILE_SHARE` of hostile answers.
-        `disagreements`: how many of each kind, with examples.
     """
     rows = mix(n, seed)
     of_math = [row for row in rows if row[0].reward == "math"]
@@ -79,7 +76,7 @@ def rewards(n: int = 2048, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
     peers = {"TRL accuracy_reward": _trl, "serial Math-Verify": _serial}
     for judge in (_ours, *peers.values()):  # all libraries are loaded, all workers up
         judge(rows[: 4 * GROUP])
-    speed, differ = [], []
+    speed = []
     for items, chosen in sets.items():
         verdicts: dict[Callable, Verdicts] = {}
 
@@ -96,12 +93,9 @@ def rewards(n: int = 2048, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
                 "peer's a second": round(len(chosen) / seconds),
                 "times faster": round(seconds / mine, 2),
             })  # fmt: skip
-            if items == "all":
-                differ += _disagreements(peer, chosen, verdicts[_ours], verdicts[judge])
     return {
         "benchmark": "rewards", "seed": seed, "repeats": repeats, "workers": maths.WORKERS,
         "cores": os.cpu_count(), "speed": speed, "tail": _tail(rows, repeats, seed),
-        "disagreements": differ,
     }  # fmt: skip
 
 
@@ -163,27 +157,6 @@ def _serial(rows: Sequence[Row]) -> Verdicts:
     finally:
         quiet.setLevel(level)
     return verdicts
-
-
-def _disagreements(
-    peer: str, rows: Sequence[Row], ours: Verdicts, theirs: Verdicts
-) -> list[dict[str, Any]]:
-    """Count verdicts that differ by part and direction, with the first few of each as examples."""
-    counts: Counter[tuple[str, bool]] = Counter()
-    examples: dict[tuple[str, bool], list[str]] = {}
-    for (record, text), mine, other in zip(rows, ours, theirs, strict=True):
-        if other is None or mine == other:
-            continue
-        key = (record.reward, bool(mine))
-        counts[key] += 1
-        shown = examples.setdefault(key, [])
-        if len(shown) < SHOWN:
-            shown.append(f"{excerpt(text[-60:])} for {excerpt(gold_text(record))}")
-    return [
-        {"peer": peer, "part": part, "ours": "right" if mine else "wrong", "n": count,
-         "examples": "; ".join(examples[part, mine])}
-        for (part, mine), count in sorted(counts.items())
-    ]  # fmt: skip
 
 
 def _tail(rows: Sequence[Row], repeats: int, seed: int) -> list[dict[str, Any]]:

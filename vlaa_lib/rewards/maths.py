@@ -11,6 +11,7 @@ from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlaa_lib.records import Record
@@ -211,7 +212,9 @@ def _prepare_worker() -> None:
     # the pool's own handler would wait for a long multiplication to end; the kernel does not
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(ValueError, OSError):  # macOS has none; the time limit still holds
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        # beyond what it holds: a script's main module, imported here again, may have loaded torch
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     logging.disable(logging.WARNING)  # Math-Verify warns that its own timer is off
     import math_verify  # noqa: F401  # before the first task's clock starts
 

@@ -1,7 +1,6 @@
 """Training: SFT and GRPO with the mixed reward, thin layers over TRL's trainers."""
 
-from .callbacks import DeadReward
 from .grpo import grpo
 from .sft import sft
 
-__all__ = ["DeadReward", "grpo", "sft"]
+__all__ = ["grpo", "sft"]

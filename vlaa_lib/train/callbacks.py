@@ -20,10 +20,6 @@ SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
 
 
-class DeadReward(Halted):
-    """Nothing can be learnt from these rewards; the message holds the doctor's report."""
-
-
 class OneBar(ProgressCallback):
     """One bar with the last loss and reward; the Trainer's own adds a line for every log."""
 

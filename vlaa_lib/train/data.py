@@ -111,18 +111,12 @@ def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget
     return str(target.resolve())
 
 
-def count_tokens(row: Row, processor: ImageProcessor) -> tuple[int, int, int]:
-    """Count a row's tokens: (text of the prompt, image, completion)."""
-    tokenizer = processor.tokenizer
-    prompt = processor.apply_chat_template(
-        row["prompt"], tokenize=False, add_generation_prompt=True
-    )
+def count_tokens(row: Row, processor: ImageProcessor) -> int:
+    """Count a row's tokens: those of its prompt, its picture and its completion."""
+    text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
     completion = row["completion"][0]["content"] if "completion" in row else ""
-    return (
-        len(tokenizer.encode(prompt, add_special_tokens=False)),
-        image_tokens(row, processor),
-        len(tokenizer.encode(completion, add_special_tokens=False)) if completion else 0,
-    )
+    encoded = [processor.tokenizer.encode(t, add_special_tokens=False) for t in (text, completion)]
+    return sum(map(len, encoded)) + image_tokens(row, processor)
 
 
 def image_tokens(row: Row, processor: ImageProcessor) -> int:
@@ -145,7 +139,7 @@ def within(
     """
     kept, rejects = [], []
     for row in progress_bar(rows, desc="lengths", unit="record", leave=False, delay=2):
-        if (tokens := sum(count_tokens(row, processor))) <= limit:
+        if (tokens := count_tokens(row, processor)) <= limit:
             kept.append(row)
         else:
             reason = f"{tokens} tokens with its image, the limit is {limit}"

@@ -20,7 +20,6 @@ from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
 
 from . import checkpoints, data
-from .callbacks import complete, watchers
 from .settings import identity, num_processes, starting_policy, trainer_args
 
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
@@ -52,8 +51,9 @@ def grpo(
     Returns:
         The training log, one dict an optimizer step.
     Raises:
-        DeadReward: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
+        Halted: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
+    from .callbacks import complete, watchers
     from .trainer import AdaptiveKL, TracingGRPOTrainer  # importing TRL takes seconds
 
     g = cfg.grpo

@@ -10,7 +10,6 @@ from vlaa_lib.profiles import Settings
 from vlaa_lib.records import Record
 
 from . import checkpoints, data
-from .callbacks import complete, watchers
 from .settings import identity, starting_policy, supervised_args
 
 
@@ -30,6 +29,7 @@ def sft(
     Returns:
         The training log, one dict a logging step.
     """
+    from .callbacks import complete, watchers
     from .trainer import SupervisedTrainer  # importing TRL takes seconds
 
     s = cfg.sft

@@ -21,13 +21,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from vlaa_lib import rewards
+from vlaa_lib import Halted, rewards
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import from_columns
 from vlaa_lib.rewards.signs import Watch, kinds
 from vlaa_lib.traces import TraceStore, step_counts
 
-from .callbacks import DeadReward
 from .checkpoints import Resumable
 from .fast import FastPaths
 from .objective import k3
@@ -222,7 +221,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
             return
         asked, said = from_columns(_columns(inputs)), [row["completion"] for row in rows]
         found = rewards.examine(asked, said)
-        raise DeadReward(
+        raise Halted(
             f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
             f"whose rewards differ; {found.problem}. The doctor on the last round:\n"
             + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in found.table)
