@@ -13,7 +13,7 @@ What one GRPO step does, from top to bottom, with P prompts of a round and G com
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class AdaptiveKL:
         return self.beta
 
 
+@dataclass
 class Round:
     """Rows of the trace store that wait until the policy says how likely their tokens are.
 
@@ -82,19 +83,17 @@ class Round:
     is the policy that sampled; with several, `old_per_token_logps` are, and the entropy is that of
     the policy in its first pass.
 
-    Args:
+    Attributes:
         pieces: the text of each token, for a store with log-probs token by token.
     """
 
-    def __init__(
-        self,
-        store: TraceStore | None = None,
-        rank: int = 0,
-        rows: list[Row] | None = None,
-        pieces: list[list[str]] | None = None,
-    ):
-        self._store, self._rank, self._rows, self._pieces = store, rank, rows or [], pieces
-        self._waiting = set(range(len(self._rows)))
+    store: TraceStore | None = None
+    rank: int = 0
+    rows: list[Row] = field(default_factory=list)
+    pieces: list[list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        self.waiting = set(range(len(self.rows)))
 
     def see(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
         """Take log-probs and entropies [B, T] of the loss's pass over some of the rollouts."""
@@ -105,25 +104,25 @@ class Round:
             values["kl"] = k3(logps, ref.float())
         lengths = inputs["completion_mask"].sum(1).tolist()
         for at, (place, length) in enumerate(zip(inputs["rollout"].tolist(), lengths, strict=True)):
-            if place not in self._waiting or not length:
-                self._waiting.discard(place)  # a later pass over it, or nothing was said
+            if place not in self.waiting or not length:
+                self.waiting.discard(place)  # a later pass over it, or nothing was said
                 continue
-            self._waiting.remove(place)
-            row = self._rows[place]
+            self.waiting.remove(place)
+            row = self.rows[place]
             for name, found in values.items():
                 row[name] = None if found is None else found[at, :length].float().mean().item()
-            if self._pieces:
-                row["pieces"] = self._pieces[place]
+            if self.pieces:
+                row["pieces"] = self.pieces[place]
                 row["logps"] = logps[at, :length].tolist()
                 row["entropies"] = entropies[at, :length].float().tolist()
-        if not self._waiting:
+        if not self.waiting:
             self.write()
 
     def write(self) -> None:
         """Write the round, once; what was not seen has no log-probs."""
-        if self._store is not None and self._rows:
-            self._store.append(self._rows, self._rank)
-        self._rows, self._waiting = [], set()
+        if self.store is not None and self.rows:
+            self.store.append(self.rows, self.rank)
+        self.rows, self.waiting = [], set()
 
 
 class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
