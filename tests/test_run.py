@@ -215,7 +215,6 @@ def test_killed_driver_takes_its_kernel_along_and_the_next_one_goes_on(tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_sigterm_ends_cleanly_and_says_how_to_go_on(tmp_path):
     path = notebook(
         tmp_path, "00_slow",

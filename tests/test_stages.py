@@ -112,7 +112,6 @@ def test_where_one_stage_fills_the_machine_they_are_built_here(cores, tmp_path, 
     assert artefacts.at_once(process_of, cfg, tmp_path, ("one", "two")) == [os.getpid()] * 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_or_the_end_of_the_asking_process_ends_them(tmp_path, sent):
     code = (
