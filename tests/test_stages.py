@@ -115,7 +115,8 @@ def test_where_one_stage_fills_the_machine_they_are_built_here(cores, tmp_path, 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_or_the_end_of_the_asking_process_ends_them(tmp_path, sent):
     code = (
-        "import sys; sys.path.append('tests')\n"
+        "import signal, sys; sys.path.append('tests')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "import torch; from pathlib import Path; from staged import sleeps\n"
         "from vlaa_lib import profiles; from vlaa_lib.study import artefacts\n"
         "torch.get_num_threads = lambda: 2; torch.cuda.is_available = lambda: False\n"
