@@ -76,3 +76,14 @@ def test_the_core_runs_without_the_pocket_world():
         "assert 'no reward model' in rewards.audit([record])[0].reason\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_an_installation_older_than_its_micro_world_is_one_clear_error():
+    code = (
+        "from vlaa_lib import VlaaError, worlds\n"
+        "worlds.entry_points = lambda group: ()\n"
+        "try: worlds.known()\n"
+        "except VlaaError as error: assert 'pip install -e .' in str(error)\n"
+        "else: raise SystemExit('nothing said')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

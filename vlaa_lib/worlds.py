@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
+
+from vlaa_lib import VlaaError
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,16 @@ class World:
 
 @cache
 def known() -> World:
-    """Return the installed world, or one that knows nothing."""
+    """Return the installed world, or one that knows nothing.
+
+    Raises:
+        VlaaError: the micro-world is there, but the installation does not name it.
+    """
     for entry in entry_points(group="vlaa_lib.worlds"):
         return entry.load()
+    if find_spec("vlaa_lib.pocket"):  # without it steps would go unchecked and nobody would know
+        raise VlaaError(
+            "the micro-world lies beside the library, but this installation is older and does not "
+            "name it; install again: python -m pip install -e ."
+        )
     return World()
