@@ -87,3 +87,15 @@ def test_an_installation_older_than_its_micro_world_is_one_clear_error():
         "else: raise SystemExit('nothing said')\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_names_that_other_code_uses_stay():
+    from vlaa_lib import microworld, process, records  # noqa: F401
+    from vlaa_lib.evaluate import extract, kit, metrics, scoring
+    from vlaa_lib.pocket import microworld as moved
+    from vlaa_lib.process import aggregate
+
+    assert microworld is moved and kit.MODES
+    for function in (records.load, records.Record, aggregate.mean, extract.extract, kit.prepared,
+                     metrics.measure, scoring.score_all):  # fmt: skip
+        assert callable(function)

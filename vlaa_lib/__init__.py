@@ -3,8 +3,10 @@
 Importing this package is cheap: torch and transformers load with the modules that need them.
 """
 
+import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -24,3 +26,10 @@ class VlaaError(ValueError):
 
 class Halted(RuntimeError):
     """Work that cannot go on: the message says why, and what to do; the command line prints it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return the micro-world by the name that it had before it moved, which other code uses."""
+    if name == "microworld":
+        return importlib.import_module("vlaa_lib.pocket.microworld")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
