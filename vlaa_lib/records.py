@@ -58,8 +58,12 @@ class Record:
         return row | self.extra
 
     def to_columns(self) -> dict[str, Any]:
-        """Return the dataset columns that `from_columns` reads; the column `image` is TRL's."""
-        return {name: getattr(self, name) for name in COLUMNS} | {"picture": self.image}
+        """Return the dataset columns that `from_columns` reads; the column `image` is TRL's.
+
+        A column holds one type, and the released files give some golds as numbers: `gt` is text.
+        """
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        return columns | {"gt": normalise_gold(self.gt), "picture": self.image}
 
 
 @dataclass(frozen=True)
