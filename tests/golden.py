@@ -310,7 +310,7 @@ def scores() -> Net:
 
 
 def process() -> Net:
-    """Best-of-N, aggregation, the filter and the measures of a ViLPRM on made-up pools."""
+    """Best-of-N, aggregation and the measures of a ViLPRM on made-up pools."""
     from vlaa_lib.process import aggregate, best_of_n, pools, prm, steps
 
     rng, found = random.Random(0), {}
@@ -328,10 +328,6 @@ def process() -> Net:
     for row in best_of_n.table(made, given, resamples=200, against=("random", "greedy", "whole")):
         found.setdefault(f"best of n/{row['generator']}/{row['n']}", []).append(row)
     found |= {f"aggregate/{n}": list(map(f, some)) for n, f in aggregate.AGGREGATORS.items()}
-    sources, quotas = {f"q{i}": "xy"[i % 2] for i in range(30)}, {"x": 5, "y": 8}
-    found["preference"] = best_of_n.preference(made, given)
-    found["top k"] = best_of_n.top_k(found["preference"], sources, quotas)
-    found["bias"] = best_of_n.selection_bias(made, given, sources, quotas, resamples=200)
     groups = [[(rng.random(), rng.randint(0, 4) / 4) for _ in range(6)] for _ in range(12)]
     found |= {"measures": prm.measures(groups), "spearman": list(map(prm.spearman, groups))}
     found["calibration"] = prm.calibration([pair for group in groups for pair in group])

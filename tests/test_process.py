@@ -1,8 +1,7 @@
-"""Process rewards: steps, aggregators, pools, scorers, judge, best-of-N, filter, released files."""
+"""Process rewards: steps, aggregators, pools, scorers, judge, best-of-N, released files."""
 
 import json
 import math
-import random as dice
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from fault_server import endpoint
 from scoring import record, wrap
-from vlaa_lib import ROOT, VlaaError, construct, folders, records
+from vlaa_lib import ROOT, construct, folders, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows
 from vlaa_lib.process import aggregate, best_of_n, pools, scorers, search, steps
@@ -143,12 +142,10 @@ def test_lines_that_need_no_scorer_by_hand():
     assert [line([]) for line in pools.LINES.values()] == [0.0] * 3
 
 
-def test_prefixes_are_nested_and_halves_share_nothing():
+def test_prefixes_are_nested():
     pool = pool_of(a="11010", b="000")  # the first mark is the greedy answer
     assert pool.reach == 4 and pool.greedy["a"]["correct"] and not pool.greedy["b"]["correct"]
     assert [r["sample"] for r in pool.first(2).candidates["a"]] == [0, 1]
-    even, odd = pool.halves()
-    assert [[r["sample"] for r in half.candidates["a"]] for half in (even, odd)] == [[0, 2], [1, 3]]
     assert list(pool.of(["b"]).candidates) == list(pool.of(["b"]).greedy) == ["b"]
 
 
@@ -234,7 +231,7 @@ def truth_pool():
 
 
 def test_scores_of_a_pool_go_through_a_file(tmp_path):
-    found = scorers.score_pool(scorers.step_truth, truth_pool(), [BARS])
+    found = scorers.score_pools(scorers.step_truth, [truth_pool()], [BARS])
     scorers.write(tmp_path / "s.jsonl", "truth", found)
     assert str(scorers.read(tmp_path / "s.jsonl")) == str({"truth": found})
     assert "NaN" not in (tmp_path / "s.jsonl").read_text()
@@ -250,9 +247,9 @@ def test_scores_of_a_pool_go_through_a_file(tmp_path):
 )
 def test_a_scorer_that_does_not_score_each_step_is_an_error(made, said):
     with pytest.raises(ValueError, match=said):
-        scorers.score_pool(lambda *_: made, truth_pool(), [BARS])
+        scorers.score_pools(lambda *_: made, [truth_pool()], [BARS])
     with pytest.raises(RecordError, match="no record of question 'r1'"):
-        scorers.score_pool(lambda *_: made, truth_pool(), [])
+        scorers.score_pools(lambda *_: made, [truth_pool()], [])
 
 
 @pytest.mark.parametrize(
@@ -423,49 +420,6 @@ def test_averages_are_over_a_fixed_set_of_generators():
             best_of_n.table(wrong, {})
     with pytest.raises(ValueError, match="score the whole pool first"):
         best_of_n.table([one], {"s": {}}, (2,))
-
-
-# --- filter ---------------------------------------------------------------------------------------
-
-
-# scores of the right and the wrong candidate: the first wins by mean, by the last step, by both
-PRM, ORM, BOTH = ([1.0, 0.5], [0.0, 0.9]), ([0.0, 0.9], [1.0, 0.5]), ([1.0, 1.0], [0.0, 0.0])
-
-
-def test_the_indicator_and_top_k_by_hand():
-    pool = pool_of(a="010", b="010", c="010", d="0")
-
-    def liked(**questions):
-        return {("g", i, k): two[k] for i, two in questions.items() for k in (0, 1)}
-
-    likes = liked(a=PRM, b=ORM, c=BOTH)
-    found = best_of_n.preference([pool], {"s": likes})
-    assert found == {"a": 1.0, "b": -1.0, "c": 0.0}  # d has no candidate
-    other = liked(a=BOTH, b=ORM, c=PRM)
-    assert best_of_n.preference([pool], {"s": likes, "t": other})["a"] == 0.5
-    assert best_of_n.top_k(found, dict.fromkeys("abc", "x"), {"x": 2, "y": 1}) == ["a", "c"]
-    ties = dict.fromkeys(map(str, range(50)), 0.0)
-    of_x = dict.fromkeys(ties, "x")
-    chosen = [best_of_n.top_k(ties, of_x, {"x": 25}, seed) for seed in (0, 0, 1)]
-    assert chosen[0] == chosen[1] != chosen[2]
-
-
-def test_what_was_chosen_by_luck_is_lost_on_other_candidates():
-    rng = dice.Random(2)
-    pool = pool_of(**{f"q{i}": "0" + "".join(rng.choices("01", k=8)) for i in range(200)})
-    noise = {
-        ("g", i, row["sample"]): [rng.random(), rng.random()]
-        for i, found in pool.candidates.items() for row in found
-    }  # fmt: skip
-    sources = dict.fromkeys(pool.candidates, "x")
-    rows = best_of_n.selection_bias([pool], {"s": noise}, sources, {"x": 40})
-    same, disjoint = (pick(rows, questions="chosen", measured_on=m) for m in ("same", "disjoint"))
-    assert same["n"] == disjoint["n"] == 40 and same["low"] > 0.4 > disjoint["high"]
-    assert disjoint["low"] <= 0 <= disjoint["high"]
-    everything = pick(rows, questions="all", measured_on="same")
-    assert everything["n"] == 200 and everything["low"] <= 0 <= everything["high"]
-    with pytest.raises(VlaaError, match="scorer 's' chose the questions; measure with another"):
-        best_of_n.selection_bias([pool], {"s": noise}, {}, {}, held_out={"s": noise})
 
 
 # --- released files -------------------------------------------------------------------------------

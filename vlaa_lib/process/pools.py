@@ -41,14 +41,7 @@ class Pool:
 
     def first(self, n: int) -> Pool:
         """Return the pool of the first n candidates, so that a larger n holds every smaller one."""
-        return self._cut(slice(n))
-
-    def halves(self) -> tuple[Pool, Pool]:
-        """Return two pools of the same questions that share no candidate: even and odd ones."""
-        return self._cut(slice(0, None, 2)), self._cut(slice(1, None, 2))
-
-    def _cut(self, part: slice) -> Pool:
-        return replace(self, candidates={i: rows[part] for i, rows in self.candidates.items()})
+        return replace(self, candidates={i: rows[:n] for i, rows in self.candidates.items()})
 
     def of(self, ids: Iterable[str]) -> Pool:
         """Return the pool of some questions, in their order."""

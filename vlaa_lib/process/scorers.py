@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from vlaa_lib import VlaaError, evaluate, folders, llm, traces
 from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
-from vlaa_lib.images import ImageError, open_image
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_file
 from vlaa_lib.rewards.reward_models import Judge
@@ -32,33 +30,28 @@ Scorer = Callable[[Sequence[Record], Sequence[list[str]]], list[list[float]]]
 Scores = dict[tuple[str, str, int], list[float]]
 
 
-def score_pool(scorer: Scorer, pool: Pool, records: Iterable[Record]) -> Scores:
-    """Score the steps of every candidate of a pool, in one call of the scorer."""
-    by_id = {record.id: record for record in records}
-    if missing := [i for i in pool.candidates if i not in by_id]:
-        raise RecordError(
-            f"{pool.generator}: no record of question {missing[0]!r} (and {len(missing) - 1} "
-            "more); give the records that the pool was sampled for"
-        )
-    rows = [row | {"record_id": i} for i, mine in pool.candidates.items() for row in mine]
-    solutions = [split(row["completion"]) for row in rows]
-    found = scorer([by_id[row["record_id"]] for row in rows], solutions) if rows else []
-    if len(found) != len(rows):
-        raise VlaaError(f"the scorer gave {len(found)} lists for {len(rows)} solutions")
-    for row, solution, scores in zip(rows, solutions, found, strict=True):
-        if len(scores) != len(solution) or any(map(math.isinf, scores)):
-            raise VlaaError(
-                f"record {row['record_id']}, sample {row['sample']}: scores {scores[:8]} for "
-                f"{len(solution)} steps; a scorer must give one number, or NaN, for each step"
+def score_pools(scorer: Scorer, pools: Iterable[Pool], records: Iterable[Record]) -> Scores:
+    """Score the steps of every candidate, with one call of the scorer a pool."""
+    by_id, scores = {record.id: record for record in records}, {}
+    for pool in pools:
+        if missing := [i for i in pool.candidates if i not in by_id]:
+            raise RecordError(
+                f"{pool.generator}: no record of question {missing[0]!r} (and {len(missing) - 1} "
+                "more); give the records that the pool was sampled for"
             )
-    keys = [(pool.generator, row["record_id"], row["sample"]) for row in rows]
-    return dict(zip(keys, found, strict=True))
-
-
-def score_pools(scorer: Scorer, pools: Iterable[Pool], records: Sequence[Record]) -> Scores:
-    """Score pools with `score_pool`, one after the other."""
-    parts = [score_pool(scorer, pool, records) for pool in pools]
-    return {key: values for part in parts for key, values in part.items()}
+        rows = [(i, row) for i, mine in pool.candidates.items() for row in mine]
+        solutions = [split(row["completion"]) for _, row in rows]
+        found = scorer([by_id[i] for i, _ in rows], solutions) if rows else []
+        if len(found) != len(rows):
+            raise VlaaError(f"the scorer gave {len(found)} lists for {len(rows)} solutions")
+        for (i, row), steps, values in zip(rows, solutions, found, strict=True):
+            if len(values) != len(steps) or any(map(math.isinf, values)):
+                raise VlaaError(
+                    f"record {i}, sample {row['sample']}: scores {values[:8]} for {len(steps)} "
+                    "steps; a scorer must give one number, or NaN, for each step"
+                )
+            scores[pool.generator, i, row["sample"]] = values
+    return scores
 
 
 def step_truth(
@@ -83,11 +76,9 @@ def step_truth(
     for record, solution in zip(records, solutions, strict=True):
         if not (scene := record.meta.get("scene")):
             raise RecordError(f"record {record.id}: no scene to hold steps against; use a judge")
-        found.append([])
-        for step in solution:
-            checked = [part.truth for part in traces.check_steps(step, scene)]
-            held = [truth for truth in checked if truth is not None]
-            found[-1].append(sum(held) / len(held) if held else math.nan)
+        checked = [[part.truth for part in traces.check_steps(step, scene)
+                    if part.truth is not None] for step in solution]  # fmt: skip
+        found.append([sum(held) / len(held) if held else math.nan for held in checked])
     if with_answer:
         texts = [" ".join(solution) for solution in solutions]
         for scores, row in zip(found, evaluate.score_rows(list(records), texts), strict=True):
@@ -122,8 +113,7 @@ def read(*paths: str | Path) -> dict[str, Scores]:
             raise RecordError(f"{place}: {said}") from None
         if key in mine or any(map(math.isinf, values)):
             said = "scored above" if key in mine else "a score is infinite"
-            said = f"{' '.join(map(str, key))}: {said}; delete this line"
-            raise RecordError(f"{place}: {said}")
+            raise RecordError(f"{place}: {' '.join(map(str, key))}: {said}; delete this line")
         mine[key] = values
     return found
 
@@ -157,15 +147,6 @@ def read_score(text: str) -> int | None:
     return int(found[-1][1]) if found and found[-1] and sum(map(bool, found)) == 1 else None
 
 
-def shown(steps: Sequence[str], i: int, view: str) -> str:
-    """Return what the judge is shown of step i (from 0)."""
-    if view == "prefix" or (view == "context" and i == 0):
-        return "\n".join(steps[: i + 1])
-    if view == "context":
-        return llm.fill(STEP_IN_CONTEXT, caption="\n".join(steps[:i]), input=steps[i])
-    return steps[i]
-
-
 class StepJudge:
     """A scorer of steps: fifths from 0.2 to 1, NaN where the reply has no score (counted).
 
@@ -189,24 +170,31 @@ class StepJudge:
     ) -> list[list[float]]:
         requests = [
             llm.Request("judge", llm.fill(STEP_JUDGE_PROMPT, question=record.question,
-                                  input=shown(steps, i, self.view)), record.image)
+                                          input=shown(steps, i, self.view)), record.image)
             for record, steps in zip(records, solutions, strict=True)
             for i in range(len(steps))
         ]  # fmt: skip
-        scores = iter([self._read(reply) for reply in self._ask(requests)])
-        return [[next(scores) for _ in steps] for steps in solutions]
+        scores = []
+        for reply in self._ask(requests):
+            is_lost = isinstance(reply, llm.CallFailed)
+            # a reply cut off or blocked is a problem, whatever number it holds
+            problem = reply.reason if is_lost else reply.problem
+            score = None if problem else read_score(reply.text)
+            if score is None:  # before the colon: a refusal quotes the model
+                self.unusable[problem.partition(":")[0] or f"no score from 1 to {TOP}"] += 1
+            scores.append(math.nan if score is None else score / TOP)
+        self.asked += len(scores)
+        left = iter(scores)
+        return [[next(left) for _ in steps] for steps in solutions]
 
-    def _read(self, reply: llm.Reply | llm.CallFailed) -> float:
-        is_lost = isinstance(reply, llm.CallFailed)
-        # before the colon: a refusal quotes the model
-        problem = reply.reason if is_lost else reply.problem.partition(":")[0]
-        # a reply cut off or blocked is a problem, whatever number it holds
-        score = None if problem else read_score(reply.text)
-        self.asked += 1
-        if score is None:
-            self.unusable[problem or f"no score from 1 to {TOP}"] += 1
-            return math.nan
-        return score / TOP
+
+def shown(steps: Sequence[str], i: int, view: str) -> str:
+    """Return what the judge is shown of step i (from 0)."""
+    if view == "step":
+        return steps[i]
+    if view == "prefix" or i == 0:
+        return "\n".join(steps[: i + 1])
+    return llm.fill(STEP_IN_CONTEXT, caption="\n".join(steps[:i]), input=steps[i])
 
 
 def endpoint_judge(
@@ -236,34 +224,28 @@ def policy_judge(
     max_new_tokens: int = SETTINGS["max_tokens"],
 ) -> StepJudge:
     """Return a local policy as judge, greedy; replies are kept in the ledger batch by batch."""
-    # part of the key, with the weights: a policy trained further is another judge
+    # the weights are part of the key: a policy trained further is another judge
     settings = fingerprint(policy) | {"max_new_tokens": max_new_tokens}
     del settings["policy"]  # a path names nothing
-
-    def digest(image: str) -> str | llm.CallFailed:
-        try:
-            open_image(image, images)
-            return hashlib.sha256(llm.read_image(image, Path(images))).hexdigest()
-        except ImageError as error:
-            return llm.CallFailed("unusable image", str(error)[:300])
-        except llm.CallFailed as error:
-            return error
+    local = llm.Endpoint("local", settings=settings)
 
     def ask(requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
-        digests = {image: digest(image) for image in {request.image for request in requests}}
-        found = {r: digests[r.image] for r in requests}  # what is no digest: why there is none
-        keys = {r: llm.call_key(r.step, "local", settings, r.text, digest)
-                for r, digest in found.items() if isinstance(digest, str)}  # fmt: skip
+        found, keys = {}, {}
+        for request in dict.fromkeys(requests):
+            try:
+                keys[request] = llm.key_of(local, request, Path(images))[0]
+            except llm.CallFailed as error:
+                found[request] = error
         with llm.Ledger(ledger) as kept:
-            todo = [(r, k) for r, k in keys.items() if kept.get(k) is None]
+            todo = [request for request, key in keys.items() if not kept.get(key)]
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
                 # a text may spell a special token, such as the one that stands for the picture
-                asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r, _ in part]
+                asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r in part]
                 texts = answer(policy, asks, images, batch, max_new_tokens)
-                for (_, k), text in zip(part, texts, strict=True):
+                for request, text in zip(part, texts, strict=True):
                     problem = "" if text.strip() else llm.EMPTY
-                    kept.put(k, "judge", llm.Reply(text, policy.path, problem=problem))
+                    kept.put(keys[request], "judge", llm.Reply(text, policy.path, problem=problem))
             found |= {request: kept.get(key) for request, key in keys.items()}
         return [found[request] for request in requests]
 

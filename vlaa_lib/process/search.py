@@ -128,26 +128,24 @@ def expand(node: Node, width: int) -> list[Node]:
 
 def simulate(
     asked: Sequence[tuple[Record, Node]], sampler: Sampler, verifier: Verifier, k: int, seed: int
-) -> int:
-    """Phase 3: fill each node that is no end up to k rollouts, in one call; return how many."""
+) -> None:
+    """Phase 3: fill each node that is no end up to k rollouts, in one call of the sampler."""
     todo = [pair for pair in asked if not pair[1].is_end
             for _ in range(k - len(pair[1].rollouts))]  # fmt: skip
     if not todo:
-        return 0
+        return
     made = [record for record, _ in todo]
     texts = sampler(made, [node.text for _, node in todo], seed)
     right = verifier(made, [node.text + text for (_, node), text in zip(todo, texts, strict=True)])
     for (_, node), text, is_right in zip(todo, texts, right, strict=True):
         node.rollouts.append((text, bool(is_right)))
-    return len(todo)
 
 
 def backpropagate(node: Node, max_depth: int) -> None:
     """Phase 4: add a node's value to every node up to the root; close what has nothing left."""
     above: Node | None = node
     while above:
-        above.visits += 1
-        above.total += node.value
+        above.visits, above.total = above.visits + 1, above.total + node.value
         above = above.parent
     if node.is_end or node.depth >= max_depth:
         node.close()
@@ -160,11 +158,10 @@ def grow(
     roots, sampled = [Node() for _ in made], Counter()
     fresh = list(enumerate(roots))
     for turn in range(s.iterations + 1):
-        before = [len(node.rollouts) for _, node in fresh]
-        asked = [(made[i], node) for i, node in fresh]
-        simulate(asked, sampler, verifier, s.rollouts, seed + turn)
-        for (i, node), had in zip(fresh, before, strict=True):
-            sampled[i] += len(node.rollouts) - had
+        for i, node in fresh:
+            sampled[i] += 0 if node.is_end else s.rollouts - len(node.rollouts)
+        simulate([(made[i], node) for i, node in fresh], sampler, verifier, s.rollouts, seed + turn)
+        for _, node in fresh:
             backpropagate(node, s.max_depth)
         # where first rollouts are all right (solved) or all wrong (hopeless) nothing is said
         # about steps, and the tree stays a root
@@ -296,6 +293,8 @@ def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:
 # --- scored processes: what a search wrote, or the released ViLReward-73K -------------------------
 
 COLUMNS = ("index", "image_path", "question", "process", "value")
+TYPES = {"index": ((str, int), "text or a number"), "value": ((int, float), "a number"),
+         **dict.fromkeys(COLUMNS[1:4], (str, "text"))}  # fmt: skip
 
 
 class Process(NamedTuple):
@@ -324,22 +323,17 @@ def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
     found = Read([], [])
     for line, row in iter_file(path):
         try:
-            found.rows.append(_process(row, images))
+            check(row, COLUMNS, TYPES)
+            index, image, question, process, value = (row[name] for name in COLUMNS)
+            if blank := [name for name in COLUMNS[1:4] if not row[name].strip()]:
+                raise RecordError(f"key {blank[0]!r} is missing or empty")
+            if isinstance(value, bool) or not 0 <= value <= 1:
+                raise RecordError(f"value {value} is not a number between 0 and 1")
+            image = image_below(image, images)
+            found.rows.append(Process(str(index), image, question, process, float(value)))
         except RecordError as error:
             index = row.get("index", "") if isinstance(row, dict) else ""
             found.rejects.append(Reject(Path(path).name, line, str(index), str(error)))
     if not found.rows and not found.rejects:
         raise RecordError(f"{path}: the file holds no rows; was the download complete?")
     return found
-
-
-def _process(row: Any, images: str | Path | None) -> Process:
-    texts = dict.fromkeys(COLUMNS[1:4], (str, "text"))
-    number = ((int, float), "a number")
-    check(row, COLUMNS, texts | {"index": ((str, int), "text or a number"), "value": number})
-    index, image, question, process, value = (row[name] for name in COLUMNS)
-    if blank := [name for name in texts if not row[name].strip()]:
-        raise RecordError(f"key {blank[0]!r} is missing or empty")
-    if isinstance(value, bool) or not 0 <= value <= 1:
-        raise RecordError(f"value {value} is not a number between 0 and 1")
-    return Process(str(index), image_below(image, images), question, process, float(value))
