@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from vlaa_lib.prompts import has_aha, split_think_answer
-from vlaa_lib.rewards.verifiers import iou, parse_box
+from vlaa_lib.rewards.boxes import iou, parse_box
 from vlaa_lib.traces.measures import split
 
 from .microworld import facts, questions, truth

@@ -18,7 +18,7 @@ from typing import Any
 from vlaa_lib import prompts, rewards
 from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
-from vlaa_lib.rewards.verifiers import iou, parse_box
+from vlaa_lib.rewards.boxes import iou, parse_box
 from vlaa_lib.traces.measures import check_steps, measure
 
 from . import microworld

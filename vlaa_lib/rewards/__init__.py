@@ -1,10 +1,11 @@
 """Rewards: strict parsing, one verifier a record, every score with its reason (paper §4)."""
 
 from . import signs
+from .boxes import iou, parse_box
 from .checkup import Checkup, examine, reasons, tried
 from .mixed import audit, mixed_reward, score, score_all, start, usable
 from .open_ended import Kept, RewardModel, is_as_good
-from .verifiers import GoldError, Score, iou, options, parse_box
+from .verifiers import GoldError, Score, options
 
 __all__ = [
     "Checkup", "GoldError", "Kept", "RewardModel", "Score", "audit", "examine", "iou",

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 
 from vlaa_lib.folders import write_csv
 from vlaa_lib.images import font, sheet
-from vlaa_lib.rewards.verifiers import iou
+from vlaa_lib.rewards.boxes import iou
 from vlaa_lib.tables import Rows, number, read, text_table, thinned
 
 from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
@@ -26,7 +26,7 @@ from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlaa_lib.rewards.verifiers import Box
+    from vlaa_lib.rewards.boxes import Box
 
 Given = str | Path | Rows  # rows, or the CSV that holds them
 

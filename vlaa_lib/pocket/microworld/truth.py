@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import mode
 
-from vlaa_lib.rewards.verifiers import iou
+from vlaa_lib.rewards.boxes import iou
 
 from .facts import AREAS, Fact
 from .scenes import GRID
