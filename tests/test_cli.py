@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from PIL import Image
 
 from commands import parsed
 from vlaa_lib.__main__ import main
@@ -39,7 +38,7 @@ def test_microworld_draws_each_source_once(tmp_path):
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("more", [("--source", "solids"), ("--png", "a.png"), ("--split", "test")])
+@pytest.mark.parametrize("more", [("--source", "solids"), ("--split", "test")])
 def test_a_benchmark_refuses_what_it_would_ignore(tmp_path, capsys, more):
     asked = "microworld", "--benchmark", "micro-WeMath", "--out", tmp_path / "a.tsv", *more
     assert call(*asked) == 2
@@ -49,7 +48,7 @@ def test_a_benchmark_refuses_what_it_would_ignore(tmp_path, capsys, more):
 
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "²", ""])
 def test_numbers_of_records_are_above_zero(capsys, number):
-    assert call("microworld", "--png", "a.png", "--n", number) == 2
+    assert call("microworld", "--out", "a", "--n", number) == 2
     assert "'--n': " in capsys.readouterr().err
 
 
@@ -105,14 +104,6 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message, capsys):
     assert construct(tmp_path) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last and "records.jsonl" in last
-
-
-def test_a_contact_sheet_of_one_source(tmp_path):
-    sheet = tmp_path / "sheet.png"
-    assert call("microworld", "--source", "figure", "--n", 9, "--png", sheet) == 0
-    with Image.open(sheet) as picture:
-        assert picture.width > 8 * 112 and picture.height > 2 * 112
-        assert len(picture.convert("RGB").getcolors(2**20)) > 20
 
 
 def test_a_missing_model_says_how_to_build_it(micro, capsys):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import ExitStack
-from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -16,24 +14,25 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from vlaa_lib import Halted, folders
-from vlaa_lib.evaluate.command import evaluate, generate
-from vlaa_lib.pocket.command import microworld, models, serve_teacher
+from vlaa_lib import Halted, folders, profiles
 from vlaa_lib.process.command import process
-from vlaa_lib.sources.command import data
+from vlaa_lib.prompts import MAX_NEW_TOKENS
 
 from . import options as o
+from .cli_data import construct, data, microworld, models, serve_teacher, subset
 from .options import loaded, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
+LAUNCH = f"run on several processes: {', '.join(profiles.LAUNCHERS)}"
+RULES = "ours, strict, kit-2025-04 or kit-2026-08 (VLMEvalKit then and now), -vlaa: its tag rule"
 app = typer.Typer(
     help="VLAA-Thinking, runnable: build a dataset, train, evaluate, compare traces.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-app.add_typer(data, name="data", rich_help_panel=DATA, help="The released dataset and its sources.")
 app.add_typer(process, name="process", rich_help_panel=METHOD, help="Process rewards (ViLBench).")
-for command in (evaluate, generate):
-    app.command(rich_help_panel=METHOD)(command)
+app.add_typer(data, name="data", rich_help_panel=DATA, help="The released dataset and its sources.")
+for command in (construct, subset):
+    app.command(rich_help_panel=DATA)(command)
 for command in (microworld, models, serve_teacher):
     app.command(rich_help_panel=POCKET)(command)
 
@@ -104,109 +103,6 @@ def traces(
     print(f"{out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
 
 
-# --- data ----------------------------------------------------------------------------------------
-
-
-@app.command(rich_help_panel=DATA)
-def construct(
-    out: o.Out,
-    what: Annotated[Literal["run", "card"], Argument(help="card: of a finished run")] = "run",
-    records: o.MaybeRecords = None,
-    images: o.MaybeImages = None,
-    base_url: Annotated[str | None, Option(help="default: the local teacher")] = None,
-    endpoints: o.Endpoints = None,
-    prompts_dir: Annotated[str | None, Option(help="your own 1.captioning.txt, ...")] = None,
-    concurrency: o.Concurrency = 8,
-    timeout: Annotated[float, Option(help="seconds of one try of one call")] = 600,
-    retries: Annotated[int, Option(help="of one call")] = 5,
-    max_cost: o.MaxCost = None,
-    max_tokens: Annotated[int | None, Option(help="stop cleanly after so many tokens")] = None,
-    plan: Annotated[bool, Option("--plan", help="say what it would cost, ask nobody")] = False,
-) -> None:
-    """Build traces for records: caption, distil, rewrite, verify, split. Paid calls are kept.
-
-    Example: python -m vlaa_lib construct --records R.jsonl --images images --out runs/data
-    """
-    from vlaa_lib import construct as building
-    from vlaa_lib import pocket, rewards
-    from vlaa_lib.records import kept
-
-    if what == "card":
-        print("\n".join(map(str, building.export(out, images))))
-        return
-    if not (records and images):
-        raise ValueError("construct needs --records FILE and --images FOLDER")
-    asked = {
-        "endpoints": building.read_endpoints(endpoints) if endpoints else building.ENDPOINTS,
-        "templates": building.read_templates(prompts_dir) if prompts_dir else building.Templates(),
-    }
-    made = rewards.usable(records, images, out, any_open=True)
-    if plan:
-        show(building.plan(made, images, out, **asked))
-        return
-    limits = building.Limits(concurrency, timeout, retries, max_cost, max_tokens)
-    with ExitStack() as stack:
-        if not (base_url or endpoints):
-            scenes = pocket.scenes_of(kept(records, images), images)
-            base_url = stack.enter_context(pocket.serve_teacher(scenes))
-        try:
-            result = building.run(made, images, base_url or "", out, limits=limits, **asked)
-        except Halted as stop:  # not at its end: the same command goes on
-            print(f"stopped: {stop}", file=sys.stderr)
-            raise typer.Exit(3) from None
-    show(result.counts)
-    print(result.summary)
-
-
-@app.command(rich_help_panel=DATA)
-def subset(
-    records: o.Records,
-    images: o.Images,
-    out: o.Out,
-    perplexity: Annotated[list[str], Option(metavar="MODEL ...", help="who scores them")] = [],
-    top: Annotated[list[int], Option(metavar="K ...", help="keep the K highest")] = [],
-    aha: Annotated[int | None, Option(help="draw so many records with an aha word")] = None,
-    shard: o.Shard = "1/1",
-    batch_tokens: Annotated[int | None, Option(help="of a forward pass, with padding")] = None,
-    seed: o.Seed = 0,
-) -> None:
-    """Choose small SFT subsets: by perplexity, or by aha words.
-
-    Example: python -m vlaa_lib subset --records R.jsonl --images images --out runs/sub
-    --perplexity data/pocket/instruct --top 50
-    """
-    import re
-
-    from vlaa_lib import models, rewards, subsets
-    from vlaa_lib import records as recording
-
-    if (top and not perplexity) or not (perplexity or aha):
-        raise ValueError("name models with --perplexity (and sizes with --top), or a size --aha")
-    made, folder = list(rewards.usable(records, images, out, any_open=True)), Path(out)
-    scores = {}
-    limits = batch_tokens or subsets.BATCH_TOKENS, shard
-    for model in perplexity:
-        place = folder / "scores" / re.sub(r"[^\w.-]+", "_", model)
-        scores[model] = subsets.load(place, made)
-        if len(scores[model]) < len(made):  # with nothing left to do no model is loaded
-            policy = models.load_policy(model)
-            scores[model] = subsets.score(policy, made, images, place, *limits)
-    if shard != (1, 1):
-        print("scored; once every shard is done, choose with the same command without --shard")
-        return
-    if scores:
-        table, rejects = subsets.average(made, scores)
-        folders.write_csv(folder / "perplexity.csv", table)
-        recording.write(rejects, folder / "not_scored.jsonl")
-        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
-    chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in top}
-    if aha:
-        chosen[f"aha-{aha}"] = subsets.aha(made, aha, seed)
-    for name, kept in chosen.items():
-        recording.write(kept, folder / f"{name}.jsonl")
-        print(f"{len(kept)} records in {out}/{name}.jsonl")
-
-
 # --- the method ----------------------------------------------------------------------------------
 
 
@@ -220,16 +116,13 @@ def train(
     changes: o.Set = [],
     start: o.Start = None,
     steps: Annotated[int | None, Option(help="optimizer steps, instead of the profile's")] = None,
-    reward_model: Annotated[str | None, Option(help="of open answers")] = None,
-    trust_remote_code: Annotated[bool, Option("--trust-remote-code", help="for xcomposer")] = False,
-    endpoints: o.Endpoints = None,
-    launch: o.Launch = None,
-    gpus: o.Gpus = None,
-    machines: o.Machines = 1,
-    machine_rank: o.MachineRank = 0,
-    main_ip: o.MainIp = None,
-    main_port: o.MainPort = None,
-    print_only: o.PrintOnly = False,
+    launch: Annotated[str | None, o.several(LAUNCH)] = None,
+    gpus: Annotated[int | None, o.several("a machine; default: 8, or 2 processes on CPUs")] = None,
+    machines: Annotated[int, o.several("how many")] = 1,
+    machine_rank: Annotated[int, o.several("number of this machine, from 0")] = 0,
+    main_ip: Annotated[str | None, o.several("address of machine 0")] = None,
+    main_port: Annotated[int | None, o.several("a free port of it; default: 29500")] = None,
+    print_only: Annotated[bool, o.several("print the command, then stop", "--print")] = False,
 ) -> None:
     """Train a policy on records; a training that was cut off goes on from its last checkpoint.
 
@@ -241,16 +134,12 @@ def train(
     from vlaa_lib.train import launch as launcher
     from vlaa_lib.train import rank_setup
 
-    cfg = loaded(profile, changes, **{
-        f"{method}.max_steps": steps, "grpo.reward_model": reward_model,
-        "grpo.trust_remote_code": trust_remote_code, "grpo.endpoints": endpoints,
-    })  # fmt: skip
+    cfg = loaded(profile, changes, **{f"{method}.max_steps": steps})
     if launch:
         words = launcher.words_of(cfg, method, records, images, out, start)
-        command = launcher.command(
-            launch, words, gpus, machines, machine_rank, main_ip, main_port,
-            getattr(cfg, method).mode,
-        )  # fmt: skip
+        mode = getattr(cfg, method).mode
+        given = launch, words, gpus, machines, machine_rank, main_ip, main_port, mode
+        command = launcher.command(*given)
         print(shlex.join(command), flush=True)
         if not print_only:
             name = f"launch-{machine_rank}.log" if machine_rank else "launch.log"
@@ -290,12 +179,11 @@ def plan(
     """
     from vlaa_lib.train import plan as planner
 
-    made = planner.plan(planner.setup_of(
-        loaded(profile, changes), method, gpus, model, records=records, card_gb=card_gb,
-        sharding=sharding, reward_model=reward_model,
-    ))  # fmt: skip
+    asked = {"card_gb": card_gb, "sharding": sharding, "reward_model": reward_model}
+    cfg = loaded(profile, changes)
+    made = planner.plan(planner.setup_of(cfg, method, gpus, model, records=records, **asked))
     if json:
-        folders.write_text(json, dumps(made, indent=1) + "\n")
+        folders.write_json(json, made)
     print("all of it arithmetic, an estimate")
     for rows in planner.tables(made):
         show(rows)
@@ -324,6 +212,130 @@ def doctor(
     from vlaa_lib.study import doctor as checkup
 
     raise typer.Exit(checkup.main(given, show))
+
+
+@app.command(rich_help_panel=METHOD)
+def evaluate(
+    out: o.Out,
+    records: o.MaybeRecords = None,
+    images: o.MaybeImages = None,
+    benchmark: Annotated[str | None, Option(help="MathVista_MINI, micro-WeMath")] = None,
+    tsv: Annotated[str | None, Option(help="the benchmark's file, as VLMEvalKit has it")] = None,
+    image_root: Annotated[str | None, Option(help="default: the file's folder")] = None,
+    predictions: Annotated[str | None, Option(help="score this file of the kit")] = None,
+    extraction: Annotated[str, Option(metavar="RULES", help=RULES)] = "ours",
+    judge: Annotated[str | None, Option(help="YAML with `judge`: reads what no rule can")] = None,
+    shard: o.Shard = "1/1",
+    blank: Annotated[bool, Option("--blank", help="grey pictures: what is guessed")] = False,
+    export: Annotated[str | None, Option(help="file for the kit: .tsv or .json")] = None,
+    model: o.MaybeModel = None,
+    mode: o.Mode = "full",
+    backend: Annotated[Literal["hf", "vllm"], o.answers("what samples")] = "hf",
+    preset: Annotated[Literal["paper", "vlmevalkit"], o.answers("whose limits")] = "paper",
+    batch: Annotated[int | None, o.answers("rows at a time; default: 64, of benchmarks 16")] = None,
+    max_new_tokens: o.Tokens = None,
+    min_pixels: Annotated[int | None, o.answers("of a picture; default: the preset's")] = None,
+    max_pixels: Annotated[int | None, o.answers("of a picture; default: the preset's")] = None,
+    system_prompt_file: o.Prompt = None,
+    template: Annotated[str | None, o.answers("YAML: your own prompt for a benchmark")] = None,
+) -> None:
+    """Answer records, or a benchmark's file, greedily and print the scores. Resumes.
+
+    For several GPUs start one --shard on each.
+
+    Example: python -m vlaa_lib evaluate --records R.jsonl --images images --model runs/grpo
+    --out runs/answers
+    """
+    from vlaa_lib import evaluate as evaluation
+    from vlaa_lib import models, rewards
+    from vlaa_lib.evaluate import extract, kit, runner
+    from vlaa_lib.evaluate.benchmarks import held_out, read
+
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+    if not benchmark:
+        if not (records and images and model):
+            raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
+        asked = held_out(list(rewards.usable(records, images)), images)
+        limits["max_new_tokens"] = max_new_tokens or MAX_NEW_TOKENS
+        chosen = asking(model, system_prompt_file, preset, **limits)
+        policy = models.load_policy(model)
+        rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
+        folders.write_lines(Path(out) / "rows.jsonl", runner.lines(rows))
+        return show(evaluation.summary(rows))
+    if not tsv or bool(model) == bool(predictions):
+        raise ValueError("--benchmark needs --tsv FILE, and either --model or --predictions")
+    extract.check_mode(extraction)  # before a model has answered for hours
+    reader = None
+    if judge:
+        if extraction != "ours":
+            raise ValueError(f"--judge reads what our rules cannot; --extraction is {extraction}")
+        from vlaa_lib.evaluate.judge import Judge
+        from vlaa_lib.llm import Endpoint, read_endpoints
+
+        endpoint = read_endpoints(judge, {"judge": Endpoint("judge")})["judge"]
+        reader = Judge(endpoint, Path(out) / "judge.sqlite")  # a reply is paid for once
+    chosen = asking(model, system_prompt_file, preset, template, **limits)
+    asked = read(benchmark, tsv, Path(tsv).with_suffix(".images"), image_root)
+    print(asked)
+    if predictions:
+        found = kit.read(predictions, asked)
+    else:
+        given = [asked], chosen, out, models.resolve(model), None, batch or 16
+        found = runner.answer(*given, blank, shard, mode, backend)[asked.name]
+    print(*asked.rejects, sep="\n", end="\n" * bool(asked.rejects), file=sys.stderr)
+    if missing := len(asked.rows) - len(found):
+        print(f"{missing} of {len(asked.rows)} rows have no answer", file=sys.stderr)
+        if not predictions:
+            print("once every shard is done, score with the same command without --shard")
+            return None
+    if export:
+        kit.write(export, asked, found)
+    rows, table = runner.finish(out, asked, found, extraction, reader)
+    print(*runner.report(rows, reader), sep="\n", file=sys.stderr)
+    return show(table)
+
+
+def asking(
+    model: str | None, prompt_file: str | None, preset: str = "paper", template: str | None = None,
+    **limits: int | None,
+) -> Any:  # fmt: skip
+    """Return the settings; note where the authors' own prompt is missed."""
+    from vlaa_lib.evaluate import prompting
+
+    if not prompt_file and "vlaa-thinker" in str(model).lower():
+        print(
+            "note: the released VLAA-Thinker checkpoints want the authors' own system prompt; "
+            "copy it from inference.py of github.com/UCSC-VLAA/VLAA-Thinking into a file and name "
+            "that with --system-prompt-file. Now they get ours.",
+            file=sys.stderr,
+        )
+    prompt = prompting.read_text(prompt_file) if prompt_file else None
+    return prompting.settings(preset, prompt, template, **limits)
+
+
+@app.command(rich_help_panel=METHOD)
+def generate(
+    model: o.Model,
+    image: Annotated[str, Option(help="a picture")],
+    question: Annotated[str, Option(help="what is asked of it")],
+    mode: o.Mode = "full",
+    max_new_tokens: o.Tokens = None,
+    system_prompt_file: o.Prompt = None,
+) -> None:
+    """Ask a model about one picture.
+
+    Example: python -m vlaa_lib generate --model data/pocket/instruct --image a.png --question "?"
+    """
+    from vlaa_lib.evaluate.generate import Ask
+    from vlaa_lib.evaluate.generate import loaded as model_of
+
+    chosen = asking(model, system_prompt_file, max_new_tokens=max_new_tokens)
+    picture = Path(image)
+    answer = model_of(model, picture.parent, chosen, mode, "hf")
+    (said,) = answer([Ask(question, chosen.system_prompt, (picture.name,))])
+    print(said.text)
+    if said.is_truncated:
+        print(f"cut off after {said.num_tokens} tokens; see --max-new-tokens", file=sys.stderr)
 
 
 # --- the entry -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import stat
 import warnings
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ MAX_FILE_BYTES = 64 * 2**20  # ours: ten times the largest picture of the paper'
 MAX_DECODED_PIXELS = 50_000_000  # ours: a phone's largest photograph; 150 MB when decoded
 # ours: what datasets hold; never the formats that PIL hands to outside programs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# of pictures embedded in a table
+EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
 
 class ImageError(VlaaError):
@@ -87,6 +90,18 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # 16-bit grey: PIL's own conversion clips at 255
         image = image.convert("I").point(lambda level: level / 257).convert("L")
     return image.convert("RGB")
+
+
+def image_extension(data: bytes) -> str:
+    """Return the file extension of an embedded picture, from its bytes alone, or refuse it."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=list(EXTENSIONS)) as image:
+            return EXTENSIONS[image.format]
+    except Exception as error:  # PIL's decoders raise whatever broken bytes make them
+        known, why = ", ".join(EXTENSIONS), type(error).__name__
+        raise RecordError(f"field 'image' holds no {known} picture ({why})") from None
 
 
 def fitted_size(

@@ -30,11 +30,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on.
-
-    >>> shard_of("2/8")
-    (2, 8)
-    """
+    """Read "i/n", i from 1 to n: the i-th of n shards is every n-th record from the i-th on."""
     first, _, last = text.partition("/")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise typer.BadParameter(f"{text!r}: write i/n with i from 1 to n, e.g. 2/8")
@@ -46,16 +42,16 @@ def several(help: str, *names: str) -> Any:
     return Option(*names, help=help, rich_help_panel="Several GPUs or machines")
 
 
-def answers(help: str, *names: str) -> Any:
+def answers(help: str) -> Any:
     """Return an option of how a model answers."""
-    return Option(*names, help=help, rich_help_panel="How the model answers")
+    return Option(help=help, rich_help_panel="How the model answers")
 
 
 # where things are
-Records = Annotated[str, Option("--records", help="JSON array or JSON Lines, any extension")]
-MaybeRecords = Annotated[str | None, Option("--records", help="JSON array or JSON Lines")]
-Images = Annotated[str, Option("--images", help="root that the records' paths start from")]
-MaybeImages = Annotated[str | None, Option("--images", help="root of the records' paths")]
+RECORDS = Option("--records", help="JSON array or JSON Lines, any extension")
+IMAGES = Option("--images", help="root that the records' paths start from")
+Records, MaybeRecords = Annotated[str, RECORDS], Annotated[str | None, RECORDS]
+Images, MaybeImages = Annotated[str, IMAGES], Annotated[str | None, IMAGES]
 Out = Annotated[str, Option("--out", help="folder to fill; started again, the work goes on")]
 OutFile = Annotated[str, Option("--out", help="file to write")]
 RunDir = Annotated[str | None, Option("--run-dir", help="folder of the run")]
@@ -73,30 +69,9 @@ Endpoints = Annotated[str | None, Option("--endpoints", help="YAML: who answers,
 Concurrency = Annotated[int, Option("--concurrency", help="calls at a time")]
 MaxCost = Annotated[float | None, Option("--max-cost", help="stop cleanly at so many US dollars")]
 
-# how a training is launched
-WAYS = f"run on several processes: {', '.join(profiles.LAUNCHERS)}"
-Launch = Annotated[str | None, several(WAYS, "--launch")]
-Gpus = Annotated[int | None, several("processes a machine; default: 8, or 2 without GPUs")]
-Machines = Annotated[int, several("how many")]
-MachineRank = Annotated[int, several("number of this machine, from 0")]
-MainIp = Annotated[str | None, several("address of machine 0")]
-MainPort = Annotated[int | None, several("a free port of machine 0; default: 29500")]
-PrintOnly = Annotated[bool, several("print the launch command, then stop", "--print")]
-
 # how a model answers
-Model = Annotated[str, answers("checkpoint, adapter or hub name", "--model")]
-MaybeModel = Annotated[str | None, answers("checkpoint, adapter or hub name", "--model")]
+MODEL = answers("checkpoint, adapter or hub name")
+Model, MaybeModel = Annotated[str, MODEL], Annotated[str | None, MODEL]
 Mode = Annotated[Literal["full", "4bit"], answers("adapters: either")]
-Backend = Annotated[Literal["hf", "vllm"], answers("what samples")]
-Preset = Annotated[Literal["paper", "vlmevalkit"], answers("whose limits and prompt")]
-Tokens = Annotated[
-    int | None, answers(f"default: the preset's; for records {MAX_NEW_TOKENS}", "--max-new-tokens")
-]
-MinPixels = Annotated[int | None, answers("area of a picture; default: the preset's")]
-MaxPixels = Annotated[int | None, answers("area of a picture; default: the preset's")]
-Prompt = Annotated[str | None, answers("text instead of ours", "--system-prompt-file")]
-NoPrompt = Annotated[bool, answers("as for base models", "--no-system-prompt")]
-
-RULES = "ours, strict, kit-2025-04 or kit-2026-08 (VLMEvalKit then and now), -vlaa: its tag rule"
-Rules = Annotated[str, Option("--extraction", metavar="RULES", help=RULES)]
-Judge = Annotated[str | None, Option("--judge", help="YAML with `judge`: reads what no rule can")]
+Tokens = Annotated[int | None, answers(f"default: the preset's; for records {MAX_NEW_TOKENS}")]
+Prompt = Annotated[str | None, answers("text instead of ours; an empty file: none")]

@@ -7,7 +7,7 @@ point group `vlaa_lib.worlds` (see pyproject.toml); without it real records lose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -23,8 +23,6 @@ class World:
 
     # source -> (reward part, the public source that it stands for)
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    # (source, split, seed) -> samples with `record` and `save(images)`, without end
-    stream: Callable[..., Iterator[Any]] | None = None
     # whether a sentence is true; None where that cannot be told
     check: Callable[[str, dict], bool | None] = lambda sentence, scene: None
     # whether the answer follows from what was stated

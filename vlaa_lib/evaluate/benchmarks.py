@@ -22,7 +22,6 @@ from typing import Any
 from vlaa_lib import VlaaError, prompts
 from vlaa_lib import images as pictures
 from vlaa_lib.records import Record, RecordError, Reject, clean_image_path
-from vlaa_lib.sources.files import image_extension
 
 MAX_REFERENCE_CHARS = 64  # VLMEvalKit: so short a text in `image` is the index of another row
 MAX_LITERAL_CHARS = 20_000  # ours: ten times the longest list of choices
@@ -279,7 +278,7 @@ def _entries(text: str) -> list[str]:
 
 def _write(data: bytes, images: Path) -> str:
     """Write a picture under its hash, unless it is there; what is there has been checked."""
-    name = hashlib.sha256(data).hexdigest()[:32] + image_extension(data)
+    name = hashlib.sha256(data).hexdigest()[:32] + pictures.image_extension(data)
     if (images / name).is_file():
         return name
     draft = f"{os.getpid()}-{name}"

@@ -13,7 +13,6 @@ from .teacher import checker_quality, false_steps_by_noise, taught
 
 WORLD = World(
     sources=microworld.SOURCES,
-    stream=microworld.stream,
     check=logic.check,
     follows=logic.follows,
     corrections=logic.corrections,

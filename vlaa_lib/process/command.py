@@ -37,13 +37,11 @@ def pool(
 
     from . import best_of_n, pools
 
-    made, generator = list(rewards.usable(records, images)), generator or Path(model).name
-    numbers = {"n": candidates, "temperature": temperature, "seed": seed}
-    sizes = {"batch": batch, "max_new_tokens": max_new_tokens}
-    policy = models.load_policy(model)
-    found = pools.sample(policy, made, images, out, generator, **numbers, **sizes)
+    made, name = list(rewards.usable(records, images)), generator or Path(model).name
+    given = models.load_policy(model), made, images, out, name, candidates, temperature, seed
+    found = pools.sample(*given, batch=batch, max_new_tokens=max_new_tokens)
     show(best_of_n.table([found], {}, [n for n in pools.SIZES if n <= found.reach], resamples=200))
-    print(f"{len(found.candidates)} questions of {generator} in {out}")
+    print(f"{len(found.candidates)} questions of {name} in {out}")
 
 
 @process.command("judge")

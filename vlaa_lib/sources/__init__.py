@@ -1,34 +1,33 @@
 """The nine public datasets of the paper's table 1, as their authors distribute them, as records.
 
-`data/SOURCES.md` says where to get each and what of it we could not verify. The micro-world's
-sources are read through the same functions.
+`data/SOURCES.md` says where to get each and what of it we could not verify.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlaa_lib import ROOT, VlaaError, folders, records, rewards, worlds
-from vlaa_lib.records import FOLDERS, Record, RecordError, Reject
+from vlaa_lib import ROOT, VlaaError, folders, records, rewards
+from vlaa_lib.records import FOLDERS, Record, RecordError, Reject, clean_image_path, iter_file
 
-from . import files, rows
+from . import rows
 
-Item = Record | Reject
-
+Rejecting = Callable[[Reject], Any]  # told of each row that is left out
+BATCH_ROWS = 64  # ours: rows of a parquet file, with their pictures, held at a time
 # the paper samples from GeoQA170K without saying how many; so many in the authors' earlier release
 GEOQA_COUNT = 14_019  # repo README (VL-Thinking)
 
 
-@dataclass(frozen=True)
-class Join:
+class Join(NamedTuple):
     """A second file that adds to the records sampled, matched by the picture's file name."""
 
     patterns: tuple[str, ...]
@@ -37,8 +36,7 @@ class Join:
     key: str = ""
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """One dataset: where it is, which file is read, and what a row of it becomes."""
 
     folder: str  # of its root below the common one, as `data prepare --root` expects it
@@ -95,7 +93,7 @@ READERS = {
         join=Join(("ALLaVA-Caption-LAION-4V.json",), "image", rows.allava_caption),
     ),
     "COCO": _LLAVA_COT,
-    "VisualGenome": replace(_LLAVA_COT, row=partial(rows.llava_cot, "vg")),
+    "VisualGenome": _LLAVA_COT._replace(row=partial(rows.llava_cot, "vg")),
 }  # fmt: skip
 
 
@@ -119,55 +117,113 @@ def paper_counts(scale: float = 1.0) -> dict[str, int]:
     return {name: max(1, round(original[name] * scale)) for name in READERS}
 
 
-def _reader(source: str) -> Reader:
-    if source not in READERS:
-        known = ", ".join([*READERS, *worlds.known().sources])
-        raise VlaaError(f"unknown source {source!r}; use one of {known}")
-    return READERS[source]
+# --- files: rows as a stream, pictures found below a root, never outside it ----------------------
 
 
-def read(source: str, root: str | Path) -> Iterator[Item]:
-    """Yield the records of a source's file in its order, a Reject for each that cannot be used.
+def find(root: str | Path, patterns: Iterable[str], home: str) -> list[Path]:
+    """Return the files of the first pattern that matches in the root or one folder below it."""
+    root = Path(root)
+    for pattern in patterns:
+        if found := sorted({*root.glob(pattern), *root.glob(f"*/{pattern}")}):
+            return found
+    raise RecordError(f"{root}: no {' or '.join(patterns)} here; get it from {home} and unpack it")
 
-    Golds of digit, choice and box questions are held against their verifier here. Memory does not
-    grow with the file. `extra["origin"]` says where the picture is: a path below the root, or
-    FILE#ROW in a parquet file. A micro source has no end and no file; its root is not looked at.
-    """
-    if source in worlds.known().sources:
-        yield from (sample.record for sample in worlds.known().stream(source, "train"))
-        return
-    reader = _reader(source)
-    for line in files.lines(files.find(root, reader.patterns, reader.home), reader.key):
+
+def lines(files: Iterable[Path], key: str = "") -> Iterator[tuple[Path, int, Any]]:
+    """Yield (file, line, row) of parquet, JSON Lines or JSON; an error in the place of a row."""
+    for file in files:
         try:
-            made = reader.row(line.row)
+            found = _parquet_rows(file) if file.suffix == ".parquet" else iter_file(file, key)
+            for number, row in found:
+                yield file, number, row
+        except RecordError as error:  # not UTF-8
+            yield file, 0, error
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        yield number + 1, RecordError(f"broken parquet file ({error}); fetch it again")
+
+
+def locate(root: str | Path, path: str, folders: Iterable[str]) -> str:
+    """Return where a row's picture lies below the root, `/`-separated.
+
+    Archives unpack at different depths: leading folders of the path may be missing on disk, and
+    the whole may lie in one of `folders`; the longest form that exists wins.
+    """
+    parts = clean_image_path(path).split("/")
+    for start in range(len(parts)):
+        for folder in ("", *folders):
+            place = "/".join(filter(None, (folder, *parts[start:])))
+            if not os.path.isfile(os.path.join(root, place)):
+                continue
+            if not Path(root, place).resolve().is_relative_to(Path(root).resolve()):
+                raise RecordError(f"image {path!r} is a link that leaves {root}; copy it in")
+            return place
+    raise RecordError(f"image {path!r} is not below {root}; unpack the images there")
+
+
+def place(source: Path, target: Path) -> None:
+    """Put a picture below the new root: a second name of the same file, or a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+# --- rows to records -----------------------------------------------------------------------------
+
+
+def read(source: str, root: str | Path, reject: Rejecting) -> Iterator[Record]:
+    """Yield the records of a source's file in its order; memory does not grow with the file.
+
+    Golds of digit, choice and box questions are held against their verifier here.
+    `extra["origin"]` says where the picture is: a path below the root, or FILE#ROW in a parquet
+    file.
+    """
+    if source not in READERS:
+        raise VlaaError(f"unknown source {source!r}; use one of {', '.join(READERS)}")
+    reader = READERS[source]
+    for file, number, row in lines(find(root, reader.patterns, reader.home), reader.key):
+        try:
+            made = reader.row(row)
         except RecordError as error:
             made = error
         for item in made if isinstance(made, list) else [made]:
             try:
-                yield _record(reader, root, line, item)
+                if isinstance(item, RecordError):
+                    raise item
+                if isinstance(item["origin"], bytes):
+                    origin = f"{file.relative_to(root).as_posix()}#{number}"
+                else:
+                    origin = locate(root, item["origin"], reader.image_folders)
+                record = records.from_json({**item, "origin": origin})
+                if record.reward in ("digit", "mcq", "iou"):  # math: see `_chosen`
+                    for bad in rewards.audit([record]):
+                        raise RecordError(bad.reason)
             except RecordError as error:
-                name = item["id"] if isinstance(item, dict) else _row_id(line.row)
-                yield Reject(line.file.name, line.number, name, str(error))
+                name = item["id"] if isinstance(item, dict) else _row_id(row)
+                reject(Reject(file.name, number, name, str(error)))
+            else:
+                yield record
 
 
 def _row_id(row: Any) -> str:
     names = ("id", "questionId", "image_filename", "image", "image_url")
     known = (row.get(name) for name in names if isinstance(row, dict))
     return next((str(value) for value in known if isinstance(value, (str, int))), "")
-
-
-def _record(reader: Reader, root: str | Path, line: files.Line, item: Any) -> Record:
-    if isinstance(item, RecordError):
-        raise item
-    if isinstance(item["origin"], bytes):
-        origin = f"{line.file.relative_to(root).as_posix()}#{line.number}"
-    else:
-        origin = files.locate(root, item["origin"], reader.image_folders)
-    record = records.from_json({**item, "origin": origin})
-    if record.reward in ("digit", "mcq", "iou"):  # a math gold costs a process: `write` does those
-        for reject in rewards.audit([record]):
-            raise RecordError(reject.reason)
-    return record
 
 
 def sample(
@@ -201,9 +257,9 @@ def sample(
 
 
 def write(
-    out: str | Path, counts: dict[str, int], roots: dict[str, str | Path], seed: int = 0
+    out: str | Path, counts: dict[str, int], root: str | Path, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Sample sources into `out`: `records.jsonl`, `rejects.jsonl`, the pictures in `images/`.
+    """Sample sources below a root into `out`: `records.jsonl`, `rejects.jsonl`, `images/`.
 
     What a second file adds (CLEVR's scenes, ALLaVA's captions) is read for the sample only. Both
     tables are replaced at the end; pictures are second names of the dataset's own files where the
@@ -211,7 +267,6 @@ def write(
 
     Args:
         counts: pictures wanted of each source.
-        roots: folder of each public source.
     Returns:
         A row a source: pictures asked for, records written, rejects, golds repaired or left so.
     """
@@ -219,67 +274,70 @@ def write(
     with folders.atomic(out / "rejects.jsonl") as stream:  # more of them than memory holds
         rejected: Counter[str] = Counter()
 
-        def reject(why: Reject) -> None:  # None: no record, see `sift`
+        def reject(why: Reject) -> None:
             rejected[source] += 1
             stream.write(json.dumps(asdict(why)) + "\n")  # ASCII: names may be broken
 
-        def sift(items: Iterable[Item]) -> Iterator[Record]:
-            return (item for item in items if isinstance(item, Record) or reject(item))
-
         for source, n in counts.items():
-            made = {}
-            for record in sift(_prepare(source, n, roots, out / "images", seed, sift)):
-                if record.id in kept or record.id in made:
+            repairs: Counter[str] = Counter()
+            before = len(kept)
+            for record in _chosen(source, n, Path(root), out / "images", seed, reject):
+                if record.id in kept:
                     reject(Reject("", 0, record.id, "id already used by another record chosen"))
-                else:
-                    made[record.id] = record
-            kept |= made
-            repairs = Counter(r.meta.get("gold_repair", "kept") for r in made.values())
+                    continue
+                kept[record.id] = record
+                repairs[record.meta.get("gold_repair", "kept")] += 1
             del repairs["kept"]
-            row = {"source": source, "asked": n, "written": len(made), "rejected": rejected[source]}
-            summary.append(row | repairs)
+            row = {"source": source, "asked": n, "written": len(kept) - before}
+            summary.append(row | {"rejected": rejected[source]} | repairs)
     records.write(kept.values(), out / "records.jsonl")
     return summary
 
 
-def _prepare(
-    source: str,
-    n: int,
-    roots: dict[str, str | Path],
-    images: Path,
-    seed: int,
-    sift: Callable[[Iterable[Item]], Iterator[Record]],
-) -> Iterator[Item]:
+def _chosen(
+    source: str, n: int, root: Path, images: Path, seed: int, reject: Rejecting
+) -> Iterator[Record]:
     """Sample one source and finish the records chosen: joined, audited, their pictures placed."""
-    if source in worlds.known().sources:
-        for made in islice(worlds.known().stream(source, "train", seed), n):
-            made.save(images)
-            yield made.record
-        return
-    reader = _reader(source)
-    if source not in roots:
-        raise VlaaError(f"no folder given for {source}; name the one that holds {reader.home}")
-    root = Path(roots[source])
-    chosen = sample(sift(read(source, root)), n, seed, reader.is_whole)
+    reader = READERS[source]
+    root = root / reader.folder
+    chosen = sample(read(source, root, reject), n, seed, reader.is_whole)
     if reader.join:
-        chosen = list(sift(_joined(reader.join, root, reader.home, chosen)))
-    if dict(FOLDERS.values())[source] == "math":
-        bad = {reject.id: reject for reject in rewards.audit(chosen)}
-        yield from bad.values()
-        chosen = [record for record in chosen if record.id not in bad]
-    yield from _placed(chosen, root, images)
+        chosen = list(_joined(reader.join, root, reader.home, chosen, reject))
+    bad = set()
+    # a math gold costs a process: of those chosen alone
+    for why in rewards.audit([record for record in chosen if record.reward == "math"]):
+        reject(why)
+        bad.add(why.id)
+    embedded: dict[str, dict[int, str]] = {}  # parquet file -> row -> image
+    for record in chosen:
+        if record.id in bad:
+            continue
+        file, _, number = record.extra["origin"].rpartition("#")
+        if file.endswith(".parquet"):
+            embedded.setdefault(file, {})[int(number)] = record.image
+        else:
+            place(root / record.extra["origin"], images / record.image)
+        yield replace(record, extra={})
+    for name, wanted in embedded.items():
+        for _, number, row in lines([root / name]):
+            if number in wanted:
+                target = images / wanted[number]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(row["image"]["bytes"])
 
 
-def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iterator[Item]:
+def _joined(
+    join: Join, root: Path, home: str, chosen: list[Record], reject: Rejecting
+) -> Iterator[Record]:
     """Add what a second file says of each picture; a record that it does not know is rejected."""
     wanted, found = {Path(record.image).name for record in chosen}, {}
-    paths = files.find(root, join.patterns, home)
-    for line in files.lines(paths, join.key):
+    paths = find(root, join.patterns, home)
+    for file, number, row in lines(paths, join.key):
         try:
-            if (name := Path(rows.field(line.row, join.image_field)).name) in wanted:
-                found[name] = join.take(line.row)
+            if (name := Path(rows.field(row, join.image_field)).name) in wanted:
+                found[name] = join.take(row)
         except RecordError as error:
-            yield Reject(line.file.name, line.number, _row_id(line.row), str(error))
+            reject(Reject(file.name, number, _row_id(row), str(error)))
     for record in chosen:
         name = Path(record.image).name
         try:
@@ -288,22 +346,4 @@ def _joined(join: Join, root: Path, home: str, chosen: Iterable[Record]) -> Iter
             meta = record.meta | found[name]["meta"]
             yield records.from_json((record.to_json() | found[name]) | {"meta": meta})
         except RecordError as error:
-            yield Reject(paths[0].name, 0, record.id, str(error))
-
-
-def _placed(chosen: list[Record], root: Path, images: Path) -> Iterator[Record]:
-    """Bring the pictures of the records chosen below the new root."""
-    embedded: dict[str, dict[int, str]] = {}  # parquet file -> row -> image
-    for record in chosen:
-        file, _, row = record.extra["origin"].rpartition("#")
-        if file.endswith(".parquet"):
-            embedded.setdefault(file, {})[int(row)] = record.image
-        else:
-            files.place(root / record.extra["origin"], images / record.image)
-        yield replace(record, extra={})
-    for file, wanted in embedded.items():
-        for line in files.lines([root / file]):
-            if line.number in wanted:
-                target = images / wanted[line.number]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(line.row["image"]["bytes"])
+            reject(Reject(paths[0].name, 0, record.id, str(error)))
