@@ -16,6 +16,38 @@ BRACKETS = re.compile(r"\[([^\[\]]{1,200})\]")
 _COORDINATE = re.compile(r"[+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 
 
+# how corners are named, in the box's order; one way for all four
+_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"),
+            ("left", "top", "right", "bottom"))  # fmt: skip
+_NAMED = re.compile(
+    r"\b([xy]_?(?:[12]|min|max)|left|top|right|bottom)\b[\"']?\s{0,3}[:=]\s{0,3}"
+    rf"({_COORDINATE.pattern})(?![\w.])", re.ASCII | re.IGNORECASE,
+)
+_POINTS = re.compile(r"\b(?:(?:top|upper)[- ]left|(?:bottom|lower)[- ]right)\b(?: corner)?\W{0,3}"
+                     r"(?=[(\[])", re.IGNORECASE)  # fmt: skip
+# `"label": "dog [left]"` says nothing of the box; a box may stand in quotes itself
+_LABEL = re.compile(r"([\"'])\w{1,40}\1\s{0,3}:\s{0,3}([\"'])"
+                    r"(?!\[[\d\s.,eE+-]{1,200}\]\2)[^\"'\n]{0,200}\2")  # fmt: skip
+_PLAIN = str.maketrans("，、；;：（）［］【】", ",,,,:()[][]")
+
+
+def _coordinates(text: str) -> list[str]:
+    """Return the four numbers of the one box in a text, or nothing."""
+    text = _LABEL.sub(" ", text.translate(_PLAIN))
+    if pairs := _NAMED.findall(text):
+        named = {name.lower().replace("_", ""): number for name, number in pairs}
+        is_all = len(pairs) == 4 and not re.search(r"\d", _NAMED.sub("", text))
+        found = [names for names in _CORNERS if is_all and named.keys() == set(names)]
+        return [named[name] for name in found[0]] if found else []
+    text = _POINTS.sub("", text)
+    groups = [group for group in BRACKETS.findall(text) if re.search(r"\d", group)]
+    if not re.search(r"[\[\]]", text) and len(text) <= 200:  # (x1, y1, x2, y2), (x1, y1), (x2, y2)
+        groups = [re.sub(r"[()]", " ", bare(text)).replace(" ,", ",")]
+    fields = [re.split(r"\s*,\s*|\s+", group.strip()) for group in groups]
+    is_one = len(fields) == 1 and len(fields[0]) == 4
+    return fields[0] if is_one and all(map(_COORDINATE.fullmatch, fields[0])) else []
+
+
 def parse_box(
     text: str, frame: str = "norm01", size: Sequence[float] | None = None
 ) -> Box | None:
@@ -31,14 +63,9 @@ def parse_box(
     (0.25, 0.5, 0.5, 1.0)
     """
     width, height = _full_size(frame, size)
-    text = text.strip()
-    groups = BRACKETS.findall(text)
-    if not re.search(r"[\[\]]", text) and len(text) <= 200:  # (x1, y1, x2, y2), (x1, y1), (x2, y2)
-        groups = [re.sub(r"[()]", " ", bare(text)).replace(" ,", ",")]
-    fields = [re.split(r"\s*,\s*|\s+", group.strip()) for group in groups]
-    if len(fields) != 1 or len(fields[0]) != 4 or not all(map(_COORDINATE.fullmatch, fields[0])):
+    if not (found := _coordinates(text.strip())):
         return None
-    x1, y1, x2, y2 = map(float, fields[0])
+    x1, y1, x2, y2 = map(float, found)
     if not all(map(math.isfinite, (x1, y1, x2, y2))):  # 1e999 reads as infinity
         return None
     left, right = (min(max(x / width, 0.0), 1.0) for x in sorted((x1, x2)))

@@ -14,6 +14,8 @@ from typing import Any
 
 from vlaa_lib.records import Record, RecordError, normalise_gold
 
+from . import quantities
+
 MAX_ANSWER_CHARS = 4_000  # ours: five times the paper's 800 new tokens holds any honest answer
 
 # --- scores, and the wrappers around answers ------------------------------------------------------
@@ -109,7 +111,8 @@ def _unwrap(text: str) -> str:
 _SYMBOLS = str.maketrans({
     "−": "-", "·": r"\cdot ", "×": r"\times ", "÷": "/", "π": r"\pi ", "θ": r"\theta ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ",
-    "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3", "\u00a0": " ",
+    "∈": r"\in ", "°": r"^\circ ", "∠": r"\angle ",
+    "△": r"\triangle ", "²": "^2", "³": "^3", "\u00a0": " ",
 })  # fmt: skip
 _ROOT_SIGN = re.compile(r"√\s{0,3}(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 
@@ -126,46 +129,42 @@ def symbols(text: str) -> str:
 
 # --- digit ---------------------------------------------------------------------------------------
 
-_ONES = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+_THERE = re.compile(  # what comes before a number and the nouns that it counts
+    r"(?:there\s(?:are|is|were|was|remain|will\sbe|would\sbe)|(?:i|we)\s(?:see|count|have|find|get)"
+    r"|(?:that|this|which)\sleaves)\s(?:(?:now|only|exactly|still|just|a\stotal\sof)\s){0,2}",
+    re.IGNORECASE,
 )
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_WORDS = {word: n for n, word in enumerate(_ONES)} | {
-    f"{ten}{'-' * bool(n)}{_ONES[n] * bool(n)}": 10 * (t + 2) + n
-    for t, ten in enumerate(_TENS) for n in range(10)
-}
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{1,30})?", re.ASCII)
-# ours: nouns that may follow a number though the question does not use them
-_UNITS = frozenset((
-    "cube", "block", "ball", "sphere", "cone", "cylinder", "object", "thing", "item", "shape",
-    "unit", "degree", "cm", "mm", "km", "red", "green", "blue", "yellow", "purple", "gray", "grey",
-    "brown", "cyan", "small", "large", "big", "tiny", "metal", "rubber", "shiny", "matte",
-))
-_NOT_UNITS = _WORDS.keys() | {
-    "and", "nor", "not", "never", "than", "less", "fewer", "minus", "plus", "times", "half",
-    "dozen", "hundred", "thousand", "million", "billion", "point", "between", "least", "most",
-    "about", "around", "almost",
-}
 
 
 def read_number(text: str, question: str = "") -> Decimal | None:
-    """Read one number with at most a unit, of everyday nouns or the question's words, behind it.
+    """Read one number, in a sentence or behind a true sum, with a unit or nouns behind it.
+
+    The nouns are everyday ones or the question's words.
 
     >>> read_number("1,000"), read_number("three"), read_number("3 or 7"), read_number("x3y")
     (Decimal('1000'), Decimal('3'), None, None)
+    >>> read_number("There are 3 objects left."), read_number("5 - 2 = 3"), read_number("5 - 2 = 4")
+    (Decimal('3'), Decimal('3'), None)
     """
-    text = re.sub(r"\^\{?\s?\\circ\s?\}?", " ", bare(text).replace("−", "-").replace("°", " "))
+    text = symbols(bare(text.strip().removesuffix("。")))
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)  # `3\text{ or } 7` is words as well
-    first, *unit = text.split(maxsplit=4) or [""]
-    first = bare(first)  # $3$ cubes
-    nouns = _UNITS | set(re.findall(r"[a-z]{3,40}", question.lower())) - _NOT_UNITS
-    if not all({word.lower(), word.lower().removesuffix("s")} & nouns for word in unit):
+    text = " ".join(text.split())
+    if there := _THERE.match(text):
+        return _counted(text[there.end() :], question, needs_noun=True)
+    *sums, end = text.split("=", maxsplit=8)
+    found = _counted(end.strip(), question)
+    is_true = all(quantities.worked_out(one.strip()) == found for one in sums)
+    return found if is_true else None
+
+
+def _counted(text: str, question: str, needs_noun: bool = False) -> Decimal | None:
+    """Read a number and what may stand behind it."""
+    nouns = quantities.nouns_of(question)
+    number, *words = (quantities.split_unit(text, nouns)[0] or text).split(maxsplit=8) or [""]
+    if (needs_noun and number == text) or not quantities.are_nouns(words, nouns):
         return None
-    if match := _NUMBER.fullmatch(first):
-        return Decimal(match[0].replace(",", ""))
-    word = first.lower()
-    return Decimal(_WORDS[word]) if word in _WORDS else None
+    number = bare(number)  # $3$ cubes
+    return quantities.decimal(number[1:-1] if re.fullmatch(r"\([^()]*\)", number) else number)
 
 
 def digit(record: Record, answer: str) -> Score:
