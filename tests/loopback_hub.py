@@ -12,19 +12,19 @@ COMMIT, OTHER = "1" * 40, "2" * 40
 
 
 class Hub:
-    """The release: files by name, revisions, a log of requests, and faults.
+    """The release: files by name, revisions, the names of files served, and faults.
 
     Attributes:
         faults: path -> list of faults, each used up by one request for that file: an int is a
             status, bytes are served instead of the file's.
-        listing_fault: (status, headers) of the answer to every question about the repository.
+        listing_fault: (status, headers, body) of the answer to every question about the repository.
+        listing_changes: path -> keys of its row in the listing that a hostile hub changes.
     """
 
     def __init__(self, files: dict[str, bytes]):
-        self.files, self.faults, self.log = files, {}, []
+        self.files, self.faults, self.downloads = files, {}, []
         self.revisions = {"main": COMMIT, COMMIT: COMMIT, "old": OTHER, OTHER: OTHER}
-        self.listing_fault = None
-        self.url, self.listing_changes = "", {}
+        self.listing_fault, self.listing_changes = None, {}
 
     def siblings(self) -> list[dict]:
         """Return the listing: git's sha1 for texts, sha256 for what is in LFS."""
@@ -32,15 +32,11 @@ class Hub:
         for name, data in self.files.items():
             row = {"rfilename": name, "size": len(data)}
             row["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            if not name.endswith((".md", ".gitattributes")):
+            if not name.endswith(".md"):
                 digest = hashlib.sha256(data).hexdigest()
                 row["lfs"] = {"size": len(data), "sha256": digest, "pointerSize": 130}
             rows.append(row | self.listing_changes.get(name, {}))
         return rows
-
-    def downloads(self) -> list[tuple[str, str | None, str | None]]:
-        """Return (file, Range, Authorization) of each request for bytes."""
-        return [row for row in self.log if not row[0].startswith("/api")]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,17 +50,17 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(urlsplit(self.path).path).split("/resolve/")[1].partition("/")[2]
         (row,) = (row for row in self.hub.siblings() if row["rfilename"] == name)
         digest = row["lfs"]["sha256"] if "lfs" in row else row["blobId"]
-        self.answer(200, {"X-Repo-Commit": self.hub.revisions["main"], "ETag": f'"{digest}"'},
-                    self.hub.files[name], keep=0)
+        headers = {"X-Repo-Commit": self.hub.revisions["main"], "ETag": f'"{digest}"'}
+        self.answer(200, headers, self.hub.files[name], keep=0)
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api"):
-            self.hub.log.append((path, None, self.headers["Authorization"]))
             return self.describe(path)
         name = path.split("/resolve/")[1].partition("/")[2]
-        self.hub.log.append((name, self.headers["Range"], self.headers["Authorization"]))
-        return self.serve(name)
+        self.hub.downloads.append(name)
+        fault = self.hub.faults[name].pop(0) if self.hub.faults.get(name) else self.hub.files[name]
+        return self.answer(fault) if isinstance(fault, int) else self.answer(200, {}, fault)
 
     def describe(self, path):
         if not path.startswith(PREFIX):
@@ -76,15 +72,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         about = {"id": "UCSC-VLAA/VLAA-Thinking", "sha": self.hub.revisions[revision]}
         return self.answer(200, {}, json.dumps(about | {"siblings": self.hub.siblings()}).encode())
-
-    def serve(self, name):
-        data, faults = self.hub.files[name], self.hub.faults.get(name, [])
-        fault = faults.pop(0) if faults else None
-        if isinstance(fault, int):
-            return self.answer(fault)
-        if isinstance(fault, bytes):
-            return self.answer(200, {}, fault)
-        return self.answer(200, {}, data)
 
     def answer(self, status, headers=None, body=b"", keep=None):
         self.send_response(status)
@@ -98,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(files: dict[str, bytes]):
-    """Serve a release on loopback; yields its Hub."""
+    """Serve a release on loopback; yields its Hub, with `url`."""
     hub = Hub(files)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

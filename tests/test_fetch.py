@@ -112,9 +112,9 @@ def test_a_second_fetch_downloads_and_unpacks_nothing(hub, tmp_path, capsys):
     assert fetch(tmp_path) == 0
     (tmp_path / TAR).unlink()  # an unpacked archive may be deleted
     shutil.rmtree(tmp_path / "images/clevr_math")
-    hub.log.clear()
+    hub.downloads.clear()
     assert fetch(tmp_path) == 0
-    assert hub.downloads() == [] and not (tmp_path / "images/clevr_math").exists()
+    assert hub.downloads == [] and not (tmp_path / "images/clevr_math").exists()
     assert "unpacked" in capsys.readouterr().out
     assert main(["data", "check", "--root", str(tmp_path)]) == 1  # it says how to unpack again
     mark = next((tmp_path / fetching.MARKS).glob("*.unpacked"))
@@ -130,9 +130,9 @@ def test_a_broken_fetch_goes_on_with_the_files_that_are_missing(hub, tmp_path, c
     assert message.startswith(f"error: {JSON}: the server answered 403")
     assert "finished files are kept" in message and message.count("\n") == 1
     assert not (tmp_path / JSON).exists() and (tmp_path / TAR).exists()
-    hub.log.clear()
+    hub.downloads.clear()
     assert fetch(tmp_path) == 0
-    assert {name for name, *_ in hub.downloads()} == {JSON}
+    assert hub.downloads == [JSON]
     assert (tmp_path / JSON).read_bytes() == hub.files[JSON]
 
 
@@ -181,7 +181,7 @@ def test_plan_prints_and_writes_nothing(hub, tmp_path, capsys):
     assert fetch(tmp_path, "--plan") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in hub.files) and "to download" in out
-    assert not any(tmp_path.iterdir()) and hub.downloads() == []
+    assert not any(tmp_path.iterdir()) and hub.downloads == []
 
 
 def test_only_chooses_files(hub, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_room_is_looked_for_first(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=need - 1))
     assert fetch(tmp_path / "new") == 2
     assert "make room" in capsys.readouterr().err
-    assert hub.downloads() == [] and not (tmp_path / "new").exists()
+    assert hub.downloads == [] and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("change", [{"rfilename": "../evil.json"}, {"size": None}, {"lfs": 3}])
@@ -218,7 +218,7 @@ def test_a_hostile_archive_leaves_nothing(hub, tmp_path, capsys):
 def test_one_fetch_at_a_time(hub, tmp_path, capsys):
     with folders.lock(tmp_path):
         assert fetch(tmp_path) == 2
-    assert "in use by another process" in capsys.readouterr().err and hub.downloads() == []
+    assert "in use by another process" in capsys.readouterr().err and hub.downloads == []
 
 
 # --- unpack --------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from commands import parsed
 from scoring import wrap
-from vlaa_lib import records, rewards, sources
+from vlaa_lib import ROOT, records, rewards, sources
 from vlaa_lib.__main__ import main
 from vlaa_lib.images import open_image
 from vlaa_lib.records import Record, RecordError
@@ -505,23 +504,8 @@ def test_ids_used_twice_are_rejected(tmp_path):
     assert written(tmp_path, "ArxivQA") == (1, 1)
 
 
-def test_the_command_says_what_is_missing(tmp_path, capsys):
-    for arguments, said in (
-        (["--root", str(tmp_path), "--out", "x"], "no dataset's folder here"),
-        (["--root", str(tmp_path), "--out", "x", "--source", "Coco"], "unknown source 'Coco'"),
-    ):
-        assert main(["data", "prepare", *arguments]) == 2
-        assert said in capsys.readouterr().err
-
-
-def test_the_list_of_sources_is_in_the_document(capsys):
-    assert main(["data", "sources"]) == 0
-    printed = capsys.readouterr().out
-    document = (sources.ROOT / "data/SOURCES.md").read_text()
-    for row in sources.table():
-        assert row["source"] in printed
-        for part in (row["source"], row["from"].split(" ")[0], row["below --root"], row["reward"]):
-            assert part in document
-        for name in row["fields"].replace("scenes: ", "").replace(";", ",").split(","):
-            assert f"`{name.strip()}`" in document or "alike" in name
-    assert parsed(["data", "sources"]).command == "sources"
+def test_the_page_names_what_is_read():
+    page = (ROOT / "data/SOURCES.md").read_text()
+    for name, reader in sources.READERS.items():
+        for part in (name, f"`{reader.folder}/`", reader.home.split(" ")[0]):
+            assert part in page

@@ -117,7 +117,7 @@ def train(
     start: o.Start = None,
     steps: Annotated[int | None, Option(help="optimizer steps, instead of the profile's")] = None,
     launch: Annotated[str | None, o.several(LAUNCH)] = None,
-    gpus: Annotated[int | None, o.several("a machine; default: 8, or 2 processes on CPUs")] = None,
+    gpus: Annotated[int | None, o.several("processes a machine; default: 8, or 2 on CPUs")] = None,
     machines: Annotated[int, o.several("how many")] = 1,
     machine_rank: Annotated[int, o.several("number of this machine, from 0")] = 0,
     main_ip: Annotated[str | None, o.several("address of machine 0")] = None,

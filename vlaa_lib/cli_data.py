@@ -153,17 +153,9 @@ def check(
     raise typer.Exit(1 if wrong else 0)
 
 
-@data.command("sources")
-def public_sources() -> None:
-    """List the public sources: where from, which files."""
-    from vlaa_lib import sources
-
-    show(sources.table())
-
-
 @data.command()
 def prepare(
-    root: Annotated[str, Option(help="holds one folder a source; see `data sources`")],
+    root: Annotated[str, Option(help="holds one folder a source; see data/SOURCES.md")],
     out: o.Out,
     source: Annotated[list[str], Option(help="default: those with a folder")] = [],
     scale: Annotated[float, Option(help="share of the paper's counts")] = 1.0,
@@ -181,7 +173,7 @@ def prepare(
     if unknown := [name for name in chosen if name not in counts]:
         raise ValueError(f"unknown source {unknown[0]!r}; use one of {', '.join(counts)}")
     if not chosen:
-        raise ValueError(f"{root}: no dataset's folder here; see `data sources`")
+        raise ValueError(f"{root}: no dataset's folder here; see data/SOURCES.md")
     show(sources.write(out, {name: counts[name] for name in chosen}, root, seed))
     print(f"records and pictures in {out}; what was left out is in rejects.jsonl")
 

@@ -148,7 +148,6 @@ Reply with one number from 0 (wrong) to 10 (right and complete), and nothing els
 
 ### Your number from 0 to 10"""
 
-
 # ViLBench's scale and its four criteria (appendix A), in our own words; {input} is what is graded
 STEP_JUDGE_PROMPT = """\
 You check how someone works out the answer to a question about the picture. Below is a piece of \

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from vlaa_lib import VlaaError
 from vlaa_lib.folders import write_lines
@@ -80,8 +80,7 @@ class Reject:
         return f"{place}{self.id or '(no id)'}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """Records that passed, and the rejects table."""
 
     records: list[Record]
@@ -98,9 +97,7 @@ def normalise_gold(gt: Any) -> str:
     >>> normalise_gold(3), normalise_gold("We get ...\\n†Answer: y = 2 x"), normalise_gold(" B ")
     ('3', 'y = 2 x', 'B')
     """
-    if isinstance(gt, (list, tuple)):
-        return json.dumps(list(gt))
-    text = str(gt)
+    text = json.dumps(gt) if isinstance(gt, (list, tuple)) else str(gt)
     return re.split(r"†\s*answer\s*:", text, flags=re.IGNORECASE)[-1].strip()
 
 
@@ -188,11 +185,9 @@ def iter_json(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) from a JSON array or JSON Lines, whichever the text is, streaming.
 
-    A broken JSON line is yielded as its RecordError and the next line goes on; inside a broken
-    array nothing after the break can be told apart, so its error is the last item.
-
-    Args:
-        key: take the array under this key of one object instead.
+    With a key: from the array under it, in one object. A broken JSON line is yielded as its
+    RecordError and the next line goes on; inside a broken array nothing after the break can be
+    told apart, so its error is the last item.
     """
     first = stream.read(1)
     while first and (first.isspace() or first == "\ufeff"):
@@ -254,11 +249,7 @@ def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
-    """Yield each record of a JSON array or JSON Lines file, whatever its extension, or its Reject.
-
-    Args:
-        images: image root; when given, each image must exist below it.
-    """
+    """Yield each record of a file, or its Reject; with an image root its image must be there."""
     seen: dict[str, int] = {}
     for line, row in iter_file(path):
         try:

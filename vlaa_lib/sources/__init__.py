@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlaa_lib import ROOT, VlaaError, folders, records, rewards
-from vlaa_lib.records import FOLDERS, Record, RecordError, Reject, clean_image_path, iter_file
+from vlaa_lib.records import Record, RecordError, Reject, clean_image_path, iter_file
 
 from . import rows
 
@@ -42,7 +42,6 @@ class Reader(NamedTuple):
     folder: str  # of its root below the common one, as `data prepare --root` expects it
     home: str
     patterns: tuple[str, ...]  # of the file with the rows, the first that is there
-    fields: str  # what is read of a row
     row: Callable[[rows.Row], Any]
     key: str = ""  # of the list of rows in the file
     image_folders: tuple[str, ...] = ("images",)  # where archives unpack to, besides what rows say
@@ -52,60 +51,45 @@ class Reader(NamedTuple):
 
 _HUB = "huggingface.co/datasets/"
 _LLAVA_COT = Reader(
-    "llava_cot", _HUB + "Xkev/LLaVA-CoT-100k", ("train.jsonl",), "image, conversations",
-    partial(rows.llava_cot, "coco"), image_folders=("image",), is_whole=True,
+    "llava_cot", _HUB + "Xkev/LLaVA-CoT-100k", ("train.jsonl",), partial(rows.llava_cot, "coco"),
+    image_folders=("image",), is_whole=True,
 )  # fmt: skip
 
-# Name in table 1 -> how it is read.
+# name in table 1 -> how it is read
 READERS = {
     "CLEVR-Math": Reader(
-        "clevr_math", _HUB + "dali-does/clevr-math", ("clevr-math-train.json",),
-        "image_filename, split, question, answer; scenes: image_filename, objects",
-        rows.clevr_math, key="questions",
+        "clevr_math", _HUB + "dali-does/clevr-math", ("clevr-math-train.json",), rows.clevr_math,
+        key="questions",
         join=Join(("scenes/CLEVR_train_scenes.json", "CLEVR_train_scenes.json"),
                   "image_filename", rows.clevr_scene, key="scenes"),
     ),
     "GeoQA170K": Reader(
         "geoqa170k", _HUB + "lmms-lab/LLaVA-OneVision-Data (geo170k(qa)) or Luckyjhg/Geo170K",
-        ("train-*.parquet", "qa_tuning.json"), "image, conversations", rows.geoqa,
+        ("train-*.parquet", "qa_tuning.json"), rows.geoqa,
     ),
     "Math PUMA": Reader(
         "synthesis", _HUB + "Math-PUMA/Math-PUMA_Data_Stage2 (Synthesis)", ("train.json*",),
-        "image_url, instruction, output, image_url_2, instruction_2", rows.math_puma,
+        rows.math_puma,
     ),
     "ArxivQA": Reader(
-        "arxivqa", _HUB + "MMInstruction/ArxivQA", ("arxivqa.jsonl",),
-        "id, image, question, options, label, rationale", rows.arxivqa,
+        "arxivqa", _HUB + "MMInstruction/ArxivQA", ("arxivqa.jsonl",), rows.arxivqa
     ),
     "DocVQA": Reader(
         "docvqa", "www.docvqa.org/datasets (task 1, single page)", ("train_v1.0*.json",),
-        "questionId, image, question, answers", rows.docvqa, key="data",
-        image_folders=("spdocvqa_images", "documents", "images"),
+        rows.docvqa, key="data", image_folders=("spdocvqa_images", "documents", "images"),
     ),
     "VizWiz": Reader(
-        "vizwiz", "vizwiz.org/tasks-and-datasets/vqa", ("train.json",),
-        "image, question, answers, answerable", rows.vizwiz, image_folders=("train", "images"),
+        "vizwiz", "vizwiz.org/tasks-and-datasets/vqa", ("train.json",), rows.vizwiz,
+        image_folders=("train", "images"),
     ),
     "ALLaVA-LAION": Reader(
         "allava_laion", _HUB + "FreedomIntelligence/ALLaVA-4V (allava_laion)",
-        ("ALLaVA-Instruct-LAION-4V.json",), "id, image, conversations, url; captions alike",
-        rows.allava,
+        ("ALLaVA-Instruct-LAION-4V.json",), rows.allava,
         join=Join(("ALLaVA-Caption-LAION-4V.json",), "image", rows.allava_caption),
     ),
     "COCO": _LLAVA_COT,
     "VisualGenome": _LLAVA_COT._replace(row=partial(rows.llava_cot, "vg")),
 }  # fmt: skip
-
-
-def table() -> list[dict[str, Any]]:
-    """List the public sources: where to get them, what is read, reward, the paper's count."""
-    reward, counts = dict(FOLDERS.values()), paper_counts()
-    return [
-        {"source": name, "from": reader.home, "below --root": reader.folder,
-         "files": ", ".join([*reader.patterns, *(reader.join.patterns[:1] if reader.join else [])]),
-         "fields": reader.fields, "reward": reward[name], "paper's count": counts[name]}
-        for name, reader in READERS.items()
-    ]  # fmt: skip
 
 
 def paper_counts(scale: float = 1.0) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
@@ -14,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -101,18 +101,17 @@ def plan(root: str | Path, revision: str | None = None, only: list[str] | None =
             f"{root} holds revision {pinned}, and {revision!r} is {info.sha}; two revisions are "
             "not mixed: use another --root, or leave out --revision"
         )
-    patterns = only or ["*"]
-    files = {f.path: f for f in listed if any(fnmatch.fnmatch(f.path, p) for p in patterns)}
+    files = {f.path: f for f in listed if any(fnmatch(f.path, p) for p in only or ["*"])}
     if not files:
         there = ", ".join(file.path for file in listed)
-        raise VlaaError(f"--only {' '.join(patterns)} fits no file; there are {there}")
+        raise VlaaError(f"--only {' '.join(only or [])} fits no file; there are {there}")
     unpack, states = {}, {}
     for path, file in files.items():
         is_there = (root / path).is_file() and (root / path).stat().st_size == file.size
         states[path] = "there" if is_there else "fetch"
     for name, paths in archives([*files]).items():
-        mark, parts = _mark(root, name), [files[path] for path in paths]
-        if mark.is_file() and mark.read_text() == _digests(parts):
+        mark, digests = _mark(root, name, parts := [files[path] for path in paths])
+        if mark.is_file() and mark.read_text() == digests:
             states |= dict.fromkeys(paths, "unpacked")  # the archive itself may be deleted
         else:
             unpack[name] = parts
@@ -129,9 +128,8 @@ def download(plan: Plan) -> None:
 
     Not by `snapshot_download`, which takes what is there for the whole when the hub refuses.
     """
-    root = plan.root
-    place = next(p for p in (root, *root.absolute().parents) if p.exists())
-    free, (new, unpacked) = shutil.disk_usage(place).free, plan.needs
+    root, (new, unpacked) = plan.root, plan.needs
+    free = shutil.disk_usage(next(p for p in (root, *root.absolute().parents) if p.exists())).free
     if new + unpacked > free:
         raise VlaaError(
             f"{root}: {megabytes(free)} are free, but {megabytes(new)} are to be downloaded and "
@@ -145,16 +143,22 @@ def download(plan: Plan) -> None:
                 _hub().hf_hub_download(
                     DATASET, file.path, repo_type="dataset", revision=plan.commit, local_dir=root
                 )
-            if (found := _digest(root / file.path, file)) != file.digest:
+            # the hub's digests: sha256 of what is in LFS, git's sha1 of the rest
+            is_lfs = len(file.digest) == 64
+            found = hashlib.sha256() if is_lfs else hashlib.sha1(b"blob %d\0" % file.size)
+            with (root / file.path).open("rb") as stream:
+                while chunk := stream.read(2**20):
+                    found.update(chunk)
+            if found.hexdigest() != file.digest:
                 (root / file.path).unlink()
                 raise VlaaError(
-                    f"{file.path}: what came has digest {found}, the hub's listing says "
-                    f"{file.digest}; it was deleted. Run the same command again, or use another "
-                    "HF_ENDPOINT"
+                    f"{file.path}: what came has digest {found.hexdigest()}, the hub's listing "
+                    f"says {file.digest}; it was deleted. Run the same command again, or use "
+                    "another HF_ENDPOINT"
                 )
         for name, parts in plan.unpack.items():
             unpack([root / part.path for part in parts], (root / name).parent)
-            folders.write_text(_mark(root, name), _digests(parts))
+            folders.write_text(*_mark(root, name, parts))
 
 
 def _hub() -> Any:
@@ -187,21 +191,10 @@ def _explained(what: str) -> Iterator[None]:
     raise VlaaError(f"{what}: {' '.join(reason.split())}")
 
 
-def _digest(path: Path, file: RemoteFile) -> str:
-    found = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % file.size)
-    with path.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
-
-
-def _mark(root: Path, name: str) -> Path:
-    """Return the file that says that an archive was unpacked; it holds the digests of its parts."""
-    return root / MARKS / f"{name.replace('/', '__')}.unpacked"
-
-
-def _digests(parts: list[RemoteFile]) -> str:
-    return " ".join(part.digest for part in parts)
+def _mark(root: Path, name: str, parts: list[RemoteFile]) -> tuple[Path, str]:
+    """Return the file that says that an archive was unpacked, and its text, the parts' digests."""
+    file = root / MARKS / f"{name.replace('/', '__')}.unpacked"
+    return file, " ".join(part.digest for part in parts)
 
 
 def megabytes(size: int) -> str:
@@ -325,13 +318,16 @@ def check(
                 bad += 1
                 notes += [f"{path}:{line}: {error}"] if bad <= SHOWN else []
                 continue
+            # counted folder by folder; strangers share one, to bound memory
+            top, deeper = image.split("/")[0], "/".join(image.split("/")[:2])
+            folder = deeper if deeper in ELSEWHERE else top if top in FOLDERS else "(other)"
             state, reason = look(image)
-            tallies.setdefault(_folder(image), Counter()).update(["records", state])
-            if reason:
-                examples.setdefault(_folder(image), reason)
+            tallies.setdefault(folder, Counter()).update(["records", state])
+            if reason and folder not in examples:
+                examples[folder] = f"{folder}: {reason}; {_remedy(folder, root, images)}"
         if bad > SHOWN:
             notes.append(f"{path}: {bad - SHOWN} more bad records like these")
-    notes += [f"{f}: {why}; {_remedy(f, root, images)}" for f, why in sorted(examples.items())]
+    notes += [examples[folder] for folder in sorted(examples)]
     if not tallies and not notes:
         notes.append(f"{', '.join(map(str, paths))}: no records; was the download complete?")
     return [
@@ -339,12 +335,6 @@ def check(
         | {state: tally[state] for state in ("records", "there", "missing", "unreadable")}
         for folder, tally in sorted(tallies.items())
     ], notes
-
-
-def _folder(image: str) -> str:
-    """Return the folder that a picture is counted under; strangers share one, to bound memory."""
-    top, deeper = image.split("/")[0], "/".join(image.split("/")[:2])
-    return deeper if deeper in ELSEWHERE else top if top in FOLDERS else "(other)"
 
 
 def _look(image: str, images: Path, deep: bool) -> tuple[str, str]:
@@ -363,7 +353,7 @@ def _look(image: str, images: Path, deep: bool) -> tuple[str, str]:
 
 
 def _remedy(folder: str, root: Path, images: Path) -> str:
-    """Say where the pictures of a folder come from and where they go."""
+    """Say where the pictures of a folder come from."""
     if folder in ELSEWHERE:
         page, file = ELSEWHERE[folder]
         return f"not in the release: from {page} take {file}, unpack it as {images / folder}"

@@ -58,9 +58,7 @@ _LABEL = re.compile(r"(?:(?:option|answer)\s*:?\s*)?[(\[]?([A-Za-z])\s{0,2}[).:\
 
 
 def with_choices(question: str, choices: list[str]) -> str:
-    r"""Write choices the one way all records have them, which `rewards.options` reads.
-
-    Marks such as `A)`, `(a)`, `A.` or `A:` go when each choice bears the one of its place.
+    r"""Write choices as `rewards.options` reads them; marks such as `A)`, `(a)` or `A:` go.
 
     >>> with_choices("Which?", ["(a) red", "(b) dark blue"])
     'Which?\nChoices:\nA: red\nB: dark blue'
@@ -216,10 +214,6 @@ def _made(
             "question": question, "gt": gt, "meta": meta}  # fmt: skip
 
 
-def _stem(path: str) -> str:
-    return PurePosixPath(path).stem
-
-
 def clevr_math(row: Row) -> Row:
     """CLEVR-Math: one counting question; the scene's description is joined later."""
     name = flat(field(row, "image_filename"))
@@ -253,7 +247,7 @@ def geoqa(row: Row) -> Row:
         origin = field(row, "image")
         name = flat(origin)
     whole = with_choices(stem, list(choices.values()))
-    key = f"{_stem(name)}-{digest(whole)[:8]}"
+    key = f"{PurePosixPath(name).stem}-{digest(whole)[:8]}"
     return _made("geoqa170k", key, name, origin, whole, letters[-1])
 
 
@@ -276,7 +270,7 @@ def math_puma(row: Row) -> Row:
         raise RecordError("field 'output' has no '†Answer:' line; the solution names no answer")
     repair = whole_expression(question, text, normalise_gold(_ANSWER_LINE.split(output)[-1]))
     name = flat(origin)
-    key = f"{_stem(name)}-{digest(question + text)[:8]}"
+    key = f"{PurePosixPath(name).stem}-{digest(question + text)[:8]}"
     made = _made("synthesis", key, name, origin, question, output,
                  text_question=text, gold_repair=repair.how)  # fmt: skip
     return made | {"solution": latex(repair.gold)}
@@ -306,7 +300,7 @@ def vizwiz(row: Row) -> Row:
     answers = [field(answer, "answer").strip() for answer in field(row, "answers", list)]
     gold = Counter(answer.lower() for answer in answers).most_common(1)[0][0]
     name = flat(field(row, "image"))
-    return _made("vizwiz", _stem(name), name, name, field(row, "question"), gold,
+    return _made("vizwiz", PurePosixPath(name).stem, name, name, field(row, "question"), gold,
                  answers=answers, answerable=row.get("answerable"))  # fmt: skip
 
 
@@ -342,7 +336,7 @@ def llava_cot(folder: str, row: Row) -> list[Row | RecordError]:
         except RecordError as error:
             made.append(error)
             continue
-        key = f"{_stem(origin)}-{digest(question)[:8]}"
+        key = f"{PurePosixPath(origin).stem}-{digest(question)[:8]}"
         one = _made(folder, key, name, origin, question, gold)
         parts = [_tagged(reply, tag) for tag in ("SUMMARY", "CAPTION", "REASONING")]
         if all(parts):
