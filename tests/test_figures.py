@@ -1,15 +1,15 @@
 """Figures: they show the numbers given, in one look, the paper's in grey, text as text."""
 
 import json
-import sys
 from xml.etree import ElementTree
 
 import pytest
 
 import chromium
-from vlaa_lib import ROOT, VlaaError, traces
-from vlaa_lib.show import figures, results, style
+from vlaa_lib import ROOT, VlaaError
+from vlaa_lib.show import figures, style
 from vlaa_lib.show import model_figures as models
+from vlaa_lib.study import report
 from vlaa_lib.tables import number, text_table
 
 HOSTILE = '<a href="javascript:alert(1)">x</a><b>y</b></script><script>alert(1)</script>"'
@@ -67,9 +67,9 @@ def test_a_figure_is_a_table_as_well(tmp_path):
     lambda text: figures.bars([{"x": text, "y": 1, "g": text}], "x", "y", "g", text, text, text),
     lambda text: figures.learning_curve(
         [{"s": 1, "v": 2, "g": text}, {"s": 2, "v": 2, "g": "b"}], "s", "v", "g", text, text, text),
-    lambda text: models.by_model(rows(text, hesitation=1.0), "hesitation", text),
-    lambda text: models.false_steps(
-        [{"source": text, "noise": 1, "false_all": 0.5, "false_verified": 0.2}], text),
+    lambda text: figures.bars([{"model": text, "v": 1, "n": text}], "model", "v", title=text,
+                              note="n"),
+    lambda text: figures.accuracy_bars([{"model": text, "accuracy": 1, "blank_accuracy": 0}], text),
 ])
 def test_text_stays_text(draw):
     figure = draw(HOSTILE)
@@ -175,29 +175,6 @@ def test_relative_change_has_bars_intervals_and_one_grey_series():
     assert "instruct" in figure.layout.yaxis.title.text and figure.layout.width <= 640
 
 
-def test_a_difference_is_filled_where_its_interval_misses_zero():
-    triples = ((-0.2, -0.3, -0.1), (0.1, -0.1, 0.3), (0.2, 0.1, 0.4))
-    rows = [{"name": f"pair {i}", "difference": d, "low": low, "high": high}
-            for i, (d, low, high) in enumerate(triples)]
-    (dots,) = models.differences(rows, "t").data
-    assert list(dots.marker.symbol) == ["circle", "circle-open", "circle"]
-    assert list(dots.x) == [-0.2, 0.1, 0.2] and list(dots.y) == ["pair 0", "pair 1", "pair 2"]
-    assert round(dots.error_x.array[2], 9) == 0.2 and round(dots.error_x.arrayminus[2], 9) == 0.1
-
-
-def test_flips_are_counted_up_and_down():
-    rows = [{"benchmark": name, "gained": gained}
-            for name, gained in (("micro-A", True), ("micro-A", True), ("micro-B", False))]
-    gained, lost = models.flips(rows, "instruct", "grpo").data
-    assert (list(gained.x), list(gained.y)) == (["A", "B"], [2, 0])
-    assert (list(lost.y), gained.name, lost.name) == (
-        [0, -1], "only GRPO right", "only instruct right",
-    )
-    assert list(gained.text) == ["2", ""]
-    empty = models.flips([], "instruct", "grpo", ["micro-A"])
-    assert [(list(bar.x), list(bar.y)) for bar in empty.data] == [(["A"], [0])] * 2, "it is shown"
-
-
 # --- traces
 
 
@@ -209,131 +186,84 @@ def test_means_average_rollouts_of_a_record_before_records():
     assert (found["low"], found["high"]) == (0.0, 1.0)
 
 
-def test_training_draws_reward_and_length_with_bands():
+def test_a_line_has_a_band_of_its_records():
     given = [
-        {"record_id": f"r{i}", "model": model, "optimizer_step": step, "reward": (i + step) % 3 / 2,
-         "completion_tokens": 10 * step + i}
-        for model in ("grpo", "sft_grpo") for step in (2, 0, 1) for i in range(4)
+        {"record_id": f"r{i}", "model": model, "optimizer_step": step, "reward": (i + step) % 3 / 2}
+        for model in ("grpo", "sft_grpo") for step in (0, 1, 2) for i in range(4)
     ]
-    figure = models.training(given, "Reward <b>rises</b>")
-    assert [mark.yaxis for mark in figure.data] == ["y"] * 4 + ["y2"] * 4
-    assert [mark.fill for mark in figure.data] == ["toself", None] * 4
-    assert [list(mark.x) for mark in figure.data if not mark.fill] == [[0, 1, 2]] * 4
-    assert figure.layout.title.text == "Reward &lt;b&gt;rises&lt;/b&gt;"
+    curve = models.means(given, ("model", "optimizer_step"), "reward")
+    figure = figures.learning_curve(curve, "optimizer_step", "reward", "model", "Reward <b>rises")
+    assert [mark.fill for mark in figure.data] == ["toself", None] * 2
+    assert [list(mark.x) for mark in figure.data if not mark.fill] == [[0, 1, 2]] * 2
+    assert figure.layout.title.text == "Reward &lt;b&gt;rises"
     first = figure.rows[0]
-    assert (first["measure"], first["optimizer_step"]) == ("mean reward", 0)
-    assert first["mean"] == pytest.approx(sum(i % 3 / 2 for i in range(4)) / 4)
-    assert first["low"] < first["mean"] < first["high"]
-    named = [mark.name for mark in figure.data if mark.showlegend is not False]
-    assert "tokens a completion" in repr(figure) and named == ["GRPO", "SFT+GRPO"]
+    assert first["reward"] == pytest.approx(sum(i % 3 / 2 for i in range(4)) / 4)
+    assert first["low"] < first["reward"] < first["high"]
 
 
-def test_the_aha_map_counts_per_hundred_traces_above_the_papers_in_grey():
-    silent = dict.fromkeys(traces.FIGURE7_PHRASES, 0)
-    given = [*rows("sft", **silent | {"wait": 2}), *rows("grpo", 4, **silent)]
-    paper = {"columns": ["theirs"], **{key: [7] for key in traces.FIGURE7_PHRASES}}
-    ours, theirs = models.aha_map(given, "Ours", paper).data
-    assert len(ours.z) == 8 and "200<br>(200 to 200)" in list(ours.text)
-    assert theirs.colorscale[-1][1] == style.PAPER_COLOR and list(theirs.z) == [7] * 4
-    assert set(theirs.y) == {"paper: theirs"}
-    figure = models.aha_map(given)
-    (cell,) = [r for r in figure.rows if r["model"] == "sft" and r["phrase"] == "wait"]
-    assert (cell["per 100 traces"], cell["n"], len(figure.data)) == (200, 8, 1)
+def test_what_is_counted_is_told_in_100_traces_of_each_model():
+    given = [*rows("sft", 4, helped=1, hurt=0, unchanged=None), *rows("grpo", 2, helped=0, hurt=2)]
+    found = models.per_hundred(given, ("helped", "hurt", "unchanged"), "second thought")
+    assert {(r["model"], r["second thought"]): r["per 100 traces"] for r in found} == {
+        ("sft", "helped"): 100, ("grpo", "helped"): 0, ("sft", "hurt"): 0, ("grpo", "hurt"): 200}
+    assert [(r["n"], r["low"], r["high"]) for r in found[:2]] == [(4, 100, 100), (2, 0, 0)]
 
 
 def test_means_by_model_leave_out_what_is_not_known_and_say_of_how_many():
-    given = [*rows("sft", 3, false_share=0.5, checked_steps=4),
-             *rows("sft", 2, false_share=None, checked_steps=0),
-             *rows("grpo", 1, false_share=0.0, checked_steps=7)]
-    figure = models.by_model(given)
+    given = [*rows("sft", 3, false_share=0.5), *rows("sft", 2, false_share=None),
+             *rows("grpo", 1, false_share=0.0)]
+    shares = models.means(given, ("model",), "false_share")
+    figure = figures.bars(shares, "model", "false_share", note="n")
     assert [(r["model"], r["false_share"], r["n"]) for r in figure.rows] == [
         ("sft", 0.5, 3), ("grpo", 0.0, 1)]
-    assert [mark.x[0] for mark in figure.data] == ["SFT<br>12 steps", "GRPO<br>7 steps"]
-    figure = models.by_model(rows("sft", 3, hesitation=0.5), "hesitation")
-    assert figure.data[0].x[0] == "SFT<br>3 traces"
+    assert [mark.x[0] for mark in figure.data] == ["SFT<br>of 3", "GRPO<br>of 1"]
     with pytest.raises(ValueError, match="no row has a number"):
-        models.by_model(rows(false_share=None))
+        figures.bars([{"model": "sft", "false_share": None}], "model", "false_share")
     with pytest.raises(ValueError, match="no row has numbers in both"):
-        models.length_and_right(rows(words=None))
+        figures.learning_curve(models.right_by_length(rows(words=None)), "words", "right")
 
 
 def test_reward_by_truth_puts_many_false_steps_together():
     given = [row | {"reward": 1.0 / (1 + (k or 0))} for k in (5, 0, 3, None)
              for row in rows(n=2, false_steps=k)]
-    figure = models.reward_by_truth(given)
-    assert [(r["false steps"], r["n"]) for r in figure.rows] == [("0", 2), ("3 or more", 4)]
-    assert figure.rows[0]["reward"] == 1.0 and list(figure.data[0].x) == ["0", "3 or more"]
+    found = models.reward_by_truth(given)
+    assert [(r["false steps"], r["n"]) for r in found] == [("0", 2), ("3 or more", 4)]
+    assert found[0]["reward"] == 1.0
     unchecked = [row | {"reward": 0.5, "checked_steps": k} for k in (0, 2)
                  for row in rows(n=2, false_steps=0)]
-    found = [row["false steps"] for row in models.reward_by_truth(unchecked).rows]
+    found = [row["false steps"] for row in models.reward_by_truth(unchecked)]
     assert found == ["0", "none checked"], "a trace without a checkable step is no true one"
 
 
-def test_second_thoughts_are_counted_by_outcome_and_model():
-    given = [*rows("sft", 4, helped=1, hurt=0, unchanged=None), *rows("grpo", 2, helped=0, hurt=2)]
-    figure = models.self_correction(given)
-    found = {(r["model"], r["second thought"]): r["per 100 traces"] for r in figure.rows}
-    assert found == {("sft", "helped"): 100, ("grpo", "helped"): 0, ("sft", "hurt"): 0,
-                     ("grpo", "hurt"): 200}
-    assert [list(mark.x) for mark in figure.data] == [["helped", "hurt"]] * 2
-
-
-def test_length_and_right_cuts_into_equal_parts():
+def test_right_by_length_cuts_into_equal_parts():
     given = [row | {"words": i, "correct": i >= 6} for i, row in enumerate(rows(n=8))]
-    figure = models.length_and_right(given)
-    assert [(r["words"], r["right"]) for r in figure.rows] == [
+    assert [(r["words"], r["right"]) for r in models.right_by_length(given)] == [
         (0.5, 0.0), (2.5, 0.0), (4.5, 0.0), (6.5, 1.0)]
 
 
 # --- results of a run
 
 
-def test_a_figure_is_drawn_again_from_the_csv_that_it_saved(tmp_path):
-    given = rows("sft", 3, hesitation=0.5, false_share=0.5, checked_steps=2, words=3, reward=1.0,
-                 false_steps=1, helped=1, hurt=0, unchanged=0, optimizer_step=1, follows=True,
-                 completion_tokens=5, **dict.fromkeys(traces.FIGURE7_PHRASES, 1))
-    made = {
-        "traces_training": models.training(given),
-        "traces_aha": models.aha_map(given),
-        "traces_hesitation": models.by_model(given, "hesitation"),
-        "traces_truth": models.by_model(given),
-        "traces_follows": models.by_model(given, "follows"),
-        "traces_reward_by_truth": models.reward_by_truth(given),
-        "traces_length": models.length_and_right(given),
-        "traces_second_thoughts": models.self_correction(given),
-    }
-    assert set(made) == {name[:-4] for name in results.RESULTS if name.startswith("traces_")}
-    for name, figure in made.items():
-        figure.save(tmp_path / name)
-        ((title, again),) = results.drawn(tmp_path / f"{name}.csv")
-        assert again.layout.title.text == title
-        again.layout.title = figure.layout.title
-        assert words(again) == words(figure)
-
-
 def test_results_of_the_laptop_run_are_drawn():
-    drawn = {file.name: [figure for _title, figure in results.drawn(file)]
-             for file in (ROOT / "data" / "results" / "laptop").glob("*.csv")}
+    files = (ROOT / "data" / "results" / "laptop").glob("*.csv")
+    drawn = {file.name: [figure for _title, figure in report.drawn(file)] for file in files}
     assert all(isinstance(figure, figures.Figure) for made in drawn.values() for figure in made)
     assert len(drawn["grpo_grpo.csv"]) == 3 and len(drawn["traces_truth.csv"]) == 1
     assert drawn["benchmarks.csv"] == []  # has no figure of its own
+    assert {"aha.csv", "construct_counts.csv", "process_reward.csv"} <= drawn.keys()
 
 
-def test_an_export_without_numbers_or_kaleido_says_what_to_do(tmp_path, monkeypatch):
-    pytest.importorskip("kaleido")
+def test_an_export_without_numbers_says_so(tmp_path):
     with pytest.raises(VlaaError, match="no traces_.*csv with numbers to draw"):
-        results.export(tmp_path, pattern="traces_*.csv")
-    monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.raises(VlaaError, match=r"pip install .*figures.*BROWSER_PATH"):
-        results.export(tmp_path)
+        report.export(tmp_path, pattern="traces_*.csv")
 
 
 @pytest.mark.browser
 def test_export_writes_svg(tmp_path, monkeypatch):
     pytest.importorskip("kaleido")
     monkeypatch.setenv("BROWSER_PATH", chromium.program())
-    (tmp_path / "aha.csv").write_text(f"model,aha_rate,false_share\n{'<script>'},0.5,\n")
-    (file,) = results.export(tmp_path)
+    (tmp_path / "aha.csv").write_text(f"model,aha_rate\n{'<script>'},0.5\n")
+    (file,) = report.export(tmp_path)
     assert file.name == "aha.svg"
     drawing = ElementTree.fromstring(file.read_text())  # well-formed: no text became markup
     tags = {element.tag.rpartition("}")[2] for element in drawing.iter()}

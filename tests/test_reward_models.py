@@ -11,7 +11,7 @@ from PIL import Image
 
 from fault_server import endpoint
 from scoring import record, wrap
-from vlaa_lib import ROOT, Halted, VlaaError, construct, folders, pocket, prompts, rewards
+from vlaa_lib import ROOT, Halted, VlaaError, construct, pocket, prompts, rewards
 from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import GoldError, Score, open_ended
 from vlaa_lib.rewards.reward_models import REVISION, Judge, XComposerReward, read_score
@@ -394,14 +394,3 @@ def test_unscored_candidates_stay_in_the_report():
     assert found.agreement["unscored"] == 2 and found.agreement["auc"] == 1.0
     none = calibration(ByLength([None, 1.0, 2.0]), [X], made[:1])  # the gold, then the answers
     assert {row["problem"] for row in none.rows} == {"no score"}
-
-
-def test_the_figure_draws_right_and_wrong_apart(opens, tmp_path):
-    from vlaa_lib.show import figures
-
-    found = calibration(pocket.SceneFacts(), opens, pocket.scene_candidates(opens))
-    folders.write_csv(tmp_path / "scores.csv", found.rows)
-    for rows in (found.rows, tmp_path / "scores.csv"):
-        right, wrong = figures.calibration(rows, "Right above wrong").data
-        assert (right.name, wrong.name) == ("right", "wrong")
-        assert min(right.x) > max(wrong.x) and len(right.x) + len(wrong.x) == len(found.rows)

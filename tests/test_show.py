@@ -155,7 +155,7 @@ def test_report_shows_numbers_and_names_what_is_missing(tmp_path):
                    "Plotly.newPlot", "default-src 'none'"):
         assert wanted in page
     for missing in ("results/construct_counts.csv", "results/sft_log.csv", "results/aha.csv",
-                    "completion tokens"):
+                    "Completion tokens"):
         assert re.search(f'class="missing">missing: [^<]*{re.escape(missing)}', page), missing
     assert "not ours" in page and style.PAPER_COLOR in page
     assert not re.search(r"<script[^>]+src|<link|@import|https?://", page)

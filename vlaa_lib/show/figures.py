@@ -184,7 +184,7 @@ def bars(
     """Draw bars from zero by `x`, side by side for each group, with intervals where rows have them.
 
     Args:
-        note: column of a text that stands below each place of `x`, such as how many were counted.
+        note: column of what stands below each place of `x`: of how many traces, say.
     Raises:
         ValueError: no row has a number in `y`.
     """
@@ -196,7 +196,7 @@ def bars(
     if is_model:  # models keep their colour and their name also along the axis
         data["place"] = [style_of(name).label for name in data["place"]]
     if note:
-        data["place"] += "<br>" + data[note].astype(str)
+        data["place"] += "<br>of " + data[note].astype(str)
     marks = []
     for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
         place = {"x": mine["place"], "offsetgroup": None if is_model else name}
@@ -256,62 +256,24 @@ def counts(rows: Given, title: str = "") -> Figure:
     return figure.update_traces(texttemplate="%{y:,}", textposition="outside")
 
 
-def perplexity(rows: Given, top_k: int, source: str | None = None, title: str = "") -> Figure:
-    """Draw how perplexity is distributed, the `top_k` highest in colour, on a log axis.
+def perplexity(rows: Given, top_k: int, title: str = "") -> Figure:
+    """Draw how the perplexity of traces is distributed (log scale), the `top_k` highest in colour.
 
-    Args:
-        rows: as `subsets.average` returns them, or their CSV.
-        source: draw this source only; bins and threshold stay those of all rows.
     Raises:
         ValueError: there are fewer than `top_k` rows, or none.
     """
-    rows = read(rows)
-    logs = np.log10([float(row["perplexity"]) for row in rows])
-    if not 1 <= top_k <= len(rows):
-        raise ValueError(f"top_k {top_k} is not between 1 and the {len(rows)} rows")
-    threshold = np.sort(logs)[-top_k]
+    logs = np.log10([float(row["perplexity"]) for row in read(rows)])
+    if not 1 <= top_k <= len(logs):
+        raise ValueError(f"top_k {top_k} is not between 1 and the {len(logs)} rows")
+    threshold, width = np.sort(logs)[-top_k], max(np.ptp(logs) / 40, 1e-3)
     # bins are counted from the threshold, so that no bar is half kept
-    width = max(np.ptp(logs) / 40, 1e-3)
-    below, above = (logs.min() - threshold) / width, (logs.max() - threshold) / width
-    edges = threshold + width * np.arange(np.floor(below), np.floor(above) + 2)
-    starts, mine = 10 ** edges[:-1], np.array([source in (None, row["source"]) for row in rows])
-    place = {"x": edges[:-1] + width / 2, "width": width, "customdata": starts,
-             "hovertemplate": "from %{customdata:.3g}: %{y} records"}
-    marks, table = [], pd.DataFrame({"perplexity from": starts})
-    for name, part in (("left out", logs < threshold), ("kept", logs >= threshold)):
-        table[name] = np.histogram(logs[mine & part], edges)[0]
-        style = style_of(name)._replace(label=f"{name}: {table[name].sum():,}")
-        marks.append(bar(style, table[name], place))
-    x_title = "perplexity of the trace (log scale)"
-    figure = finish(marks, table.to_dict("records"), title, x_title, "records")
-    said = f"threshold {10**threshold:,.4g}"
-    figure.add_vline(x=threshold, line_dash="dash", annotation_text=said)
-    ticks = np.linspace(edges[0], edges[-1], 6)
-    figure.update_xaxes(tickvals=ticks, ticktext=[f"{10**tick:,.4g}" for tick in ticks])
-    return figure.update_layout(barmode="stack", bargap=0)
-
-
-def calibration(rows: Given, title: str = "") -> Figure:
-    """Draw the scores of each kind of answer, right ones in one colour, wrong ones in another.
-
-    Args:
-        rows: of a reward model: kind, is_right, score, record_id, length_chars, or their CSV;
-            unscored rows are left out.
-    """
-    rows = [row for row in read(rows) if number(row.get("score")) is not None]
-    looks = {"True": ("right", "#0072B2", "circle"), "False": ("wrong", "#D55E00", "x")}
-    split, boxes = dict(groups(frame(rows), "is_right")), []
-    for is_right in [key for key in looks if key in split]:
-        (name, color, symbol), mine = looks[is_right], split[is_right]
-        boxes.append(go.Box(
-            x=numbers(mine, "score")["score"], y=mine["kind"], orientation="h", name=name,
-            text=mine["record_id"] + ", " + mine["length_chars"].astype(str) + " characters",
-            boxpoints="all", jitter=0.4, pointpos=0,
-            marker={"color": color, "symbol": symbol, "size": 5},
-        ))
-    twin = kept(rows, "kind", "is_right", "score")
-    figure = finish(boxes, twin, title, "score of the reward model", "")
-    return figure.update_yaxes(autorange="reversed")  # the first kind on top
+    places = np.floor((logs - threshold) / width).astype(int)
+    table = [{"perplexity from": f"{10 ** (threshold + place * width):.4g}",
+              "traces": int((places == place).sum()), "part": "left out" if place < 0 else "kept"}
+             for place in range(places.min(), places.max() + 1)]
+    x_title = f"perplexity of a trace, log scale; kept from {10**threshold:,.4g}"
+    figure = bars(table, "perplexity from", "traces", "part", title, x_title)
+    return figure.update_layout(barmode="overlay", bargap=0)  # a bin is of one part
 
 
 def overlaps(image: Image.Image, gold: Box, answers: Sequence[Box | None]) -> Image.Image:

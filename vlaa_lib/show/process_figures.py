@@ -10,13 +10,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from vlaa_lib import ROOT
+from vlaa_lib.process.best_of_n import AVERAGE
 from vlaa_lib.tables import Rows, number, read
 
 from .figures import Figure, Given, finish, kept, learning_curve, plain
 from .style import HEIGHT_PX
 
 PAPER = ROOT / "data" / "paper" / "vilbench_digitised.json"
-TABLES = ("vilprm_avg", "orm_prm_by_generator", "mathverse_split")
 WINDOWS = ("last", "last 2", "last 4", "last 8", "mean")  # the paper's axis, from ORM to PRM
 LINES = ("oracle", "majority", "greedy", "random")  # need no scorer
 _APART = 1.03  # ours: scorers stand a little apart, so that their intervals can be told apart
@@ -28,73 +28,57 @@ def paper() -> dict[str, Any]:
     return json.loads(PAPER.read_text(encoding="utf-8"))
 
 
-def paper_rows(table: str = TABLES[0]) -> list[dict[str, Any]]:
-    """Return one of the authors' `TABLES` as rows, each marked as the paper's."""
-    if table not in TABLES:
-        raise ValueError(f"table {table!r}: see data/paper/{PAPER.name} for what is there")
+def paper_rows(table: str = "vilprm_avg") -> list[dict[str, Any]]:
+    """Return one of the authors' tables as rows, each marked as the paper's."""
     found = dict(paper()[table])
     columns = found.pop("cols")
     return [{"paper": name} | dict(zip(columns, row, strict=True)) for name, row in found.items()]
 
 
-def accuracy_by_n(
-    rows: Given, generator: str = "average", aggregator: str = "mean", title: str = "",
-    with_paper: bool = False,
-) -> Figure:
+def accuracy_by_n(rows: Given, title: str = "") -> Figure:
     """Draw accuracy against N: each scorer with its interval, between the lines without a scorer.
 
     Args:
-        rows: as `process.best_of_n.table` returns them, or their CSV.
-        with_paper: the paper's averages in grey as well: other questions, other generators, and
-            a set of these that changes between N = 4 and 8.
-    Raises:
-        ValueError: no row of this generator.
+        rows: as `process.best_of_n.table` returns them, or their CSV; drawn are the mean of step
+            scores and the average of generators.
     """
-    mine = _of(rows, generator)
-    scored = [row for row in mine if row["aggregator"] == aggregator]
+    mine = _average(rows)
+    scored = [row for row in mine if row["aggregator"] == "mean"]
     names = list(dict.fromkeys(row["scorer"] for row in scored))
     lines = [row | {"n": number(row["n"]) * _APART ** names.index(row["scorer"])} for row in scored]
     lines += [{key: row[key] for key in ("scorer", "n", "accuracy")}
               for name in LINES for row in mine if row["scorer"] == name]
-    if with_paper:
-        lines += [{"scorer": f"paper: {row['paper']}", "n": n, "accuracy": row[str(n)] / 100}
-                  for row in paper_rows() for n in (2, 4, 8, 16)]
     figure = _drawn(lines, "n", "N, candidates of a question", mine, title)
     sizes = sorted({int(number(row["n"])) for row in mine})
     return figure.update_xaxes(type="log", tickvals=sizes, ticktext=list(map(str, sizes)))
 
 
-def last_n_curve(
-    rows: Given, n: int = 16, generator: str = "average", title: str = "", with_paper: bool = False
-) -> Figure:
+def last_n_curve(rows: Given, n: int = 16, title: str = "") -> Figure:
     """Draw accuracy against how many of the last steps' scores are averaged, a line a scorer.
 
+    In grey the means printed on the paper's figure, of other questions.
+
     Args:
-        rows: as `process.best_of_n.table` returns them, or their CSV.
-        with_paper: the means printed on the paper's figure in grey as well, of other questions.
+        rows: as for `accuracy_by_n`.
     Raises:
-        ValueError: no row of this generator at this n.
+        ValueError: no scored row at this n.
     """
     place = {window: at for at, window in enumerate(WINDOWS)}
-    mine = [row for row in _of(rows, generator)
-            if number(row["n"]) == n and row["aggregator"] in place]
+    mine = [row for row in _average(rows) if number(row["n"]) == n and row["aggregator"] in place]
     if not mine:
-        raise ValueError(f"no scored rows of the generator {generator!r} at N = {n}")
+        raise ValueError(f"no scored rows at N = {n}")
     lines = [row | {"window": place[row["aggregator"]]} for row in mine]
     lines.sort(key=lambda row: row["window"])
-    if with_paper:
-        lines += [{"scorer": f"paper: {name}", "window": window, "accuracy": value / 100}
-                  for name, values in paper()["fig3_printed_mean"].items()
-                  for window, value in enumerate(values)]
+    lines += [{"scorer": f"paper: {name}", "window": window, "accuracy": value / 100}
+              for name, values in paper()["fig3_printed_mean"].items()
+              for window, value in enumerate(values)]
     x_title = "which step scores are averaged (last: ORM, mean: PRM)"
     figure = _drawn(lines, "window", x_title, mine, title)
     return figure.update_xaxes(tickvals=list(place.values()), ticktext=WINDOWS)
 
 
-def _of(rows: Given, generator: str) -> list[dict[str, Any]]:
-    if not (mine := [row for row in read(rows) if row["generator"] == generator]):
-        raise ValueError(f"no rows of the generator {generator!r}")
-    return mine
+def _average(rows: Given) -> list[dict[str, Any]]:
+    return [row for row in read(rows) if row["generator"] == AVERAGE]
 
 
 def _drawn(lines: Rows, x: str, x_title: str, rows: Rows, title: str) -> Figure:
@@ -105,17 +89,17 @@ def _drawn(lines: Rows, x: str, x_title: str, rows: Rows, title: str) -> Figure:
     return figure.update_layout(height=HEIGHT_PX + 90)  # many lines: a long legend
 
 
-def calibration(rows: Given, group: str = "seed", title: str = "") -> Figure:
-    """Draw the mean value of steps against their mean score, a line a group, beside the diagonal.
+def calibration(rows: Given, title: str = "") -> Figure:
+    """Draw the mean value of steps against their mean score, a line a seed, beside the diagonal.
 
     Args:
-        rows: as `process.prm.calibration` returns them, or their CSV.
+        rows: as `process.prm.calibration` returns them, with a column `seed`.
     """
-    named = [row | {group: f"{group} {row[group]}"} for row in read(rows)]
-    table = kept(named, group, "score", "value", "steps")  # low and high are a bin's edges
-    diagonal = [{group: "score = value", "score": end, "value": end} for end in (0, 1)]
+    named = [row | {"seed": f"seed {row['seed']}"} for row in read(rows)]
+    table = kept(named, "seed", "score", "value", "steps")  # low and high are a bin's edges
+    diagonal = [{"seed": "score = value", "score": end, "value": end} for end in (0, 1)]
     axes = ("mean score", "share of right rollouts (value)")
-    figure = learning_curve(diagonal + table, "score", "value", group, title, *axes)
+    figure = learning_curve(diagonal + table, "score", "value", "seed", title, *axes)
     figure.rows = table
     return figure
 

@@ -1,31 +1,112 @@
-"""`report.html`: what a run measured, on one page that needs no network."""
+"""What a run left in `results/`: on one page, `report.html`, and as pictures for GitHub.
+
+`python -m vlaa_lib.study.report data/results/laptop` draws each `traces_*.csv` again as an SVG.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlaa_lib import ROOT, folders
+import plotly.io
+
+from vlaa_lib import ROOT, VlaaError, folders
+from vlaa_lib.records import REWARDS
+from vlaa_lib.show import figures, process_figures
+from vlaa_lib.show.figures import Figure
 from vlaa_lib.show.style import PAPER_COLOR
 from vlaa_lib.tables import Rows, html_table, read, thinned
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
+_curve, _bars = figures.learning_curve, figures.bars
+_by_model = partial(_bars, x="model", note="n")
 
-# results of the notebooks: file, heading, the notebook that writes it
+
+def _by_part(file: str | Path, title: str) -> Figure:
+    rows = [{"step": row["step"], "kind": part, "reward": row.get(f"reward_{part}")}
+            for part in REWARDS for row in read(file)]
+    return _curve(rows, group="kind", title=title)
+
+
+class Result(NamedTuple):
+    """A file of results, the notebook that writes it, and its figures by title."""
+
+    file: str
+    notebook: str
+    heading: str
+    figures: dict[str, Callable[..., Figure]]
+
+
+# the notebooks draw the same with what they found as the title
 RESULTS = (
-    ("construct_counts.csv", "Construction: records in and out of each step", "01"),
-    ("sft_log.csv", "SFT: loss", "02"),
-    ("grpo_*.csv", "GRPO: reward, KL and length", "04"),
-    ("watch_*.csv", "Signs of reward hacking", "04"),
-    ("accuracy.csv", "Accuracy on held-out records", "05"),
-    ("aha.csv", "Traces: aha moments and false steps", "06"),
-    ("best_of_n.csv", "Process rewards: choosing among candidates", "07"),
-    ("vilprm.csv", "Process rewards: ViLPRM on held-out questions", "07"),
-    ("process_reward.csv", "Process rewards: ViLPRM as a reward in GRPO", "07"),
+    Result("construct_counts.csv", "01", "Construction",
+           {"Records that enter and leave each step": figures.counts}),
+    Result("false_steps_by_noise.csv", "01", "Construction: what verification leaves", {
+        "Verified traces with a false step": partial(
+            _curve, x="noise", y="false_verified", group="source", x_title="caption noise")}),
+    Result("sft_log.csv", "02", "SFT", {"Loss": partial(_curve, y="loss", y_title="nats a token")}),
+    Result("grpo_*.csv", "04", "GRPO", {
+        "Reward": _curve,
+        "KL (k3)": partial(_curve, y="kl", y_title="nats a token"),
+        "Completion tokens": partial(_curve, y="completions/mean_length", y_title="tokens")}),
+    Result("watch_*.csv", "04", "Signs of reward hacking", {
+        "Share of completions with a suspicious sign": partial(_curve, y="suspicious"),
+        "Reward by kind of question": _by_part}),
+    Result("accuracy.csv", "05", "Accuracy on held-out records",
+           {"Accuracy with bootstrap intervals": figures.accuracy_bars}),
+    Result("aha.csv", "06", "Traces: aha moments",
+           {"Share of traces with an aha word": partial(_bars, x="model", y="aha_rate")}),
+    Result("traces_truth.csv", "06", "Traces: false steps",
+           {"False steps, mean of a trace": partial(_by_model, y="false_share")}),
+    Result("traces_follows.csv", "06", "Traces: conclusions",
+           {"Answers that follow from what was stated": partial(_by_model, y="follows")}),
+    Result("best_of_n.csv", "07", "Process rewards: choosing among candidates", {
+        "Accuracy of the chosen answer, mean of step scores": process_figures.accuracy_by_n}),
+    Result("vilprm.csv", "07", "Process rewards: ViLPRM on held-out questions", {}),
+    Result("process_reward.csv", "07", "Process rewards: ViLPRM as a reward in GRPO",
+           {"Share of false steps": partial(_bars, x="reward", y="false_share")}),
 )
+
+
+def drawn(file: Path) -> Iterator[tuple[str, Figure | str]]:
+    """Draw a file of results: (title, figure) each, or why there is none; nothing if unknown."""
+    for result in RESULTS:
+        if fnmatch(file.name, result.file):
+            for title, draw in result.figures.items():
+                try:
+                    yield title, draw(file, title=title)
+                except (KeyError, ValueError) as error:
+                    yield title, str(error)
+
+
+def export(results: str | Path, pattern: str = "*.csv") -> list[Path]:
+    """Write the figures of CSVs beside them as SVG, for pages where plotly draws nothing.
+
+    It takes `pip install "vlaa_lib[figures]"` and a Chromium (`BROWSER_PATH`), which plotly names
+    where they are missing.
+
+    Raises:
+        VlaaError: there is nothing to draw.
+    """
+    pictures = {}
+    for file in sorted(Path(results).glob(pattern)):
+        for place, (_title, figure) in enumerate(drawn(file)):
+            if isinstance(figure, Figure):
+                number = f"_{place + 1}" if place else ""
+                pictures[file.with_name(f"{file.stem}{number}.svg")] = figure
+    if not pictures:
+        raise VlaaError(f"{results}: no {pattern} with numbers to draw")
+    plotly.io.write_images(list(pictures.values()), list(pictures))  # one start of the browser
+    return list(pictures)
+
+
+# --- the page ------------------------------------------------------------------------------------
 
 # the page asks nothing of the network, whatever a file of results holds
 _POLICY = (
@@ -54,12 +135,13 @@ def write_report(run_dir: str | Path) -> Path:
     run = Path(run_dir)
     others = sorted((run / "results").glob("*.csv"))
     parts = [f"<h1>Run {escape(run.name)}</h1>", *_card(run)]
-    for pattern, heading, notebook in RESULTS:
-        files = [file for file in others if fnmatch(file.name, pattern)]
+    for result in RESULTS:
+        files = [file for file in others if fnmatch(file.name, result.file)]
         others = [file for file in others if file not in files]
-        parts += [f"<h2>{escape(heading)}</h2>", *map(_result, files)]
+        parts += [f"<h2>{escape(result.heading)}</h2>", *map(_result, files)]
         if not files:
-            parts.append(_missing(f"results/{pattern}", f"notebook {notebook} writes it"))
+            said = f"notebook {result.notebook} writes it"
+            parts.append(_missing(f"results/{result.file}", said))
     parts += ["<h2>Other results</h2>", *map(_result, others)] if others else []
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -95,16 +177,14 @@ def _card(run: Path) -> list[str]:
 
 def _result(file: Path) -> str:
     """Return figures and table of one results file; a figure without numbers says so."""
-    from vlaa_lib.show import figures, results
-
     rows = read(file)
     if not rows:
         return _missing(f"results/{file.name}", "the file holds no rows")
-    drawn = (
+    pieces = (
         _missing(f"figure {title!r}", made) if isinstance(made, str) else figures.html(made)
-        for title, made in results.drawn(file)
+        for title, made in drawn(file)
     )
-    return f"<h3>{escape(file.name)}</h3>{''.join(drawn)}{_table(rows)}"
+    return f"<h3>{escape(file.name)}</h3>{''.join(pieces)}{_table(rows)}"
 
 
 def _table(rows: Rows) -> str:
@@ -118,8 +198,6 @@ def _missing(what: str, why: str) -> str:
 
 def _paper() -> str:
     """Return the paper's main results, greyed and named as the paper's."""
-    if not PAPER.is_file():
-        return _missing("data/paper/vlaa_thinking.json", "the paper's tables cannot be shown")
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     averages = paper["table2_sft_only_qwen25vl3b_avg"].items()
     curves = dict(paper["figure5_small_sft_then_grpo_qwen25vl3b"])
@@ -136,3 +214,7 @@ def _paper() -> str:
         f"{_table({'Qwen2.5-VL-3B': name, 'average': value} for name, value in averages)}"
         f"<h3>Figure 5: GRPO with and without SFT before</h3>{_table(then_grpo)}</section>"
     )
+
+
+if __name__ == "__main__":
+    print(*export(sys.argv[1], pattern="traces_*.csv"), sep="\n")
