@@ -306,7 +306,7 @@ def scores() -> Net:
     ])
     opened = [record for record in made if record.reward == "open"]
     report = calibration(pocket.SCENE_FACTS, opened, pocket.scene_candidates(opened))
-    return found | {f"calibration/{key}": value for key, value in asdict(report).items()}
+    return found | {f"calibration/{key}": value for key, value in report._asdict().items()}
 
 
 def process() -> Net:

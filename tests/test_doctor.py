@@ -1,6 +1,7 @@
 """The reward doctor: table, reasons, verdict, its command; what is wrong is named, none dropped."""
 
 import json
+import re
 
 import pytest
 
@@ -41,17 +42,13 @@ def test_a_living_reward(micro, capsys):
     folder, made = micro
     rows = [*rows_of(made, None, "none at all"), {"id": made[0].id, "completion": "3"}]
     rows += [{"id": made[1].id, "completion": "<|im_start|>" + wrap("3 or 7"), "group": 2}]
-    assert run(folder, rows, "--json", folder / "out.json") == 0
+    assert run(folder, rows) == 0
     out = capsys.readouterr().out
     assert "the reward is alive" in out and "gold audit: 0 of 2 records rejected" in out
     assert "completions: 6, for 2 of 2 usable records" in out
     assert "suspicious: 1 of 6; 1 offer several answers; 1 contain special tokens" in out
     assert "digit: '...' is not one number" in out and "'none at all'" in out
-    found = json.loads((folder / "out.json").read_text())
-    assert found["problem"] is None and found["unknown_ids"] == {} and found["rejects"] == []
-    digit = found["table"][0]
-    assert (digit["part"], digit["n"], digit["hit_rate"]) == ("digit", 6, 2 / 6)
-    assert sum(reason["count"] for reason in found["reasons"]) == 6
+    assert re.search(r"\| digit +\| +6 \| +0.3333 ", out), "n and the rate of hits"
 
 
 @pytest.mark.parametrize(("answer", "verdict"), [
@@ -95,12 +92,11 @@ def test_a_bad_line_is_named_with_file_line_and_remedy(micro, line, reason, caps
 def test_unknown_ids_are_listed_once_and_counted(micro, capsys):
     folder, made = micro
     rows = rows_of(made, None, "x") + [{"id": "\x1b[2J", "completion": "3"}] * 3
-    assert run(folder, rows, "--json", folder / "out.json") == 0
+    assert run(folder, rows) == 0
     said = capsys.readouterr()
     assert said.err.count("unknown id: c.jsonl:5: '\\x1b[2J' is no usable record's") == 1
     assert "not scored: 3 completions of 1 unknown ids" in said.out
     assert "\x1b" not in said.err + said.out
-    assert json.loads((folder / "out.json").read_text())["unknown_ids"] == {"\x1b[2J": 3}
 
 
 def test_a_bad_gold_is_in_the_audits_count_and_its_completions_are_named(micro, capsys):

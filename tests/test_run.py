@@ -15,20 +15,15 @@ from vlaa_lib import ROOT, VlaaError, folders
 from vlaa_lib.study import run
 
 PARAMETERS = """profile: str = "laptop"
-run_dir: str = None  # folder of the run
-steps: int = 3
-rate: float = 0.5"""
+run_dir: str = None  # folder of the run"""
 
 
-def notebook(folder: Path, name: str, *cells: str, tag: str = "parameters") -> Path:
+def notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
     """Write a toy notebook: the parameters cell, then the given code cells."""
-    made = nbformat.v4.new_notebook(
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        }
-    )
-    made.cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, *cells)]
-    made.cells[0].metadata["tags"] = [tag]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    made.cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    made.cells[0].metadata["tags"] = ["parameters"] if parameters else []
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.ipynb"
     nbformat.write(made, path)
@@ -49,40 +44,20 @@ def status(run_dir: Path) -> dict[str, str]:
     return json.loads((run_dir / "run_card.json").read_text())["status"]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"stepz": 3}, r"unknown parameter 'stepz'; it declares profile, run_dir, steps, rate"),
-        ({"steps": "3"}, r"'steps' is '3' \(str\); the notebook declares int"),
-        ({"steps": 0.5}, r"'steps' is 0.5 \(float"),
-        ({"steps": True}, r"'steps' is True \(bool"),
-        ({"rate": "1e-6"}, r"'rate' is '1e-6' \(str"),
-        ({"profile": 3}, r"'profile' is 3 \(int\); the notebook declares str"),
-    ],
-)
-def test_bad_parameters_are_refused(tmp_path, given, message):
-    path = notebook(tmp_path, "00_toy")
-    with pytest.raises(VlaaError, match=message):
-        run.check_parameters(path, given)
-
-
-def test_good_parameters_pass(tmp_path):
-    path = notebook(tmp_path, "00_toy")
-    run.check_parameters(path, {"profile": "smoke", "run_dir": None, "steps": 1, "rate": 1})
-
-
-def test_a_parameter_that_no_cell_declares_stops_the_run_before_it_starts(tmp_path):
+@pytest.mark.parametrize(("declared", "message"), [
+    (("profile: str = 'x'",), r"01_toy.*unknown parameter 'run_dir'; it declares profile"),
+    (("profile: int = 3", "run_dir: str = None"), "'profile' is declared int; make it a str"),
+    ((), "is a cell tagged 'parameters'"),
+])
+def test_what_takes_other_parameters_stops_the_run_before_it_starts(tmp_path, declared, message):
     good = notebook(tmp_path, "00_good", note(tmp_path, "good"))
-    untagged = notebook(tmp_path, "01_untagged", tag="other")
-    with pytest.raises(VlaaError, match=r"01_untagged.*is a cell tagged"):
-        run.run("smoke", [good, untagged], tmp_path / "run")
+    bad = notebook(tmp_path, "01_toy", parameters="\n".join(declared))
+    with pytest.raises(VlaaError, match=message):
+        run.run("smoke", [good, bad], tmp_path / "run")
     assert not ran(tmp_path) and not (tmp_path / "run").exists()
-
-
-def test_overrides_of_a_notebook_that_is_not_run_are_refused(tmp_path):
-    path = notebook(tmp_path, "00_toy")
-    with pytest.raises(VlaaError, match="05_other"):
-        run.run("smoke", [path], tmp_path / "run", {"05_other": {"steps": 1}})
+    (tmp_path / "bad.ipynb").write_text("{")
+    with pytest.raises(VlaaError, match="bad.ipynb: cannot read its parameters"):
+        run.check_parameters(tmp_path / "bad.ipynb")
 
 
 def test_unknown_notebook_and_profile_are_named(tmp_path):
@@ -101,7 +76,7 @@ def test_numbers_and_names_find_the_repository_notebooks():
 def test_a_failed_run_goes_on_in_its_folder_and_no_other_takes_it(tmp_path, capsys):
     """One story, since each kernel costs seconds: red, mended, green, refused."""
     first = notebook(
-        tmp_path, "00_first", note(tmp_path, "first"), "print(profile, run_dir, steps)",
+        tmp_path, "00_first", note(tmp_path, "first"), "print(profile, run_dir)",
         "import os; assert os.getcwd() == " + repr(str(ROOT)),
     )  # fmt: skip
     second = notebook(tmp_path, "01_second", note(tmp_path, "second"), "1 / 0", "print('late')")
@@ -109,14 +84,14 @@ def test_a_failed_run_goes_on_in_its_folder_and_no_other_takes_it(tmp_path, caps
     folder = tmp_path / "run"
 
     def go() -> int:
-        return run.run("smoke", [first, second, third], folder, {"00_first": {"steps": 7}})
+        return run.run("smoke", [first, second, third], folder)
 
     assert go() == 1
     out = capsys.readouterr().out
     assert "ZeroDivisionError" in out and "goes on from 01_second" in out
     assert ran(tmp_path) == ["first", "second"]  # the third waits
     assert status(folder) == {"00_first": "done", "01_second": "failed", "02_third": "waiting"}
-    assert (folder / "logs" / "00_first.log").read_text().split() == ["smoke", str(folder), "7"]
+    assert (folder / "logs" / "00_first.log").read_text().split() == ["smoke", str(folder)]
     assert "failed" in (folder / "report.html").read_text()
     before = json.loads((folder / "run_card.json").read_text())
     assert before["finished"] is None and set(before["minutes"]) == {"00_first", "01_second"}
@@ -233,7 +208,7 @@ def test_sigterm_ends_cleanly_and_says_how_to_go_on(tmp_path):
 
 def test_only_the_newest_unfinished_run_of_the_same_settings_is_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RUNS", tmp_path)
-    card = {"profile": "smoke", "settings": {"seed": 0}, "overrides": {}, "finished": None}
+    card = {"profile": "smoke", "settings": {"seed": 0}, "finished": None}
     card["status"] = {"00_toy": "waiting"}
     for name, change in {
         "1-smoke": {},
@@ -241,8 +216,7 @@ def test_only_the_newest_unfinished_run_of_the_same_settings_is_continued(tmp_pa
         "3-smoke": {"finished": "yes"},
         "4-smoke": {"status": {"00_toy": "done", "01_toy": "failed"}},
         "5-smoke": {"settings": {"seed": 1}},
-        "6-smoke": {"overrides": {"00_toy": {"steps": 1}}},
-        "7-laptop": {},
+        "6-laptop": {},
     }.items():
         folders.write_text(tmp_path / name / "run_card.json", json.dumps(card | change))
     assert run._unfinished(card) == tmp_path / "2-smoke"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -100,7 +99,7 @@ def traces(
     from vlaa_lib.study import curation
 
     card = curation.curate(run_dir, out, per_source, seed)
-    print(f"{out}: {card['records']} records, {card['flips']} flips, {card['bytes']:,} bytes")
+    print(f"{out}: {card['records']} records, {card['flips']} flips")
 
 
 # --- the method ----------------------------------------------------------------------------------
@@ -201,17 +200,16 @@ def doctor(
     completions: Annotated[str | None, Option(help="JSON Lines, or a folder of traces")] = None,
     model: Annotated[str | None, Option(help="checkpoint to sample them from")] = None,
     n: Annotated[int, Option(min=1, help="records, four completions each")] = 32,
-    json: o.Json = None,
 ) -> None:
     """Score sampled completions before training; exit 1: nothing can be learnt from them.
 
     Example: python -m vlaa_lib doctor --records R.jsonl --images images --model runs/sft
     """
     one_of(completions=completions, model=model)
-    given = SimpleNamespace(**locals())
     from vlaa_lib.study import doctor as checkup
 
-    raise typer.Exit(checkup.main(given, show))
+    is_alive = checkup.examine(records, images, completions, model, n)
+    raise typer.Exit(0 if is_alive else 1)
 
 
 @app.command(rich_help_panel=METHOD)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaa_lib.records import Record
 from vlaa_lib.rewards.open_ended import RewardModel, problem_of, relative, with_references
@@ -15,18 +14,18 @@ if TYPE_CHECKING:
 ROWS = ("record_id", "kind", "is_right", "length_chars", "score", "reference", "reward", "problem")
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """A reward model's report.
 
     Attributes:
+        rows: one a candidate, with the columns `ROWS`.
         kinds: low and high are the 5th and 95th percentile, reward the mean of the open formula.
         agreement: `auc`: chance that a right answer scores above a wrong one, ties half (`within`:
             of the same record, mean over records); `length_rho`: Spearman's, of score and length.
             None where there is no spread.
     """
 
-    rows: list[dict[str, Any]]  # one a candidate, with the columns `ROWS`
+    rows: list[dict[str, Any]]
     kinds: list[dict[str, Any]]
     agreement: dict[str, Any]
 
@@ -46,27 +45,29 @@ def calibration(
     import pandas as pd
 
     problems = [problem_of(model, record) for record in records]
-    made = [
-        (record, *candidate, problem)
-        for record, mine, problem in zip(records, candidates, problems, strict=True)
-        for candidate in mine
-    ]
-    asked = [(record, answer) for record, answer, *_, problem in made if not problem]
+    given = list(zip(records, candidates, problems, strict=True))
+    asked = [(record, answer) for record, mine, problem in given if not problem
+             for answer, *_ in mine]
     scores = iter(with_references(model, [r for r, _ in asked], [a for _, a in asked]))
-    rows = []
-    for record, answer, kind, is_right, problem in made:
-        score, reference = (None, None) if problem else next(scores)
-        is_known = score is not None and reference is not None
-        reward = relative(score, reference, model.beta) if is_known else None
-        said = problem or ("" if is_known else "no score")
-        values = record.id, kind, is_right, len(answer), score, reference, reward, said
-        rows.append(dict(zip(ROWS, values, strict=True)))
+    rows, kinds = [], []
+    for record, mine, problem in given:
+        for answer, kind, is_right in mine:
+            score, reference = (None, None) if problem else next(scores)
+            is_known = score is not None and reference is not None
+            reward = relative(score, reference, model.beta) if is_known else None
+            said = problem or ("" if is_known else "no score")
+            values = record.id, kind, is_right, len(answer), score, reference, reward, said
+            rows.append(dict(zip(ROWS, values, strict=True)))
     types = {"score": float, "reward": float, "is_right": bool}
     frame = pd.DataFrame(rows, columns=ROWS).astype(types)
-    kinds = [
-        {"kind": kind, "is_right": bool(is_right)} | _distribution(those)
-        for (kind, is_right), those in frame.groupby(["kind", "is_right"], sort=False)
-    ]
+    for (kind, is_right), those in frame.groupby(["kind", "is_right"], sort=False):
+        scored, rewards = those["score"].dropna(), those["reward"].dropna()
+        low, median, high = scored.quantile([0.05, 0.5, 0.95])
+        found = {"mean": scored.mean(), "sd": scored.std(ddof=0), "low": low, "median": median,
+                 "high": high, "reward": rewards.mean()}  # fmt: skip
+        kinds.append({"kind": kind, "is_right": bool(is_right), "n": len(those),
+                      "unscored": len(those) - len(scored)}
+                     | {k: None if v != v else float(v) for k, v in found.items()})  # fmt: skip
     known = frame[frame["score"].notna()]
     by_record = [_auc(those) for _, those in known.groupby("record_id", sort=False)]
     within = [value for value in by_record if value is not None]
@@ -75,15 +76,6 @@ def calibration(
         "auc_within": sum(within) / len(within) if within else None,
         "length_rho": _rho(known), "length_rho_right": _rho(known[known["is_right"]]),
     })  # fmt: skip
-
-
-def _distribution(rows: pd.DataFrame) -> dict[str, Any]:
-    scores, rewards = rows["score"].dropna(), rows["reward"].dropna()
-    low, median, high = scores.quantile([0.05, 0.5, 0.95])
-    found = {"mean": scores.mean(), "sd": scores.std(ddof=0), "low": low, "median": median,
-             "high": high, "reward": rewards.mean()}  # fmt: skip
-    sizes = {"n": len(rows), "unscored": len(rows) - len(scores)}
-    return sizes | {k: None if v != v else float(v) for k, v in found.items()}
 
 
 def _auc(rows: pd.DataFrame) -> float | None:
@@ -97,7 +89,6 @@ def _auc(rows: pd.DataFrame) -> float | None:
 
 
 def _rho(rows: pd.DataFrame) -> float | None:
-    """Return Spearman's correlation of score and length."""
     import numpy as np
 
     if min(rows["score"].nunique(), rows["length_chars"].nunique()) < 2:

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders, records
-from vlaa_lib.images import open_image
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.pocket.teacher import taught
 from vlaa_lib.records import Record
 from vlaa_lib.traces import CARD, FOLDER, TraceStore, flipped, from_evaluation, is_right
 
 MODELS = ("instruct", "sft", "grpo", "sft_grpo")
-MAX_BYTES = 2_000_000  # ours: it lies in the repository
-PICTURE_PX = 224  # ours: longest side; micro-world pictures are smaller
 
 
 def curate(
@@ -33,7 +30,7 @@ def curate(
 
     Raises:
         FileNotFoundError: the run lacks the evaluation of `sft` or `grpo`.
-        ValueError: the set is larger than `MAX_BYTES`, or `out` holds something else.
+        ValueError: `out` holds something else.
     """
     run, out = Path(run), Path(out)
     if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
@@ -65,22 +62,15 @@ def curate(
     shutil.rmtree(staged, ignore_errors=True)
     records.write(chosen, staged / "records.jsonl")
     for record in chosen:
-        picture = open_image(record.image, run / "world" / "test" / "images")
-        if not record.frame.startswith("pixel"):  # its boxes would no longer fit
-            picture.thumbnail((PICTURE_PX, PICTURE_PX))
         (staged / "images" / record.image).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(staged / "images" / record.image)
+        shutil.copy(run / "world/test/images" / record.image, staged / "images" / record.image)
     ids = {record.id for record in chosen}
     kept = [row for rows in runs.values() for row in rows if row["record_id"] in ids]
     TraceStore(staged).append(kept)
     folders.write_json(staged / CARD, card)
-    size = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
-    if size > MAX_BYTES:
-        shutil.rmtree(staged)
-        raise ValueError(f"the set has {size:,} bytes, more than {MAX_BYTES:,}; take fewer records")
     shutil.rmtree(out, ignore_errors=True)
     staged.replace(out)
-    return card | {"bytes": size}
+    return card
 
 
 def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dict[str, Any]]:

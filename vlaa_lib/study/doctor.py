@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from vlaa_lib import folders, records, rewards
 from vlaa_lib.records import Record, RecordError
 from vlaa_lib.rewards import signs
 from vlaa_lib.rewards.verifiers import excerpt
+from vlaa_lib.tables import text_table
 
-SHOWN = 12  # reasons printed; all are in the JSON file
+SHOWN = 12  # reasons printed
 SAMPLES = 4  # completions of a record, where a model is asked
 
 
@@ -31,46 +30,44 @@ class Sampled:
     unknown: Counter[str] = field(default_factory=Counter)  # completions of ids without a record
 
 
-def main(args: Namespace, show: Callable[[list[dict]], None]) -> int:
-    """Print what the reward doctor finds; 0 alive, 1 where nothing can be learnt."""
+def examine(
+    file: str, images: str, completions: str | None = None, model: str | None = None, n: int = 32
+) -> bool:
+    """Print what the reward doctor finds; say whether something can be learnt.
+
+    Args:
+        completions: a file or a trace store (see `read`); else `model` answers the first `n`
+            records, `SAMPLES` times each.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        made = list(rewards.usable(args.records, args.images, folder))
+        made = list(rewards.usable(file, images, folder))
         rejects = folders.whole_lines(Path(folder) / "rejects.jsonl")
-    sampled = read(args.completions, made) if args.completions else _sample(args, made)
+    sampled = read(completions, made) if completions else _sample(model, made[:n], images)
     found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
-    table = [{k: v for k, v in row.items() if k != "bad_golds"} for row in found.table]
-    seen = [signs.kinds(text, record.question, record.reward) for record, text in found.usable]
-    counts = Counter(kind for kinds in seen for kind in kinds)
-    show(table)
+    print(text_table({k: v for k, v in row.items() if k != "bad_golds"} for row in found.table))
     print(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
     asked = len({record.id for record in sampled.records})
     print(f"completions: {len(sampled.completions)}, for {asked} of {len(made)} usable records")
     if sampled.unknown:
         total, ids = sampled.unknown.total(), len(sampled.unknown)
         print(f"not scored: {total} completions of {ids} unknown ids, named above")
+    seen = [signs.kinds(text, record.question, record.reward) for record, text in found.usable]
+    counts = Counter(kind for kinds in seen for kind in kinds)
     details = "".join(f"; {count} {signs.KINDS[kind]}" for kind, count in counts.most_common())
     print(f"suspicious: {sum(map(bool, seen))} of {len(seen)}{details}\n")
-    show(found.reasons[:SHOWN])
+    print(text_table(found.reasons[:SHOWN]))
     if len(found.reasons) > SHOWN:
-        print(f"and {len(found.reasons) - SHOWN} rarer reasons; --json keeps them all")
+        print(f"and {len(found.reasons) - SHOWN} rarer reasons")
     print("".join(f"\nwarning: {text}" for text in found.warnings))
     print(found.problem or "the reward is alive")
-    if args.json:
-        report = {
-            "problem": found.problem, "warnings": found.warnings, "table": table,
-            "reasons": found.reasons, "suspicious": counts, "rejects": rejects,
-            "unknown_ids": sampled.unknown,
-        }  # fmt: skip
-        folders.write_text(args.json, json.dumps(report, indent=1) + "\n")
-    return 1 if found.problem else 0
+    return not found.problem
 
 
-def _sample(args: Namespace, made: list[Record]) -> Sampled:
+def _sample(model: str | None, made: list[Record], images: str) -> Sampled:
     from vlaa_lib import evaluate, models
 
-    asked = [record for record in made[: args.n] for _ in range(SAMPLES)]
-    policy = models.load_policy(args.model)
-    texts = evaluate.generate(policy, asked, args.images, temperature=0.8)
+    asked = [record for record in made for _ in range(SAMPLES)]
+    texts = evaluate.generate(models.load_policy(model), asked, images, temperature=0.8)
     return Sampled(asked, texts, [record.id for record in asked])
 
 
@@ -95,11 +92,8 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
             sampled.groups.append(group)
             continue
         if name not in sampled.unknown:
-            print(
-                f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, or "
-                "sample again from these",
-                file=sys.stderr,
-            )
+            print(f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, or "
+                  "sample again from these", file=sys.stderr)  # fmt: skip
         sampled.unknown[name] += 1
     if bad:
         raise RecordError(f"{path}: {bad} bad lines, named above; repair or delete them")
@@ -110,15 +104,14 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (place, row or its error) of a completions file or a trace store."""
-    if path.is_dir():
-        from vlaa_lib import traces
+    from vlaa_lib import traces
 
-        for number, row in enumerate(traces.load(path), 1):
-            group = "/".join(str(row.get(k)) for k in ("model", "optimizer_step", "record_id"))
-            yield f"{path.name}: row {number}", row | {"group": group}
+    if not path.is_dir():
+        yield from ((f"{path.name}:{line}", row) for line, row in records.iter_file(path))
         return
-    for line, row in records.iter_file(path):
-        yield f"{path.name}:{line}", row
+    for number, row in enumerate(traces.load(path), 1):
+        group = "/".join(str(row.get(k)) for k in ("model", "optimizer_step", "record_id"))
+        yield f"{path.name}: row {number}", row | {"group": group}
 
 
 def _fields(row: Any) -> tuple[str, str, Hashable]:

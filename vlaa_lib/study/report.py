@@ -25,7 +25,6 @@ from vlaa_lib.tables import Rows, html_table, read, thinned
 
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
 _curve, _bars = figures.learning_curve, figures.bars
-_by_model = partial(_bars, x="model", note="n")
 
 
 def _by_part(file: str | Path, title: str) -> Figure:
@@ -44,6 +43,21 @@ class Result(NamedTuple):
 
 
 # the notebooks draw the same with what they found as the title
+_by_model = partial(_bars, x="model", note="n")
+_TRACES: dict[str, tuple[str, Callable[..., Figure]]] = {
+    "reward": ("Reward over training", partial(_curve, x="optimizer_step", group="model")),
+    "completion_tokens": ("Length over training", partial(
+        _curve, x="optimizer_step", y="completion_tokens", group="model")),
+    "aha": ("Four phrases", partial(_bars, x="phrase", y="per 100 traces", group="model")),
+    "hesitation": ("Aha words per 100 words", partial(_by_model, y="hesitation")),
+    "truth": ("False steps, mean of a trace", partial(_by_model, y="false_share")),
+    "reward_by_truth": ("Reward by false steps", partial(
+        _bars, x="false steps", y="reward", group="model")),
+    "length": ("Right answers by length", partial(_curve, x="words", y="right", group="model")),
+    "second_thoughts": ("Second thoughts", partial(
+        _bars, x="second thought", y="per 100 traces", group="model")),
+    "follows": ("Answers that follow from what was stated", partial(_by_model, y="follows")),
+}
 RESULTS = (
     Result("construct_counts.csv", "01", "Construction",
            {"Records that enter and leave each step": figures.counts}),
@@ -62,10 +76,8 @@ RESULTS = (
            {"Accuracy with bootstrap intervals": figures.accuracy_bars}),
     Result("aha.csv", "06", "Traces: aha moments",
            {"Share of traces with an aha word": partial(_bars, x="model", y="aha_rate")}),
-    Result("traces_truth.csv", "06", "Traces: false steps",
-           {"False steps, mean of a trace": partial(_by_model, y="false_share")}),
-    Result("traces_follows.csv", "06", "Traces: conclusions",
-           {"Answers that follow from what was stated": partial(_by_model, y="follows")}),
+    *(Result(f"traces_{name}.csv", "06", f"Traces: {title[0].lower()}{title[1:]}", {title: draw})
+      for name, (title, draw) in _TRACES.items()),
     Result("best_of_n.csv", "07", "Process rewards: choosing among candidates", {
         "Accuracy of the chosen answer, mean of step scores": process_figures.accuracy_by_n}),
     Result("vilprm.csv", "07", "Process rewards: ViLPRM on held-out questions", {}),

@@ -20,19 +20,15 @@ from typing import Any
 
 from vlaa_lib import ROOT, Halted, VlaaError, folders, profiles
 
-from . import report
-
 NOTEBOOKS, RUNS = ROOT / "notebooks", ROOT / "runs"
 START_TIMEOUT_S = 120  # ours: a kernel starts in 3 s; a busy machine may take ten times that
 say = partial(print, flush=True)  # a log that is followed shows each line at once
-_TYPES = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
 
 
 def run(
     profile: str = "laptop",
     notebooks: Sequence[str | Path] | None = None,
     run_dir: str | Path | None = None,
-    overrides: dict[str, dict[str, Any]] | None = None,
     resume: bool = True,
 ) -> int:
     """Run the ordered notebooks through papermill and return the exit code for the shell.
@@ -42,23 +38,18 @@ def run(
     Args:
         notebooks: numbers, names or paths; by default all of `notebooks/NN_*.ipynb`.
         run_dir: folder of the run, from the repository root; by default `runs/<time>-<profile>`.
-        overrides: further parameters by notebook name, e.g. `{"04_grpo": {"steps": 5}}`.
     Returns:
         0 when all ran to the end, 1 when one failed, 130 when interrupted.
     Raises:
-        VlaaError: unknown notebook or parameter, wrong type, or a folder that holds another run.
+        VlaaError: unknown notebook, one without our parameters, or a folder that holds another run.
     """
     settings, paths = asdict(profiles.load(profile)), find_notebooks(notebooks)
-    overrides = overrides or {}
-    if unknown := overrides.keys() - {path.stem for path in paths}:
-        raise VlaaError(f"overrides name notebooks that are not run: {', '.join(sorted(unknown))}")
-    for path in paths:  # all of them now: a typing error must not wait for the first hour to pass
-        check_parameters(path, {"profile": profile, "run_dir": "", **overrides.get(path.stem, {})})
+    for path in paths:  # all of them now: a mistake must not wait for the first hour to pass
+        check_parameters(path)
     card = {  # what a result must travel with
         "profile": profile, "seed": settings["seed"], "started": _now(), "finished": None,
         "minutes": {}, "status": {path.stem: "waiting" for path in paths},
         **folders.provenance(), "settings": json.loads(json.dumps(settings)),
-        "overrides": overrides,
     }  # fmt: skip
     if run_dir is not None:
         folder = ROOT / run_dir
@@ -98,10 +89,10 @@ def find_notebooks(asked: Sequence[str | Path] | None = None) -> list[Path]:
     return found
 
 
-def check_parameters(path: Path, parameters: dict[str, Any]) -> None:
-    """Refuse parameters that the notebook does not declare, or of another type.
+def check_parameters(path: Path) -> None:
+    """Refuse a notebook that does not take `profile` and `run_dir` as text.
 
-    Papermill itself only warns of an unknown name, and passes on any type.
+    Papermill itself only warns of a name that is not declared, and passes on any type.
     """
     import papermill
 
@@ -109,18 +100,12 @@ def check_parameters(path: Path, parameters: dict[str, Any]) -> None:
         known = papermill.inspect_notebook(path)
     except Exception as error:  # not JSON, no kernel, ...: papermill has no common error for these
         raise VlaaError(f"{path.name}: cannot read its parameters: {error}") from error
-    for name, value in parameters.items():
+    for name in ("profile", "run_dir"):
         if name not in known:
             listed = ", ".join(known) or "none; is a cell tagged 'parameters'?"
             raise VlaaError(f"{path.name}: unknown parameter {name!r}; it declares {listed}")
-        wanted = known[name]["inferred_type_name"]
-        types = _TYPES.get(wanted)
-        is_stray_bool = isinstance(value, bool) and wanted != "bool"  # bool is an int in Python
-        if types and value is not None and (is_stray_bool or not isinstance(value, types)):
-            raise VlaaError(
-                f"{path.name}: parameter {name!r} is {value!r} ({type(value).__name__}); "
-                f"the notebook declares {wanted}"
-            )
+        if (wanted := known[name]["inferred_type_name"]) not in ("str", "None"):
+            raise VlaaError(f"{path.name}: parameter {name!r} is declared {wanted}; make it a str")
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -132,15 +117,16 @@ def _unfinished(card: dict[str, Any]) -> Path | None:
     """Return the folder of the newest run that began like this one and did not end."""
     for folder in sorted(RUNS.glob(f"*-{card['profile']}"), reverse=True):
         held = _card(folder)
-        began_alike = held and held["status"].keys() == card["status"].keys() and all(
-            held[key] == card[key] for key in ("settings", "overrides")
-        )
-        if began_alike and not held["finished"]:
+        if held and not held["finished"] and held["settings"] == card["settings"] and (
+            held["status"].keys() == card["status"].keys()
+        ):
             return folder
     return None
 
 
 def _run_all(paths: list[Path], folder: Path, card: dict[str, Any]) -> int:
+    from . import report
+
     if held := _card(folder):
         card["started"], card["minutes"] = held["started"], held["minutes"]
         card["status"] = held["status"] | card["status"]
@@ -149,13 +135,12 @@ def _run_all(paths: list[Path], folder: Path, card: dict[str, Any]) -> int:
     say(f"profile {card['profile']}: {len(paths)} notebooks -> {shown}")
     for number, path in enumerate(paths, 1):
         name, label, error = path.stem, f"[{number}/{len(paths)}] {path.stem}", ""
-        given = {"profile": card["profile"], "run_dir": shown} | card["overrides"].get(name, {})
         card["status"][name] = "running"
         _keep(folder, card)
         say(f"{label}: starts at {datetime.now():%H:%M:%S}, prints to {shown}/logs/{name}.log")
         start = time.monotonic()
         try:
-            execute(path, folder, given, label)
+            execute(path, folder, {"profile": card["profile"], "run_dir": shown}, label)
             card["status"][name] = "done"
         except KeyboardInterrupt:
             card["status"][name], error = "stopped", "interrupted"
@@ -192,19 +177,12 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any], label: str) ->
         file.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
         done = papermill.execute_notebook(
-            path,
-            copy,
-            parameters,
-            kernel_name="python3",
-            cwd=ROOT,
+            path, copy, parameters, kernel_name="python3", cwd=ROOT,
             progress_bar={"desc": label, "disable": None},  # on a terminal only
-            start_timeout=START_TIMEOUT_S,
-            stdout_file=stream,
-            stderr_file=stream,
+            start_timeout=START_TIMEOUT_S, stdout_file=stream, stderr_file=stream,
             # these go to nbclient: one output a progress bar instead of one a refresh, no widgets
-            coalesce_streams=True,
-            store_widget_state=False,
-        )
+            coalesce_streams=True, store_widget_state=False,
+        )  # fmt: skip
     check_ran(done)
 
 
