@@ -162,17 +162,11 @@ def test_a_benchmark_of_the_field_is_not_called_micro():
     assert "<b>" not in table._repr_html_() and "#767676" not in table._repr_html_()
 
 
-def test_relative_change_has_bars_intervals_and_one_grey_series():
-    figure = models.relative_change(CHANGE, PAPER, "t")
-    bars = bars_of(figure)
-    assert [list(map(number, bar.y)) for bar in bars] == [[-0.5, None], [0.25, 0.5]]
-    assert [list(bar.x) for bar in bars] == [["MathVista", "WeMath"]] * 2
-    assert list(bars[0].error_y.array) == [0.25, 0] == list(bars[0].error_y.arrayminus)
-    assert list(bars[1].error_y.array) == [0, 0.5]  # none where nobody knows it
-    (grey,) = [mark for mark in figure.data if mark.type == "scatter"]
-    assert (grey.marker.color, list(grey.y), grey.showlegend) == (style.PAPER_COLOR, [-0.336], True)
-    assert grey.offsetgroup == bars[0].offsetgroup != bars[1].offsetgroup
-    assert "instruct" in figure.layout.yaxis.title.text and figure.layout.width <= 640
+def test_bars_go_down_and_have_an_interval_where_it_is_known():
+    drawn = bars_of(figures.bars(CHANGE, "benchmark", "change", "model"))
+    assert [list(map(number, bar.y)) for bar in drawn] == [[-0.5, None], [0.25, 0.5]]
+    assert list(drawn[0].error_y.array) == [0.25, 0] == list(drawn[0].error_y.arrayminus)
+    assert list(drawn[1].error_y.array) == [0, 0.5]  # none where nobody knows it
 
 
 # --- traces

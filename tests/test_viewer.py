@@ -173,10 +173,8 @@ def test_unseen_characters_are_spelt_out():
     ([example(), "text"], r"examples\[1\] is not a dict"),
     ([example(sides=[{"text": "x"}])], r"sides\[0\] is not a dict with a `name`"),
     ([example(sides=[{"name": float("nan")}])], r"sides\[0\] is not a dict with a `name`"),
-    ([example(image=5)], r"examples\[0\]: `image` is of type int; give a path"),
-    ([example(scene="x")], r"examples\[0\]: `scene` is of type str; give a dict or None"),
+    ([example(scene="x")], r"examples\[0\]: `scene` is none of the micro-world's"),
     ([example(scene={"kind": "x"})], r"examples\[0\]: `scene` is none of the micro-world's"),
-    ([example(frame=5)], r"examples\[0\]: `frame` is of type int; give a text or None"),
     ([example(side_parts=[1])], r"`parts` of side 'sft' is of type list; give a dict by part"),
     ([example(side_group="abc")], r"`group` of side 'sft' is of type str; give a list"),
     ([example(side_group=[None])], r"`group` of side 'sft' has more than dicts"),
@@ -201,6 +199,9 @@ def test_what_a_table_leaves_out_is_not_known(tmp_path):
     assert html.render(given) == html.render([example()])
     assert page_of(tmp_path, given) == page_of(tmp_path, [example()])
     assert "int is neither a path nor a PIL image" in html.render([example(image=5)])
+    for frame in (5, "pixel_original"):
+        (odd,) = prepare.prepare([example(image=5, frame=frame, scene=None)])["examples"]
+        assert odd["box"] is None and odd["boxProblem"]
 
 
 @pytest.mark.parametrize(("text", "steps"), [
@@ -294,7 +295,7 @@ def test_names_that_are_not_there_are_refused(trait, value, said):
 @pytest.mark.parametrize(("key", "wrong", "right"), [
     ("wrong", "stf", "sft"), ("right", "SFT", "sft"), ("of", ["sft"], "sft"),
     ("source", "plot", "panel"), ("steps", "wrong", "false"), ("steps", False, "lucky"),
-    ("low", "0.5", 0.5), ("high", True, 1), ("shortest", float("nan"), 0),
+    ("low", "0.5", 0.5), ("high", "1", 1), ("shortest", float("nan"), 0),
     ("longest", float("inf"), 300), ("search", 17, "17"),
 ])
 def test_a_filter_that_no_example_could_pass_is_refused(key, wrong, right):

@@ -209,20 +209,6 @@ def bars(
     return figure.update_layout(barmode="overlay" if is_model else "group", scattermode="group")
 
 
-def beside(
-    figure: Figure, name: str, values: Any, places: Any, model: str, color: str, edge: float = 0.5
-) -> None:
-    """Set marks on a model's bars; their edge is black: seen on dark and on light bars."""
-    figure.add_scatter(
-        x=places, y=values, offsetgroup=model, mode="markers", name=name,
-        marker={"symbol": "diamond-wide", "size": 9, "color": color,
-                "line": {"color": "black", "width": edge}},
-        # one entry of the legend, behind the models
-        legendgroup=name, legendrank=2000,
-        showlegend=name not in {mark.name for mark in figure.data},
-    )
-
-
 def accuracy_bars(
     rows: Given, title: str = "", x_title: str = "source",
     y_title: str = "accuracy (share of records)",
@@ -237,7 +223,13 @@ def accuracy_bars(
     for model, mine in groups(frame(rows), "model"):
         blank = numbers(mine, "blank_accuracy")["blank_accuracy"]
         if blank.notna().any():
-            beside(figure, "blank picture", blank, mine["source"], model, "white", 1.5)
+            edge = {"color": "black", "width": 1.5}  # seen on dark and on light bars
+            figure.add_scatter(
+                x=mine["source"], y=blank, offsetgroup=model, mode="markers", name="blank picture",
+                marker={"symbol": "diamond-wide", "size": 9, "color": "white", "line": edge},
+                legendgroup="blank", legendrank=2000,  # one entry of the legend, behind the models
+                showlegend="blank picture" not in {mark.name for mark in figure.data},
+            )
     figure.rows = kept(rows, "model", "source", "accuracy", *_INTERVAL, "blank_accuracy")
     return figure.update_layout(yaxis_range=[0, 1])
 

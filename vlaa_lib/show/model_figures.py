@@ -11,11 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from vlaa_lib.evaluate import bootstrap
-from vlaa_lib.tables import Rows, Table, number, read
+from vlaa_lib.tables import Rows, Table, number
 from vlaa_lib.traces import is_right
 
-from .figures import Figure, bars, beside, frame, groups
-from .style import PAPER_COLOR, style_of
+from .style import style_of
 
 MICRO = "micro-"  # benchmarks of the micro-world begin so; their axes say it once
 MANY = 3  # false steps of one trace, from which on they are one column
@@ -29,7 +28,7 @@ def by_benchmark(rows: Rows, paper: Rows = (), y: str = "value") -> Table:
     """Set models in lines and benchmarks in columns, in points of a hundred (paper table 4).
 
     Args:
-        rows: model, benchmark, `y`, low, high: of `stats.table4` or `relative_change`.
+        rows: model, benchmark, `y`, low, high: of `stats.table4` or `stats.relative_change`.
         paper: the paper's: `named`, benchmark and `y`; in grey under ours, without an interval.
 
     >>> by_benchmark([{"model": "sft", "benchmark": "micro-X", "value": 0.5, "low": None}])
@@ -52,26 +51,6 @@ def by_benchmark(rows: Rows, paper: Rows = (), y: str = "value") -> Table:
         line = lines.setdefault(name, {"model": name})
         line[row["benchmark"].removeprefix(MICRO)] = f"{100 * row[y]:.1f}"
     return Table(lines.values(), grey_from=ours)
-
-
-def relative_change(rows: Rows, paper: Rows = (), title: str = "") -> Figure:
-    """Draw how far models are from a baseline, by benchmark (paper figure 3).
-
-    Args:
-        rows: of `stats.relative_change`; no bar where there is no value.
-        paper: the paper's, with model, benchmark and change: grey marks on the model's bar.
-    """
-    ours, theirs = (
-        [row | {"benchmark": row["benchmark"].removeprefix(MICRO)} for row in read(given)]
-        for given in (rows, paper)
-    )
-    baseline = ours[0].get("baseline", "the baseline") if ours else "the baseline"
-    said = f"change of the score of {baseline}"
-    figure = bars(ours, "benchmark", "change", "model", title, "micro benchmark", said)
-    for model, mine in groups(frame(theirs), "model"):
-        name = "paper, real benchmarks"
-        beside(figure, name, mine["change"], mine["benchmark"], model, PAPER_COLOR)
-    return figure.update_yaxes(tickformat="+.0%").add_hline(y=0, line_width=1)
 
 
 # --- traces --------------------------------------------------------------------------------------

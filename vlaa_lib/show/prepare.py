@@ -10,8 +10,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vlaa_lib import traces
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import split_think_answer
@@ -75,15 +73,8 @@ def prepare(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 # --- what is given, checked ----------------------------------------------------------------------
 
-# what a key holds where it holds anything; every other key is read as text or as a number
-_OF_EXAMPLE = {
-    "image": ((str, Path, Image.Image), "a path, a PIL image or None"),
-    "scene": (dict, "a dict or None"),
-    "frame": (str, "a text or None"),
-}
-_TABLES = dict.fromkeys(("parts", "reasons"), (Mapping, "a dict by part"))
-_LISTS = dict.fromkeys(("group", "pieces", "logps", "entropies", "verdicts"),
-                       (Collection, "a list"))
+# of a side; every other key is read as text or as a number
+_TABLES, _LISTS = ("parts", "reasons"), ("group", "pieces", "logps", "entropies", "verdicts")
 
 
 def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
@@ -91,7 +82,6 @@ def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
     if not isinstance(example, dict) or not isinstance(example.get("sides"), (list, tuple)):
         raise ValueError(f"{here} is not a dict with a list `sides`; see show.prepare.prepare")
     example = {key: known(value) for key, value in example.items()}
-    _check_types(example, _OF_EXAMPLE, here)
     for at, side in enumerate(example["sides"]):
         if not isinstance(side, dict) or not known(side.get("name")):
             raise ValueError(f"{here}: sides[{at}] is not a dict with a `name`; name the model")
@@ -105,11 +95,18 @@ def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[s
     side = {key: known(value) for key, value in side.items()}
     side["name"] = name = beginning(side["name"], MAX_NAME_CHARS)
     side["text"] = text = str(side["text"]) if side.get("text") is not None else ""
-    _check_types(side, _TABLES | _LISTS, here, f" of side {name!r}")
+    for key in (*_TABLES, *_LISTS):
+        if (value := side.get(key)) is None:
+            continue
+        if isinstance(value, Mapping) != (key in _TABLES) or not isinstance(value, Collection) or (
+            isinstance(value, (str, bytes))
+        ):
+            said, what = "a dict by part" if key in _TABLES else "a list", type(value).__name__
+            raise ValueError(f"{here}: `{key}` of side {name!r} is of type {what}; give {said}")
+        side[key] = value if key in _TABLES else list(value)  # arrays, too
     if not all(isinstance(one, Mapping) for one in side.get("group") or ()):
         raise ValueError(f"{here}: `group` of side {name!r} has more than dicts; "
                          "give one a rollout")
-    side |= {key: list(side[key]) for key in _LISTS if side.get(key) is not None}  # arrays, too
     try:
         steps = traces.check_steps(text, scene)
     except (AttributeError, KeyError, TypeError) as error:
@@ -137,15 +134,6 @@ def _places(text: str, steps: list[traces.Step]) -> list[tuple[int, int, bool | 
             cursor += 1
         found.append((start, cursor, step.truth))
     return found
-
-
-def _check_types(given: dict, wanted: dict[str, tuple[Any, str]], here: str, of: str = "") -> None:
-    for key, (kind, said) in wanted.items():
-        value = given.get(key)
-        is_text_or_dict = kind is Collection and isinstance(value, (str, bytes, Mapping))
-        if value is not None and (is_text_or_dict or not isinstance(value, kind)):
-            what = type(value).__name__
-            raise ValueError(f"{here}: `{key}`{of} is of type {what}; give {said}")
 
 
 def _refuse_twice(what: str, keys: list[str]) -> None:
@@ -221,13 +209,14 @@ def _box_reader(example: dict[str, Any]) -> tuple[Any, str]:
     """Return the function that reads a box of this example, and why no box can be read."""
     from vlaa_lib.rewards import GoldError, parse_box
 
-    frame, size = example.get("frame"), example.get("image_size")
+    frame, size = str(example.get("frame") or ""), example.get("image_size")
     if not frame:
         return (lambda text: None), ""
     if size is None and frame == "pixel_original" and (image := example.get("image")) is not None:
         try:
-            is_path = isinstance(image, (str, Path))
-            size = (open_image(Path(image).name, Path(image).parent) if is_path else image).size
+            if isinstance(image, (str, Path)):
+                image = open_image(Path(image).name, Path(image).parent)
+            size = getattr(image, "size", None)
         except ValueError:  # no such picture: said below
             pass
     try:

@@ -107,10 +107,9 @@ class TraceViewer(anywidget.AnyWidget):
             _one_of("filters", key, self.FILTERS)
             if key in self._choices:
                 _one_of(f"filters[{key!r}]", value, self._choices[key])
-            elif key == "search" and not isinstance(value, str):
-                raise traitlets.TraitError(f"filters['search']: {value!r} is not text")
-            elif key != "search" and (isinstance(value, bool) or number(value) != value):
-                raise traitlets.TraitError(f"filters[{key!r}]: {value!r} is not a finite number")
+            elif (str(value) if key == "search" else number(value)) != value:
+                kind = "text" if key == "search" else "a finite number"
+                raise traitlets.TraitError(f"filters[{key!r}]: {value!r} is not {kind}")
         return proposal["value"]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
