@@ -195,8 +195,7 @@ def test_doctor_sums_up_each_part():
     made = [GOOD[0]] * 4 + [GOOD[1]] * 2 + [record("digit", "many", id="bad")]
     texts = [wrap("3"), wrap("4"), "3", wrap("3"), *[wrap("[0, 0, 0.5, 0.25]")] * 2, wrap("1")]
     found = rewards.examine(made, texts)
-    assert [reject.id for reject in found.bad_golds] == ["bad"]
-    assert [text for _, text in found.usable] == texts[:-1] and len(found.scores) == 6
+    assert [text for _, text in found.usable] == texts[:-1]
     assert found.problem is None
     digit, box, everything = found.table
     assert digit == {

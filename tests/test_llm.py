@@ -193,7 +193,7 @@ def test_pictures_go_out_in_a_form_that_teachers_take(tmp_path, format):
 @pytest.mark.parametrize(
     ("base_url", "limits", "match"),
     [
-        (NOBODY, {"concurrency": 0}, "concurrency is 0; .* at least 1"),
+        (NOBODY, {"concurrency": 0}, "concurrency is 0; .* above 0"),
         (NOBODY, {"max_cost": -5}, "max_cost is -5"),
         (NOBODY, {"max_tokens": 0}, "max_tokens is 0"),
         (NOBODY, {"timeout_s": 0}, "timeout_s is 0"),
@@ -394,15 +394,3 @@ def test_faults_that_stay_are_drops_with_a_reason(world, quiet, tmp_path):
     with pocket.serve_teacher(scenes) as base_url:
         run(*world, base_url, tmp_path)
     assert outputs(tmp_path) == quiet != files, "the next run asks what had no reply, and only that"
-
-
-def test_faults_of_every_kind_lose_no_record(world, tmp_path):
-    with faulty_teacher(pocket.scenes_of(*world), 0.2) as (base_url, outcomes):
-        result = run(*world, base_url, tmp_path, concurrency=16, max_retries=6)
-    assert set(outcomes) == {"", *KINDS}
-    ids = [row.id for row in (*result.sft, *result.rl, *result.drops)]
-    assert sorted(ids) == sorted(record.id for record in world[0]), "each in one file, once"
-    assert all(row["in"] == row["out"] + row["dropped"] for row in result.counts)
-    assert totals(result, "dropped") == len(result.drops)
-    assert all(drop.step and drop.reason for drop in result.drops)
-    assert len(result.sft) >= 5, "most come through"

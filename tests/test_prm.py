@@ -220,20 +220,6 @@ def test_equal_solutions_are_read_once(tiny_model, micro_data, monkeypatch):
     assert seen == [2] and found[0] == found[1] == found[2] and found[0] is not found[1]
 
 
-@pytest.mark.parametrize("missing", ["register_checkpoint_conversion_mapping", "the table"])
-def test_without_a_table_of_names_the_model_still_loads(monkeypatch, missing):
-    """Other releases of transformers go by the type of the model."""
-    from transformers import conversion_mapping as names
-
-    called = []
-    monkeypatch.setattr(names, "register_checkpoint_conversion_mapping", called.append)
-    monkeypatch.setattr(names, "get_checkpoint_conversion_mapping", lambda name: None)
-    if missing != "the table":
-        monkeypatch.delattr(names, missing)
-    prm._teach_names()
-    assert called == []
-
-
 def test_measures_by_hand():
     found = prm.measures([[(0.5, 0.0), (0.9, 1.0)], [(0.2, 1.0), (0.2, 0.0)], [(0.4, 1.0)]])
     assert found["mse"] == pytest.approx((0.25 + 0.01 + 0.64 + 0.04 + 0.36) / 5)

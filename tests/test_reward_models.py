@@ -3,8 +3,10 @@
 import gc
 import json
 import math
+import re
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,8 +15,8 @@ from fault_server import endpoint
 from scoring import record, wrap
 from vlaa_lib import ROOT, Halted, VlaaError, construct, pocket, prompts, rewards
 from vlaa_lib.pocket import microworld
-from vlaa_lib.rewards import GoldError, Score, open_ended
-from vlaa_lib.rewards.reward_models import REVISION, Judge, XComposerReward, read_score
+from vlaa_lib.rewards import GoldError, Score, open_ended, reward_models
+from vlaa_lib.rewards.reward_models import Judge, XComposerReward, read_score
 from vlaa_lib.study.calibration import calibration
 
 
@@ -194,7 +196,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def model(checkpoint, pictures):
-    made = {"trust_remote_code": True, "path": checkpoint, "dtype": "float32", "device": "cpu"}
+    made = {"trust_remote_code": True, "path": checkpoint, "dtype": "float32"}
     return XComposerReward(pictures, batch=2, **made)
 
 
@@ -241,7 +243,7 @@ def test_answers_cannot_forge_turns_or_pictures(model):
 
 
 def test_half_precision_scores_under_autocast(checkpoint, pictures):
-    options = {"trust_remote_code": True, "path": checkpoint, "device": "cpu", "dtype": "bfloat16"}
+    options = {"trust_remote_code": True, "path": checkpoint, "dtype": "bfloat16"}
     model = XComposerReward(pictures, **options)
     assert model.score([record("open", "x")], ["a b c"]) == [pytest.approx(2.0, abs=0.05)]
     assert model._model.calls[0]["half"] and "bfloat16" in model.name
@@ -250,13 +252,20 @@ def test_half_precision_scores_under_autocast(checkpoint, pictures):
 @pytest.mark.parametrize(("options", "said"), [
     ({}, "Python code of its own.*pass trust_remote_code=True"),
     ({"trust_remote_code": "yes"}, "Python code of its own"),
-    ({"trust_remote_code": True, "revision": "main"}, "'main' of internlm.*is no commit"),
     ({"trust_remote_code": True, "path": ROOT / "data"}, r"does not load.*transformers 4\.33"),
 ])
-def test_no_remote_code_without_consent_a_pinned_revision_and_its_files(options, said):
+def test_no_remote_code_without_consent_and_its_files(options, said):
     with pytest.raises(Halted, match=said):
         XComposerReward(".", **options)
-    assert len(REVISION) == 40
+
+
+def test_the_code_of_a_repository_is_that_of_a_pinned_commit(monkeypatch):
+    given = []
+    monkeypatch.setattr(reward_models, "_load", lambda *args: given.append(args) or SimpleNamespace(
+        tokenizer=SimpleNamespace(all_special_tokens=[], get_added_vocab=dict)
+    ))  # fmt: skip
+    made = XComposerReward(".", trust_remote_code=True)
+    assert re.fullmatch("[0-9a-f]{40}", given[0][1]) and given[0][1] in made.name
 
 
 def test_a_missing_picture_is_the_records_problem(model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import tempfile
 import threading
@@ -104,18 +103,12 @@ def _endpoint(latency_s: float) -> Iterator[str]:
 
 
 def _serve(pipe: Any, latency_s: float) -> None:
-    from vlaa_lib.pocket.server import Handler, serve
+    from tests.fault_server import endpoint
 
-    class Canned(Handler):
-        def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
-            step = json.loads(body)["model"].removeprefix("teacher-")
-            time.sleep(latency_s)
-            message = {"role": "assistant", "content": _REPLIES.get(step, _TRACE)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            shape = {"id": "x", "object": "chat.completion", "created": 0, "model": step}
-            return 200, {**shape, "choices": [choice], "usage": usage}
+    def canned(body: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
+        time.sleep(latency_s)
+        return 200, _REPLIES.get(body["model"].removeprefix("teacher-"), _TRACE), {}
 
-    with serve(Canned) as base_url:
+    with endpoint(canned) as (base_url, _):
         pipe.send(base_url)
         threading.Event().wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT, VlaaError, folders, worlds
+from vlaa_lib import ROOT, VlaaError, folders, tables, worlds
 from vlaa_lib import records as files
 from vlaa_lib.llm import Ledger
 from vlaa_lib.records import Record, RecordError
@@ -67,9 +66,7 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
     out = Path(out)
     if not (out / "counts.csv").is_file():
         raise VlaaError(f"{out}: no finished run here (counts.csv is missing); run construct")
-    with (out / "counts.csv").open(newline="", encoding="utf-8") as stream:
-        counts = list(csv.DictReader(stream))
-    written, sizes = [], {}
+    counts, written, sizes = tables.read(out / "counts.csv"), [], {}
     for split, name in (("sft", "SFT"), ("rl", "GRPO")):
         path = out / f"{split}.jsonl"
         sizes[split] = sum(1 for _ in files.kept(path))
@@ -127,8 +124,6 @@ def _write_parquet(split: Path, target: Path, images: str | Path | None) -> None
 
 def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
     """Return the dataset card: what it holds, where it was lost, what it cost, what to beware."""
-    from vlaa_lib.tables import text_table
-
     splits = "".join(
         f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in sizes if sizes[split]
     )
@@ -163,15 +158,15 @@ caption, distil, rewrite, verify and split after VLAA-Thinking (arXiv 2504.11468
 
 ## Counts, beside the paper's table 1
 
-{text_table(table_1(counts))}
+{tables.text_table(table_1(counts))}
 
 ## Where records were lost
 
-{text_table(lost) if lost else "None was."}
+{tables.text_table(lost) if lost else "None was."}
 
 ## Who answered, and what it took
 
-{text_table(models)}
+{tables.text_table(models)}
 
 {tokens:,} tokens, {spent["cost"]:.4f} US dollars at the prices given, {spent["seconds"]:,.0f}
 seconds of waiting for replies (many at a time).

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vlaa_lib import folders, llm
 from vlaa_lib import records as files
-from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS, key_of
+from vlaa_lib.llm.messages import CHARS_A_TOKEN, IMAGE_TOKENS
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import Record
@@ -162,19 +162,15 @@ def run(
     total = len(records) if isinstance(records, list) else None
     bar = progress_bar(total=total, desc="construct", unit="record", disable=not progress)
 
-    async def main(write: Callable[[Record | Dropped], None]) -> None:
-        async def work(record: Record) -> Record | Dropped:
-            outcome = await through(record, client.ask, templates, counts)
-            bar.update()
-            return outcome
-
-        with llm.Ledger(out / LEDGER) as ledger:
-            async with llm.Client(endpoints, base_url, ledger, Path(images), limits) as client:
-                await client.in_order(records, work, write)
+    async def work(record: Record) -> Record | Dropped:
+        outcome = await through(record, client.ask, templates, counts)
+        bar.update()
+        return outcome
 
     with bar, folders.lock(out):
+        client = llm.Client(endpoints, base_url, out / LEDGER, images, limits)
         with _writer(out) as write:
-            llm.run_apart(lambda: main(write))
+            client.work_through(records, work, write)
         folders.write_csv(out / "counts.csv", counts.rows())
     return Result(out, counts.rows())
 
@@ -218,8 +214,8 @@ def plan(
     """Say what a run would ask and cost, before anything is spent.
 
     Each record is followed through the replies in `out/ledger.sqlite`; from there on as if nothing
-    were dropped and nothing asked again. A step's tokens are the means of its finished calls, once
-    there are twenty, else our assumptions, named above.
+    were dropped and nothing asked again. A step's tokens are the means of its model's finished
+    calls, once there are twenty, else our assumptions, named above.
 
     Returns:
         one row a step, and their sum; dollars are US dollars.
@@ -227,11 +223,11 @@ def plan(
     names = [step.name for step in STEPS]
     calls, known_tokens, num_unknown = Counter(), Counter(), Counter()
 
-    async def main() -> dict[str, tuple[int, float, float]]:
+    async def main() -> dict[str, dict[str, Any]]:
         with llm.Ledger(Path(out) / LEDGER) as ledger:
 
             async def known(request: llm.Request) -> llm.Answered:
-                key, _ = key_of(endpoints[request.step], request, Path(images))
+                key, _ = llm.key_of(endpoints[request.step], request, Path(images))
                 if reply := ledger.get(key):
                     return llm.Answered(reply, False, False)
                 later = names[names.index(request.step) + 1 :]
@@ -244,16 +240,16 @@ def plan(
 
             for record in records:
                 await through(record, known, templates, Counts())
-            return ledger.means()
+            return {(row["step"], row["model"]): row for row in ledger.models()}
 
-    means, rows = llm.run_apart(main), []
+    finished, rows = llm.run_apart(main), []
     for step in names:
-        num_finished, prompt, completion = means.get(step, (0, 0.0, 0.0))
-        basis = f"{num_finished} finished calls"
-        if num_finished < SEEN_ENOUGH:
-            basis = "assumption"
+        means = finished.get((step, endpoints[step].model), {"replies": 0})
+        basis = f"{means['replies']} finished calls"
+        prompt, completion = means.get("prompt_tokens"), means.get("completion_tokens")
+        if means["replies"] < SEEN_ENOUGH:
+            basis, completion = "assumption", ASSUMED_TOKENS[step]
             prompt = ASSUMED_PROMPT_TOKENS[step] + len(getattr(templates, step)) // CHARS_A_TOKEN
-            completion = ASSUMED_TOKENS[step]
         tokens = known_tokens[step] + num_unknown[step] * prompt, calls[step] * completion
         rows.append({
             "step": step, "model": endpoints[step].model, "calls": calls[step],

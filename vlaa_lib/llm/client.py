@@ -1,4 +1,8 @@
-"""The client: OpenAI-compatible endpoints behind the ledger, within limits."""
+"""The client: OpenAI-compatible endpoints behind the ledger, within limits.
+
+From the outside in: `ask_all`, the `Client` that works through items, asks and pays, what a call
+without a reply means, and the thread that all of it runs in.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vlaa_lib import Halted, VlaaError
 
 from .endpoints import Endpoint
 from .ledger import Ledger, Reply
 from .messages import EMPTY, CallFailed, Request, body, data_url, key_of, read_completion
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -55,12 +57,11 @@ class Limits:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("max_retries", 0)):
-            if getattr(self, name) < least:
-                raise VlaaError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("timeout_s", "max_cost", "max_tokens"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise VlaaError(f"{name} is {value}; it must be above 0")
+        for name, value in asdict(self).items():
+            may_be_0 = name == "max_retries"
+            if value is not None and (value < 0 or (value == 0 and not may_be_0)):
+                least = "0 or more" if may_be_0 else "above 0"
+                raise VlaaError(f"{name} is {value}; it must be {least}")
 
 
 @dataclass
@@ -77,199 +78,6 @@ class Answered(NamedTuple):
     reply: Reply
     paid: bool
     is_first: bool
-
-
-class Client:
-    """Ask each question once: from the ledger, else over the network. One event loop only.
-
-    Use as an async context manager; `base_url` is that of the endpoints that name none.
-    """
-
-    def __init__(
-        self,
-        endpoints: Mapping[str, Endpoint],
-        base_url: str,
-        ledger: Ledger,
-        images: Path,
-        limits: Limits | None = None,
-        spent: Spent | None = None,
-    ) -> None:
-        from openai import AsyncOpenAI
-
-        self._endpoints, self._ledger, self._images = endpoints, ledger, images
-        self._limits = limits = limits or Limits()
-        self._spent = spent or Spent()
-        self._in_flight: dict[str, asyncio.Task[Reply]] = {}
-        made: dict[tuple[str, str], AsyncOpenAI] = {}  # steps of one endpoint share connections
-        self._clients: dict[str, AsyncOpenAI] = {}
-        for step, endpoint in endpoints.items():
-            address = endpoint.base_url or base_url
-            if not address:
-                raise VlaaError(f"{step}: no address; give it a base_url, or one to the run")
-            if limits.max_cost is not None and not any(endpoint.price):
-                raise VlaaError(f"{step}: no price, so max_cost would never be reached")
-            place = address, endpoint.key(address)
-            if place not in made:
-                made[place] = AsyncOpenAI(
-                    base_url=address, api_key=place[1],
-                    timeout=limits.timeout_s, max_retries=limits.max_retries,
-                )  # fmt: skip
-            self._clients[step] = made[place]
-        # steps that were ever answered; one that was may refuse record after record
-        self._heard = {s for s, endpoint in endpoints.items() if ledger.knows(s, endpoint.model)}
-        self._missed: Counter[str] = Counter()  # step -> calls in a row that got no reply
-        self._has_refused = False
-        self._end: VlaaError | None = None  # why no further call makes sense
-        # ours: two rounds of failures by every worker mean that nobody is there
-        self._patience = max(8, 2 * limits.concurrency)
-
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        # what is asked is paid: wait for it, so that the ledger has it, whatever ended the run
-        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
-        for client in self._clients.values():
-            with contextlib.suppress(RuntimeError):  # a loop that is closing already
-                await client.close()
-
-    async def ask(self, request: Request) -> Answered:
-        """Return the reply to a request; two equal requests at a time are one call.
-
-        Raises:
-            CallFailed: this request got no reply, or its image cannot be used.
-            VlaaError: the endpoint answers nobody, or the ledger cannot be used.
-            Halted: the call is not in the ledger, and the budget is spent or the disk nearly full.
-        """
-        key, image = key_of(self._endpoints[request.step], request, self._images)
-        if known := self._ledger.get(key):
-            self._heard.add(request.step)
-            return Answered(known, False, self._ledger.meet(key))
-        if paid := key not in self._in_flight:
-            self._may_go_on()
-            call = self._in_flight[key] = asyncio.create_task(self._pay(key, request, image))
-            call.add_done_callback(lambda _: self._in_flight.pop(key))
-        # shielded: an interrupt ends the waiting, not the call that is paid already
-        reply = await asyncio.shield(self._in_flight[key])
-        return Answered(reply, paid, self._ledger.meet(key))
-
-    async def in_order(
-        self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
-    ) -> None:
-        """Work on several items at a time; write what became of them in their order.
-
-        Raises:
-            VlaaError: calls were made, and no step was ever answered.
-            Halted: a piece of work was; the others in flight are finished.
-        """
-        free, waiting, num_written = asyncio.Semaphore(self._limits.concurrency), deque(), 0
-        try:
-            for item in items:
-                await free.acquire()
-                waiting.append(asyncio.ensure_future(work(item)))
-                waiting[-1].add_done_callback(lambda _: free.release())
-                while waiting and (waiting[0].done() or len(waiting) == WINDOW):
-                    write(await waiting[0])
-                    waiting.popleft()
-                    num_written += 1
-            for task in waiting:
-                write(await task)
-        except Halted as stop:
-            # the others end by themselves, since no further call is made
-            ends = await asyncio.gather(*waiting, return_exceptions=True)
-            num_done = num_written + sum(not isinstance(end, BaseException) for end in ends)
-            raise Halted(
-                f"{stop}. {num_done} are finished; every reply is in {self._ledger.path}: start "
-                "again with more to go on from there"
-            ) from None
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        if any(self._missed.values()) and not self._heard and not self._has_refused:
-            raise self._unreachable(next(iter(self._missed)), "no call was answered")
-
-    def _may_go_on(self) -> None:
-        limits, spent, folder = self._limits, self._spent, self._ledger.path.parent
-        if self._end:
-            raise self._end
-        if limits.max_cost is not None and spent.dollars >= limits.max_cost:
-            raise Halted(f"the budget of {limits.max_cost} dollars is spent ({spent.dollars:.4f})")
-        if limits.max_tokens is not None and spent.tokens >= limits.max_tokens:
-            raise Halted(f"the budget of {limits.max_tokens} tokens is spent ({spent.tokens})")
-        if shutil.disk_usage(folder).free < FREE_BYTES:
-            raise Halted(f"{folder}: fewer than {FREE_BYTES >> 20} MiB are free; make room")
-
-    async def _pay(self, key: str, request: Request, image: bytes) -> Reply:
-        """Ask until there is a reply with a text in it; tokens and cost are those of all tries."""
-        from openai import OpenAIError
-
-        step, endpoint = request.step, self._endpoints[request.step]
-        url = ""
-        if request.image:
-            # decoding a large picture takes long enough to keep all other calls waiting
-            url = await asyncio.to_thread(data_url, request.image, image, self._images)
-        create = self._clients[step].chat.completions.with_raw_response.create
-        # the client's own limit is between two pieces of a reply: a slow drip never reaches it
-        limits = self._limits
-        whole_s = limits.timeout_s * (1 + limits.max_retries) + RETRY_AFTER_S * limits.max_retries
-        started, tokens = time.perf_counter(), [0, 0]
-        for tries_left in reversed(range(TRIES)):
-            try:
-                said = await asyncio.wait_for(create(**body(endpoint, request.text, url)), whole_s)
-                reply = read_completion(said.http_response.content, endpoint, request.tokens)
-            except (OpenAIError, CallFailed, asyncio.TimeoutError) as error:
-                if isinstance(error, CallFailed) and tries_left:
-                    continue
-                raise self._unanswered(step, error) from None
-            tokens = [tokens[0] + reply.prompt_tokens, tokens[1] + reply.completion_tokens]
-            self._spent.dollars += reply.cost
-            self._spent.tokens += reply.prompt_tokens + reply.completion_tokens
-            if reply.problem != EMPTY:
-                break
-        self._heard.add(step)
-        self._missed[step] = 0
-        reply = replace(
-            reply, prompt_tokens=tokens[0], completion_tokens=tokens[1],
-            cost=endpoint.cost(*tokens), seconds=round(time.perf_counter() - started, 4),
-        )  # fmt: skip
-        self._ledger.put(key, step, reply)
-        return reply
-
-    def _unanswered(self, step: str, error: Exception) -> Exception:
-        """Count a call without a reply; return what it means: for its record, or for the run."""
-        status = getattr(error, "status_code", None)
-        has_refused = status in ABOUT_THE_RECORD
-        self._has_refused |= has_refused
-        self._missed[step] += 1
-        if has_refused and step in self._heard:
-            self._missed[step] = 0  # it answers others: the record is at fault
-        said = self._told(error)
-        if status in FATAL or self._missed[step] >= self._patience:
-            what = f"{self._missed[step]} calls in a row got no reply, last: {said}"
-            self._end = self._unreachable(step, what)
-            return self._end
-        if has_refused:
-            return CallFailed(f"refused by the endpoint (HTTP {status})", said)
-        kind = f"HTTP {status}" if status else type(error).__name__.removeprefix("API")
-        kind = error.reason if isinstance(error, CallFailed) else kind
-        return CallFailed(f"no reply from the endpoint ({kind})", said)
-
-    def _unreachable(self, step: str, what: str) -> VlaaError:
-        return VlaaError(
-            f"teacher of {step} at {self._clients[step].base_url}: {what}; check the address, the "
-            "key and the model name and start again: finished calls are in the ledger"
-        )
-
-    def _told(self, error: Exception) -> str:
-        """Return an error's text without any key: endpoints like to quote the one they refuse."""
-        text = error.detail if isinstance(error, CallFailed) else str(error.__cause__ or error)
-        if (response := getattr(error, "response", None)) and len(text) <= 40:
-            # where the client finds no message of OpenAI's shape it says the status alone
-            text += f": {response.text}"
-        for secret in {client.api_key for client in self._clients.values()}:
-            text = text.replace(secret, "***") if len(secret) > 4 else text
-        return text[:400] or "no end of the reply in time"
 
 
 def ask_all(
@@ -290,27 +98,213 @@ def ask_all(
         VlaaError: the endpoint has no address or key, or answers nobody; an unusable ledger.
         Halted: the budget is spent or the disk nearly full; calls in flight were finished.
     """
-    if not requests:
-        return []
     endpoints = dict.fromkeys((request.step for request in requests), endpoint)
+    client = Client(endpoints, "", ledger, images, limits, spent)
     found: list[Reply | CallFailed] = []
 
-    async def main() -> None:
-        async def reply_to(request: Request) -> Reply | CallFailed:
-            try:
-                return (await client.ask(request)).reply
-            except CallFailed as error:
-                return error
+    async def reply_to(request: Request) -> Reply | CallFailed:
+        try:
+            return (await client.ask(request)).reply
+        except CallFailed as error:
+            return error
 
-        with Ledger(ledger) as kept:
-            async with Client(endpoints, "", kept, Path(images), limits, spent) as client:
-                await client.in_order(requests, reply_to, found.append)
-
-    try:
-        run_apart(main)
-    except Halted as stop:
-        raise Halted(f"{requests[0].step}: {stop}") from None
+    if requests:
+        client.work_through(requests, reply_to, found.append)
     return found
+
+
+class Client:
+    """Ask each question once: from the ledger, else over the network.
+
+    Args:
+        endpoints: by step.
+        base_url: of the endpoints that name none.
+        ledger, images: file that keeps the replies, image root.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        base_url: str,
+        ledger: str | Path,
+        images: str | Path,
+        limits: Limits | None = None,
+        spent: Spent | None = None,
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        self._limits, self._spent = limits or Limits(), spent or Spent()
+        self._endpoints, self._path, self._images = endpoints, ledger, Path(images)
+        self._in_flight: dict[str, asyncio.Task[Reply]] = {}
+        self._heard: set[str] = set()  # steps ever answered: one that was may refuse many records
+        self._missed: Counter[str] = Counter()  # step -> calls in a row that got no reply
+        self._has_refused = False
+        self._end: VlaaError | None = None  # why no further call makes sense
+
+        @cache  # steps of one endpoint share connections
+        def connected(address: str, key: str) -> AsyncOpenAI:
+            given = {"timeout": self._limits.timeout_s, "max_retries": self._limits.max_retries}
+            return AsyncOpenAI(base_url=address, api_key=key, **given)
+
+        self._clients: dict[str, AsyncOpenAI] = {}
+        for step, endpoint in endpoints.items():
+            address = endpoint.base_url or base_url
+            if not address:
+                raise VlaaError(f"{step}: no address; give it a base_url, or one to the run")
+            if self._limits.max_cost is not None and not any(endpoint.price):
+                raise VlaaError(f"{step}: no price, so max_cost would never be reached")
+            self._clients[step] = connected(address, endpoint.key(address))
+
+    def work_through(
+        self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
+    ) -> None:
+        """Work on several items at a time; write what became of them in their order. Once only.
+
+        Raises:
+            VlaaError: calls were made, and no step was ever answered; and what `ask` raises.
+        """
+
+        async def main() -> None:
+            with Ledger(self._path) as self._ledger:
+                known = self._endpoints.items()
+                self._heard = {s for s, made in known if self._ledger.knows(s, made.model)}
+                try:
+                    await self._in_order(items, work, write)
+                finally:
+                    # what is asked is paid: wait for it, so that the ledger has it
+                    await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+                    for client in self._clients.values():
+                        with contextlib.suppress(RuntimeError):  # a loop that is closing already
+                            await client.close()
+
+        run_apart(main)
+        if any(self._missed.values()) and not self._heard and not self._has_refused:
+            raise self._unreachable(next(iter(self._missed)), "no call was answered")
+
+    async def _in_order(
+        self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
+    ) -> None:
+        free, waiting = asyncio.Semaphore(self._limits.concurrency), deque()
+        try:
+            for item in items:
+                await free.acquire()
+                waiting.append(asyncio.ensure_future(work(item)))
+                waiting[-1].add_done_callback(lambda _: free.release())
+                while waiting and (waiting[0].done() or len(waiting) == WINDOW):
+                    write(await waiting[0])
+                    waiting.popleft()
+            for task in waiting:
+                write(await task)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def ask(self, request: Request) -> Answered:
+        """Return the reply to a request; two equal requests at a time are one call.
+
+        Raises:
+            CallFailed: this request got no reply, or its image cannot be used.
+            VlaaError: the endpoint answers nobody, or the ledger cannot be used.
+            Halted: the call is not in the ledger, and the budget is spent or the disk nearly full.
+        """
+        key, image = key_of(self._endpoints[request.step], request, self._images)
+        if known := self._ledger.get(key):
+            self._heard.add(request.step)
+            return Answered(known, False, self._ledger.meet(key))
+        if paid := key not in self._in_flight:
+            self._may_go_on(request.step)
+            call = self._in_flight[key] = asyncio.create_task(self._pay(key, request, image))
+            call.add_done_callback(lambda _: self._in_flight.pop(key))
+        # shielded: an interrupt ends the waiting, not the call that is paid already
+        reply = await asyncio.shield(self._in_flight[key])
+        return Answered(reply, paid, self._ledger.meet(key))
+
+    def _may_go_on(self, step: str) -> None:
+        limits, spent, path = self._limits, self._spent, self._ledger.path
+        if self._end:
+            raise self._end
+        why = ""
+        if limits.max_cost is not None and spent.dollars >= limits.max_cost:
+            why = f"the budget of {limits.max_cost} dollars is spent ({spent.dollars:.4f})"
+        elif limits.max_tokens is not None and spent.tokens >= limits.max_tokens:
+            why = f"the budget of {limits.max_tokens} tokens is spent ({spent.tokens})"
+        elif shutil.disk_usage(path.parent).free < FREE_BYTES:
+            why = f"{path.parent}: fewer than {FREE_BYTES >> 20} MiB are free"
+        if why:
+            raise Halted(f"{step}: {why}. Every reply is in {path}: start again, with more to "
+                         "spend or more room, to go on from there")  # fmt: skip
+
+    async def _pay(self, key: str, request: Request, image: bytes) -> Reply:
+        """Ask until there is a reply with a text in it; tokens and cost are those of all tries."""
+        from openai import OpenAIError
+
+        step, endpoint = request.step, self._endpoints[request.step]
+        url = ""
+        if request.image:
+            # decoding a large picture takes long enough to keep all other calls waiting
+            url = await asyncio.to_thread(data_url, request.image, image, self._images)
+        create = self._clients[step].chat.completions.with_raw_response.create
+        # the client's own limit is between two pieces of a reply: a slow drip never reaches it
+        tries = self._limits.max_retries
+        whole_s = self._limits.timeout_s * (1 + tries) + RETRY_AFTER_S * tries
+        started, sent, got = time.perf_counter(), 0, 0
+        for tries_left in reversed(range(TRIES)):
+            try:
+                said = await asyncio.wait_for(create(**body(endpoint, request.text, url)), whole_s)
+                reply = read_completion(said.http_response.content, endpoint, request.tokens)
+            except (OpenAIError, CallFailed, asyncio.TimeoutError) as error:
+                if isinstance(error, CallFailed) and tries_left:
+                    continue
+                raise self._unanswered(step, error) from None
+            sent, got = sent + reply.prompt_tokens, got + reply.completion_tokens
+            self._spent.dollars += reply.cost
+            self._spent.tokens += reply.prompt_tokens + reply.completion_tokens
+            if reply.problem != EMPTY:
+                break
+        self._heard.add(step)
+        self._missed[step] = 0
+        reply = replace(
+            reply, prompt_tokens=sent, completion_tokens=got, cost=endpoint.cost(sent, got),
+            seconds=round(time.perf_counter() - started, 4),
+        )  # fmt: skip
+        self._ledger.put(key, step, reply)
+        return reply
+
+    def _unanswered(self, step: str, error: Exception) -> Exception:
+        """Count a call without a reply; return what it means: for its record, or for the run."""
+        status, said = getattr(error, "status_code", None), self._told(error)
+        is_refusal = status in ABOUT_THE_RECORD
+        self._has_refused |= is_refusal
+        # where it answers others and refuses this one, the record is at fault
+        self._missed[step] = 0 if is_refusal and step in self._heard else self._missed[step] + 1
+        # ours: two rounds of failures by every worker mean that nobody is there
+        patience = max(8, 2 * self._limits.concurrency)
+        if status in FATAL or self._missed[step] >= patience:
+            what = f"{self._missed[step]} calls in a row got no reply, last: {said}"
+            self._end = self._unreachable(step, what)
+            return self._end
+        if is_refusal:
+            return CallFailed(f"refused by the endpoint (HTTP {status})", said)
+        kind = f"HTTP {status}" if status else type(error).__name__.removeprefix("API")
+        kind = error.reason if isinstance(error, CallFailed) else kind
+        return CallFailed(f"no reply from the endpoint ({kind})", said)
+
+    def _unreachable(self, step: str, what: str) -> VlaaError:
+        return VlaaError(
+            f"teacher of {step} at {self._clients[step].base_url}: {what}; check the address, the "
+            "key and the model name and start again: finished calls are in the ledger"
+        )
+
+    def _told(self, error: Exception) -> str:
+        """Return an error's text without any key: endpoints like to quote the one they refuse."""
+        text = error.detail if isinstance(error, CallFailed) else str(error.__cause__ or error)
+        if (response := getattr(error, "response", None)) and len(text) <= 40:
+            # where the client finds no message of OpenAI's shape it says the status alone
+            text += f": {response.text}"
+        for secret in {client.api_key for client in self._clients.values()}:
+            text = text.replace(secret, "***") if len(secret) > 4 else text
+        return text[:400] or "no end of the reply in time"
 
 
 def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

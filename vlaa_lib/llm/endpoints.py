@@ -22,6 +22,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rewrite": {"temperature": 0.0, "max_tokens": 16384},
     "verify": {"temperature": 0.0, "max_tokens": 16},
 }
+# arguments of a chat completion that are not the user's
+OURS = {"self", "messages", "model", "stream", "stream_options", "n", "timeout", "tools",
+        "functions", "extra_headers", "extra_query"}  # fmt: skip
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -71,6 +74,7 @@ def read_endpoints(
         VlaaError: names file, section, key and what to write instead.
     """
     import yaml
+    from openai.resources.chat.completions import AsyncCompletions
 
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -78,6 +82,7 @@ def read_endpoints(
         raise VlaaError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(given, dict):
         raise VlaaError(f"{path}: expected a section for each of {', '.join(known)}")
+    settable = inspect.signature(AsyncCompletions.create).parameters.keys() - OURS
     found = dict(known)
     for name, values in given.items():
         if name not in known:
@@ -93,19 +98,10 @@ def read_endpoints(
                 f"{path}: {where}: {wrong['msg']}; a section has model, base_url, api_key_env, "
                 "price: [prompt, completion] in dollars a million tokens, and settings"
             ) from None
-        _check_settings(found[name].settings, f"{path}: {name}.settings")
+        # the client would stumble over these at each call
+        if unknown := sorted(found[name].settings.keys() - settable):
+            raise VlaaError(
+                f"{path}: {name}.settings.{unknown[0]}: no setting of the client, or not to be set "
+                "here; put what only your server knows under extra_body"
+            )
     return found
-
-
-def _check_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse what the client would stumble over at each call."""
-    from openai.resources.chat.completions import AsyncCompletions
-
-    ours = {"self", "messages", "model", "stream", "stream_options", "n", "timeout", "tools",
-            "functions", "extra_headers", "extra_query"}  # fmt: skip
-    settable = inspect.signature(AsyncCompletions.create).parameters.keys() - ours
-    if unknown := sorted(settings.keys() - settable):
-        raise VlaaError(
-            f"{where}.{unknown[0]}: no setting of the client, or not to be set here; put what only "
-            "your server knows under extra_body"
-        )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,8 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self._db = Path(path), None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._explained():
-            # ours: 30 s, for a second program; autocommit: one statement, one transaction
-            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
         try:
             ((version,),) = self._run("PRAGMA user_version")
             if self._run("SELECT 1 FROM sqlite_master") and version != VERSION:
@@ -88,17 +84,15 @@ class Ledger:
             for statement in _SETUP:
                 self._run(statement)
         except VlaaError:
-            self._db.close()
+            self.__exit__()
             raise
 
     def _run(self, statement: str, *values: Any) -> list[tuple]:
-        with self._explained():
-            return self._db.execute(statement, values).fetchall()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
         try:
-            yield
+            if self._db is None:
+                # ours: 30 s, for a second program; autocommit: one statement, one transaction
+                self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            return self._db.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
             raise VlaaError(
                 f"{self.path}: cannot be used ({error}); free space, check the rights or wait for "
@@ -115,10 +109,10 @@ class Ledger:
 
     def put(self, key: str, step: str, reply: Reply) -> None:
         """Keep a reply; of two to one question the first stays."""
-        values = (key, step, *astuple(reply))
+        values = key, step, *astuple(reply)
         slots = ", ".join("?" * len(values))
-        kept = f"INSERT OR IGNORE INTO calls (key, step, {_COLUMNS}) VALUES ({slots})"
-        self._run(kept, *values)
+        into = f"INSERT OR IGNORE INTO calls (key, step, {_COLUMNS})"
+        self._run(f"{into} VALUES ({slots})", *values)
 
     def knows(self, step: str, model: str) -> bool:
         """Return whether a model has ever replied in a step."""
@@ -131,22 +125,17 @@ class Ledger:
         return self._run("SELECT changes()") == [(1,)]
 
     def models(self) -> list[dict[str, Any]]:
-        """Return how many replies, and unusable ones among them, each step has of each model."""
+        """Return of each step's models: replies, unusable ones among them, mean tokens of each."""
+        names = ("step", "model", "replies", "unusable", "prompt_tokens", "completion_tokens")
         rows = self._run(
-            "SELECT step, model, COUNT(*), SUM(problem != '') FROM calls GROUP BY step, model"
+            "SELECT step, model, COUNT(*), SUM(problem != ''), AVG(prompt_tokens), "
+            "AVG(completion_tokens) FROM calls GROUP BY step, model"
         )
-        return [dict(zip(("step", "model", "replies", "unusable"), r, strict=True)) for r in rows]
-
-    def means(self) -> dict[str, tuple[int, float, float]]:
-        """Return calls, mean prompt tokens and mean completion tokens of each step."""
-        rows = self._run(
-            "SELECT step, COUNT(*), AVG(prompt_tokens), AVG(completion_tokens) FROM calls "
-            "GROUP BY step"
-        )
-        return {step: tuple(rest) for step, *rest in rows}
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.close()
+        if self._db:
+            self._db.close()

@@ -69,19 +69,18 @@ def fill(template: str, **values: str) -> str:
 
 
 def key_of(endpoint: Endpoint, request: Request, images: Path) -> tuple[str, bytes]:
-    """Return a request's key in the ledger, and its image as `read_image` does."""
-    image = read_image(request.image, images)
+    """Return a request's key in the ledger, and the bytes of its image file; none for no image.
+
+    Raises:
+        CallFailed: the file cannot be read.
+    """
+    try:
+        image = (images / request.image).read_bytes() if request.image else b""
+    except OSError as error:
+        raise CallFailed("unusable image", f"{request.image}: {error.strerror}") from None
     digest = hashlib.sha256(image).hexdigest() if image else ""
     key = call_key(request.step, endpoint.model, endpoint.settings, request.text, digest)
     return key, image
-
-
-def read_image(image: str, images: Path) -> bytes:
-    """Return an image file's bytes; none for no image. Raises CallFailed: it cannot be read."""
-    try:
-        return (images / image).read_bytes() if image else b""
-    except OSError as error:
-        raise CallFailed("unusable image", f"{image}: {error.strerror}") from None
 
 
 def data_url(image: str, data: bytes, images: Path) -> str:

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration, Trainer, TrainingArguments
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from vlaa_lib import VlaaError, folders, models
 from vlaa_lib.images import fit_image, open_image
@@ -28,6 +32,7 @@ from vlaa_lib.profiles import Settings
 from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
 from vlaa_lib.records import Record, RecordError, from_columns
 from vlaa_lib.rewards.mixed import text_of
+from vlaa_lib.rewards.signs import mean
 from vlaa_lib.train import checkpoints
 from vlaa_lib.train.callbacks import complete, watchers
 from vlaa_lib.train.settings import identity, starting_policy, supervised_args
@@ -79,18 +84,11 @@ class StepScorer(Qwen2_5_VLForConditionalGeneration):
                 "scores": scores}  # fmt: skip
 
 
-def _teach_names() -> None:
-    """Let transformers read the hub's weights into a StepScorer: it knows their names by class."""
-    from transformers import conversion_mapping as names
-
-    # releases without these functions go by the type of the model, which is the same
-    if register := getattr(names, "register_checkpoint_conversion_mapping", None):
-        base = names.get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
-        if base is not None:
-            register(StepScorer.__name__, base, overwrite=True)
-
-
-_teach_names()
+# Releases of transformers that know the hub's names of weights by class, not by the type of the
+# model, are told that a StepScorer has those of its parent.
+_NAMES = get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__)
+if _NAMES is not None:
+    register_checkpoint_conversion_mapping(StepScorer.__name__, _NAMES, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -240,9 +238,8 @@ def process_reward(scorer: Scorer) -> Callable[..., list[float]]:
 
 def chosen_reward(cfg: Settings, images: str | Path) -> Callable[..., list[float]] | None:
     """Return the reward part of a profile's ViLPRM; None where its weight is 0."""
-    if not cfg.grpo.process_weight:
-        return None
-    return process_reward(scorer(load(cfg.grpo.process_model), images))
+    given = cfg.grpo.process_model
+    return process_reward(scorer(load(given), images)) if cfg.grpo.process_weight else None
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -338,9 +335,9 @@ def report(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure a ViLPRM on held-out rows: (one row of `measures`, calibration table)."""
     made, groups = solutions(rows), {}
-    for solution, scores in zip(made, score(policy, images, made, batch), strict=True):
-        told = [(s, v) for s, v in zip(scores, solution.values, strict=True) if v is not None]
-        groups.setdefault((solution.image, solution.question), []).extend(told)
+    for one, scores in zip(made, score(policy, images, made, batch), strict=True):
+        told = [(s, v) for s, v in zip(scores, one.values, strict=True) if v is not None]
+        groups.setdefault((one.image, one.question), []).extend(told)
     pairs = [pair for group in groups.values() for pair in group]
     return measures(list(groups.values())), calibration(pairs)
 
@@ -353,20 +350,16 @@ def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
     choosing among solutions of one question lives on.
     """
     pairs = [pair for group in groups for pair in group]
-    mean = sum(value for _, value in pairs) / max(1, len(pairs))
-    within = [found for group in groups if (found := spearman(group)) is not None]
+    constant = mean([value for _, value in pairs])
+    ranked = [found for group in groups if (found := spearman(group)) is not None]
     return {
         "questions": len(groups),
         "steps": len(pairs),
-        "mse": _mean([(score - value) ** 2 for score, value in pairs]),
-        "mse_constant": _mean([(mean - value) ** 2 for _, value in pairs]),
+        "mse": mean([(score - value) ** 2 for score, value in pairs]),
+        "mse_constant": mean([(constant - value) ** 2 for _, value in pairs]),
         "spearman": spearman(pairs),
-        "spearman_within": _mean(within),
+        "spearman_within": mean(ranked),
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -388,7 +381,7 @@ def calibration(pairs: Sequence[tuple[float, float]], bins: int = 5) -> list[dic
         inside.setdefault(min(bins - 1, int(pair[0] * bins)), []).append(pair)
     return [
         {"low": k / bins, "high": (k + 1) / bins, "steps": len(inside[k]),
-         "score": _mean([score for score, _ in inside[k]]),
-         "value": _mean([value for _, value in inside[k]])}
+         "score": mean([score for score, _ in inside[k]]),
+         "value": mean([value for _, value in inside[k]])}
         for k in sorted(inside)
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from vlaa_lib.prompts import TAGS, join_think_answer
-from vlaa_lib.records import Record, Reject
+from vlaa_lib.records import Record
 
 from .mixed import audit, read_answer, score_all
 from .open_ended import RewardModel
@@ -37,11 +37,9 @@ class Checkup:
 
     table: list[dict[str, Any]]
     reasons: list[dict[str, Any]]
-    bad_golds: list[Reject]  # their completions are left out of all the rest
     problem: str | None  # why nothing can be learnt
     warnings: list[str]  # the same, said of single parts where others are alive
-    usable: list[tuple[Record, str]]  # record and completion of each score
-    scores: list[Score]
+    usable: list[tuple[Record, str]]  # record and completion, without those of bad golds
 
 
 def examine(
@@ -57,25 +55,33 @@ def examine(
     """
     ids = list(groups) if groups is not None else [record.id for record in records]
     distinct = list({record.id: record for record in records}.values())
-    rejects = audit(distinct, reward_model=reward_model)
-    bad = {reject.id for reject in rejects}
+    bad = {reject.id for reject in audit(distinct, reward_model=reward_model)}
     usable = [row for row in zip(records, completions, ids, strict=True) if row[0].id not in bad]
     made, texts = [record for record, *_ in usable], [text for _, text, _ in usable]
     scores = score_all(made, texts, reward_model)
     table = []
     for part in (*dict.fromkeys(record.reward for record in records), "all"):
-        mine = [
-            (group, s) for (record, _, group), s in zip(usable, scores, strict=True)
-            if part in (record.reward, "all")
-        ]
-        bad_golds = sum(r.id in bad and part in (r.reward, "all") for r in distinct)
-        table.append({"part": part, **_summary(mine), "bad_golds": bad_golds})
+        mine = [(group, score) for (record, _, group), score in zip(usable, scores, strict=True)
+                if part in (record.reward, "all")]  # fmt: skip
+        by_group: dict[Hashable, list[float]] = {}
+        for group, score in mine:
+            by_group.setdefault(group, []).append(score.value)
+        values = [score.value for _, score in mine]
+        table.append({
+            "part": part,
+            "n": len(values),
+            "hit_rate": mean([value >= HIT for value in values]),
+            "format_rate": mean([not score.is_format for _, score in mine]),
+            "mean": mean(values),
+            "low": min(values, default=None),
+            "high": max(values, default=None),
+            "zero_variance": mean([len(set(g)) == 1 for g in by_group.values() if len(g) > 1]),
+            "bad_golds": sum(r.id in bad and part in (r.reward, "all") for r in distinct),
+        })  # fmt: skip
     problem = _problem(table[-1])
     warnings = [f"{row['part']}: {said}" for row in table[:-1] if (said := _problem(row))]
-    return Checkup(
-        table, reasons(made, texts, scores), rejects, problem, [] if problem else warnings,
-        list(zip(made, texts, strict=True)), scores,
-    )  # fmt: skip
+    found, pairs = reasons(made, texts, scores), list(zip(made, texts, strict=True))
+    return Checkup(table, found, problem, [] if problem else warnings, pairs)
 
 
 def reasons(
@@ -115,22 +121,6 @@ def _kind(reason: str) -> str:
     right = takewhile(lambda pair: pair[0] == pair[1], zip(tags, TAGS, strict=False))
     end = len(list(right)) + 1
     return " ".join(["format: tags are", *tags[:end], *["..."] * (len(tags) > end)])
-
-
-def _summary(scored: list[tuple[Hashable, Score]]) -> dict[str, Any]:
-    values = [score.value for _, score in scored]
-    groups: dict[Hashable, list[float]] = {}
-    for group, score in scored:
-        groups.setdefault(group, []).append(score.value)
-    return {
-        "n": len(values),
-        "hit_rate": mean([value >= HIT for value in values]),
-        "format_rate": mean([not score.is_format for _, score in scored]),
-        "mean": mean(values),
-        "low": min(values, default=None),
-        "high": max(values, default=None),
-        "zero_variance": mean([len(set(g)) == 1 for g in groups.values() if len(g) > 1]),
-    }
 
 
 def _problem(row: dict[str, Any]) -> str | None:

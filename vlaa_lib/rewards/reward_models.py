@@ -17,7 +17,8 @@ from vlaa_lib.records import Record, clean_image_path
 from .open_ended import BETA, Kept, RewardModel
 
 REPOSITORY = "internlm/internlm-xcomposer2d5-7b-reward"  # paper §4 names the model
-# ours: the paper names no revision. The last commit but one; the last changes the card alone
+# ours: the paper names no revision. The last commit but one; the last changes the card alone. A
+# branch could change under us, and with it the code that runs here
 REVISION = "f110c244d53a74f8cb0523c91d4d714610a2e8f7"
 HD_NUM = 9  # the model's card: how many tiles a picture may be cut into
 IMAGE_MARK = "<ImageHere>"  # where the remote code puts a picture into a text
@@ -40,17 +41,18 @@ def by_name(
         trust_remote_code: `xcomposer` runs code that its repository brings.
         endpoints: YAML file with the section `judge`, as `construct --endpoints` reads them.
     """
-    file, trust = Path(out) / "scores.sqlite", {"trust_remote_code": trust_remote_code}
-    asked = {"judge": llm.Endpoint("judge")}
-    makers = {
-        "xcomposer": lambda: Kept(XComposerReward(images, **trust), file),
-        "judge": lambda: Judge(llm.read_endpoints(endpoints, asked)["judge"], file, images),
-    }
-    return makers[name]() if name in makers else None
+    file = Path(out) / "scores.sqlite"
+    if name == "xcomposer":
+        return Kept(XComposerReward(images, trust_remote_code=trust_remote_code), file)
+    if name == "judge":
+        known = llm.read_endpoints(endpoints, {"judge": llm.Endpoint("judge")})
+        return Judge(known["judge"], file, images)
+    return None
 
 
 class _Sighted:
-    _images: str | Path
+    beta = BETA
+    _images: Path
 
     def problem(self, record: Record) -> str:
         """Say what is wrong with the record's picture; empty when nothing."""
@@ -74,7 +76,6 @@ class XComposerReward(_Sighted):
     Args:
         trust_remote_code: must be True: the caller agrees to run code from the repository.
         path: repository, or a folder with the same files; a folder has no revision.
-        revision: commit, 40 hexadecimal digits; a branch could change under us.
         dtype: of weights and autocast, by torch's name; float32 does without autocast.
         batch: answers a call of the model.
     """
@@ -85,74 +86,64 @@ class XComposerReward(_Sighted):
         *,
         trust_remote_code: bool = False,
         path: str | Path = REPOSITORY,
-        revision: str = REVISION,
         dtype: str = "float16",
-        device: str | None = None,
         batch: int = 4,
-        hd_num: int = HD_NUM,
-        beta: float = BETA,
     ) -> None:
         if trust_remote_code is not True:
             raise Halted(
                 f"{path} brings Python code of its own, which would run here with all your rights; "
                 "read it, then pass trust_remote_code=True, or score with a judge instead"
             )
-        is_folder = Path(path).is_dir()
-        if not is_folder and not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise Halted(
-                f"revision {revision!r} of {path} is no commit; give 40 hexadecimal digits, so "
-                "that the code cannot change"
-            )
         import torch
 
-        self._torch, self._images, self._hd_num = torch, Path(images), hd_num
-        self._batch, self._dtype = batch, getattr(torch, dtype)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.name = f"{path}@{'folder' if is_folder else revision} {dtype} hd_num={hd_num}"
-        self.beta = beta
-        self._model = _load(str(path), None if is_folder else revision, self._dtype)
-        tokens = self._model.tokenizer.get_added_vocab() | dict.fromkeys(
-            [IMAGE_MARK, *self._model.tokenizer.all_special_tokens]
-        )
+        self._images, self._batch, self._dtype = Path(images), batch, getattr(torch, dtype)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        revision = None if Path(path).is_dir() else REVISION
+        self.name = f"{path}@{revision or 'folder'} {dtype} hd_num={HD_NUM}"
+        self._model = _load(str(path), revision, self._dtype)
+        tokenizer = self._model.tokenizer
+        marks = {IMAGE_MARK, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         # broken up in questions and answers, which cannot forge turns or pictures then
-        self._marks = re.compile("|".join(re.escape(t) for t in tokens if len(t) > 1))
+        self._marks = re.compile("|".join(re.escape(mark) for mark in marks if len(mark) > 1))
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
+        import torch
+
         rows = list(zip(records, answers, strict=True))
         scores: list[float | None] = []
         # paper, appendix C.1: it is on the GPU only while it scores
         self._model.to(self._device)
         try:
             for start in range(0, len(rows), self._batch):
-                scores += self._score_chunk(rows[start : start + self._batch])
+                scores += self._score_batch(rows[start : start + self._batch])
         finally:
             self._model.to("cpu")
             if self._device.type == "cuda":
-                self._torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
         return scores
 
-    def _score_chunk(self, rows: list[tuple[Record, str]]) -> list[float]:
+    def _score_batch(self, rows: list[tuple[Record, str]]) -> list[float]:
+        import torch
+
+        def plain(text: str) -> str:
+            return self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+
         chats = [
-            [{"role": "user", "content": self._plain(record.question)},
-             {"role": "assistant", "content": self._plain(answer)}]
+            [{"role": "user", "content": plain(record.question)},
+             {"role": "assistant", "content": plain(answer)}]
             for record, answer in rows
         ]  # fmt: skip
         pictures = [[str(self._images / clean_image_path(record.image))] for record, _ in rows]
-        is_half = self._dtype != self._torch.float32
-        autocast = {"dtype": self._dtype if is_half else None, "enabled": is_half}
+        half = self._dtype if self._dtype != torch.float32 else None
         try:
-            with self._torch.inference_mode(), self._torch.autocast(self._device.type, **autocast):
-                found = self._model.get_scores(chats, pictures, hd_num=self._hd_num)
+            with torch.inference_mode(), torch.autocast(self._device.type, half, half is not None):
+                found = self._model.get_scores(chats, pictures, hd_num=HD_NUM)
         except Exception as error:  # somebody else's code raises whatever it likes
             ids = ", ".join(record.id for record, _ in rows)
             raise Halted(
-                f"{self.name} failed on records {ids} ({error}); where memory ran out, lower batch "
-                "or hd_num"
+                f"{self.name} failed on records {ids} ({error}); where memory ran out, lower batch"
             ) from error
         return [float(score) for score in found]
-
-    def _plain(self, text: str) -> str:
-        return self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
 
 
 def _load(path: str, revision: str | None, dtype: Any) -> Any:
@@ -206,15 +197,13 @@ class Judge(_Sighted):
         ledger: str | Path,
         images: str | Path,
         limits: llm.Limits | None = None,
-        beta: float = BETA,
     ) -> None:
         settings = SETTINGS | dict(endpoint.settings)
-        self._endpoint = replace(endpoint, settings=settings)
-        self._ledger, self._images = Path(ledger), Path(images)
-        self._limits, self._spent = limits or llm.Limits(), llm.Spent()
+        self._images = Path(images)
+        self._given = replace(endpoint, settings=settings), ledger, images, limits, llm.Spent()
         # the digest stands for settings and wording
         digest = llm.call_key("judge", endpoint.model, settings, JUDGE_PROMPT)[:8]
-        self.name, self.beta = f"judge {endpoint.model} {digest}", beta
+        self.name = f"judge {endpoint.model} {digest}"
         self.unusable: Counter[str] = Counter()  # reason -> answers without a score in its life
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
@@ -222,7 +211,11 @@ class Judge(_Sighted):
             llm.Request("judge", llm.fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
             for r, answer in zip(records, answers, strict=True)
         ]
-        return [None if text is None else self._read(text) for text in self.texts(requests)]
+        texts = self.texts(requests)
+        scores = [None if text is None else read_score(text) for text in texts]
+        if lost := scores.count(None) - texts.count(None):
+            self.unusable["no number from 0 to 10"] += lost
+        return scores
 
     def texts(self, requests: list[llm.Request]) -> list[str | None]:
         """Return the text of each reply; None where it is unusable, which is counted."""
@@ -236,11 +229,4 @@ class Judge(_Sighted):
 
     def replies(self, requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         """Return the reply to each request of the step `judge`, or why there is none."""
-        given = self._endpoint, self._ledger, self._images, self._limits, self._spent
-        return llm.ask_all(requests, *given)
-
-    def _read(self, text: str) -> float | None:
-        value = read_score(text)
-        if value is None:
-            self.unusable["no number from 0 to 10"] += 1
-        return value
+        return llm.ask_all(requests, *self._given)

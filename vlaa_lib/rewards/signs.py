@@ -35,12 +35,6 @@ _NUMBER = re.compile(r"\d{1,30}(?:,\d{3}){0,6}(?:\.\d{1,30})?")
 _WORD = re.compile(r"[^\W_]{1,40}")
 
 
-def has_odd_tags(text: str) -> bool:
-    """Say whether a think or answer tag stands twice, or a variant such as `<Thinking>` once."""
-    found = _TAG_LIKE.findall(text)
-    return len(set(found)) < len(found) or not set(found) <= set(prompts.TAGS)
-
-
 def lists_options(text: str, question: str = "", part: str = "") -> bool:
     r"""Say whether the last answer block offers two or more answers where one is asked for.
 
@@ -69,10 +63,10 @@ def echoes_prompt(text: str, question: str = "", part: str = "") -> bool:
     """
     if part == "mcq" and prompts.ANSWER_OPEN in text:  # the answer may be a choice's text
         text = text.rpartition(prompts.ANSWER_OPEN)[0]
-    runs, words = _prompt_runs(question, part), _WORD.findall(_TAG_LIKE.sub(" ", text).lower())
+    asked, words = _prompt_runs(question, part), _WORD.findall(_TAG_LIKE.sub(" ", text).lower())
     copied = end = 0
     for start, run in enumerate(_runs(words)):
-        if run in runs:
+        if run in asked:
             copied += start + ECHO_WORDS - max(start, end)
             end = start + ECHO_WORDS
     return copied > 0 and copied >= ECHO_SHARE * len(words)
@@ -110,9 +104,10 @@ def kinds(completion: str, question: str = "", part: str = "") -> list[str]:
     """
     text, question = completion[:MAX_COMPLETION_CHARS], question[:MAX_COMPLETION_CHARS]
     data = text.encode("utf-8", errors="replace")
-    is_long = len(data) >= PACKED_BYTES
+    is_long, tags = len(data) >= PACKED_BYTES, _TAG_LIKE.findall(text)
     found = {
-        "tags": has_odd_tags(text),
+        # one that stands twice, or a variant such as `<Thinking>`
+        "tags": len(set(tags)) < len(tags) or not set(tags) <= set(prompts.TAGS),
         "options": lists_options(text, question, part),
         "special": _SPECIAL.search(text) is not None,
         "echo": echoes_prompt(text, question, part),
@@ -130,19 +125,22 @@ def measure(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     Returns:
         means and shares in [0, 1]; None where rows lack the column.
     """
-    rewards = _values(rows, "reward")
-    found: dict[str, float | None] = {
+
+    def values(column: str, part: str | None = None) -> list[float]:
+        found = [row.get(column) for row in rows if part in (None, row["part"])]
+        # TRL has None and NaN for what is not scored
+        return [value for value in found if value is not None and value == value]
+
+    rewards, parts = values("reward"), sorted({row["part"] for row in rows})
+    signs = {f"suspicious_{k}": mean([k in row["suspicious"] for row in rows]) for k in KINDS}
+    return {
         "step": rows[0]["optimizer_step"], "n": len(rows), "reward": mean(rewards),
         "reward_low": min(rewards, default=None), "reward_high": max(rewards, default=None),
+        **{f"reward_{part}": mean(values("reward", part)) for part in parts},
+        "format_rate": mean([not is_misformed(row["completion"]) for row in rows]),
+        "suspicious": mean([bool(row["suspicious"]) for row in rows]), **signs,
+        "tokens": mean(values("completion_tokens")), "clipped": mean(values("clipped")),
     }  # fmt: skip
-    for part in sorted({row["part"] for row in rows}):
-        mine = [row for row in rows if row["part"] == part]
-        found[f"reward_{part}"] = mean(_values(mine, "reward"))
-    found["format_rate"] = mean([not is_misformed(row["completion"]) for row in rows])
-    found["suspicious"] = mean([bool(row["suspicious"]) for row in rows])
-    found |= {f"suspicious_{k}": mean([k in row["suspicious"] for row in rows]) for k in KINDS}
-    means = {"tokens": "completion_tokens", "clipped": "clipped"}
-    return found | {name: mean(_values(rows, column)) for name, column in means.items()}
 
 
 class Watch:
@@ -156,16 +154,10 @@ class Watch:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         """Measure a round of trace rows; return its shares for the trainer's log."""
-        found = measure(rows)
-        self.curve.append(found)
+        self.curve.append(found := measure(rows))
         if self.path:
             write_csv(self.path, self.curve)
         return {f"watch/{k}": v for k, v in found.items() if k.startswith("suspicious")}
-
-
-def _values(rows: Sequence[Mapping[str, Any]], column: str) -> list[float]:
-    found = [row.get(column) for row in rows]  # TRL has None and NaN for what is not scored
-    return [value for value in found if value is not None and value == value]
 
 
 def mean(values: Sequence[float]) -> float | None:
