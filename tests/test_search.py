@@ -86,7 +86,7 @@ def test_expand_joins_equal_steps_and_hands_their_rollouts_on():
     assert [child.text for child in children] == ["Zero. Ten.", "Zero. One."]
     assert children[0].rollouts == [("", True), ("", True), (" Two.", False)]
     assert children[1].value == 0.5 and children[1].parent is node
-    assert not children[0].is_end and children[0].depth == 2
+    assert not children[0].is_end and len(children[0].path()) == 3
     assert [c.text for c in search.expand(node, width=1)] == ["Zero. Ten."]
 
 

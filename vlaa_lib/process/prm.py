@@ -155,22 +155,20 @@ def encode(policy: Policy, images: str | Path, made: Sequence[Solution]) -> dict
     processor, limit = policy.processor, policy.processor.image_processor.size["longest_edge"]
     pictures = [fit_image(open_image(s.image, images), max_pixels=limit) for s in made]
     # the question alone: the released rows do not say how it is to be answered
-    asked = [processor.apply_chat_template([
+    chats = [[
         {"role": "system", "content": SYSTEM_PROMPT},
         {"role": "user", "content": [{"type": "image"},
-                                     {"type": "text", "text": _plain(processor, s.question)}]},
-    ], tokenize=False, add_generation_prompt=True) for s in made]  # fmt: skip
+                                     {"type": "text", "text": plain(processor, s.question)}]},
+    ] for s in made]  # fmt: skip
+    asked = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     batch = dict(processor(images=pictures, text=asked, padding=True, return_tensors="pt"))
     pieces = [[step_ids(processor, step) for step in s.steps] for s in made]
     tails = [torch.tensor([i for ids in row for i in ids]) for row in pieces]
     begin = batch["input_ids"].shape[1]
     ends = [torch.tensor([len(ids) for ids in row]).cumsum(0) + begin - 1 for row in pieces]
     values = [torch.tensor([UNKNOWN if v is None else v for v in s.values]) for s in made]
-    added = {
-        "input_ids": tails,
-        "attention_mask": [torch.ones_like(tail) for tail in tails],
-        "mm_token_type_ids": [torch.zeros_like(tail) for tail in tails],
-    }
+    added = {"input_ids": tails, "attention_mask": [torch.ones_like(tail) for tail in tails],
+             "mm_token_type_ids": [torch.zeros_like(tail) for tail in tails]}  # fmt: skip
     for name in added.keys() & batch.keys():
         tail = pad_sequence(added[name], batch_first=True)
         batch[name] = torch.cat([batch[name], tail.to(batch[name].dtype)], 1)
@@ -179,17 +177,16 @@ def encode(policy: Policy, images: str | Path, made: Sequence[Solution]) -> dict
     return batch
 
 
-def _plain(processor: Any, text: str) -> str:
+def plain(processor: Any, text: str) -> str:
     """Take special tokens out of a text: a spelt image token would ask for another picture."""
     for token in processor.tokenizer.added_tokens_decoder.values():
-        if token.special:
-            text = text.replace(token.content, " ")
+        text = text.replace(token.content, " ") if token.special else text
     return text
 
 
 def step_ids(processor: Any, step: str) -> list[int]:
     """Return a step's tokens with its separator, at which the head reads."""
-    return processor.tokenizer.encode(_plain(processor, step) + SEPARATOR, add_special_tokens=False)
+    return processor.tokenizer.encode(plain(processor, step) + SEPARATOR, add_special_tokens=False)
 
 
 @torch.inference_mode()
@@ -315,19 +312,21 @@ def begin(cfg: Settings, start: str | Path | None, out: str | Path) -> Policy:
 def within(policy: Policy, made: Sequence[Solution], limit: int) -> list[Solution]:
     """Keep solutions of at most `limit` tokens of text, and name the others; none is cut."""
     kept = []
-    for solution in made:
-        texts = solution.question, *solution.steps
-        tokens = sum(len(step_ids(policy.processor, text)) for text in texts)
+    for one in made:
+        tokens = sum(len(step_ids(policy.processor, text)) for text in (one.question, *one.steps))
         if tokens <= limit:
-            kept.append(solution)
+            kept.append(one)
         else:
-            print(f"left out: {solution.image}: {tokens} tokens of text, the limit is {limit}")
+            print(f"left out: {one.image}: {tokens} tokens of text, the limit is {limit}")
     if not kept:
         raise RecordError(f"all {len(made)} solutions are too long; raise prm.max_tokens")
     return kept
 
 
 # --- measures -------------------------------------------------------------------------------------
+
+
+Pair = tuple[float, float]  # score and value of a step
 
 
 def report(
@@ -342,7 +341,7 @@ def report(
     return measures(list(groups.values())), calibration(pairs)
 
 
-def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
+def measures(groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
     """Compare (score, value) pairs, one group a question; None where a measure is undefined.
 
     `mse_constant` is the error of the best constant, `spearman` the rank correlation over all
@@ -362,7 +361,7 @@ def measures(groups: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any]:
     }
 
 
-def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+def spearman(pairs: Sequence[Pair]) -> float | None:
     """Return the rank correlation, ties at their mean rank; None where one side is constant.
 
     >>> spearman([(0.1, 0.0), (0.2, 0.5), (0.9, 1.0)]), spearman([(0.1, 1.0), (0.2, 1.0)])
@@ -374,9 +373,9 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
     return None if math.isnan(found) else round(float(found), 12)
 
 
-def calibration(pairs: Sequence[tuple[float, float]], bins: int = 5) -> list[dict[str, Any]]:
+def calibration(pairs: Sequence[Pair], bins: int = 5) -> list[dict[str, Any]]:
     """Compare mean score and mean value in equal bins of the score; empty bins are left out."""
-    inside: dict[int, list[tuple[float, float]]] = {}
+    inside: dict[int, list[Pair]] = {}
     for pair in pairs:
         inside.setdefault(min(bins - 1, int(pair[0] * bins)), []).append(pair)
     return [

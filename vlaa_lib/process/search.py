@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Sampler = Callable[[list[Record], list[str], int], list[str]]
 # records and whole completions -> whether each answer is right
 Verifier = Callable[[list[Record], list[str]], list[bool]]
-QUESTIONS = 32  # ours: trees that grow together, and are done again when a search is cut off
 Tree = dict[str, Any]  # as it is stored: record_id, image, question, status, rollouts, root
 
 
@@ -58,20 +57,18 @@ class Node:
         return bool(self.rollouts) and not any(steps.spans(text) for text, _ in self.rollouts)
 
     @property
-    def depth(self) -> int:
-        """Number of steps."""
-        return self.parent.depth + 1 if self.parent else 0
-
-    @property
     def status(self) -> str:
         """Whether a tree of this root says anything about steps."""
         return {0.0: "hopeless", 1.0: "solved"}.get(self.value, "searched")
 
+    def path(self) -> list[Node]:
+        """Return the node, its parent and so on up to the root."""
+        return [self, *(self.parent.path() if self.parent else [])]
+
     def close(self) -> None:
         """Close the node, and each node above whose children are all closed."""
-        node: Node | None = self
-        while node and (node is self or all(child.is_closed for child in node.children)):
-            node.is_closed, node = True, node.parent
+        for node in self.path():
+            node.is_closed = node is self or all(child.is_closed for child in node.children)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is kept; the rollouts' texts are not, they are most of a search."""
@@ -143,11 +140,10 @@ def simulate(
 
 def backpropagate(node: Node, max_depth: int) -> None:
     """Phase 4: add a node's value to every node up to the root; close what has nothing left."""
-    above: Node | None = node
-    while above:
-        above.visits, above.total = above.visits + 1, above.total + node.value
-        above = above.parent
-    if node.is_end or node.depth >= max_depth:
+    for above in node.path():
+        above.visits += 1
+        above.total += node.value
+    if node.is_end or len(node.path()) > max_depth:
         node.close()
 
 
@@ -184,7 +180,7 @@ def search(
     seed: int = 0,
     policy: str = "",
     verifier: Verifier | None = None,
-    questions: int = QUESTIONS,
+    questions: int = 32,  # ours: trees that grow together, and again when a search is cut off
 ) -> list[Tree]:
     """Search a tree for each record; one file a question in `out/trees`, each there whole or not.
 
@@ -220,12 +216,7 @@ def is_right(made: list[Record], completions: list[str]) -> list[bool]:
 
 
 def run(
-    policy: Policy,
-    made: Sequence[Record],
-    images: str | Path,
-    out: str | Path,
-    s: Search,
-    seed: int,
+    policy: Policy, made: list[Record], images: str | Path, out: str | Path, s: Search, seed: int
 ) -> list[Tree]:
     """Search with a policy; also write `processes.json` and `statistics.csv` into `out`."""
     import torch
@@ -274,8 +265,8 @@ def statistics(trees: Iterable[Tree]) -> list[dict[str, Any]]:
         mine = [tree for tree in trees if source in ("sum", tree["source"])]
         status = Counter(tree["status"] for tree in mine)
         values = [row["value"] for row in rows(mine)]
-        roots = [tree["root"] for tree in mine]
-        nodes = [*roots, *(node for root in roots for _, node in walk(root))]
+        nodes = [node for tree in mine
+                 for node in (tree["root"], *(child for _, child in walk(tree["root"])))]
         table.append({
             "source": source,
             "questions": status["searched"],
