@@ -38,7 +38,7 @@ def test_ten_rows_of_each_benchmark(load, name, monkeypatch):
         assert open_image(row["images"][0], found.images).size == (40, 30)
     assert found.rows[2]["images"] == found.rows[0]["images"] != found.rows[1]["images"]
     assert len(list(found.images.iterdir())) == 9  # the shared picture once, no drafts
-    monkeypatch.setattr(benchmarks.os, "replace", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(benchmarks.folders.os, "replace", lambda *_: pytest.fail("written again"))
     assert len(load(name, rows(name)).rows) == 10
 
 

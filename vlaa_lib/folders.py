@@ -13,13 +13,13 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import uuid4
 
 from vlaa_lib import ROOT, VlaaError
 
@@ -30,21 +30,25 @@ PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[TextIO]:
-    """Open a file for writing that is there whole or not at all; on an error the old one stays."""
+def staged(path: str | Path) -> Iterator[Path]:
+    """Give a draft, one's own, that becomes the file at the end; on an error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[TextIO]:
+    """Open a text that is there whole or not at all, on the disk too."""
+    with staged(path) as draft, draft.open("w", encoding="utf-8") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

@@ -113,13 +113,10 @@ def _write_parquet(split: Path, target: Path, images: str | Path | None) -> None
     columns = dict.fromkeys(next(flat()), datasets.Value("string"))
     if images:
         columns["image"] = datasets.Image()
-    target.parent.mkdir(parents=True, exist_ok=True)
     # through a file of its own: the pictures of a whole split need not fit into memory
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, folders.staged(target) as draft:
         features = datasets.Features(columns)
-        made = datasets.Dataset.from_generator(flat, features=features, cache_dir=cache)
-        made.to_parquet(target.with_suffix(".part"))
-    target.with_suffix(".part").replace(target)
+        datasets.Dataset.from_generator(flat, features=features, cache_dir=cache).to_parquet(draft)
 
 
 def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:

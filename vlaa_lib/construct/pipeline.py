@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,24 +41,22 @@ class Result:
     out: Path
     counts: list[dict[str, Any]]
 
+    # the splits, and the records that left the pipeline, are read from their files
+
     @property
     def sft(self) -> list[Record]:
-        """The SFT split, read from its file."""
         return list(files.kept(self.out / "sft.jsonl"))
 
     @property
     def rl(self) -> list[Record]:
-        """The RL split, read from its file."""
         return list(files.kept(self.out / "rl.jsonl"))
 
     @property
     def drops(self) -> list[Dropped]:
-        """The records that left the pipeline, read from their file."""
         return [Dropped(**row) for row in folders.whole_lines(self.out / "drops.jsonl")]
 
     @property
     def summary(self) -> str:
-        """How many records each split has, and how many were dropped."""
         sft, rl = (sum(row["out"] for row in self.counts if row["step"] == s) for s in SPLITS)
         dropped = sum(row["dropped"] for row in self.counts)
         return f"{sft} for SFT, {rl} for RL, {dropped} dropped"
@@ -148,14 +146,11 @@ def run(
     paid. A refused call is none of these: it cost nothing, and the next run asks it again.
 
     Args:
-        images: image root; files are checked and sent as they are, in the caption step only.
-        base_url: of the endpoints that name none.
         endpoints: by step. The ledger tells models apart by name alone: give a teacher that
             changed under its name (new rates or weights) another `out`.
     Raises:
-        VlaaError: a key is missing; the endpoint answered no call, or many in a row went
-            unanswered; another run is at work in `out`; its ledger cannot be used. A failed call
-            of one record only drops that record, with the reason.
+        VlaaError: `out` is in use; and what `llm.Client` raises. A failed call of one record only
+            drops that record, with the reason.
         Halted: the budget is spent or the disk nearly full; calls in flight were finished.
     """
     out, counts = Path(out), Counts()
@@ -178,12 +173,11 @@ def run(
 @contextmanager
 def _writer(out: Path) -> Iterator[Callable[[Record | Dropped], None]]:
     """Open the three files, each there whole or not at all, and give what writes an outcome."""
-    names = ("sft.jsonl", "rl.jsonl", "drops.jsonl")
-    for name in (*names, "rejects.jsonl", "counts.csv"):
+    for name in ("sft.jsonl", "rl.jsonl", "drops.jsonl", "rejects.jsonl", "counts.csv"):
         for left in out.glob(f".{name}.*"):  # half-written by a run that was killed
             left.unlink()
-    with ExitStack() as stack:
-        sft, rl, drops = (stack.enter_context(folders.atomic(out / name)) for name in names)
+    with (folders.atomic(out / "sft.jsonl") as sft, folders.atomic(out / "rl.jsonl") as rl,
+          folders.atomic(out / "drops.jsonl") as drops):  # fmt: skip
 
         def write(outcome: Record | Dropped) -> None:
             if isinstance(outcome, Record):

@@ -12,14 +12,13 @@ import base64
 import csv
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import VlaaError, prompts
+from vlaa_lib import VlaaError, folders, prompts
 from vlaa_lib import images as pictures
 from vlaa_lib.records import Record, RecordError, Reject, clean_image_path
 
@@ -281,14 +280,10 @@ def _write(data: bytes, images: Path) -> str:
     name = hashlib.sha256(data).hexdigest()[:32] + pictures.image_extension(data)
     if (images / name).is_file():
         return name
-    draft = f"{os.getpid()}-{name}"
-    images.mkdir(parents=True, exist_ok=True)
     try:
-        (images / draft).write_bytes(data)
-        pictures.fitted_size(*pictures.open_image(draft, images).size)
-        os.replace(images / draft, images / name)
+        with folders.staged(images / name) as draft:
+            draft.write_bytes(data)
+            pictures.fitted_size(*pictures.open_image(draft.name, images).size)
     except pictures.ImageError as error:
-        raise RecordError(f"column 'image': {str(error).replace(draft, name)}") from None
-    finally:
-        (images / draft).unlink(missing_ok=True)
+        raise RecordError(f"column 'image': {str(error).replace(draft.name, name)}") from None
     return name

@@ -90,10 +90,8 @@ def ask_all(
 ) -> list[Reply | CallFailed]:
     """Return the reply to each request, or why there is none; calls run side by side.
 
-    Args:
-        ledger: file that keeps the replies.
-        images: image root.
-        spent: give the same one again where the budgets are of several askings together.
+    Give the same `spent` again where the budgets are of several askings together.
+
     Raises:
         VlaaError: the endpoint has no address or key, or answers nobody; an unusable ledger.
         Halted: the budget is spent or the disk nearly full; calls in flight were finished.
@@ -114,12 +112,9 @@ def ask_all(
 
 
 class Client:
-    """Ask each question once: from the ledger, else over the network.
+    """Ask each question once: from the ledger file, else over the network.
 
-    Args:
-        endpoints: by step.
-        base_url: of the endpoints that name none.
-        ledger, images: file that keeps the replies, image root.
+    `base_url` is that of the endpoints that name none; `images` is the image root.
     """
 
     def __init__(

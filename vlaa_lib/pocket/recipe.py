@@ -230,8 +230,8 @@ def train(
 
 def _keep(path: Path, state: dict) -> None:
     """Write a state so that it is there whole or not at all."""
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with folders.staged(path) as draft:
+        torch.save(state, draft)
 
 
 def task(

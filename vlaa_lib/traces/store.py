@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlaa_lib import folders
 from vlaa_lib.records import Record
 from vlaa_lib.rewards.mixed import is_misformed
 
@@ -82,9 +83,9 @@ class TraceStore:
             raise ValueError(f"{self.folder}: a value of a wrong type: {error}") from None
         numbers = [int(path.name.split("-")[1]) for path in self.folder.glob(f"*-{rank}.parquet")]
         path = self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{rank}.parquet"
-        temporary = path.with_suffix(".tmp")
-        pa.parquet.write_table(made, temporary, compression="zstd")
-        return temporary.replace(path)
+        with folders.staged(path) as draft:
+            pa.parquet.write_table(made, draft, compression="zstd")
+        return path
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:

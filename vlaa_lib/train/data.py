@@ -7,11 +7,10 @@ TRL hands every column that it does not know to the reward functions.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlaa_lib import VlaaError, prompts
+from vlaa_lib import VlaaError, folders, prompts
 from vlaa_lib.images import ImageError, fit_image, open_image
 from vlaa_lib.models import ImageProcessor, Policy
 from vlaa_lib.progress import progress_bar
@@ -103,11 +102,9 @@ def fitted_image(record: Record, images: str | Path, cache: str | Path, **budget
     if is_same:
         return str(path.resolve())
     target = Path(cache) / Path(record.image).with_suffix(".png")
-    target.parent.mkdir(parents=True, exist_ok=True)
     # each process of a launch fits the same image, and none may read another's half-written one
-    draft = target.with_name(f".{os.getpid()}-{target.name}")
-    fitted.save(draft)
-    os.replace(draft, target)
+    with folders.staged(target) as draft:
+        fitted.save(draft, "PNG")
     return str(target.resolve())
 
 
