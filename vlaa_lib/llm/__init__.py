@@ -13,10 +13,10 @@ since what it asks next depends on the replies.
 from .client import Answered, Client, Limits, Spent, ask_all, run_apart
 from .endpoints import ENDPOINTS, Endpoint, read_endpoints
 from .ledger import Ledger, Reply, call_key
-from .messages import EMPTY, CallFailed, Request, fill, key_of
+from .messages import EMPTY, CallFailed, Request, fill, key_of, texts_of
 
 __all__ = [
     "EMPTY", "ENDPOINTS", "Answered", "CallFailed", "Client", "Endpoint", "Ledger", "Limits",
     "Reply", "Request", "Spent", "ask_all", "call_key", "fill", "key_of", "read_endpoints",
-    "run_apart",
+    "run_apart", "texts_of",
 ]

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,18 @@ def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Re
         completion_tokens=counts[1],
         cost=endpoint.cost(*counts),
     )
+
+
+def texts_of(replies: Iterable[Reply | CallFailed], unusable: Counter[str]) -> list[str | None]:
+    """Return the text of each reply; None where it is unusable, which is counted by its reason."""
+    found: list[str | None] = []
+    for reply in replies:
+        # a reply cut off or blocked is a problem, whatever its text holds
+        problem = reply.reason if isinstance(reply, CallFailed) else reply.problem
+        found.append(None if problem else reply.text)
+        if problem:  # what stands behind the colon of a refusal quotes the model
+            unusable[problem.partition(":")[0]] += 1
+    return found
 
 
 def _text(value: Any) -> str:

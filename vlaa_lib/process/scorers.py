@@ -174,18 +174,13 @@ class StepJudge:
             for record, steps in zip(records, solutions, strict=True)
             for i in range(len(steps))
         ]  # fmt: skip
-        scores = []
-        for reply in self._ask(requests):
-            is_lost = isinstance(reply, llm.CallFailed)
-            # a reply cut off or blocked is a problem, whatever number it holds
-            problem = reply.reason if is_lost else reply.problem
-            score = None if problem else read_score(reply.text)
-            if score is None:  # before the colon: a refusal quotes the model
-                self.unusable[problem.partition(":")[0] or f"no score from 1 to {TOP}"] += 1
-            scores.append(math.nan if score is None else score / TOP)
+        texts = llm.texts_of(self._ask(requests), self.unusable)
+        scores = [None if text is None else read_score(text) for text in texts]
+        if lost := scores.count(None) - texts.count(None):
+            self.unusable[f"no score from 1 to {TOP}"] += lost
         self.asked += len(scores)
         left = iter(scores)
-        return [[next(left) for _ in steps] for steps in solutions]
+        return [[(next(left) or math.nan) / TOP for _ in steps] for steps in solutions]
 
 
 def shown(steps: Sequence[str], i: int, view: str) -> str:

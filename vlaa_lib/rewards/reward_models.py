@@ -219,13 +219,7 @@ class Judge(_Sighted):
 
     def texts(self, requests: list[llm.Request]) -> list[str | None]:
         """Return the text of each reply; None where it is unusable, which is counted."""
-        found: list[str | None] = []
-        for reply in self.replies(requests):
-            problem = reply.reason if isinstance(reply, llm.CallFailed) else reply.problem
-            found.append(None if problem else reply.text)
-            if problem:  # what stands behind the colon of a refusal quotes the model
-                self.unusable[problem.partition(":")[0]] += 1
-        return found
+        return llm.texts_of(self.replies(requests), self.unusable)
 
     def replies(self, requests: list[llm.Request]) -> list[llm.Reply | llm.CallFailed]:
         """Return the reply to each request of the step `judge`, or why there is none."""
