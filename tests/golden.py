@@ -159,7 +159,7 @@ def plan() -> Net:
         for method, way in ways:
             place, records = f"{name}/{method}/{way[0]} {way[1]}", plan.PAPER_RECORDS[method]
             try:
-                said = plan.plan(Setup(cfg, method, shape, *way, 80, records, "parked"))
+                said = plan.plan(Setup(cfg, method, shape, *way, 80, records, True))
                 found |= {f"{place}/{key}": said.pop(key) for key in ("batches", "peak_bytes")}
                 found[f"{place}/rest"] = said
             except VlaaError as error:

@@ -9,6 +9,7 @@ import importlib.util
 import math
 import sys
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,7 @@ from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import launch
 from vlaa_lib.train.grpo import grpo_config
-from vlaa_lib.train.settings import supervised_args
-from vlaa_lib.train.sft import sft_config
+from vlaa_lib.train.sft import sft_config, supervised_args
 
 # deepspeed is an extra that requirements.txt leaves out: data/TRAINING.md says what was run
 ZERO = ["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
@@ -70,9 +70,9 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
     words = [launched.__file__, str(tiny_model), str(data), str(tmp_path)]
     command = launch.command(config, words, gpus=2, main_port=0)
     command[3:3] = ["--mixed_precision", "no"]  # to compare in float32
-    heard: list[dict] = []
-    launch.run(command, tmp_path / "launch.log", heard.append)
-
+    launch.run(command, tmp_path / "launch.log")
+    lines = (tmp_path / "launch.log").read_text(errors="replace").splitlines()
+    heard = [event for event in map(launch.read_event, lines) if event]
     kinds = [event["name"] for event in heard if event["event"] == "kind"]
     assert kinds == [KINDS[config]] * 2
     for method, keys in COMPARED.items():
@@ -93,9 +93,8 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
         # rounding, so is the direction
         assert not [k for k in old if not torch.allclose(old[k], new[k], atol=1e-4)]
     # one process alone tells of its progress, from the first step to the last of each method
-    steps = [event["step"] for event in heard if event["event"] == "step" and "loss" in event]
-    assert steps == [1, 2, 3] * len(COMPARED)
-    assert [event["event"] for event in heard].count("end") == len(COMPARED)
+    steps = [event["step"] for event in heard if event["event"] == "step"]
+    assert [step for step, _ in groupby(steps)] == [0, 1, 2, 3] * len(COMPARED)
 
 
 @pytest.mark.distributed
@@ -113,9 +112,8 @@ def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
         "dist.barrier()\n"
     )
     command = launch.command("cpu2", [str(script)])
-    with pytest.raises(launch.LaunchError, match="process 1 was killed by SIGKILL") as error:
+    with pytest.raises(launch.LaunchError, match="code 1; process 1 was killed by SIGKILL"):
         launch.run(command, tmp_path / "launch.log")
-    assert (error.value.code, error.value.rank) == (1, 1)
     assert "SIGKILL" in (tmp_path / "launch.log").read_text()
     assert sys.executable in (tmp_path / "launch.log").read_text()
 

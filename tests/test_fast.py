@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from test_train import settings
-from vlaa_lib import VlaaError, models, profiles, prompts
-from vlaa_lib.train import data, fast, micro_batches
+from vlaa_lib import models, prompts, rewards
+from vlaa_lib.train import data, fast, rounds
 from vlaa_lib.train.grpo import grpo_config
-from vlaa_lib.train.pictures import Pictures
+from vlaa_lib.train.rounds import Pictures
 from vlaa_lib.train.trainer import TracingGRPOTrainer
 
 # two optimizer steps a round, each of two micro-batches: old, reference and policy passes
@@ -48,6 +48,11 @@ def right_first(completions, **columns):
 right_first.__name__ = "mixed_reward"  # the trace store reads the reward by this name
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_scored(monkeypatch):
+    monkeypatch.setattr(rewards, "start", lambda columns, completions: None)
+
+
 def trainer(kind, model, micro, out, mode="full", paths=fast.PATHS, **overrides):
     from trl import GRPOTrainer
 
@@ -69,7 +74,7 @@ def trainer(kind, model, micro, out, mode="full", paths=fast.PATHS, **overrides)
         processing_class=policy.processor,
         peft_config=models.adapter(mode),
     )
-    made.fast, made.overlap = paths, False
+    made.fast = paths
     return made
 
 
@@ -156,11 +161,11 @@ def test_a_window_is_sorted_and_taken_apart_again():
         {"ids": torch.tensor([[0, 1], [2, 3]]), "names": ["a", "b"], "n": torch.tensor(4)},
         {"ids": torch.tensor([[4, 5], [6, 7]]), "names": ["c", "d"], "n": torch.tensor(4)},
     ]
-    whole = micro_batches.joined(stock)
+    whole = rounds.joined(stock)
     assert whole["names"] == list("abcd") and whole["n"] == 4 and len(whole["ids"]) == 4
-    made = micro_batches.Window(stock, micro_batches.alike(torch.tensor([1, 5, 2, 9])))
+    made = rounds.Window(stock, rounds.alike(torch.tensor([1, 5, 2, 9])))
     for rows in made.order.split(2):
-        ids = micro_batches.of_rows(rows, whole)["ids"].float()
+        ids = rounds.of_rows(rows, whole)["ids"].float()
         made.passes.append((ids, -ids))
     for batch, (logps, entropies, _) in zip(stock, made.unsorted(), strict=True):
         assert torch.equal(logps, batch["ids"].float()) and torch.equal(entropies, -logps)
@@ -258,7 +263,7 @@ def test_a_trained_tower_is_left_to_the_stock_trainer_and_said_once(
 ):
     made = trainer("ours", tiny_model, micro_data, tmp_path)
     next(made.model.model.visual.parameters()).requires_grad_(True)
-    assert not made._takes(fast.VISION) and made._takes(fast.IMAGES)
+    assert fast.VISION not in made._paths and fast.IMAGES in made._paths
     assert capsys.readouterr().out == "grpo.fast: without vision: the vision tower is trained\n"
 
 
@@ -276,9 +281,3 @@ def test_pictures_are_known_by_content_and_a_round_forgets_them(tiny_model, micr
     assert len(pictures._grids) == 2
     pictures.forget()
     assert not pictures._grids
-
-
-def test_profiles_refuse_a_path_that_does_not_exist():
-    assert fast.PATHS == profiles.FAST
-    with pytest.raises(VlaaError, match="grpo.fast.0: 'warp'"):
-        profiles.load("smoke", **{"grpo.fast": ["warp"]})

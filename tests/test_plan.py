@@ -62,10 +62,8 @@ def test_memory_of_3b_and_7b_is_that_computed_by_hand(
     small = setup("single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": 1})
     assert plan.activations(small) / GB == pytest.approx(row, rel=0.2)
     for batch, by_hand in ((1, one), (4, four)):
-        small = setup(
-            "single", model=model, gpus=1, sharding="ddp", **{"grpo.per_device_batch": batch}
-        )
-        parts = plan.memory(small)["training"]
+        section = replace(small.cfg.grpo, per_device_batch=batch)
+        parts = plan.memory(replace(small, cfg=replace(small.cfg, grpo=section)))["training"]
         assert sum(parts.values()) / GB == pytest.approx(by_hand, rel=0.08)
     quantised = setup("single", model=model, gpus=1, sharding="ddp", **{"grpo.mode": "4bit"})
     adapter = 2 * quantised.trained
@@ -73,11 +71,9 @@ def test_memory_of_3b_and_7b_is_that_computed_by_hand(
 
 
 def pocket_setup(folder, mode, batch, tokens, **other):
-    lengths = {"grpo.max_prompt_tokens": tokens - 1, "grpo.max_completion_tokens": 1}
-    sizes = {"grpo.per_device_batch": batch, "grpo.mode": mode, "model.max_pixels": 112 * 112}
-    return setup(
-        "smoke", model=folder, gpus=1, sharding="ddp", width=4, **lengths, **sizes, **other
-    )
+    other |= {"grpo.max_prompt_tokens": tokens - 1, "grpo.max_completion_tokens": 1,
+              "grpo.per_device_batch": batch, "grpo.mode": mode, "model.max_pixels": 112 * 112}
+    return setup("smoke", model=folder, gpus=1, sharding="ddp", width=4, **other)  # fmt: skip
 
 
 def policy_of(folder, mode):
@@ -136,7 +132,6 @@ def test_activations_are_those_that_autograd_keeps(mode, checkpointing):
     import torch
 
     folder = models.resolve("data/pocket/instruct")
-
     policy, model = policy_of(folder, mode)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -181,7 +176,7 @@ def test_every_profile_divides_or_names_numbers_that_do(profile, method, gpus):
         remedies = list(_remedies(s, text))
         assert remedies
         for changed in remedies:
-            plan.check(changed)
+            plan.batches(changed)
     else:
         assert found["batch"] == found["per_device"] * found["accumulation"] * gpus
 
@@ -204,9 +199,9 @@ def test_a_refusal_names_all_three_ways_out():
     with pytest.raises(VlaaError, match=r"--gpus 8; grpo.per_device_batch=1 or 2(;|$)"):
         plan.batches(setup("single", gpus=16))
     with pytest.raises(VlaaError, match="fewer than one sampling round's 512"):
-        plan.check(setup(records=100))
+        plan.batches(setup(records=100))
     with pytest.raises(VlaaError, match="4-bit weights are not sharded"):
-        plan.check(setup(**{"grpo.mode": "4bit"}))
+        plan.batches(setup(**{"grpo.mode": "4bit", "grpo.sampler": "transformers"}))
 
 
 def test_the_papers_rounds_and_steps():
@@ -218,7 +213,7 @@ def test_the_papers_rounds_and_steps():
 
 
 def test_the_profiles_fit_the_machines_that_they_are_made_for():
-    assert not plan.problems(setup(reward_model="parked"))
+    assert not plan.problems(setup(reward_model=True))
     assert not plan.problems(setup(method="sft"))
     for method in ("sft", "grpo"):
         one = {"profile": "single", "method": method, "gpus": 1, "sharding": "ddp"}
@@ -227,7 +222,7 @@ def test_the_profiles_fit_the_machines_that_they_are_made_for():
 
 
 def test_what_does_not_fit_is_named():
-    s = setup(model=SEVEN, sharding="ddp", reward_model="on")
+    s = setup(model=SEVEN, sharding="ddp", reward_model=True)
     assert any(re.match(r"training takes .* of 80 GB", text) for text in plan.problems(s))
     assert not plan.problems(setup(model=SEVEN))
     one = {"method": "sft", "gpus": 1, "sharding": "ddp"}
@@ -258,6 +253,11 @@ def test_the_command(tmp_path, capsys):
     assert made["peak_bytes"]["training"] == sum(made["memory_bytes"]["training"].values())
     assert main(["plan", "--profile", "smoke", "--card-gb", "0.5"]) == 1
     assert "does not fit: sampling" in capsys.readouterr().out
-    for wrong in (["--gpus", "0"], ["--card-gb", "0"], ["--model", "who/knows"]):
-        assert main(["plan", "--profile", "smoke", *wrong]) == 2
-        assert "error: " in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"a":')
+    for option, value, said in (
+        ("--gpus", "0", "above 0"), ("--card-gb", "0", "above 0"),
+        ("--model", "who/knows", "no config here"),
+        ("--model", str(tmp_path / "config.json"), "not a valid JSON"),
+    ):  # fmt: skip
+        assert main(["plan", "--profile", "smoke", option, value]) == 2
+        assert re.search(f"error: .*{said}", capsys.readouterr().err)

@@ -81,6 +81,8 @@ BAD = [
     ("grpo.parts", ["digit", "length"], "'length': input should be 'digit'"),
     ("grpo.min_learning_rate", 1.0, "between 0 and grpo.learning_rate"),
     ("grpo.loss_type", "ppo", "'grpo', 'bnpo'"),
+    ("grpo.sampler_url", "node7", "should match pattern '.https"),
+    ("grpo.fast", ["warp"], "grpo.fast.0: 'warp'"),
     ("grpo.reward_model", "judge", r"grpo\.endpoints: a judge"),
     ("grpo.process_weight", 0.5, "above 0 only with grpo.process_model"),
     ("grpo.process_weight", -1.0, "greater than or equal to 0"),

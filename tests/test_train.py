@@ -118,7 +118,9 @@ def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none
     found = {}
     for overlap in (True, False):
         out = tmp_path / str(overlap)
-        train.grpo(cfg, made, folder / "images", out, overlap=overlap)
+        if not overlap:
+            monkeypatch.setattr(rewards, "start", lambda columns, completions: None)
+        train.grpo(cfg, made, folder / "images", out)
         found[overlap] = [{k: row[k] for k in ("record_id", "completion", "reward", "reason")}
                           for row in traces.load(out / "traces")]  # fmt: skip
     assert found[True] == found[False] and found[True]
@@ -309,7 +311,7 @@ def state(losses: list[float], step: int = 0) -> TrainerState:
 
 def test_a_gradient_in_the_tower_ends_the_training(policy):
     tower = policy.model.model.visual
-    watch, weight = callbacks.FrozenVision(), next(tower.parameters())
+    watch, weight = callbacks.Guard(""), next(tower.parameters())
     watch.on_pre_optimizer_step(None, state([]), TrainerControl(), model=policy.model)
     weight.grad = torch.zeros_like(weight)
     with pytest.raises(Halted, match="visual.* has a gradient"):
@@ -324,24 +326,24 @@ def test_a_gradient_in_the_tower_ends_the_training(policy):
         ([2.0, 9.0], ""),  # two losses have no usual one yet
     ],
 )
-def test_a_loss_spike_is_said(losses, said, capsys):
-    callbacks.SpikeWatch().on_log(None, state(losses, step=7), TrainerControl())
+def test_a_loss_spike_is_said(losses, said, capsys, tmp_path):
+    callbacks.Guard(tmp_path).on_log(None, state(losses, step=7), TrainerControl())
     out = capsys.readouterr().out
     assert (f"step 7: {said}" in out) if said else not out
 
 
-def test_the_loss_of_grpo_has_no_spikes(capsys):
+def test_the_loss_of_grpo_has_no_spikes(capsys, tmp_path):
     trained = state([1e-4, 1e-4, 9e-4])
     for row in trained.log_history:
         row["reward"] = 0.5
-    callbacks.SpikeWatch().on_log(None, trained, TrainerControl())
+    callbacks.Guard(tmp_path).on_log(None, trained, TrainerControl())
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_training(loss):
+def test_a_loss_that_is_no_number_ends_the_training(loss, tmp_path):
     with pytest.raises(Halted, match="step 3: .*lower the learning rate"):
-        callbacks.SpikeWatch().on_log(None, state([2.0, 2.0, loss], step=3), TrainerControl())
+        callbacks.Guard(tmp_path).on_log(None, state([2.0, 2.0, loss], step=3), TrainerControl())
 
 
 SWITCHES = [

@@ -168,7 +168,6 @@ def plan(
     records: Annotated[int | None, Option(help="default: what the profile trains on")] = None,
     card_gb: Annotated[float | None, Option(help="default: 80, with lora 24, 4bit 16")] = None,
     sharding: Literal["ddp", "zero2", "zero3", "fsdp2"] | None = None,
-    reward_model: Literal["none", "parked", "on"] | None = None,
     changes: o.Set = [],
     json: o.Json = None,
 ) -> None:
@@ -178,8 +177,7 @@ def plan(
     """
     from vlaa_lib.train import plan as planner
 
-    asked = {"card_gb": card_gb, "sharding": sharding, "reward_model": reward_model}
-    cfg = loaded(profile, changes)
+    cfg, asked = loaded(profile, changes), {"card_gb": card_gb, "sharding": sharding}
     made = planner.plan(planner.setup_of(cfg, method, gpus, model, records=records, **asked))
     if json:
         folders.write_json(json, made)

@@ -34,8 +34,8 @@ from vlaa_lib.records import Record, RecordError, from_columns
 from vlaa_lib.rewards.mixed import text_of
 from vlaa_lib.rewards.signs import mean
 from vlaa_lib.train import checkpoints
-from vlaa_lib.train.callbacks import complete, watchers
-from vlaa_lib.train.settings import identity, starting_policy, supervised_args
+from vlaa_lib.train.callbacks import Guard, complete
+from vlaa_lib.train.sft import starting_policy, supervised_args
 
 from . import steps
 from .scorers import Scorer
@@ -264,7 +264,7 @@ def train(
     trained, held_out = parted(rows, s.held_out)
     if not (made := solutions(trained)):
         raise RecordError(f"none of {len(rows)} rows to train on; search more questions")
-    resume = checkpoints.begin(out, identity(cfg, "prm", made, start))
+    resume = checkpoints.begin(cfg, "prm", made, out, start)
     policy = begin(cfg, start, out)
     trainer = PrmTrainer(
         model=policy.model,
@@ -273,7 +273,7 @@ def train(
         train_dataset=within(policy, made, s.max_tokens),
         data_collator=partial(encode, policy, images),
         processing_class=policy.processor,
-        callbacks=watchers(out),
+        callbacks=[Guard(out)],
     )
     log = complete(trainer, out, resume)
     if trainer.is_world_process_zero():

@@ -122,7 +122,7 @@ class Grpo:
     endpoints: str
     dead_rounds: PositiveInt
     sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
-    sampler_url: str
+    sampler_url: Annotated[str, Field(pattern="^https?://")]
     save_rounds: NonNegativeInt
     fast: list[Literal[FAST]]
 
@@ -279,6 +279,9 @@ def _check(s: Settings) -> None:
             g.kl != "off" and not g.beta,
         "grpo.min_learning_rate: between 0 and grpo.learning_rate":
             g.min_learning_rate > g.learning_rate,
+        f"grpo.sampler: {g.sampler} needs whole weights, and merging an adapter into packed 4-bit "
+        "ones rounds it away; set grpo.sampler: transformers or grpo.mode: lora":
+            g.sampler != "transformers" and g.mode == "4bit",
         "grpo.process_weight: above 0 only with grpo.process_model":
             g.process_weight and not g.process_model,
         "grpo.endpoints: a judge needs a YAML file with the section `judge`":

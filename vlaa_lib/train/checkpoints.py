@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlaa_lib import Halted, folders
+from vlaa_lib.profiles import Settings
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
 STATE = "vlaa_state.json"  # what our trainers keep beside the Trainer's own state
@@ -97,32 +101,42 @@ def latest(out: str | Path) -> Path | None:
     for folder in Path(out).glob("checkpoint-*"):
         if not folder.name.removeprefix("checkpoint-").isdigit():
             continue
-        if problem := _problem(folder):
-            print(f"passing over {folder}: {problem}")
+        problem = ""
+        for name in ("trainer_state.json", STATE):
+            try:
+                json.loads((folder / name).read_text())
+            except (OSError, ValueError):
+                problem = f"{name} is missing or broken"
+        weights = ("*.safetensors", "pytorch_model*", "global_step*")
+        if not any(path.stat().st_size for pattern in weights for path in folder.glob(pattern)):
+            problem = "it holds no weights"
+        if problem:
+            print(f"passing over {folder}: half-written, {problem}")
         else:
             whole.append(folder)
     return max(whole, key=step_of, default=None)
 
 
-def _problem(folder: Path) -> str:
-    """Say what a checkpoint lacks; empty when it is whole."""
-    for name in ("trainer_state.json", STATE):
-        try:
-            json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            return f"half-written, {name} is missing or broken"
-    weights = ("*.safetensors", "pytorch_model*", "global_step*")
-    if not any(path.stat().st_size for pattern in weights for path in folder.glob(pattern)):
-        return "half-written, it holds no weights"
-    return ""
+def begin(
+    cfg: Settings, method: str, records: Iterable[Any], out: str | Path,
+    start: str | Path | None = None, **more: Any,
+) -> str | None:  # fmt: skip
+    """Claim a run folder for what must be the same in a resumed run; return its last checkpoint.
 
-
-def begin(out: str | Path, settings: dict[str, Any]) -> str | None:
-    """Claim a run folder for these settings; return the checkpoint to go on from, if any.
-
-    Raises:
-        VlaaError: the folder holds checkpoints of other settings.
+    Args:
+        records: what is trained on; anything with an `id`.
+        more: what else decides the run's numbers.
     """
+    ids = [record.id for record in records]
+    sections = {"model": asdict(cfg.model), method: asdict(getattr(cfg, method))}
+    settings = {
+        "method": method,
+        "seed": cfg.seed,
+        **{f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()},
+        "start": str(start or cfg.model.policy),
+        "records": f"{len(ids)} {hashlib.sha256(chr(10).join(ids).encode()).hexdigest()[:16]}",
+        **more,
+    }
     last = latest(out)
     if last is None:  # nothing is lost when the folder is taken for other settings
         folders.write_json(Path(out) / "settings.json", settings)

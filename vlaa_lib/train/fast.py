@@ -4,6 +4,8 @@ The dataset carries paths, so no process ever pickles pixels. In a sampling roun
 opened and cut into patches once, TRL's tensors carry its number instead of its pixels, and the
 frozen tower answers a number with features that it computed once. `tests/test_fast.py` holds every
 path to the stock trainer.
+
+Shapes: B rows of a pass, P columns of left-padded prompts, T of completions.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .decoding import decode
-from .micro_batches import ORDERLESS, Window, alike, distinct, joined, of_rows, prompts_of
-from .pictures import Pictures
+from vlaa_lib.profiles import FAST as PATHS
 
-PATHS = ("images", "vision", "prefill", "ended", "padding", "lengths")
+from .decoding import decode
+from .rounds import Pictures, Window, alike, distinct, joined, of_rows, prompts_of, replaced
+
 IMAGES, VISION, PREFILL, ENDED, PADDING, LENGTHS = PATHS
 CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
+# loss types that are a sum over rows, or a mean over equally many; `bnpo` divides by the tokens of
+# each micro-batch
+ORDERLESS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 
 
 @contextlib.contextmanager
@@ -42,36 +47,20 @@ def prefilled_once(model: Any, first: list[int], back: list[int]) -> Iterator[No
         if name == "mm_encoder_outputs":
             for output in value.values():  # one picture a row; generate asks for no more of it
                 output.pooler_output = [output.pooler_output[row] for row in first]
-        elif isinstance(value, Tensor) and value.ndim > 1:
+        elif isinstance(value, Tensor) and value.ndim > 1:  # M-RoPE's positions: [3 or 4, B, P]
             return value[:, first] if name == "position_ids" and value.ndim == 3 else value[first]
         return value
 
     @functools.wraps(forward)  # generate reads its signature
     def prefill(**inputs: Any) -> Any:
-        model.forward = forward
+        model.forward = forward  # the steps that follow are no prefill
         output = forward(**{name: some(name, value) for name, value in inputs.items()})
         output.past_key_values.batch_select_indices(torch.tensor(back, device=model.device))
         output.logits = output.logits[back]
         return output
 
-    model.forward = prefill
-    try:
+    with replaced(model, "forward", prefill):
         yield
-    finally:
-        model.forward = forward
-
-
-@contextlib.contextmanager
-def rows_leave(model: Any) -> Iterator[None]:
-    """Let `model.generate` remove sequences from its batch once they have ended."""
-    own, before = model.generate, vars(model).get("generate")
-    model.generate = functools.partial(own, custom_generate=decode)
-    try:
-        yield
-    finally:
-        del model.generate
-        if before is not None:
-            model.generate = before
 
 
 def narrow(
@@ -80,33 +69,25 @@ def narrow(
     """Wrap a model with TRL's fused head so that a pass has no more positions than it needs.
 
     Columns that all rows pad are left out, prompts get no head (on a CPU TRL's scores pictures as
-    well), and shared prompts run once. What comes back is as wide as what was asked for.
-
-    Args:
-        prompt: columns before the completions.
-        share: run each distinct prompt once; needs pictures that are known by their number.
+    well), and with `share` each distinct prompt runs once, which needs pictures known by their
+    number. What comes back is as wide as what was asked for.
     """
 
     def forward(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **inputs: Any) -> Any:
-        used = attention_mask.any(0).nonzero()
+        used = attention_mask.any(0).nonzero()  # columns, of [B, P + T]
         start, end = int(used[0]), int(used[-1]) + 1
         if (kinds := inputs.get("mm_token_type_ids")) is not None:
             inputs["mm_token_type_ids"] = kinds[:, start:end]
-        own, before = backbone.forward, vars(backbone).get("forward")
         body = functools.partial(_shared, backbone) if share else _whole
-        backbone.forward = functools.partial(body, own, prompt - start)
-        try:
+        body = functools.partial(body, backbone.forward, prompt - start)
+        with replaced(backbone, "forward", body):
             output = model(
                 input_ids=input_ids[:, start:end],
                 attention_mask=attention_mask[:, start:end],
                 labels=labels[:, prompt - 1 : end],
                 **inputs,
             )
-        finally:
-            vars(backbone).pop("forward")
-            if before is not None:
-                backbone.forward = before
-        for name in ("log_probs", "entropy"):
+        for name in ("log_probs", "entropy"):  # [B, end - prompt] to [B, P + T - 1]
             if (found := getattr(output, name)) is not None:
                 wide = functional.pad(found, (prompt - 1, input_ids.shape[1] - end))
                 setattr(output, name, wide)
@@ -165,14 +146,14 @@ class FastPaths:
     _pass: tuple = ()  # log-probs and entropies [B, T] of the last forward pass
     _known: tuple | None = None  # the same of a pass that need not be made again
 
+    def _bare(self, model: Any) -> Any:
+        """Return the model itself, out of what accelerate and PEFT wrap it in."""
+        model = self.accelerator.unwrap_model(model)
+        return getattr(model, "get_base_model", lambda: model)()
+
     def _backbone(self, model: Any) -> Any:
         """Return the part below the head: vision tower and language model."""
-        model = self.accelerator.unwrap_model(model)
-        base = getattr(model, "get_base_model", None)  # PEFT
-        return (base() if base else model).base_model
-
-    def _takes(self, path: str) -> bool:
-        return path in self._paths
+        return self._bare(model).base_model
 
     @functools.cached_property
     def _paths(self) -> set[str]:
@@ -231,10 +212,10 @@ class FastPaths:
             self._pictures = None
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
-        if not (self._takes(IMAGES) or self._takes(VISION)):
+        if not self._paths & {IMAGES, VISION}:
             return super()._generate_and_score_completions(inputs)
         if self._pictures is None:
-            tower = self._serve_features() if self._takes(VISION) else None
+            tower = self._serve_features() if VISION in self._paths else None
             self._pictures = Pictures(self.processing_class.image_processor, tower)
         if self.model.training:  # what is evaluated in between joins the round
             self._pictures.forget()
@@ -247,16 +228,18 @@ class FastPaths:
         if self.use_vllm and self._pictures:  # it takes pictures, and knows no paths
             images = self._pictures.fetch(images)
         with contextlib.ExitStack() as stack:
-            model = self.accelerator.unwrap_model(self.model)
-            base = getattr(model, "get_base_model", lambda: model)()
-            if self._takes(ENDED) and not self.use_vllm:
-                stack.enter_context(rows_leave(base))
-            if self._takes(PREFILL) and not self.use_vllm:  # which shares prefixes by itself
-                shown = images or [None] * len(prompt_ids)
-                first, back = distinct(
-                    [(*map(_name, i or ()), *ids) for ids, i in zip(prompt_ids, shown, strict=True)]
-                )
-                if len(first) < len(back) and all(len(i or ()) == 1 for i in shown):
+            base = self._bare(self.model)
+            paths = () if self.use_vllm else self._paths  # it does both by itself
+            if ENDED in paths:
+                leaving = functools.partial(base.generate, custom_generate=decode)
+                stack.enter_context(replaced(base, "generate", leaving))
+            if PREFILL in paths:
+                shown = [i or () for i in images or [()] * len(prompt_ids)]
+                # one picture from another: by its path, or which object it is
+                named = [[i if isinstance(i, str) else id(i) for i in row] for row in shown]
+                asked = [(*own, *ids) for own, ids in zip(named, prompt_ids, strict=True)]
+                first, back = distinct(asked)
+                if len(first) < len(back) and all(len(row) == 1 for row in shown):
                     stack.enter_context(prefilled_once(base, first, back))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
@@ -264,13 +247,13 @@ class FastPaths:
         """Say whether a pass may share prompts: a cache, and pictures known by their number."""
         recomputed = backbone.is_gradient_checkpointing and backbone.training  # it has no cache
         numbered = (rows := columns.get("pixel_values")) is not None and rows.shape[1] == 1
-        return self._takes(PREFILL) and self._takes(VISION) and numbered and not recomputed
+        return {PREFILL, VISION} <= self._paths and numbered and not recomputed
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Let TRL sample a round and split it; then sort the rows of each optimizer step."""
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is before or not (self._takes(LENGTHS) and self._takes(PADDING)):
+        if self._buffered_inputs is before or not {LENGTHS, PADDING} <= self._paths:
             return inputs
         batches, n = self._buffered_inputs, self.args.steps_per_generation
         # micro-batches that are in one round and in one optimizer step
@@ -326,10 +309,10 @@ class FastPaths:
         **columns: Any,
     ) -> tuple:
         """Do what TRL does, on no more columns, prompts and gradients than are needed."""
-        once = functools.partial(super()._get_per_token_logps_and_entropies)
+        once = super()._get_per_token_logps_and_entropies
         flags = {k: columns.pop(k) for k in ("compute_entropy", "compute_aux_loss") if k in columns}
         single = all(n == 1 for n in columns.get("num_images") or ())  # pictures a row
-        if not self._takes(PADDING) or not single:
+        if PADDING not in self._paths or not single:
             return once(model, input_ids, attention_mask, logits_to_keep, batch_size,
                         **flags, **columns)  # fmt: skip
         prompt, groups = input_ids.shape[1] - logits_to_keep, None
@@ -355,8 +338,3 @@ class FastPaths:
             None if entropies[0] is None else torch.cat(entropies)[back],
             None if losses[0] is None else torch.stack(losses).mean(),
         )
-
-
-def _name(image: Any) -> Any:
-    """Return what tells a prompt's picture from another's: its path, or which object it is."""
-    return image if isinstance(image, str) else id(image)

@@ -20,7 +20,7 @@ from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
 
 from . import checkpoints, data
-from .settings import identity, num_processes, starting_policy, trainer_args
+from .sft import num_processes, starting_policy, trainer_args
 
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
 
@@ -32,7 +32,6 @@ def grpo(
     out: str | Path,
     start: str | Path | None = None,
     reward_model: rewards.RewardModel | None = None,
-    overlap: bool = True,
     process_reward: Callable[..., list[float]] | None = None,
     token_logps: bool = False,
 ) -> list[dict[str, Any]]:
@@ -45,7 +44,6 @@ def grpo(
     Args:
         start: checkpoint to start from; by default the profile's policy.
         reward_model: for open answers; default: the one that `grpo.reward_model` names.
-        overlap: check mathematics while the reference model runs (ours; same rewards).
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
         token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
@@ -53,7 +51,7 @@ def grpo(
     Raises:
         Halted: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import complete, watchers
+    from .callbacks import Guard, complete
     from .trainer import AdaptiveKL, TracingGRPOTrainer  # importing TRL takes seconds
 
     g = cfg.grpo
@@ -65,7 +63,7 @@ def grpo(
         reward_model = reward_models.by_name(g.reward_model, images, out, *given)
     # the name of a judge stands for its model, settings and prompt
     judged = {"reward model": reward_model.name if reward_model else ""}
-    resume = checkpoints.begin(out, identity(cfg, "grpo", records, start) | judged)
+    resume = checkpoints.begin(cfg, "grpo", records, out, start, **judged)
     wanted = list(_scored(records, g.parts, reward_model))
     policy = starting_policy(cfg, g.mode, out, start)
     rows = data.dataset(
@@ -86,13 +84,12 @@ def grpo(
         reward_funcs=[mixed, process_reward] if process_reward else [mixed],
         processing_class=policy.processor,
         peft_config=models.adapter(g.mode),
-        callbacks=watchers(out),
+        callbacks=[Guard(out)],
     )
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
-    trainer.dead_rounds, trainer.token_logps = g.dead_rounds, token_logps
-    trainer.overlap, trainer.fast = overlap, g.fast
+    trainer.dead_rounds, trainer.token_logps, trainer.fast = g.dead_rounds, token_logps, g.fast
     # what was kept is as it was at the checkpoint's optimizer step
     step = checkpoints.step_of(resume)
     trainer.store = traces.TraceStore(Path(out) / "traces")
@@ -100,6 +97,7 @@ def grpo(
     trainer.accelerator.wait_for_everyone()
     is_first = trainer.is_world_process_zero()
     trainer.watch = Watch(Path(out) / "watch.csv" if is_first else None, step)
+    # --- the loop: `TracingGRPOTrainer`, from top to bottom
     return complete(trainer, out, resume)
 
 
@@ -156,44 +154,26 @@ def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:
 
     vLLM samples from its own copy of the weights, which TRL renews after every optimizer step
     that a sampling round follows; adapters are merged into that copy.
-
-    Raises:
-        VlaaError: a sampler that cannot work with these settings or on this machine, or prompts
-            that would be padded on the right.
     """
-    g = cfg.grpo
-    processor = policy.processor
-    if (side := processor.tokenizer.padding_side) != "left":
-        raise VlaaError(
-            f"the tokenizer pads on the {side}, between a prompt and its completion; load it with "
-            "models.load_processor"
-        )
+    g, processor = cfg.grpo, policy.processor
     # a sampled one would ask for image features that are not there
     banned = [processor.image_token_id, processor.video_token_id]
     banned = [token for token in banned if token is not None]
-    common = {
+    args = {
         "temperature": g.temperature,
         "top_p": 1.0,  # TRL default, said aloud: sample from the whole distribution
         "top_k": 0,  # TRL default
         "max_completion_length": g.max_completion_tokens,
+        "generation_kwargs": {"suppress_tokens": banned},
     }
     if g.sampler == "transformers":
-        return common | {"generation_kwargs": {"suppress_tokens": banned}}
-    if g.mode == "4bit":
-        raise VlaaError(
-            f"grpo.sampler: {g.sampler} needs whole weights, and merging an adapter into packed "
-            "4-bit ones rounds it away; set grpo.sampler: transformers or grpo.mode: lora"
-        )
-    if g.sampler == "vllm-server" and not g.sampler_url.startswith(("http://", "https://")):
-        raise VlaaError(
-            f"grpo.sampler_url: {g.sampler_url!r} is no address; e.g. http://localhost:8000"
-        )
+        return args
     if find_spec("vllm") is None:  # a server's client needs it too, to send the weights
         raise VlaaError(
             f"grpo.sampler: {g.sampler} needs vLLM, which is not installed; "
             "pip install 'vlaa_lib[vllm]', or set grpo.sampler: transformers"
         )
-    args = common | {
+    args |= {
         "use_vllm": True,
         "vllm_mode": g.sampler.removeprefix("vllm-"),
         # vLLM has no `suppress_tokens`; -100 is the lowest bias that it takes

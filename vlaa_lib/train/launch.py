@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,7 @@ SETTINGS = "launch.json"  # in the output folder: the settings that each process
 
 
 class LaunchError(ChildProcessError):
-    """A launched command failed.
-
-    Attributes:
-        code: its exit code; negative: the signal that killed the launcher.
-        rank: the process that failed first; None when that cannot be told.
-        tail: that process's traceback, or the log's last lines.
-    """
-
-    def __init__(self, message: str, code: int, rank: int | None, tail: str):
-        super().__init__(message)
-        self.code, self.rank, self.tail = code, rank, tail
+    """A launched command failed; the message has exit code, failing process and its last lines."""
 
 
 def train(
@@ -54,14 +44,7 @@ def train(
     """Train as `train.sft` and `train.grpo` do, in `cfg.gpus` processes of the launch `cfg.launch`.
 
     They end with this process, and leave their log in `out/training_log.csv` and all that they
-    said in `out/launch.log`.
-
-    Args:
-        method: `sft` or `grpo`.
-        records: file that the processes read.
-    Raises:
-        LaunchError: the training failed; with its last lines.
-        VlaaError: no such launch, or one that the settings do not fit.
+    said in `out/launch.log`. `records` is the file that they read.
     """
     words = words_of(cfg, method, records, images, out, start)
     run(command(cfg.launch, words, cfg.gpus, mode=getattr(cfg, method).mode),
@@ -103,9 +86,7 @@ def command(
         machine_rank: this machine's number, from 0.
         main_ip: address of machine 0; needed with several machines.
         main_port: a port of it that all can reach; by default accelerate's 29500.
-        mode: full, lora or 4bit, which no file may cut into shares.
-    Raises:
-        VlaaError: no such file, or numbers or a mode that do not fit it.
+        mode: of the training; 4bit is what no file may cut into shares.
     """
     known = config in profiles.LAUNCHERS
     path = profiles.ACCELERATE / f"{config}.yaml" if known else Path(config)
@@ -140,16 +121,11 @@ def command(
     return [*made, *words]
 
 
-def run(
-    command: list[str], log: str | Path, on_event: Callable[[dict[str, Any]], None] | None = None
-) -> None:
+def run(command: list[str], log: str | Path) -> None:
     """Run a launch command as a child process, with one progress bar and its whole log in a file.
 
     The child dies with this process, however that ends (`rank_setup`), and on any exception here.
 
-    Args:
-        log: file that all output is appended to.
-        on_event: called with every event that the training prints.
     Raises:
         LaunchError: it failed; with the exit code and the traceback of the process that did first.
     """
@@ -160,7 +136,7 @@ def run(
     # a checkout that is not installed is found by its processes as well
     wanted["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     tied = [sys.executable, "-I", rank_setup.__file__, str(os.getpid()), *command]
-    lines: deque[str] = deque(maxlen=2000)  # ours: far more than an error needs
+    said: deque[str] = deque(maxlen=2000)  # lines; ours: far more than an error needs
     errors: list[dict[str, Any]] = []
     # until the first event, which names the steps, only time passes
     bar = progress_bar(desc=log.parent.name, bar_format="{desc}: {elapsed}", mininterval=1)
@@ -175,20 +151,17 @@ def run(
         )  # fmt: skip
         try:
             for line in _follow(source, child, bar):
-                lines.append(line)
-                if (event := read_event(line)) is None:
-                    continue
-                if event["event"] == "error":
+                event = read_event(line)
+                if event is None:
+                    said.append(line)
+                elif event["event"] == "error":
                     errors.append(event)
-                if "of" in event:
+                elif "of" in event:
                     bar.total, bar.n, bar.bar_format = event["of"], event["step"], None
                     named = {key: event.get(key) for key in ("loss", "reward", "kl")}
-                    named = {key: n for key, n in named.items() if isinstance(n, float)}
-                    if named:
-                        bar.set_postfix(named, refresh=False)
+                    shown = {key: n for key, n in named.items() if isinstance(n, float)}
+                    bar.set_postfix(shown, refresh=False)
                     bar.refresh()
-                if on_event:
-                    on_event(event)
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):  # workers end by `rank_setup`
                 if child.poll() is None:
@@ -196,7 +169,11 @@ def run(
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         child.wait(GRACE_S)
     if child.returncode:
-        raise _failure(child.returncode, lines, errors, log)
+        why, tail = _cause("\n".join(said), errors)
+        tail = "\n".join(tail.rstrip().splitlines()[-LAST_LINES:])
+        raise LaunchError(
+            f"the launch failed with exit code {child.returncode}; {why}\n{tail}\nwhole log: {log}"
+        )
 
 
 def _follow(source: Any, child: subprocess.Popen, bar: Any) -> Iterator[str]:
@@ -205,43 +182,32 @@ def _follow(source: Any, child: subprocess.Popen, bar: Any) -> Iterator[str]:
     while True:
         ended = child.poll() is not None  # asked before reading, so that nothing is missed
         *whole, rest = (rest + source.read()).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)
+        for line in [*whole, rest] if ended else whole:
+            yield line.decode(errors="replace")
         if ended:
-            if rest:
-                yield rest.decode(errors="replace")
             return
         bar.update(0)
         time.sleep(0.1)
 
 
-def _failure(
-    code: int, lines: Iterable[str], errors: list[dict[str, Any]], log: Path
-) -> LaunchError:
-    """Say which process failed first, and why.
+def _cause(said: str, errors: list[dict[str, Any]]) -> tuple[str, str]:
+    """Say which process failed first and why, and the last that it said.
 
     A worker that a signal killed leaves no words; the others then complain about a lost
     connection, so the launcher's own table of exit codes is asked first.
     """
-    exits = re.findall(r"rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+)", "\n".join(lines))
-    killed = [(int(r), -int(c)) for r, c in exits if int(c) < 0 and -int(c) != signal.SIGTERM]
-    order = [int(r) for r, _ in reversed(exits)]  # torch names the root cause last
-    errors = sorted(errors, key=lambda e: order.index(e["rank"]) if e["rank"] in order else 99)
-    rank: int | None = None
-    tail = "\n".join(line for line in lines if read_event(line) is None)
-    tail = re.split(r"\n.*torch/distributed/elastic.*failed \(exitcode", tail)[0]  # torch's noise
-    if killed:
-        rank, number = killed[0]
-        why = f"process {rank} was killed by {signal.Signals(number).name}"
-        if number == signal.SIGKILL:
-            why += ": out of memory?"
-    elif errors:
-        rank, tail = errors[0]["rank"], errors[0]["traceback"]
-        why = f"process {rank}: {errors[0]['type']}: {errors[0]['message']}"
-    else:
-        why = "it names no reason"
-    tail = "\n".join(tail.rstrip().splitlines()[-LAST_LINES:])
-    message = f"the launch failed with exit code {code}; {why}\n{tail}\nwhole log: {log}"
-    return LaunchError(message, code, rank, tail)
+    exits = re.findall(r"rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+)", said)
+    tail = re.split(r"\n.*torch/distributed/elastic.*failed \(exitcode", said)[0]  # torch's noise
+    for rank, code in exits:
+        if int(code) < 0 and -int(code) != signal.SIGTERM:
+            hint = ": out of memory?" if -int(code) == signal.SIGKILL else ""
+            return f"process {rank} was killed by {signal.Signals(-int(code)).name}{hint}", tail
+    if not errors:
+        return "it names no reason", tail
+    order = [int(rank) for rank, _ in reversed(exits)]  # torch names the root cause last
+    first = min(errors, key=lambda e: order.index(e["rank"]) if e["rank"] in order else 99)
+    why = f"process {first['rank']}: {first['type']}: {first['message']}"
+    return why, first["traceback"]
 
 
 def read_event(line: str) -> dict[str, Any] | None:

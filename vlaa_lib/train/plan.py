@@ -15,19 +15,16 @@ from vlaa_lib.profiles import Settings, accumulation
 from vlaa_lib.sources import fetch
 
 from .checkpoints import KEPT
+from .grpo import MEMORY_SHARE
 from .shapes import Shape, shape_of, visual_tokens
 
-SHARDINGS = ("ddp", "zero2", "zero3", "fsdp2")
 CARD_GB = {"full": 80, "lora": 24, "4bit": 16}  # ours: the cards that the profiles are made for
 GB = 1e9
 USABLE = 0.95  # ours: the allocator fragments; a peak above this share of a card does not fit
 RUNTIME_BYTES = 1.0 * GB  # ours: CUDA context, libraries, NCCL buffers
 REWARD_MODEL_BYTES = 17 * GB  # InternLM-XComposer2.5-7B-Reward in half precision; not measured
 NF4_BYTES = 0.5 + 0.127 / 8  # a weight: 4 bits, and doubly quantised constants of blocks of 64
-VLLM_SHARE = 0.3  # TRL default of vllm_gpu_memory_utilization; held all the time (no sleep mode)
 HEAD_TOKENS, HEAD_WORDS = 4096, 32_768  # TRL 1.16: one tile of the fused head
-# ours: sizes of CLEVR, COCO and a scanned page, three of the paper's sources
-PICTURES = ((480, 320), (640, 480), (1700, 2200))
 TEXT_TOKENS = 150  # ours: the system prompt and a question, without the picture
 COMPLETION_SHARE = 0.5  # ours, assumed until measured: the mean length over the longest allowed
 PEAK_FLOPS = 989e12  # one H100 SXM, bf16 without sparsity, the paper's card
@@ -35,6 +32,8 @@ MFU = 0.3  # ours, assumed: share of that arithmetic which training reaches
 SMALLEST_FOR_FLOPS = 0.3e9  # below, overheads and not arithmetic take the time
 SAMPLING_SLOWDOWN = 10  # ours, assumed: sampling waits for memory, not for arithmetic
 PAPER_RECORDS = {"sft": 126_413, "grpo": 25_195}  # paper table 1
+
+# --- memory --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Setup:
     method: str  # sft or grpo
     shape: Shape
     gpus: int
-    sharding: str
+    sharding: str  # ddp, zero2, zero3 or fsdp2
     card_gb: float
     records: int
-    reward_model: str = "none"  # none, parked (on the card only while scoring) or on
+    reward_model: bool = False  # on the card while scoring
     checkpointing: bool = True  # activations recomputed: `trainer_args` does so on GPUs
     width: int = 2  # bytes of a value in computation: 2 = bf16, 4 = a CPU's fp32
 
@@ -73,16 +72,12 @@ class Setup:
 
     @property
     def trained(self) -> int:
-        """Parameters that are trained."""
         return self.shape.trained(self.mode, self.rank)
 
     @property
     def shards(self) -> int:
         """Over how many GPUs the weights are spread."""
         return self.gpus if self.sharding in ("zero3", "fsdp2") else 1
-
-
-# --- memory --------------------------------------------------------------------------------------
 
 
 def states(s: Setup) -> dict[str, float]:
@@ -144,10 +139,8 @@ def memory(s: Setup) -> dict[str, dict[str, float]]:
     training = {"activations": activations(s), "logits": head}
     if s.method == "sft":
         return {"training": held | training}
-    if g.sampler == "vllm-colocate":
-        held["vLLM"] = VLLM_SHARE * s.card_gb * GB
-    if s.reward_model == "on":
-        held["reward model"] = REWARD_MODEL_BYTES
+    if g.sampler == "vllm-colocate":  # its share is TRL's, held all the time (no sleep mode)
+        held["vLLM"] = MEMORY_SHARE * s.card_gb * GB
     sampling: dict[str, float] = {}
     if g.sampler == "transformers":  # all local completions in one call, logits in fp32
         if s.shards > 1:
@@ -156,7 +149,7 @@ def memory(s: Setup) -> dict[str, dict[str, float]]:
         cache = local * s.sequence * shape.kv_bytes_per_token(s.width)
         sampling |= {"KV cache": cache, "logits": local * shape.vocabulary * 4.0}
     scoring = {"activations": each * s.sequence * layer_bytes(s), "logits": head}
-    if s.reward_model == "parked":
+    if s.reward_model:
         scoring["reward model"] = REWARD_MODEL_BYTES
     parts = {"sampling": sampling, "scoring": scoring, "training": training}
     return {phase: held | own for phase, own in parts.items()}
@@ -171,11 +164,11 @@ def problems(s: Setup) -> list[str]:
             largest = sorted(parts, key=parts.__getitem__, reverse=True)[:2]
             named = ", ".join(f"{part} {parts[part] / GB:.1f}" for part in largest)
             found.append(f"{phase} takes {peak / GB:.1f} of {s.card_gb:g} GB a GPU (most: {named})")
-    pool = VLLM_SHARE * s.card_gb * GB - 2 * s.shape.total
+    pool = MEMORY_SHARE * s.card_gb * GB - 2 * s.shape.total
     one = s.sequence * s.shape.kv_bytes_per_token()
     if s.method == "grpo" and s.cfg.grpo.sampler == "vllm-colocate" and pool < one + RUNTIME_BYTES:
         found.append(
-            f"vLLM's share, {VLLM_SHARE:.0%} of {s.card_gb:g} GB, cannot hold the policy "
+            f"vLLM's share, {MEMORY_SHARE:.0%} of {s.card_gb:g} GB, cannot hold the policy "
             f"({2 * s.shape.total / GB:.1f} GB) and one sequence"
         )
     return found
@@ -185,45 +178,33 @@ def problems(s: Setup) -> list[str]:
 
 
 def batches(s: Setup) -> dict[str, int]:
-    """Return the batch triple; the error where it does not divide names numbers that do."""
-    key, rollouts = "sft.global_batch", 0
-    if s.method == "grpo":
-        key, rollouts = "grpo.train_batch", s.cfg.grpo.rollouts
-    each, whole = s.section.per_device_batch, getattr(s.section, key.partition(".")[2])
-    steps = accumulation(whole, each, s.gpus, key, rollouts)
-    return {"per_device": each, "accumulation": steps, "gpus": s.gpus, "batch": whole}
-
-
-def check(s: Setup) -> None:
-    """Refuse what cannot run at all.
-
-    Raises:
-        VlaaError: batches that do not divide, too few records, 4 bit with sharded weights.
-    """
+    """Return the batch triple; refuse what cannot run at all, and name what would."""
     for name, value in (("gpus", s.gpus), ("records", s.records), ("card-gb", s.card_gb)):
         if not value > 0:
             raise VlaaError(f"--{name}: {value} must be above 0")
-    if s.sharding not in SHARDINGS:
-        raise VlaaError(f"sharding {s.sharding!r}; use one of {', '.join(SHARDINGS)}")
-    batches(s)
+    key, rollouts, least = "sft.global_batch", 0, 1
+    if s.method == "grpo":
+        key, rollouts, least = "grpo.train_batch", s.cfg.grpo.rollouts, s.cfg.grpo.rollout_prompts
+    each, whole = s.section.per_device_batch, getattr(s.section, key.partition(".")[2])
+    steps = accumulation(whole, each, s.gpus, key, rollouts)
     if s.mode == "4bit" and s.sharding != "ddp":
         raise VlaaError(f"--sharding {s.sharding}: 4-bit weights are not sharded; use ddp")
-    least = s.cfg.grpo.rollout_prompts if s.method == "grpo" else 1
     if s.records < least:
         raise VlaaError(
             f"{s.records} records are fewer than one sampling round's {least} prompts; lower "
             f"grpo.rollout_prompts, or take --records {least}"
         )
+    return {"per_device": each, "accumulation": steps, "gpus": s.gpus, "batch": whole}
 
 
 def workload(s: Setup, prompt_tokens: int) -> dict[str, int]:
     """Return sampling rounds, optimizer steps and tokens of the whole run."""
-    g, mean = s.cfg.grpo, round(COMPLETION_SHARE * s.cfg.grpo.max_completion_tokens)
+    own, g, mean = s.section, s.cfg.grpo, round(COMPLETION_SHARE * s.cfg.grpo.max_completion_tokens)
     if s.method == "sft":
-        steps = math.ceil(math.ceil(s.records / s.cfg.sft.global_batch) * s.cfg.sft.epochs)
-        rows = math.ceil(s.records * s.cfg.sft.epochs)
-        if s.cfg.sft.max_steps > 0:
-            steps, rows = s.cfg.sft.max_steps, s.cfg.sft.max_steps * s.cfg.sft.global_batch
+        steps = math.ceil(math.ceil(s.records / own.global_batch) * own.epochs)
+        rows = math.ceil(s.records * own.epochs)
+        if own.max_steps > 0:
+            steps, rows = own.max_steps, own.max_steps * own.global_batch
         return {"optimizer steps": steps, "tokens trained": rows * (prompt_tokens + mean)}
     # TRL drops an epoch's last, partial round
     steps = math.ceil(g.epochs * (s.records // g.rollout_prompts) * g.steps_per_round)
@@ -254,23 +235,20 @@ def disk(s: Setup, steps: int) -> dict[str, float]:
     weights = s.trained * 4.0 if s.mode != "full" else unsharded["weights"]
     if s.sharding == "fsdp2":
         weights *= 2  # model.safetensors and pytorch_model_fsdp.bin
-    one = weights + unsharded["optimizer"]
-    every = s.cfg.sft.save_steps
+    one, every = weights + unsharded["optimizer"], s.cfg.sft.save_steps
     if s.method == "grpo":
         every = s.cfg.grpo.save_rounds * s.cfg.grpo.steps_per_round
     kept = min(KEPT, steps // every) if every else 0
     return {"one": one, "number": kept, "kept": one * kept}
 
 
-def plan(s: Setup) -> dict[str, Any]:
-    """Plan a training; everything in it can be written as JSON, bytes as numbers.
+# --- the whole -----------------------------------------------------------------------------------
 
-    Raises:
-        VlaaError: numbers that cannot work together.
-    """
-    check(s)
-    m, longest = s.cfg.model, s.cfg.grpo.max_prompt_tokens
-    seen = visual_tokens(PICTURES, m.min_pixels, m.max_pixels, s.shape.pixels_per_token)
+
+def plan(s: Setup) -> dict[str, Any]:
+    """Plan a training; everything in it can be written as JSON, bytes as numbers."""
+    triple, longest = batches(s), s.cfg.grpo.max_prompt_tokens
+    seen = visual_tokens(s.cfg.model, s.shape.pixels_per_token)
     prompt = min(TEXT_TOKENS + seen["median"], longest)
     work, phases, wrong = workload(s, prompt), memory(s), problems(s)
     if TEXT_TOKENS + seen["max"] > longest:
@@ -289,7 +267,7 @@ def plan(s: Setup) -> dict[str, Any]:
         "visual_tokens": seen,
         "prompt_tokens": prompt,
         "longest_sequence": s.sequence,
-        "batches": batches(s),
+        "batches": triple,
         "work": work,
         "memory_bytes": phases,
         "peak_bytes": {phase: sum(parts.values()) for phase, parts in phases.items()},
@@ -303,14 +281,12 @@ def setup_of(
     cfg: Settings, method: str, gpus: int, model: str | None = None, **stated: Any
 ) -> Setup:
     """Return what a profile means on a number of GPUs; what is stated, and not None, wins."""
-    mode = getattr(cfg, method).mode
-    g, is_grpo = cfg.grpo, method == "grpo"
-    # paper C.1: on the CPU between scorings; facts and judges take no room here
-    is_scored_here = is_grpo and g.reward_model == "xcomposer" and "open" in g.parts
+    mode, g = getattr(cfg, method).mode, cfg.grpo
     usual = {
         "sharding": "fsdp2" if mode == "full" and gpus > 1 else "ddp",
         "card_gb": CARD_GB[mode],
-        "reward_model": "parked" if is_scored_here else "none",
+        # paper C.1: on the CPU between scorings; facts and judges take no room here
+        "reward_model": method == "grpo" and g.reward_model == "xcomposer" and "open" in g.parts,
     }
     stated = {name: value for name, value in stated.items() if value is not None}
     if "records" not in stated:
@@ -332,10 +308,10 @@ def tables(made: dict[str, Any]) -> list[list[dict[str, Any]]]:
     phases, batch, saved = made["memory_bytes"], made["batches"], made["disk_bytes"]
     phases = {phase: parts | {"peak": made["peak_bytes"][phase]} for phase, parts in phases.items()}
     names = dict.fromkeys(name for parts in phases.values() for name in parts if name != "peak")
-    rows = []
-    for name in (*names, "peak"):
-        sizes = {phase: round(parts.get(name, 0) / GB, 3) for phase, parts in phases.items()}
-        rows.append({"GB a GPU": name} | sizes)
+    rows = [
+        {"GB a GPU": n} | {phase: round(p.get(n, 0) / GB, 3) for phase, p in phases.items()}
+        for n in (*names, "peak")
+    ]
     took = "the policy is too small for an estimate"
     if made["h100_hours"] is not None:
         took = (

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median_low
 from typing import Any
 
 from vlaa_lib import VlaaError, images, models
+from vlaa_lib.profiles import Model
+
+# ours: sizes of CLEVR, COCO and a scanned page (px), three of the paper's sources
+PICTURES = ((480, 320), (640, 480), (1700, 2200))
 
 # The paper's four policies, for machines that have not downloaded them: their published configs.
 # Qwen2.5-VL's vision tower has gated MLPs of 3,420; Qwen2-VL's has plain ones of 4 x 1,280.
-_VISION = {
+VISION = {
     "qwen2_vl": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
     "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420},
 }
 # family, hidden, MLP, layers, heads, key-value heads, vocabulary, tied embeddings
-_PAPER_POLICIES = {
+PAPER_POLICIES = {
     "Qwen2-VL-2B": ("qwen2_vl", 1536, 8960, 28, 12, 2, 151_936, True),
     "Qwen2-VL-7B": ("qwen2_vl", 3584, 18_944, 28, 28, 4, 152_064, False),
     "Qwen2.5-VL-3B": ("qwen2_5_vl", 2048, 11_008, 36, 16, 2, 151_936, True),
@@ -55,84 +56,38 @@ class Shape:
 
 
 def shape_of(model: str | Path) -> Shape:
-    """Count a policy's parameters on the meta device: nothing is loaded, nothing downloaded.
+    """Count a policy's parameters by part on the meta device; nothing is loaded or downloaded.
 
     Args:
-        model: checkpoint folder, config file, or hub name; a hub name that is not in the local
-            cache falls back to the shapes of the paper's four policies.
-    Raises:
-        VlaaError: no such config here, or not a Qwen2-VL or Qwen2.5-VL.
+        model: checkpoint folder, config file, or hub name; one that is not in the local cache falls
+            back to the shapes of the paper's four policies.
     """
-    from transformers import AutoConfig
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    if Path(model).is_file():
-        try:
-            config = AutoConfig.for_model(**json.loads(Path(model).read_text()))
-        except (TypeError, ValueError) as error:  # of JSON and Unicode as well
-            raise VlaaError(
-                f"{model}: not a model's config ({error}); name a config.json"
-            ) from None
-        return _counted(str(model), f"its config {model}", config)
+    origin = "its own config"
     try:
-        config = AutoConfig.from_pretrained(models.resolve(model), local_files_only=True)
-        return _counted(str(model), "its own config", config)
-    except OSError as error:
-        if (config := published(model)) is None:
+        place = model if Path(model).is_file() else models.resolve(model)
+        config = AutoConfig.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if (config := _published(model)) is None:
             raise VlaaError(
                 f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
-                f"config.json, or use one of {', '.join(_PAPER_POLICIES)}"
+                f"config.json, or use one of {', '.join(PAPER_POLICIES)}"
             ) from None
-        return _counted(str(model), f"its published shape: {model} is not downloaded", config)
-
-
-def published(model: str | Path) -> Any | None:
-    """Return the config of one of the paper's four policies; None for another name."""
-    from transformers import AutoConfig
-
-    asked = str(model).rsplit("/", 1)[-1]  # may end in -Instruct, -AWQ...: the same shape
-    known = [name for name in _PAPER_POLICIES if re.match(rf"{re.escape(name)}(-|$)", asked)]
-    if not known:
-        return None
-    family, hidden, mlp, layers, heads, kv, words, tied = _PAPER_POLICIES[known[0]]
-    text = {
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "vocab_size": words,
-        # heads of 128: 64 angles, for time, height and width
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
-        },
-        "tie_word_embeddings": tied,
-    }  # fmt: skip
-    outer = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"  # of the vision tower
-    return AutoConfig.for_model(
-        family,
-        text_config=text,
-        vision_config=_VISION[family] | {outer: hidden},
-        tie_word_embeddings=tied,
-    )
-
-
-def _counted(name: str, origin: str, config: Any) -> Shape:
-    """Build the model on the meta device and add up its parameters by part."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    if config.model_type not in _VISION:
+        origin = f"its published shape: {model} is not downloaded"
+    if config.model_type not in VISION:
         raise VlaaError(
-            f"{name}: model type {config.model_type!r} is not one of {', '.join(_VISION)}"
+            f"{model}: model type {config.model_type!r} is not one of {', '.join(VISION)}"
         )
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    sizes = {n: p.numel() for n, p in model.named_parameters()}  # a tied head appears once
-    linears = [m for n, m in model.named_modules() if re.fullmatch(models.LANGUAGE_LINEARS, n)]
+        built = AutoModelForImageTextToText.from_config(config)
+    sizes = {n: p.numel() for n, p in built.named_parameters()}  # a tied head appears once
+    linears = [m for n, m in built.named_modules() if re.fullmatch(models.LANGUAGE_LINEARS, n)]
     text, vision = config.text_config, config.vision_config
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
-        name=name,
+        name=str(model),
         origin=origin,
         total=sum(sizes.values()),
         vision=sum(size for n, size in sizes.items() if ".visual." in f".{n}"),
@@ -148,19 +103,38 @@ def _counted(name: str, origin: str, config: Any) -> Shape:
     )
 
 
-def visual_tokens(
-    sizes: Iterable[tuple[int, int]], min_pixels: int, max_pixels: int, unit: int = 28
-) -> dict[str, int]:
-    """Return the fewest, the median and the most tokens that pictures of these sizes (px) take.
+def _published(model: str | Path) -> Any | None:
+    """Return the config of one of the paper's four policies; None for another name."""
+    from transformers import AutoConfig
 
-    >>> visual_tokens([(224, 224), (640, 480), (4000, 3000)], 3136, 262144)
-    {'min': 64, 'median': 315, 'max': 315}
-    """
+    # a name may end in -Instruct, -AWQ...: the same shape
+    known = [n for n in PAPER_POLICIES if f"{model}-".rpartition("/")[2].startswith(f"{n}-")]
+    if not known:
+        return None
+    family, hidden, mlp, layers, heads, kv, words, tied = PAPER_POLICIES[known[0]]
+    outer = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"  # of the vision tower
+    text = {
+        "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": words,
+        # heads of 128: 64 angles, for time, height and width
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
+        },
+        "tie_word_embeddings": tied,
+    }  # fmt: skip
+    vision = VISION[family] | {outer: hidden}
+    return AutoConfig.for_model(
+        family, text_config=text, vision_config=vision, tie_word_embeddings=tied
+    )
+
+
+def visual_tokens(m: Model, unit: int) -> dict[str, int]:
+    """Return the fewest, the median and the most tokens that `PICTURES` take (unit: px a token)."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     counts = []
-    for width, height in sizes:
-        width, height = images.fitted_size(width, height, min_pixels, max_pixels)
-        rows, columns = smart_resize(height, width, unit, min_pixels, max_pixels)
+    for size in PICTURES:
+        width, height = images.fitted_size(*size, m.min_pixels, m.max_pixels)
+        rows, columns = smart_resize(height, width, unit, m.min_pixels, m.max_pixels)
         counts.append(rows * columns // unit**2)
-    return {"min": min(counts), "median": median_low(counts), "max": max(counts)}
+    return dict(zip(("min", "median", "max"), sorted(counts), strict=True))

@@ -1,19 +1,22 @@
 """The trainers: TRL's, whose checkpoints are whole; for GRPO also traces, a steered KL, a stop.
 
-What one GRPO step does, from top to bottom, with P prompts of a round and G completions of each:
+What GRPO does, from top to bottom, as in `TracingGRPOTrainer`; B prompts a round on this process, G
+completions of each, P and T columns of prompts and completions:
 
-* `_generate_and_score_completions`: a sampling round, P·G rows. TRL samples (`_generate`), asks
-  the reference for log-probs, the reward functions for rewards, and centres them in each group.
-* `_compute_loss`: one micro-batch of those rows, as many times as a round has micro-batches.
-  `objective.py` shows the loss term by term.
+1. `_generate_and_score_completions`: a sampling round. The KL coefficient is steered, TRL samples
+   B*G completions (`_generate`), takes log-probs [B*G, T] of the reference, asks the reward
+   functions for rewards [B, G] and centres them in each group; the rollouts become trace rows.
+2. `_compute_loss`: one micro-batch [b, T] of those rows, as often as a round has micro-batches:
+   log-probs of the policy, ratio, clip, KL. `objective.py` shows that term by term.
+3. TRL steps the optimizer after `gradient_accumulation_steps` micro-batches, and calls `log`.
 
-`fast.py` does less in both, at the same numbers.
+`fast.py` does less in 1 and 2, at the same numbers.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,64 +77,12 @@ class AdaptiveKL:
         return self.beta
 
 
-@dataclass
-class Round:
-    """Rows of the trace store that wait until the policy says how likely their tokens are.
-
-    TRL computes that in the loss, so nothing is computed twice: each rollout is seen in the first
-    pass over it, and the last one seen writes the round. With one optimizer step a round that pass
-    is the policy that sampled; with several, `old_per_token_logps` are, and the entropy is that of
-    the policy in its first pass.
-
-    Attributes:
-        pieces: the text of each token, for a store with log-probs token by token.
-    """
-
-    store: TraceStore | None = None
-    rank: int = 0
-    rows: list[Row] = field(default_factory=list)
-    pieces: list[list[str]] | None = None
-
-    def __post_init__(self) -> None:
-        self.waiting = set(range(len(self.rows)))
-
-    def see(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
-        """Take log-probs and entropies [B, T] of the loss's pass over some of the rollouts."""
-        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")  # [B, T]
-        logps = (logps if old is None else old).float()
-        values = {"mean_logp": logps, "entropy": entropies, "kl": None}
-        if ref is not None:
-            values["kl"] = k3(logps, ref.float())
-        lengths = inputs["completion_mask"].sum(1).tolist()
-        for at, (place, length) in enumerate(zip(inputs["rollout"].tolist(), lengths, strict=True)):
-            if place not in self.waiting or not length:
-                self.waiting.discard(place)  # a later pass over it, or nothing was said
-                continue
-            self.waiting.remove(place)
-            row = self.rows[place]
-            for name, found in values.items():
-                row[name] = None if found is None else found[at, :length].float().mean().item()
-            if self.pieces:
-                row["pieces"] = self.pieces[place]
-                row["logps"] = logps[at, :length].tolist()
-                row["entropies"] = entropies[at, :length].float().tolist()
-        if not self.waiting:
-            self.write()
-
-    def write(self) -> None:
-        """Write the round, once; what was not seen has no log-probs."""
-        if self.store is not None and self.rows:
-            self.store.append(self.rows, self.rank)
-        self.rows, self.waiting = [], set()
-
-
 class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     """GRPOTrainer with a trace store, a KL controller, a watch over its rewards, fast paths.
 
     Attributes, set after construction:
         controller: steers `beta` once a sampling round; None leaves it as it is.
         dead_rounds: sampling rounds without any signal that end the training; 0 for none.
-        overlap: check mathematics while the reference model runs; the same rewards.
         stamp: columns of the trace store that are the same in every row.
         token_logps: keep the log-prob and entropy of every token in the store.
     """
@@ -140,63 +91,65 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     watch: Watch | None = None
     controller: AdaptiveKL | None = None
     dead_rounds = 0
-    overlap = True
     token_logps = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.stamp: Row = {"model": "grpo"}
         self._round_kl: list[float] = []  # of the optimizer steps since the last round
         self._silent = 0  # rounds in which no group had a spread
-        self._rollouts = Round()
+        self._rows: list[Row] = []  # the round's rollouts, for the trace store
+        self._unseen: set[int] = set()  # those whose tokens the policy has not read since
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._rollouts.write()
+            self._write_round()
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        """Do a sampling round; `inputs` are its dataset rows, each G times in turn."""
-        self._rows = inputs
-        self._rollouts.write()  # TRL may drop the rest of a round, as at the end of an epoch
+        """Do a sampling round; `inputs` are its B*G dataset rows, each prompt's G times in turn."""
+        self._asked = inputs
+        self._write_round()  # TRL may drop the rest of a round, as at the end of an epoch
         if self.controller and self._round_kl:
             n = len(inputs) * self.accelerator.num_processes
             self.beta = self.controller.update(statistics.mean(self._round_kl), n)
         self._round_kl = []
-        # ids and masks [P·G, T], advantages [P·G], log-probs [P·G, T]
+        # prompt_ids [B*G, P], completion_ids, completion_mask and log-probs [B*G, T],
+        # advantages [B*G]
         output = super()._generate_and_score_completions(inputs)
-        rows = self._trace_rows(inputs, output)
-        pieces = self._pieces(output) if self.token_logps else None
-        self._rollouts = Round(self.store, self.accelerator.process_index, rows, pieces)
+        self._rows = self._trace_rows(inputs, output)
+        self._unseen = set(range(len(self._rows)))
         # TRL shuffles and splits the round: this says which rollout a row of a batch is
-        output["rollout"] = torch.arange(len(rows), device=output["advantages"].device)
+        output["rollout"] = torch.arange(len(self._rows), device=output["advantages"].device)
         if self.model.training:
-            self._look_at_round(inputs, rows)
+            self._look_at_round(inputs)
         return output
 
     def _generate(self, prompts: list) -> tuple:
         """Sample; then start the workers, whose verdicts TRL asks for after other passes."""
         generated = super()._generate(prompts)
-        if self.overlap:
-            completions = generated[3]  # prompt ids, completion ids, tool mask, completions
-            rewards.start(_columns(self._rows), completions)
+        completions = generated[3]  # after prompt ids, completion ids, tool mask
+        rewards.start(_columns(self._asked), completions)
         return generated
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return the loss of one micro-batch; its log-probs and entropies go to the traces."""
+        """Return the loss of one micro-batch [b, T]; its log-probs go to the traces."""
         loss = super()._compute_loss(model, inputs)
         if "rollout" in inputs:
-            self._rollouts.see(inputs, *self._pass)
+            self._note_pass(inputs, *self._pass)
         self._pass = ()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log an optimizer step, with its KL coefficient; keep its KL for the controller."""
         if "loss" in logs:
             logs["beta"] = self.beta
         super().log(logs, start_time)
         if logs.get("kl") is not None:
             self._round_kl.append(logs["kl"])
+
+    # --- what a resumed run needs beyond TRL's state ---
 
     def own_state(self) -> dict[str, Any]:
         return {"beta": self.beta, "round_kl": self._round_kl, "silent": self._silent}
@@ -207,9 +160,91 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         if self.controller:
             self.controller.beta = self.beta
 
-    def _look_at_round(self, inputs: list[Row], rows: list[Row]) -> None:
+    # --- traces: rows of a round wait until the policy says how likely their tokens are ---
+
+    def _trace_rows(self, inputs: list[Row], output: dict[str, Any]) -> list[Row]:
+        """Return a row a rollout of this process: who, what, how scored; never pixels."""
+        rank, n = self.accelerator.process_index, len(inputs)
+        # TRL's logs hold the rows of all processes, and the last of them are this round's
+        first = (rank - self.accelerator.num_processes) * n
+        mine = slice(first, first + n or None)
+        # sampling rounds since the start of the run, interruptions included
+        per_step = self.args.gradient_accumulation_steps  # micro-batches
+        done = self.state.global_step * per_step + self._step % per_step
+        stamp = self.stamp | {
+            "sampling_round": done // (self.args.steps_per_generation * self.num_iterations),
+            "optimizer_step": self.state.global_step,
+        }
+        stops = self.model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        rows = []
+        for example, ids, length, advantage, reward, reason in zip(
+            inputs,
+            output["completion_ids"].tolist(),
+            output["completion_mask"].sum(1).tolist(),
+            output["advantages"].tolist(),
+            list(self._logs["rewards"]["mixed_reward"])[mine],
+            list(self._logs["extra"]["reason"])[mine],
+            strict=True,
+        ):
+            ids = ids[:length]
+            has_ended = bool(ids) and ids[-1] in stops
+            raw = self.processing_class.decode(ids[:-1] if has_ended else ids)
+            completion = self.processing_class.decode(ids, skip_special_tokens=True)
+            rows.append(stamp | {
+                "record_id": example["id"],
+                "source": example["source"],
+                "part": example["reward"],
+                "image": example["picture"],  # the column `image` is a path of this machine
+                "completion": completion,
+                "completion_tokens": length,
+                "clipped": not has_ended,
+                "suspicious": kinds(raw, example["question"], example["reward"]),
+                **step_counts(completion, example["meta"].get("scene")),
+                "advantage": advantage,
+                "reward": reward,
+                "reason": reason,
+            })  # fmt: skip
+        return rows
+
+    def _note_pass(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor) -> None:
+        """Take log-probs and entropies [b, T] of the loss's pass; the last one writes the round.
+
+        So nothing is computed twice. With one optimizer step a round that pass is the policy that
+        sampled; with several, `old_per_token_logps` are, and the entropy is that of the policy in
+        its first pass over the rollout.
+        """
+        old, ref = inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")  # [b, T]
+        logps = (logps if old is None else old).float()
+        values = {"mean_logp": logps, "entropy": entropies, "kl": None}
+        if ref is not None:
+            values["kl"] = k3(logps, ref.float())
+        lengths = inputs["completion_mask"].sum(1).tolist()
+        for at, (place, length) in enumerate(zip(inputs["rollout"].tolist(), lengths, strict=True)):
+            if place not in self._unseen or not length:
+                self._unseen.discard(place)  # a later pass over it, or nothing was said
+                continue
+            self._unseen.remove(place)
+            row = self._rows[place]
+            for name, found in values.items():
+                row[name] = None if found is None else found[at, :length].float().mean().item()
+            if self.token_logps:
+                ids, decode = inputs["completion_ids"][at, :length], self.processing_class.decode
+                row["pieces"] = [decode([token]) for token in ids.tolist()]  # half a letter: U+FFFD
+                row["logps"] = logps[at, :length].tolist()
+                row["entropies"] = entropies[at, :length].float().tolist()
+        if not self._unseen:
+            self._write_round()
+
+    def _write_round(self) -> None:
+        """Write the round, once; what was not seen has no log-probs."""
+        if self.store is not None and self._rows:
+            self.store.append(self._rows, self.accelerator.process_index)
+        self._rows, self._unseen = [], set()
+
+    def _look_at_round(self, inputs: list[Row]) -> None:
         """Log what TRL does not, and stop where nothing has been learnt for long."""
-        metrics, of_all = self._metrics["train"], gather_object(rows)
+        metrics, of_all = self._metrics["train"], gather_object(self._rows)
         aha = [has_aha(row["completion"]) for row in of_all]
         metrics["aha_rate"].append(sum(aha) / max(1, len(aha)))
         for name, value in (self.watch.add(of_all) if self.watch else {}).items():
@@ -218,63 +253,13 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         self._silent = 0 if has_signal else self._silent + 1
         if not self.dead_rounds or self._silent < self.dead_rounds:
             return
-        asked, said = from_columns(_columns(inputs)), [row["completion"] for row in rows]
-        found = rewards.examine(asked, said)
+        said = [row["completion"] for row in self._rows]
+        found = rewards.examine(from_columns(_columns(inputs)), said)
         raise Halted(
             f"step {self.state.global_step}: {self._silent} sampling rounds without a group "
             f"whose rewards differ; {found.problem}. The doctor on the last round:\n"
             + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in found.table)
         )
-
-    def _trace_rows(self, inputs: list[Row], output: dict[str, Any]) -> list[Row]:
-        """Return a row a rollout of this process: who, what, how scored; never pixels."""
-        rank, n = self.accelerator.process_index, len(inputs)
-        # TRL's logs hold the rows of all processes, and the last of them are this round's
-        first = (rank - self.accelerator.num_processes) * n
-        mine = slice(first, first + n or None)
-        columns = zip(
-            inputs,
-            output["completion_ids"].tolist(),
-            output["completion_mask"].sum(1).tolist(),
-            output["advantages"].tolist(),
-            list(self._logs["rewards"]["mixed_reward"])[mine],
-            list(self._logs["extra"]["reason"])[mine],
-            strict=True,
-        )
-        return [
-            self._trace_row(example, ids[:length])
-            | {"advantage": advantage, "reward": reward, "reason": reason}
-            for example, ids, length, advantage, reward, reason in columns
-        ]
-
-    def _trace_row(self, example: Row, ids: list[int]) -> Row:
-        stops = self.model.generation_config.eos_token_id
-        has_ended = bool(ids) and ids[-1] in (stops if isinstance(stops, list) else [stops])
-        raw = self.processing_class.decode(ids[:-1] if has_ended else ids)
-        completion = self.processing_class.decode(ids, skip_special_tokens=True)
-        # sampling rounds since the start of the run, interruptions included
-        per_step = self.args.gradient_accumulation_steps  # micro-batches
-        done = self.state.global_step * per_step + self._step % per_step
-        return self.stamp | {
-            "sampling_round": done // (self.args.steps_per_generation * self.num_iterations),
-            "optimizer_step": self.state.global_step,
-            "record_id": example["id"],
-            "source": example["source"],
-            "part": example["reward"],
-            "image": example["picture"],  # the column `image` is a path of this machine
-            "completion": completion,
-            "completion_tokens": len(ids),
-            "clipped": not has_ended,
-            "suspicious": kinds(raw, example["question"], example["reward"]),
-            **step_counts(completion, example["meta"].get("scene")),
-        }
-
-    def _pieces(self, output: dict[str, Any]) -> list[list[str]]:
-        """Return the text of each token; half a character is shown as U+FFFD."""
-        lengths = output["completion_mask"].sum(1).tolist()
-        rows = zip(output["completion_ids"].tolist(), lengths, strict=True)
-        decode = self.processing_class.decode
-        return [[decode([token]) for token in ids[:length]] for ids, length in rows]
 
 
 def _columns(rows: list[Row]) -> dict[str, list]:
