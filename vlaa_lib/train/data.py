@@ -32,13 +32,8 @@ def dataset(
     max_tokens: int,
     with_trace: bool,
 ) -> Dataset:
-    """Return the records that fit the policy as a dataset, and name those that do not.
-
-    Raises:
-        RecordError: no record is left; VlaaError: policy and rows do not fit.
-    """
-    fitted = Path(out) / "images"
-    made, rejects = rows(records, images, fitted, with_trace, max_pixels=max_pixels)
+    """Return the records that fit the policy as a dataset, and name those that do not."""
+    made, rejects = rows(records, images, Path(out) / "images", with_trace, max_pixels=max_pixels)
     made, too_long = within(made, policy.processor, max_tokens)
     for reject in (*rejects, *too_long):
         print(f"left out: {reject}")
@@ -65,11 +60,7 @@ def rows(
 
 
 def row(record: Record, image: Any, with_trace: bool) -> Row:
-    """Build one row; `image` is a path or a picture, as TRL takes both.
-
-    Raises:
-        RecordError: a trace is asked for and the record has none.
-    """
+    """Build one row; `image` is a path or a picture, as TRL takes both."""
     made = {"prompt": prompts.messages(record.question, record.reward), "image": image}
     if with_trace:
         if prompts.split_think_answer(record.answer).problem:
@@ -145,10 +136,9 @@ def within(
 
 
 def preflight(rows: list[Row], processor: ImageProcessor, model: Any) -> None:
-    """Put the smallest, the largest and a few other pictures through the processor and compare.
+    """Refuse padding on the right, and image tokens that do not match the features of pictures.
 
-    Raises:
-        VlaaError: padding on the right, or image tokens that do not match the image's features.
+    The smallest, the largest and a few other pictures are put through the whole processor.
     """
     from PIL import Image
 
@@ -159,13 +149,11 @@ def preflight(rows: list[Row], processor: ImageProcessor, model: Any) -> None:
             f"the processor's image token is {processor.image_token_id}, the model's "
             f"{model.config.image_token_id}: they come from different checkpoints"
         )
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     ordered = sorted(rows, key=lambda row: image_tokens(row, processor))
     step = max(1, math.ceil(len(ordered) / PROBED))
     for row in [*ordered[::step], ordered[-1]]:
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
-            tokenize=False,
-        )
         with Image.open(row["image"]) as image:
             made = processor(images=[image.convert("RGB")], text=[text], return_tensors="pt")
         tokens = int((made["input_ids"] == processor.image_token_id).sum())

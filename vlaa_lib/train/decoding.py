@@ -34,14 +34,14 @@ def decode(
         inputs: what `generate` prepared; the cache among it is used up.
     Returns:
         [B, P + T] tokens, rows that ended earlier padded.
-    Raises:
-        ValueError: beam search.
-        RuntimeError: the model's scores are not numbers.
     """
+    from transformers import DynamicCache
+
     wanted = generation_config
     if wanted.num_beams and wanted.num_beams > 1:
         raise ValueError("decode samples or is greedy; leave custom_generate out for beam search")
-    if not _can_shrink(inputs) or wanted.return_dict_in_generate or wanted.prefill_chunk_size:
+    grows = inputs.get("use_cache") and isinstance(inputs["past_key_values"], DynamicCache)
+    if not grows or wanted.return_dict_in_generate or wanted.prefill_chunk_size:
         given = logits_processor, stopping_criteria, wanted
         return model._sample(input_ids, *given, **inputs)
     pad = wanted._pad_token_tensor
@@ -86,9 +86,3 @@ def decode(
                     inputs[name] = value[:, unfinished] if value.ndim == 3 else value[unfinished]
             unfinished = unfinished[unfinished]
     return torch.cat([prompts, torch.stack(columns, dim=1)], dim=1)
-
-
-def _can_shrink(inputs: dict[str, Any]) -> bool:
-    from transformers import DynamicCache
-
-    return bool(inputs.get("use_cache")) and isinstance(inputs["past_key_values"], DynamicCache)

@@ -31,9 +31,7 @@ def grpo(
     images: str | Path,
     out: str | Path,
     start: str | Path | None = None,
-    reward_model: rewards.RewardModel | None = None,
     process_reward: Callable[..., list[float]] | None = None,
-    token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -43,9 +41,7 @@ def grpo(
 
     Args:
         start: checkpoint to start from; by default the profile's policy.
-        reward_model: for open answers; default: the one that `grpo.reward_model` names.
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
-        token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -58,7 +54,8 @@ def grpo(
     if bool(g.process_weight) != bool(process_reward):
         raise VlaaError("a process reward and grpo.process_weight above 0 go together; give both")
     # --- what is trained on: records that can be scored, pictures that open, prompts that fit
-    if reward_model is None and "open" in g.parts and any(r.reward == "open" for r in records):
+    reward_model = None
+    if "open" in g.parts and any(r.reward == "open" for r in records):
         given = g.trust_remote_code, g.endpoints or None
         reward_model = reward_models.by_name(g.reward_model, images, out, *given)
     # the name of a judge stands for its model, settings and prompt
@@ -89,7 +86,7 @@ def grpo(
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
-    trainer.dead_rounds, trainer.token_logps, trainer.fast = g.dead_rounds, token_logps, g.fast
+    trainer.dead_rounds, trainer.fast = g.dead_rounds, g.fast
     # what was kept is as it was at the checkpoint's optimizer step
     step = checkpoints.step_of(resume)
     trainer.store = traces.TraceStore(Path(out) / "traces")
