@@ -100,9 +100,7 @@ def test_grpo_is_measured_beside_stock_trl_at_equal_numbers(tiny_model, monkeypa
         assert (row["G"], row["side px"], row["samples"]) == (2, 112, 4)
         assert row["same completions"] == 1 and row["difference"] < 1e-5
         assert row["ours tokens a second"] > row["ours a second"] * 30, "a picture alone has 16"
-    for row in found["phases"]:
-        if row["phase"] in ("generate", "policy"):
-            assert row["TRL s"] > 0 and row["ours s"] > 0
+        assert row["ours a second"] > 0 < row["TRL a second"]
 
 
 def test_evaluation_is_measured_at_equal_answers(tiny_model):

@@ -1,13 +1,16 @@
-"""The fast paths give the stock trainer's numbers, do less, and step aside where they must."""
+"""The fast paths and the decoding loop give the stock numbers, do less, or step aside."""
 
 from collections import Counter
 
 import pytest
 import torch
+import trl
 
 from test_train import settings
 from vlaa_lib import models, prompts, rewards
+from vlaa_lib.evaluate.generate import Limits, ask, complete
 from vlaa_lib.train import data, fast, rounds
+from vlaa_lib.train.decoding import decode
 from vlaa_lib.train.grpo import grpo_config
 from vlaa_lib.train.rounds import Pictures
 from vlaa_lib.train.trainer import TracingGRPOTrainer
@@ -54,8 +57,6 @@ def nothing_is_scored(monkeypatch):
 
 
 def trainer(kind, model, micro, out, mode="full", paths=fast.PATHS, **overrides):
-    from trl import GRPOTrainer
-
     folder, made = micro
     cfg = settings(model, **{**BATCHES, "grpo.mode": mode, **overrides})
     policy = models.load_policy(model, mode, dtype="float32")
@@ -66,7 +67,7 @@ def trainer(kind, model, micro, out, mode="full", paths=fast.PATHS, **overrides)
         return right_first(**columns)
 
     reward.__name__ = "mixed_reward"
-    made = (GRPOTrainer if kind == "stock" else TracingGRPOTrainer)(
+    made = (trl.GRPOTrainer if kind == "stock" else TracingGRPOTrainer)(
         model=policy.model,
         args=grpo_config(cfg, out, policy),
         train_dataset=data.table(rows),
@@ -97,11 +98,7 @@ def worst(one, two):
 
 
 @pytest.mark.parametrize("mode", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_the_numbers_are_those_of_stock_trl(
-    mode, tiny_model, micro_data, tmp_path, monkeypatch
-):
-    import trl
-
+def test_the_numbers_are_those_of_stock_trl(mode, tiny_model, micro_data, tmp_path, monkeypatch):
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=True))
     stock = numbers(trainer("stock", tiny_model, micro_data, tmp_path / "stock", mode))
     ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", mode))
@@ -114,8 +111,6 @@ def test_the_numbers_are_those_of_stock_trl(
 def test_rows_of_a_step_are_sorted_where_the_loss_allows_it(
     loss_type, tiny_model, micro_data, tmp_path, monkeypatch, capsys
 ):
-    import trl
-
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
     # a GPU's passes: as large as a micro-batch, no prompt shared
     monkeypatch.setattr(fast.FastPaths, "_shares", lambda *given: False)
@@ -146,8 +141,6 @@ def test_rows_of_a_step_are_sorted_where_the_loss_allows_it(
 def test_a_loss_by_micro_batch_does_not_bear_sorting(
     tiny_model, micro_data, tmp_path, monkeypatch
 ):
-    import trl
-
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
     monkeypatch.setattr(fast, "ORDERLESS", ("bnpo",))
     given = {"grpo.loss_type": "bnpo"}
@@ -173,8 +166,6 @@ def test_a_window_is_sorted_and_taken_apart_again():
 
 
 def test_a_wrong_order_of_pictures_is_seen(tiny_model, micro_data, tmp_path, monkeypatch):
-    import trl
-
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=False))
     right = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "right"))
     features = Pictures.features
@@ -281,3 +272,84 @@ def test_pictures_are_known_by_content_and_a_round_forgets_them(tiny_model, micr
     assert len(pictures._grids) == 2
     pictures.forget()
     assert not pictures._grids
+
+
+# --- the decoding loop ---------------------------------------------------------------------------
+
+PROMPTS = ["Hello", "How many red cubes are there in the picture?", "No", "Count."] * 4
+
+
+def generated(policy, custom, **wanted):
+    """Return tokens, rows of each forward pass and the random state after generating."""
+    tokenizer, rows = policy.processor.tokenizer, []
+    inputs = tokenizer(PROMPTS, padding=True, padding_side="left", return_tensors="pt")
+    watch = policy.model.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(len(output.logits)), with_kwargs=True
+    )
+    torch.manual_seed(3)
+    try:
+        tokens = policy.model.generate(
+            **inputs,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=24,
+            custom_generate=custom,
+            **wanted,
+        )
+    finally:
+        watch.remove()
+    return tokens, rows, torch.rand(1)
+
+
+# a model that has learnt nothing hardly ever ends a completion by itself
+@pytest.mark.parametrize("bias", [0.0, 4.0, 5.0, 60.0])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"do_sample": True, "top_k": 0},
+        {"do_sample": True, "top_k": 50, "top_p": 0.9, "temperature": 0.7},
+        {"do_sample": False, "repetition_penalty": 1.3},
+    ],
+    ids=["sampled", "filtered", "greedy"],
+)
+def test_the_completions_are_those_of_the_stock_loop(tiny_model, bias, wanted):
+    policy = models.load_policy(tiny_model, dtype="float32")
+    wanted = wanted | {"sequence_bias": [[[policy.processor.tokenizer.eos_token_id], bias]]}
+    stock, whole, state = generated(policy, None, **wanted)
+    ours, rows, after = generated(policy, decode, **wanted)
+    assert torch.equal(stock, ours)
+    assert state == after, "as many draws"
+    assert len(rows) == len(whole) and set(whole) == {len(PROMPTS)}
+    if wanted.get("top_k") == 0 and bias == 5.0:  # some end early, some late
+        assert len(set(rows)) > 2 and sum(rows) < 0.7 * sum(whole), "ended rows left"
+
+
+def test_ended_rows_leave_with_a_picture_and_several_ends(tiny_model, micro_data):
+    folder, made = micro_data
+    policy = models.load_policy(tiny_model, dtype="float32")
+    policy.model.generation_config.eos_token_id = list(range(40))
+    rows = []
+    policy.model.register_forward_hook(lambda *passed: rows.append(len(passed[-1].logits)))
+    torch.manual_seed(0)
+    own = complete(policy, [ask(r) for r in made], folder / "images", Limits(40, temperature=1.0))
+    assert rows[0] == len(made) and rows[-1] < len(made)
+    assert len({c.num_tokens for c in own}) > 3
+    generate = policy.model.generate
+    policy.model.generate = lambda **given: generate(**given | {"custom_generate": None})
+    torch.manual_seed(0)
+    stock = complete(policy, [ask(r) for r in made], folder / "images", Limits(40, temperature=1.0))
+    assert own == stock
+
+
+def test_what_the_loop_cannot_do_is_left_to_the_stock_loop_or_refused(tiny_model):
+    policy = models.load_policy(tiny_model, dtype="float32")
+    greedy = {"do_sample": False, "use_cache": False}
+    stock, *_ = generated(policy, None, **greedy)
+    ours, rows, _ = generated(policy, decode, **greedy)
+    assert torch.equal(stock, ours) and set(rows) == {len(PROMPTS)}
+    with pytest.raises(ValueError, match="beam search"):
+        generated(policy, decode, do_sample=False, num_beams=2)
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not numbers"):
+        generated(policy, decode, do_sample=True)

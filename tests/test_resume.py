@@ -28,25 +28,13 @@ def run(method, cfg, micro_data, out):
 
 
 def short(tiny_model, method, mode):
-    return settings(
-        tiny_model,
-        **{
-            f"{method}.mode": mode,
-            f"{method}.max_steps": 4,
-            "sft.epochs": 9.0,
-            "sft.global_batch": 4,
-            "sft.per_device_batch": 2,
-            "sft.save_steps": 2,
-            "grpo.save_rounds": 1,
-            "grpo.rollout_prompts": 4,
-            "grpo.train_batch": 8,  # two optimizer steps a sampling round
-            "grpo.per_device_batch": 4,
-            "grpo.max_completion_tokens": 8,
-            "grpo.dead_rounds": 9,
-            "grpo.kl_horizon": 100,
-            "grpo.kl_target": 1e-9,
-        },
-    )
+    return settings(tiny_model, **{
+        f"{method}.mode": mode, f"{method}.max_steps": 4,
+        "sft.epochs": 9.0, "sft.global_batch": 4, "sft.per_device_batch": 2, "sft.save_steps": 2,
+        "grpo.rollout_prompts": 4, "grpo.train_batch": 8,  # two optimizer steps a sampling round
+        "grpo.per_device_batch": 4, "grpo.max_completion_tokens": 8, "grpo.save_rounds": 1,
+        "grpo.dead_rounds": 9, "grpo.kl_horizon": 100, "grpo.kl_target": 1e-9,
+    })  # fmt: skip
 
 
 QUICK = ("grpo", "lora")  # the others are marked slow
@@ -80,23 +68,27 @@ def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_
         assert rows[0] == rows[1] and len(rows[0]) == 2 * cfg.grpo.rollouts
         betas = [row["beta"] for row in log]
         assert betas[0] == betas[1] != betas[2] == betas[3]  # the controller moves once a round
+        state = json.loads((tmp_path / "whole" / "checkpoint-4" / checkpoints.STATE).read_text())
+        assert state == {"beta": betas[3], "round_kl": [row["kl"] for row in log[2:]], "silent": 2}
 
 
 def strip(row, names):
     return {k: v for k, v in row.items() if not k.startswith(names)}
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
-    def write(step):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x")
-        (folder / "trainer_state.json").write_text("{}")
-        (folder / checkpoints.STATE).write_text("{}")
-        return folder
+def write(out, step):
+    """Write what counts as a whole checkpoint."""
+    folder = out / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"x")
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / checkpoints.STATE).write_text("{}")
+    return folder
 
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     assert checkpoints.latest(tmp_path) is None
-    two, four, ten = write(2), write(4), write(10)
+    two, four, ten = (write(tmp_path, step) for step in (2, 4, 10))
     assert checkpoints.latest(tmp_path) == ten  # 10 comes after 4
     (ten / "trainer_state.json").write_text('{"step": 1')
     (four / "model.safetensors").unlink()
@@ -107,12 +99,16 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
 
 
 def test_a_folder_of_other_settings_is_refused(tiny_model, micro_data, tmp_path):
-    cfg = short(tiny_model, "sft", "lora")
-    run("sft", cfg, micro_data, tmp_path)
-    other = settings(tiny_model, **{"sft.mode": "lora", "sft.max_steps": 5})
+    one, other = (settings(tiny_model, **{"sft.max_steps": steps}) for steps in (4, 5))
+    made = micro_data[1]
+    for cfg in (other, one):  # without a checkpoint nothing is lost
+        assert checkpoints.begin(cfg, "sft", made, tmp_path) is None
+    last = write(tmp_path, 2)
     with pytest.raises(VlaaError, match=r"other settings \(.*sft.max_steps 4 instead of 5"):
-        run("sft", other, micro_data, tmp_path)
-    assert checkpoints.latest(tmp_path).name == "checkpoint-4"
+        checkpoints.begin(other, "sft", made, tmp_path)
+    with pytest.raises(VlaaError, match="records .* instead of"):
+        checkpoints.begin(one, "sft", made[1:], tmp_path)
+    assert checkpoints.begin(one, "sft", made, tmp_path) == str(last)
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
@@ -150,17 +146,11 @@ def test_adaptive_kl_follows_openrlhf():
 
 def test_a_dead_reward_stops_with_the_doctors_report(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
-    cfg = short(tiny_model, "grpo", "lora")  # an untrained model never meets the format
+    # an untrained model never meets the format
     cfg = settings(tiny_model, **{"grpo.mode": "lora", "grpo.max_steps": 9, "grpo.dead_rounds": 2,
                                   "grpo.max_completion_tokens": 8})
     with pytest.raises(Halted, match="(?s)2 sampling.*every reward is 0.*hit_rate"):
         train.grpo(cfg, made, folder / "images", tmp_path)
-
-
-def test_the_state_is_json(tiny_model, micro_data, tmp_path):
-    run("grpo", short(tiny_model, "grpo", "lora"), micro_data, tmp_path)
-    state = json.loads((tmp_path / "checkpoint-4" / checkpoints.STATE).read_text())
-    assert state["beta"] > 0 and len(state["round_kl"]) == 2 and state["silent"] == 2
 
 
 DIES_WHILE_WRITING = """

@@ -10,17 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
-from vlaa_lib import (
-    Halted,
-    VlaaError,
-    models,
-    profiles,
-    prompts,
-    records,
-    rewards,
-    traces,
-    train,
-)  # fmt: skip
+from vlaa_lib import Halted, VlaaError, models, profiles, prompts, records, rewards, traces, train
+from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import callbacks, data
 from vlaa_lib.train.grpo import _scored, grpo_config
@@ -205,39 +196,20 @@ def test_a_broken_picture_leaves_one_record_out(micro_data, tmp_path):
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the two real records are not beside the project")
 def test_the_real_records_train(tmp_path):
     """Construct, two SFT steps and two GRPO steps on two records of the released dataset."""
-    from vlaa_lib import __main__ as cli
+    def call(command, file, out, *words):
+        place = "--records", file, "--images", SAMPLES / "images", "--out", tmp_path / out
+        assert main([str(word) for word in (*command.split(), *place, *words)]) == 0
 
-    def call(*words):
-        assert cli.main([str(word) for word in words]) == 0
-
-    source = ["--records", SAMPLES / "records.jsonl", "--images", SAMPLES / "images"]
-    call("construct", *source, "--out", tmp_path / "data")
-    made = (
-        [*records.load(tmp_path / "data" / "sft.jsonl").records]
-        if (tmp_path / "data" / "sft.jsonl").stat().st_size
-        else []
-    )
-    made += records.load(tmp_path / "data" / "rl.jsonl").records
+    call("construct", SAMPLES / "records.jsonl", "data")
+    files = (tmp_path / "data" / f"{split}.jsonl" for split in ("sft", "rl"))
+    made = [r for file in files if file.stat().st_size for r in records.load(file).records]
     assert {r.reward for r in made} == {"digit", "mcq"} and all(r.answer for r in made)
     records.write(made, tmp_path / "all.jsonl")
-    source = ["--records", tmp_path / "all.jsonl", "--images", SAMPLES / "images"]
-    call("train", "sft", *source, "--out", tmp_path / "sft", "--profile", "smoke", "--steps", 2)
+    short = ["--profile", "smoke", "--steps", 2, "--set", "grpo.rollout_prompts=2",
+             "grpo.train_batch=8", "grpo.per_device_batch=8"]  # fmt: skip
+    call("train sft", tmp_path / "all.jsonl", "sft", *short)
     assert len(list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open()))) == 2
-    call(
-        "train",
-        "grpo",
-        *source,
-        "--out",
-        tmp_path / "grpo",
-        "--profile",
-        "smoke",
-        "--steps",
-        2,
-        "--set",
-        "grpo.rollout_prompts=2",
-        "grpo.train_batch=8",
-        "grpo.per_device_batch=8",
-    )
+    call("train grpo", tmp_path / "all.jsonl", "grpo", *short)
     rows = traces.load(tmp_path / "grpo" / "traces")
     assert len(rows) == 2 * 2 * 4 and {row["part"] for row in rows} == {"digit", "mcq"}
 
@@ -286,64 +258,49 @@ def test_rows_that_fit_pass(policy, rows):
     data.preflight(rows, policy.processor, policy.model)
 
 
-def test_padding_on_the_right_is_refused(policy, rows):
-    policy.processor.tokenizer.padding_side = "right"
-    with pytest.raises(VlaaError, match="pads on the right"):
-        data.preflight(rows, policy.processor, policy.model)
-
-
-def test_a_processor_of_another_checkpoint_is_refused(policy, rows):
-    policy.model.config.image_token_id += 1
-    with pytest.raises(VlaaError, match="different checkpoints"):
-        data.preflight(rows, policy.processor, policy.model)
-
-
-def test_image_tokens_other_than_those_of_the_size_are_refused(policy, rows, monkeypatch):
+def test_a_policy_that_rows_do_not_fit_is_refused(policy, rows, monkeypatch):
+    given = rows, policy.processor, policy.model
     monkeypatch.setattr(data, "image_tokens", lambda row, processor: 1)
     with pytest.raises(VlaaError, match=r"record .*: \d+ image tokens for"):
-        data.preflight(rows, policy.processor, policy.model)
+        data.preflight(*given)
+    policy.model.config.image_token_id += 1
+    with pytest.raises(VlaaError, match="different checkpoints"):
+        data.preflight(*given)
+    policy.processor.tokenizer.padding_side = "right"
+    with pytest.raises(VlaaError, match="pads on the right"):
+        data.preflight(*given)
 
 
-def state(losses: list[float], step: int = 0) -> TrainerState:
-    history = [{"loss": loss, "step": i} for i, loss in enumerate(losses)]
-    return TrainerState(global_step=step, log_history=history, is_world_process_zero=True)
+def watched(losses: list[float], out: Path, **logged) -> None:
+    """Log losses as step 7 of a training."""
+    history = [{"loss": loss, "step": i} | logged for i, loss in enumerate(losses)]
+    state = TrainerState(global_step=7, log_history=history, is_world_process_zero=True)
+    callbacks.Guard(out).on_log(None, state, TrainerControl())
 
 
 def test_a_gradient_in_the_tower_ends_the_training(policy):
     tower = policy.model.model.visual
-    watch, weight = callbacks.Guard(""), next(tower.parameters())
-    watch.on_pre_optimizer_step(None, state([]), TrainerControl(), model=policy.model)
+    guard, weight = callbacks.Guard(""), next(tower.parameters())
+    given = None, TrainerState(global_step=0), TrainerControl()
+    guard.on_pre_optimizer_step(*given, model=policy.model)
     weight.grad = torch.zeros_like(weight)
     with pytest.raises(Halted, match="visual.* has a gradient"):
-        watch.on_pre_optimizer_step(None, state([]), TrainerControl(), model=policy.model)
+        guard.on_pre_optimizer_step(*given, model=policy.model)
 
 
-@pytest.mark.parametrize(
-    ("losses", "said"),
-    [
-        ([2.0, 2.1, 1.9, 2.0], ""),
-        ([2.0, 2.1, 1.9, 4.5], "loss spike, 4.500 after a usual 2.000"),
-        ([2.0, 9.0], ""),  # two losses have no usual one yet
-    ],
-)
-def test_a_loss_spike_is_said(losses, said, capsys, tmp_path):
-    callbacks.Guard(tmp_path).on_log(None, state(losses, step=7), TrainerControl())
-    out = capsys.readouterr().out
-    assert (f"step 7: {said}" in out) if said else not out
-
-
-def test_the_loss_of_grpo_has_no_spikes(capsys, tmp_path):
-    trained = state([1e-4, 1e-4, 9e-4])
-    for row in trained.log_history:
-        row["reward"] = 0.5
-    callbacks.Guard(tmp_path).on_log(None, trained, TrainerControl())
+def test_a_loss_spike_is_said(capsys, tmp_path):
+    watched([2.0, 2.1, 1.9, 2.0], tmp_path)
+    watched([2.0, 9.0], tmp_path)  # two losses have no usual one yet
+    watched([1e-4, 1e-4, 9e-4], tmp_path, reward=0.5)  # GRPO's is near zero by construction
     assert not capsys.readouterr().out
+    watched([2.0, 2.1, 1.9, 4.5], tmp_path)
+    assert "step 7: loss spike, 4.500 after a usual 2.000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_training(loss, tmp_path):
-    with pytest.raises(Halted, match="step 3: .*lower the learning rate"):
-        callbacks.Guard(tmp_path).on_log(None, state([2.0, 2.0, loss], step=3), TrainerControl())
+    with pytest.raises(Halted, match="step 7: .*lower the learning rate"):
+        watched([2.0, 2.0, loss], tmp_path)
 
 
 SWITCHES = [

@@ -95,7 +95,11 @@ def load_policy(
     path = resolve(path)
     if mode not in MODES:
         raise VlaaError(f"unknown mode {mode!r}; use one of {', '.join(MODES)}")
-    dtype = dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    gpu = torch.cuda.is_available()
+    dtype = dtype or ("bfloat16" if gpu else "float32")
+    # a launcher spreads weights by itself; packed ones stay on the GPU that they were loaded to
+    is_spread = int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode != "4bit"
+    place = {"": int(os.environ.get("LOCAL_RANK", "0")) if gpu else "cpu"}
     quantisation = None
     if mode == "4bit":
         quantisation = BitsAndBytesConfig(
@@ -112,7 +116,7 @@ def load_policy(
         weights,
         dtype=getattr(torch, dtype),
         quantization_config=quantisation,
-        device_map=_placement(mode),
+        device_map=None if is_spread else place,
     )
     if adapter_config.is_file():
         from peft import PeftModel
@@ -139,19 +143,6 @@ def whole(path: str | Path, into: str | Path) -> str:
             draft.replace(into)
         shutil.rmtree(draft, ignore_errors=True)
     return str(into)
-
-
-def _placement(mode: str) -> dict[str, Any] | None:
-    """Say where weights are loaded to: this process's GPU, or None where a launcher spreads them.
-
-    The packed weights of 4-bit stay where they were loaded, so each process has its own GPU.
-    """
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode != "4bit":
-        return None
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    return {"": local if torch.cuda.is_available() else "cpu"}
 
 
 def resolve(path: str | Path) -> str:

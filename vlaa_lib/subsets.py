@@ -153,8 +153,8 @@ def _scored(
         num_workers=4 if policy.model.device.type == "cuda" else 0,
     )
     for window in loader:
-        if bad := [_row(record, problem=said) for record, said in window if isinstance(said, str)]:
-            yield bad, 0
+        bad = [(record, said) for record, said in window if isinstance(said, str)]
+        yield [{"id": r.id, "key": _key(r), "problem": said} for r, said in bad], 0
         good = [(record, inputs) for record, inputs in window if not isinstance(inputs, str)]
         lengths = [inputs["input_ids"].size for _, inputs in good]
         for batch in by_length(lengths, tokens=batch_tokens, longest_first=True):
@@ -165,19 +165,15 @@ def _scored(
                 size = tuple(inputs["input_ids"].shape)
                 raise VlaaError(f"a batch of {size} does not fit; lower batch_tokens") from error
             counts = (inputs["labels"] != -100).sum(1)
-            numbers = zip(losses.tolist(), counts.tolist(), strict=True)
-            rows = [_row(good[i][0], *pair) for i, pair in zip(batch, numbers, strict=True)]
+            rows = []
+            for i, nll, count in zip(batch, losses.tolist(), counts.tolist(), strict=True):
+                row = {"id": good[i][0].id, "key": _key(good[i][0])}
+                if nll < 700:  # the exponential of 710 is beyond a float; NaN too
+                    row |= {"num_tokens": count, "mean_nll": nll, "perplexity": math.exp(nll)}
+                else:
+                    row["problem"] = f"its mean negative log-likelihood is {nll}"
+                rows.append(row)
             yield rows, sum(lengths[i] for i in batch)
-
-
-def _row(
-    record: Record, mean_nll: float = math.nan, num_tokens: int = 0, problem: str = ""
-) -> Row:
-    row = {"id": record.id, "key": _key(record)}
-    if mean_nll < 700:  # the exponential of 710 is beyond a float; NaN too
-        row |= {"num_tokens": num_tokens, "mean_nll": mean_nll, "perplexity": math.exp(mean_nll)}
-        return row
-    return row | {"problem": problem or f"its mean negative log-likelihood is {mean_nll}"}
 
 
 def _join(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,26 +1,21 @@
-"""GRPO with the fast paths beside TRL's own trainer: samples a second, memory, time by phase."""
+"""GRPO with the fast paths beside TRL's own trainer: samples a second and memory."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from vlaa_lib import models, profiles, rewards
 from vlaa_lib.pocket import microworld
 
 from .timing import OURS, TRL, afresh, compared, device, in_turn, peak
 
-PHASES = ("generate", "score", "old and reference", "policy", "optimizer", "image and processor")
 COMPARED = ("loss", "grad_norm", "kl", "reward")
 
 
@@ -57,9 +52,8 @@ def grpo(
     Returns:
         `speed`: a row for each G, side and steps; `same completions`: share that both sampled
             alike; `difference`: the largest of `COMPARED` over all steps, where all are the same.
-        `phases`: seconds a run in each phase (medians) and their ratio.
     """
-    speed, phases = [], []
+    speed = []
     with tempfile.TemporaryDirectory() as folder:
         sources = list(microworld.SOURCES)
         made = microworld.write_split(folder, sources, "train", -(-prompts * rounds // 9), seed)
@@ -69,11 +63,10 @@ def grpo(
             runs = in_turn(lambda who, given=given: afresh(_measured, who, *given), repeats)
             case = {"G": g, "side px": side, "steps a round": many}
             speed.append(case | _compare(runs, cfg.grpo.rollouts * rounds))
-            phases += [case | row for row in _phases(runs)]
     return {
         "benchmark": "grpo", "peer": "TRL GRPOTrainer", "model": model, "mode": mode, "seed": seed,
         "repeats": repeats, "prompts": prompts, "rounds": rounds, "completion tokens": tokens,
-        "cores": os.cpu_count(), "device": device(), "speed": speed, "phases": phases,
+        "cores": os.cpu_count(), "device": device(), "speed": speed,
     }  # fmt: skip
 
 
@@ -113,7 +106,8 @@ def _measured(
 def _run(
     who: str, cfg: profiles.Settings, made: list, folder: Path, paths: list[str]
 ) -> dict[str, Any]:
-    """Train once; return seconds by phase, peak memory, the log, completions and all tokens."""
+    """Train once; return seconds, peak memory, the log, completions and all tokens."""
+    import torch
     from trl import GRPOTrainer
 
     from vlaa_lib.train import data
@@ -133,97 +127,23 @@ def _run(
     )
     trainer.fast = paths
     said: list[list[int]] = []
-    with _timed(trainer, said) as seconds, peak() as memory:
-        trainer.train()
-    log = [row for row in trainer.state.log_history if "loss" in row]
-    tokens = max(row.get("num_tokens", 0) for row in log)  # of prompts and completions
-    return {"seconds": dict(seconds), "memory": memory, "log": log, "said": said, "tokens": tokens}
-
-
-@contextlib.contextmanager
-def _timed(trainer: Any, said: list[list[int]]) -> Iterator[dict[str, float]]:
-    """Time the phases of a training, each without those inside it; keep what is sampled."""
-    seconds: dict[str, float] = defaultdict(float)
-    running: list[float] = []  # seconds spent inside each phase that is on
-
-    def within(phase: str, work: Callable, *args: Any, **kwargs: Any) -> Any:
-        _wait()
-        start = time.perf_counter()
-        running.append(0.0)
-        try:
-            return work(*args, **kwargs)
-        finally:
-            _wait()
-            spent = time.perf_counter() - start
-            seconds[phase] += spent - running.pop()
-            if running:
-                running[-1] += spent
-
-    def phased(owner: Any, name: str, phase: str) -> Any:
-        work = getattr(owner, name)
-        return patch.object(owner, name, lambda *a, **k: within(phase, work, *a, **k))
+    turn = trainer._generate_single_turn
 
     def sampled(*args: Any, **kwargs: Any) -> Any:
-        found = within("generate", turn, *args, **kwargs)
+        found = turn(*args, **kwargs)
         said.extend(found[0])
         return found
 
-    turn, optimizer = trainer._generate_single_turn, trainer.create_optimizer
-
-    def create(*args: Any) -> Any:
-        made = optimizer(*args)
-        step = made.step
-        made.step = lambda *a, **k: within("optimizer", step, *a, **k)
-        return made
-
-    kind = type(trainer.processing_class)
-    with contextlib.ExitStack() as stack:
-        for owner, name, phase in (
-            (trainer, "train", "rest"),
-            (trainer, "training_step", "policy"),
-            (trainer, "_generate_and_score_completions", "rest"),
-            (trainer, "_calculate_rewards", "score"),
-            (kind, "__call__", "image and processor"),
-            (kind, "apply_chat_template", "image and processor"),
-        ):
-            stack.enter_context(phased(owner, name, phase))
-        stack.enter_context(patch.object(trainer, "_generate_single_turn", sampled))
-        stack.enter_context(patch.object(trainer, "create_optimizer", create))
-        stack.enter_context(_passes(trainer, within))
-        yield seconds
-
-
-@contextlib.contextmanager
-def _passes(trainer: Any, within: Callable) -> Iterator[None]:
-    """Time the passes outside of the loss; those inside it belong to the policy's phase."""
-    passed, loss = trainer._get_per_token_logps_and_entropies, trainer._compute_loss
-    learning = []
-
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        learning.append(True)
-        try:
-            return loss(*args, **kwargs)
-        finally:
-            learning.clear()
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if learning:
-            return passed(*args, **kwargs)
-        return within("old and reference", passed, *args, **kwargs)
-
-    with (
-        patch.object(trainer, "_compute_loss", compute),
-        patch.object(trainer, "_get_per_token_logps_and_entropies", run),
-    ):
-        yield
-
-
-def _wait() -> None:
-    """Let a GPU finish, so that its time falls on the phase that asked for it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    trainer._generate_single_turn = sampled
+    with peak() as memory:
+        start = time.perf_counter()
+        trainer.train()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    tokens = max(row.get("num_tokens", 0) for row in log)  # of prompts and completions
+    return {"seconds": seconds, "memory": memory, "log": log, "said": said, "tokens": tokens}
 
 
 def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
@@ -238,7 +158,7 @@ def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
     )
     row = compared(
         samples,
-        {who: [sum(run["seconds"].values()) for run in found] for who, found in runs.items()},
+        {who: [run["seconds"] for run in found] for who, found in runs.items()},
         {who: [run["memory"]["mib"] for run in found] for who, found in runs.items()},
     )
     row["ours tokens a second"] = round(two["tokens"] / samples * row["ours a second"])
@@ -246,15 +166,3 @@ def _compare(runs: dict[str, list[dict]], samples: int) -> dict[str, Any]:
     row["difference"] = float(f"{difference:.1e}")
     return row
 
-
-def _phases(runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
-    rows = []
-    for phase in (*PHASES, "rest"):
-        mine, theirs = (
-            statistics.median(run["seconds"].get(phase, 0.0) for run in runs[who])
-            for who in (OURS, TRL)
-        )
-        ratio = round(theirs / mine, 2) if mine else None
-        row = {"phase": phase, "ours s": round(mine, 3), "TRL s": round(theirs, 3)}
-        rows.append(row | {"times faster": ratio})
-    return rows
