@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 
@@ -16,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fault_server import trace
-from vlaa_lib import ROOT, VlaaError, pocket, prompts, records
+from vlaa_lib import pocket, prompts
 from vlaa_lib.llm import fill
 from vlaa_lib.pocket import microworld, teacher
 
@@ -148,39 +144,3 @@ def test_a_hostile_body_is_a_bad_request(body, capfd):
         with pytest.raises(urllib.error.HTTPError, match="4(00|04|22)"):
             urllib.request.urlopen(request)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_taken_port_is_an_error():
-    with pocket.serve_teacher({}) as base_url:
-        port = int(base_url.split(":")[2].split("/")[0])
-        with pytest.raises(OSError, match="in use"), pocket.serve_teacher({}, port=port):
-            pass
-
-
-def test_serve_forever_serves_until_interrupted(world):
-    _, images = world
-    code = (
-        "import signal, sys; from vlaa_lib import pocket\n"
-        # a shell's background jobs, and so what they start, ignore Ctrl-C
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "pocket.serve_forever(*sys.argv[1:], 0)"
-    )
-    command = [sys.executable, "-c", code, str(images.parent / "records.jsonl"), str(images)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    said = child.stdout.readline()
-    base_url = next(word for word in said.split() if word.startswith("http")).rstrip(",")
-    text = fill(prompts.VERIFY_PROMPT, question="?", gold="3", pred="3")
-    body = {"model": "teacher-verify", "messages": [{"role": "user", "content": text}]}
-    request = urllib.request.Request(base_url + "/chat/completions", json.dumps(body).encode())
-    reply = json.load(urllib.request.urlopen(request))
-    assert reply["choices"][0]["message"]["content"] == "Yes"
-    child.send_signal(signal.SIGINT)
-    rest, _ = child.communicate(timeout=20)
-    assert (child.returncode, rest) == (0, "stopped\n")
-
-
-def test_serve_forever_refuses_records_without_scenes(tmp_path):
-    records.write([records.Record("r", "a.png", "q?", "3", source="s")], tmp_path / "r.jsonl")
-    (tmp_path / "a.png").touch()
-    with pytest.raises(VlaaError, match="no record with 'meta.scene'"):
-        pocket.serve_forever(tmp_path / "r.jsonl", tmp_path, 0)

@@ -18,7 +18,7 @@ from vlaa_lib.process.command import process
 from vlaa_lib.prompts import MAX_NEW_TOKENS
 
 from . import options as o
-from .cli_data import construct, data, microworld, models, serve_teacher, subset
+from .cli_data import construct, data, microworld, models, subset
 from .options import loaded, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
@@ -32,7 +32,7 @@ app.add_typer(process, name="process", rich_help_panel=METHOD, help="Process rew
 app.add_typer(data, name="data", rich_help_panel=DATA, help="The released dataset and its sources.")
 for command in (construct, subset):
     app.command(rich_help_panel=DATA)(command)
-for command in (microworld, models, serve_teacher):
+for command in (microworld, models):
     app.command(rich_help_panel=POCKET)(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,15 +56,16 @@ def construct(
         show(building.plan(made, images, out, **asked))
         return
     limits = building.Limits(concurrency, timeout, retries, max_cost, max_tokens)
-    with ExitStack() as stack:
-        if not (base_url or endpoints):
-            scenes = pocket.scenes_of(kept(records, images), images)
-            base_url = stack.enter_context(pocket.serve_teacher(scenes))
-        try:
-            result = building.run(made, images, base_url or "", out, limits=limits, **asked)
-        except Halted as stop:  # not at its end: the same command goes on
-            print(f"stopped: {stop}", file=sys.stderr)
-            raise typer.Exit(3) from None
+    if base_url or endpoints:
+        teacher = nullcontext(base_url or "")
+    else:
+        teacher = pocket.serve_teacher(pocket.scenes_of(kept(records, images), images))
+    try:
+        with teacher as url:
+            result = building.run(made, images, url, out, limits=limits, **asked)
+    except Halted as stop:  # not at its end: the same command goes on
+        print(f"stopped: {stop}", file=sys.stderr)
+        raise typer.Exit(3) from None
     show(result.counts)
     print(result.summary)
 
@@ -219,10 +220,3 @@ def models(
         card.write_card(stage, Path(out or "data/pocket") / stage)
     else:
         recipe.build(out or "runs/pocket", threads=threads, last=stage)
-
-
-def serve_teacher(records: o.Records, images: o.Images, port: int = 8765) -> None:
-    """Serve the local teacher for micro-world records."""
-    from vlaa_lib import pocket
-
-    pocket.serve_forever(records, images, port)

@@ -113,11 +113,9 @@ def append_line(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def claim(
-    folder: str | Path,
-    settings: dict[str, Any],
-    marker: str = "settings.json",
+    folder: str | Path, settings: dict[str, Any], marker: str = "settings.json",
     names: Iterable[str] = (),
-) -> Path:
+) -> Path:  # fmt: skip
     """Make a folder ours, or refuse it: it holds work of other settings.
 
     Args:

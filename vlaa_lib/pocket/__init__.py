@@ -8,7 +8,7 @@ from vlaa_lib.worlds import World
 from . import logic, microworld
 from .logic import corrections, follows
 from .scene_reward import SCENE_FACTS, SceneFacts, scene_candidates
-from .server import scenes_of, serve_forever, serve_teacher
+from .server import scenes_of, serve_teacher
 from .teacher import checker_quality, false_steps_by_noise, taught
 
 WORLD = World(
@@ -21,6 +21,5 @@ WORLD = World(
 
 __all__ = [
     "SCENE_FACTS", "WORLD", "SceneFacts", "checker_quality", "corrections", "false_steps_by_noise",
-    "follows", "microworld", "scene_candidates", "scenes_of", "serve_forever", "serve_teacher",
-    "taught",
+    "follows", "microworld", "scene_candidates", "scenes_of", "serve_teacher", "taught",
 ]

@@ -13,8 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import VlaaError
-from vlaa_lib.records import Record, kept
+from vlaa_lib.records import Record
 
 from .microworld.narrator import Rates
 from .teacher import LocalTeacher, Refusal
@@ -85,9 +84,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
-    """Serve on loopback, on any free port by default, from a thread; yield the base URL."""
-    server = _Server(("127.0.0.1", port), handler)
+def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port of loopback from a thread; yield the base URL."""
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -99,9 +98,7 @@ def serve(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]
 
 
 @contextmanager
-def serve_teacher(
-    scenes: Mapping[str, dict], rates: Rates | None = None, port: int = 0
-) -> Iterator[str]:
+def serve_teacher(scenes: Mapping[str, dict], rates: Rates | None = None) -> Iterator[str]:
     """Serve the local teacher; yield its base URL. Keys are ignored.
 
     Args:
@@ -114,7 +111,7 @@ def serve_teacher(
         def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
             return completion(body, teacher)
 
-    with serve(Completions, port) as base_url:
+    with serve(Completions) as base_url:
         yield base_url
 
 
@@ -125,16 +122,3 @@ def scenes_of(records: Iterable[Record], images: str | Path) -> dict[str, dict]:
         for record in records
         if "scene" in record.meta
     }
-
-
-def serve_forever(records_path: str | Path, images_root: str | Path, port: int) -> None:
-    """Serve the local teacher for a file of records until interrupted: `serve-teacher`."""
-    scenes = scenes_of(kept(records_path, images_root), images_root)
-    if not scenes:
-        raise VlaaError(f"{records_path}: no record with 'meta.scene'; write a micro-world split")
-    try:
-        with serve_teacher(scenes, port=port) as base_url:
-            print(f"teacher for {len(scenes)} images at {base_url}, stop with Ctrl-C", flush=True)
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        print("stopped")
