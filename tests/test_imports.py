@@ -12,7 +12,7 @@ FLOORS = (
     ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
     ("images", "profiles"), ("models", "llm"), ("rewards", "options"),
     ("sources", "construct", "traces"), ("train",), ("subsets", "evaluate"),
-    ("process", "checks"), ("show",), ("pocket",), ("study",), ("cli", "cli_data", "__main__"),
+    ("process", "checks"), ("show",), ("pocket",), ("study",), ("cli", "commands", "__main__"),
 )  # fmt: skip
 
 

@@ -14,11 +14,10 @@ import typer
 from typer import Argument, Option
 
 from vlaa_lib import Halted, folders, profiles
-from vlaa_lib.process.command import process
 from vlaa_lib.prompts import MAX_NEW_TOKENS
 
 from . import options as o
-from .cli_data import construct, data, microworld, models, subset
+from .commands import construct, data, microworld, models, process, subset
 from .options import loaded, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
