@@ -161,9 +161,13 @@ def test_report_shows_numbers_and_names_what_is_missing(tmp_path):
     assert not re.search(r"<script[^>]+src|<link|@import|https?://", page)
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return tags(write_run(tmp_path_factory.mktemp("clean") / "run", "plain"))
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_report_keeps_text_text(tmp_path, payload):
-    clean = tags(write_run(tmp_path / "clean", "plain"))
+def test_report_keeps_text_text(tmp_path, payload, clean):
     assert tags(write_run(tmp_path / "bad", payload)) == clean
 
 

@@ -46,11 +46,10 @@ def test_keywords_are_counted_as_the_paper_tests_them():
     assert row["hesitation"] == pytest.approx(100 * 6 / 10)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("", None), ("one two three", None), ("a b c d", 0.0), ("a b c d e a b c d", 1 / 6),
-     ("Go on go on go on go on", 0.6)],  # GO and go are one word
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("", None), ("a b c d", 0.0), ("a b c d e a b c d", 1 / 6),
+    ("Go on go on go on go on", 0.6),  # Go and go are one word
+])
 def test_repetition(text, expected):
     assert measures.repetition(text) == (expected if expected is None else pytest.approx(expected))
 

@@ -265,7 +265,8 @@ def perplexity(rows: Given, top_k: int, title: str = "") -> Figure:
              for place in range(places.min(), places.max() + 1)]
     x_title = f"perplexity of a trace, log scale; kept from {10**threshold:,.4g}"
     figure = bars(table, "perplexity from", "traces", "part", title, x_title)
-    return figure.update_layout(barmode="overlay", bargap=0)  # a bin is of one part
+    figure.update_traces(offsetgroup=None)  # a bin is of one part, and as wide as the others
+    return figure.update_layout(barmode="overlay", bargap=0)
 
 
 def overlaps(image: Image.Image, gold: Box, answers: Sequence[Box | None]) -> Image.Image:
