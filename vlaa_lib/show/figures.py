@@ -7,7 +7,7 @@ models stand in `model_figures`, those of process rewards in `process_figures`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from vlaa_lib.images import font, sheet
 from vlaa_lib.rewards.boxes import iou
 from vlaa_lib.tables import Rows, number, read, text_table, thinned
 
-from .style import HEIGHT_PX, WIDTH_PX, Style, style_of
+from .style import HEIGHT_PX, WIDTH_PX, style_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -123,14 +123,6 @@ def reach(data: pd.DataFrame, y: str) -> dict[str, Any] | None:
     }
 
 
-def bar(style: Style, values: Any, place: Mapping[str, Any], ends: Any = None) -> go.Bar:
-    """Draw one model's bars, with intervals where there are some."""
-    look = {"shape": style.pattern, "fgcolor": "white", "size": 5}
-    edge = {"color": "black", "width": 0.5}
-    marker = {"color": style.color, "line": edge, "pattern": look}
-    return go.Bar(**place, y=values, name=style.label, error_y=ends, marker=marker)
-
-
 # --- lines and bars ------------------------------------------------------------------------------
 
 
@@ -144,16 +136,6 @@ def learning_curve(
         ValueError: no row has both numbers; rows that lack one are left out.
     """
     rows = read(rows)
-    marks = curves(rows, x, y, group)
-    legend = sum(mark.showlegend is not False for mark in marks) > 1
-    figure = finish(marks, kept(rows, group, x, y), title, x_title, y_title or y, legend)
-    if all(value >= 0 for mark in marks for value in mark.y):
-        figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
-    return figure
-
-
-def curves(rows: Rows, x: str, y: str, group: str | None = None) -> list[go.Scatter]:
-    """Return a line for each group, with a band or with whiskers where rows have intervals."""
     split, marks = groups(frame(rows), group), []
     for index, (name, mine) in enumerate(split):
         style = style_of(name or y, index)
@@ -174,7 +156,11 @@ def curves(rows: Rows, x: str, y: str, group: str | None = None) -> list[go.Scat
             ))
     if not marks:
         raise ValueError(f"no row has numbers in both {x!r} and {y!r}")
-    return marks
+    legend = sum(mark.showlegend is not False for mark in marks) > 1
+    figure = finish(marks, kept(rows, group, x, y), title, x_title, y_title or y, legend)
+    if all(value >= 0 for mark in marks for value in mark.y):
+        figure.update_yaxes(rangemode="nonnegative")  # not -1 below a flat 0
+    return figure
 
 
 def bars(
@@ -199,8 +185,14 @@ def bars(
         data["place"] += "<br>of " + data[note].astype(str)
     marks = []
     for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
-        place = {"x": mine["place"], "offsetgroup": None if is_model else name}
-        marks.append(bar(style_of(name or y, index), numbers(mine, y)[y], place, reach(mine, y)))
+        style = style_of(name or y, index)
+        look = {"shape": style.pattern, "fgcolor": "white", "size": 5}
+        edge = {"color": "black", "width": 0.5}
+        marks.append(go.Bar(
+            x=mine["place"], y=numbers(mine, y)[y], name=style.label, error_y=reach(mine, y),
+            offsetgroup=None if is_model else name,
+            marker={"color": style.color, "line": edge, "pattern": look},
+        ))
     axes = x if x_title is None else x_title, y_title or y
     legend = group is not None and not is_model
     figure = finish(marks, kept(rows, group, x, y, *_INTERVAL, note), title, *axes, legend)
