@@ -29,10 +29,19 @@ Completion = generation.Completion
 @pytest.mark.parametrize(
     ("text", "answer", "path"),
     [
-        (join_think_answer("2 + 1", " 3 "), "3", "tags"), ("3", "3", "plain"), ("", "", "plain"),
-        ("  the answer is B ", "the answer is B", "plain"), ("The answer is B.", "B", "phrase"),
-        ("<think>2 + 1</think>", "", "malformed"), ("<answer>3</answer>", "", "malformed"),
-        ("<THINK>a</THINK><ANSWER>3</ANSWER>", "", "malformed"),
+        (join_think_answer("2 + 1", " 3 "), "3", "tags"), ("3", "3", "plain"), ("", "", "empty"),
+        ("  the answer is B ", "the answer is B", "plain"),
+        ("<answer>3</answer>", "3", "answer-tag"),
+        ("<think>2 + 1</think>", "", "after-think"), ("<think>2 + 1", "", "unclosed"),
+        ("<THINK>a</THINK><ANSWER>3</ANSWER>", "3", "answer-tag"), ("3</answer>", "", "malformed"),
+        (join_think_answer("x", "3") + "<|im_end|>\n", "3", "tags"), ("3 </s>", "3", "plain"),
+        ("B<|endoftext|><|im_end|>", "B", "plain"), ("<|im_end|>", "", "empty"),
+        ("<Thought process>: 1 < 2 <Answer>: <<C>>", "<<C>>", "answer-tag"),
+        ("<Thought process>: x\n<Answer>: C\n", "C", "answer-tag"),
+        ("<answer>：C", "C", "answer-tag"),
+        ("<Answer>: <<C>>\n<Answer>: C.", "C.", "answer-tag"), ("<Answer>:", "", "answer-tag"),
+        ("<Answer>: <<C>> no, <Answer>: <<D>>", "", "repeated"),
+        ("<Thought process>: it may be C, as", "", "unclosed"), ("<Answer> C", "", "unclosed"),
     ],
 )  # fmt: skip
 def test_extract_answer(text, answer, path):
@@ -42,10 +51,13 @@ def test_extract_answer(text, answer, path):
 def test_correct_counts_direct_answers_that_the_strict_reward_refuses():
     made = (microworld.record("solids", "test", i) for i in range(50))
     record = next(r for r in made if r.solution not in ("7", "0"))
-    texts = [record.solution, join_think_answer("x", record.solution), "7", ""]
-    scored = evaluate.score_rows([record] * 4, texts, model="m", blank=False)
-    assert [row["correct"] for row in scored] == [True, True, False, False]
-    assert [row["reward"] for row in scored] == [0.0, 1.0, 0.0, 0.0]
+    right = record.solution
+    texts = [right, join_think_answer("x", right), f"<answer>{right}</answer>",
+             f"<think>x</think> The answer is {right}.", f"So \\boxed{{{right}}}<|im_end|>",
+             f"**Answer: {right}**", "7", "", f"<think>It is {right}"]  # fmt: skip
+    scored = evaluate.score_rows([record] * len(texts), texts, model="m", blank=False)
+    assert [row["correct"] for row in scored] == [True] * 6 + [False] * 3
+    assert [row["reward"] for row in scored] == [0.0, 1.0] + [0.0] * 7
     assert all(row["reason"] and row["model"] == "m" for row in scored)
     box = microworld.record("locate", "test", 0)  # right from one half on
     scored = evaluate.score_rows([box] * 2, [box.solution, "[0.00, 0.00, 0.01, 0.01]"])

@@ -13,7 +13,8 @@ from vlaa_lib.evaluate.metrics import wemath_class
 from vlaa_lib.evaluate.stats import mcnemar
 from vlaa_lib.process import aggregate, search
 from vlaa_lib.profiles import accumulation
-from vlaa_lib.rewards import open_ended, verifiers
+from vlaa_lib.rewards import open_ended
+from vlaa_lib.rewards.choices import choose
 from vlaa_lib.train import objective
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -168,7 +169,7 @@ RIGHT = [
     (checks.split_think_answer, prompts.split_think_answer),
     (checks.iou, rewards.iou),
     (checks.relative, open_ended.relative),
-    (checks.choose, verifiers.choose),
+    (checks.choose, choose),
     (checks.completion_labels, checks.worked_labels),
     (checks.accumulation, accumulation),
     (checks.group_advantages, objective.advantages),
@@ -211,10 +212,10 @@ WRONG = {
     checks.choose: [
         (lambda text, choices: letter(text, choices, r"\b[A-D]\b"), "case do not matter"),
         (lambda text, choices: letter(text, choices, r"\b[A-Ca-c]\b"), "exact text"),
-        (lambda text, choices: verifiers.choose(text.removeprefix("not "), choices), "denial"),
-        (lambda text, choices: verifiers.choose(text.partition(" or ")[0], choices), "candidates"),
-        (lambda text, choices: verifiers.choose(text, {}), "exact text"),
-        (lambda text, choices: (verifiers.choose(text, choices)[0], "why"), "letter alone"),
+        (lambda text, choices: choose(text.removeprefix("not "), choices), "denial"),
+        (lambda text, choices: choose(text.partition(" or ")[0], choices), "candidates"),
+        (lambda text, choices: choose(text, {}), "exact text"),
+        (lambda text, choices: (choose(text, choices)[0], "why"), "letter alone"),
     ],
     checks.completion_labels: [
         (lambda prompt, completion, padding: [*prompt, *completion] + [-100] * padding, "prompt"),

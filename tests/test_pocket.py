@@ -179,9 +179,10 @@ def test_documents_hold_right_answers():
         )  # fmt: skip
         _, pieces = lessons.chat_text(index, 2, 0.3, 0.3)
         reply = pieces[-1][0].removesuffix("<|im_end|>")
-        answer, path = evaluate.extract_answer(reply)
+        (row,) = evaluate.score_rows([record], [reply])
+        answer, path = row["answer"], row["path"]
         forms.add(path)
-        assert evaluate.score_rows([record], [reply])[0]["correct"], (question, reply)
+        assert row["correct"], (question, reply, answer)
         if reward != "open":
             assert rewards.score(record, prompts.join_think_answer("x", answer)).value == 1.0
     assert forms == {"tags", "phrase", "plain"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scoring import COLON, record, score
 from vlaa_lib import rewards
 from vlaa_lib.pocket import microworld
-from vlaa_lib.rewards import Score, verifiers
+from vlaa_lib.rewards import Score, choices, verifiers
 from vlaa_lib.show import figures
 
 # --- digit ---------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_options_read_back_what_was_written(texts, style):
 @given(st.sampled_from("ABCD"), st.sampled_from([" or ", ", ", " and ", "/", " ", " not "]),
        st.sampled_from("ABCD"))
 def test_two_letters_are_never_one(first, between, second):
-    assert verifiers.choose(first + between + second, rewards.options(COLON))[0] is None
+    assert choices.choose(first + between + second, rewards.options(COLON))[0] is None
 
 
 # --- boxes ---------------------------------------------------------------------------------------

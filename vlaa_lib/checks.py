@@ -128,7 +128,7 @@ def relative(fn: Callable[[float, float, float], float]) -> None:
 
 
 def choose(fn: Callable[[str, dict[str, str]], tuple[str | None, str]]) -> None:
-    """Check a reader's `verifiers.choose`: (the one choice named, "") or (None, what is wrong)."""
+    """Check a reader's `choices.choose`: (the one choice named, "") or (None, what is wrong)."""
     choices = {"A": "red", "B": "dark blue", "C": "30"}
     cases: list[tuple[str, str | None, str]] = [
         ("B", "B", "a letter alone names its choice"),
@@ -216,18 +216,23 @@ def group_advantages(fn: Callable[[Tensor], Tensor]) -> None:
 
 
 def extract_answer(fn: Callable[[str], tuple[str, str]]) -> None:
-    """Check a reader's `evaluate.extract_answer`: tags, plain reply, or malformed."""
-    tagged = prompts.join_think_answer("two and one", "3")
-    _expect("extract_answer", fn, [
+    """Check a reader's `evaluate.extract_answer`: from the tags, from a plain reply, or none."""
+    tagged, other = (prompts.join_think_answer("two and one", answer) for answer in "34")
+    opening, closing = prompts.ANSWER_OPEN, prompts.ANSWER_CLOSE
+    cases = [
         ((tagged,), ("3", "tags"), "the answer block holds the answer"),
         (("3",), ("3", "plain"), "a reply without any tag is the answer itself"),
         ((" B \n",), ("B", "plain"), "white space around a plain reply does not count"),
-        ((f"{prompts.THINK_OPEN}two and one",), ("", "malformed"),
-         "a thought that was cut off holds no answer"),
-        ((tagged + tagged,), ("", "malformed"), "two answers are no answer"),
-        ((f"{prompts.ANSWER_OPEN}3{prompts.ANSWER_CLOSE}",), ("", "malformed"),
-         "a tag without the rest of the format is a broken format, not a plain reply"),
-    ], same=lambda got, wanted: tuple(got) == wanted)
+        ((f"{prompts.THINK_OPEN}two and one",), ("", ""), "a thought that was cut off: no answer"),
+        ((f"{tagged[:-len(closing)]}",), ("", ""), "an answer that was cut off is none"),
+        ((tagged + other,), ("", ""), "two answers that differ are no answer"),
+        ((f"{opening}3{closing}",), ("3", ""), "an answer block alone still holds an answer"),
+    ]
+    _expect(
+        "extract_answer", fn, cases,
+        same=lambda got, wanted: got[0] == wanted[0] and bool(got[1]) and (
+            got[1] == wanted[1] if wanted[1] else got[1] not in ("tags", "plain")),
+    )
 
 
 def bootstrap(fn: Callable[[list[float]], tuple[float, float]]) -> None:

@@ -256,6 +256,7 @@ def evaluate(
         policy = models.load_policy(model)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
         folders.write_lines(Path(out) / "rows.jsonl", runner.lines(rows))
+        print(*runner.report([row for row in rows if not row["blank"]]), sep="\n", file=sys.stderr)
         return show(evaluation.summary(rows))
     if not tsv or bool(model) == bool(predictions):
         raise ValueError("--benchmark needs --tsv FILE, and either --model or --predictions")

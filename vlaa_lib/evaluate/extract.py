@@ -1,14 +1,14 @@
-"""Find the answer in a completion: the answer tag first, then the rules of the row's kind.
+"""Find the answer in a completion: where it stands, then the rules of the question's kind.
 
 Nothing is guessed and nothing random: where no rule names one answer there is none, and the path
 says so. Which text was read is the path's first half, which rule read it the second:
 
 * `tags`: both blocks as asked for. `answer-tag`: an answer block alone, or one inside a broken
-  format. `after-think`: what follows the thought. `plain`: a reply without any tag.
-  `phrase`: mode strict, what follows "The answer is" in a reply without tags. Behind a colon
-  `json`: DynaMath's object was read; `judge`: an LLM's reply, see `judge`.
+  format, or behind We-Math's own label `<Answer>:`. `after-think`: what follows the thought.
+  `plain`: a reply without any tag. Behind a colon `json`: DynaMath's object was read; `judge`: an
+  LLM's reply, see `judge`.
 * without an answer: `empty`, `too-long`, `unclosed` (cut off while thinking or answering),
-  `repeated` (answer blocks that differ), or any of the above with `:none`.
+  `repeated` (answer blocks that differ), `malformed`, or any of the above with `:none`.
 * rules: none (the whole text is the answer), `:boxed`, `:phrase` ("the answer is"), `:line` (the
   last line, then the first), `:letter`, `:option-text`, `:equals`, `:number`, `:yes-no`, `:list`.
 
@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vlaa_lib import VlaaError, prompts
+from vlaa_lib.rewards import quantities, verifiers
+from vlaa_lib.rewards.boxes import parse_box
+from vlaa_lib.rewards.choices import MAX_SENTENCE_CHARS, choose, plain, standing
 from vlaa_lib.rewards.maths import MAX_MATH_CHARS, clean, is_one
 from vlaa_lib.rewards.mixed import MAX_COMPLETION_CHARS
-from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare, choose
+from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare, predicates, shortened
 
 from . import kit
 from .benchmarks import Row, family
@@ -48,31 +52,58 @@ Reader = Callable[[str], "str | None"]
 # Bounded quantifiers throughout: model text may be built to make a pattern backtrack.
 _OPEN, _CLOSE = prompts.ANSWER_OPEN, prompts.ANSWER_CLOSE
 _TAG = re.compile("|".join(map(re.escape, prompts.TAGS)), re.IGNORECASE)
+_LABEL = re.compile(r"<(?:thought process|(answer))>\s{0,3}[:：]", re.IGNORECASE)  # We-Math's own
+_END_OF_TURN = re.compile(r"(?:\s{0,9}(?:<\|[a-z_]{2,20}\|>|</s>|<eos>|<end_of_turn>)){1,9}\s*\Z")
 _LEAD = re.compile(
-    r"\b(?:answer|choice|option|result)\b[*_\s]{0,4}"
-    r"(?:(?:is|are|would be|must be|should be)\b|[:=])[:*_\s]{0,6}", re.IGNORECASE,
+    r"\b(?:answer|choice|option|result)\b[*_\s]{0,4}(?:(?:(?:is|are|would be|must be|should be)\b"
+    r"|[:=：])[:*_\s]{0,6}|\n\s{0,6})|\b(?:answers|choices|options) are\b[:*_\s]{0,6}|"
+    r"(?:答案|选项)\s{0,3}[是为:：]\s{0,3}", re.IGNORECASE,
 )
 _BOXED = re.compile(r"\\boxed\s?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,99}\}){0,99}\}){1,300})\}")
-# a sentence's end, and what begins a reason; never inside `A, C`, `3.5` or `B, or C`
-_CUT = re.compile(
-    r"[.;!?](?=\s|$)|,(?=\s(?!or\b|and\b)[a-z]{2})|\s(?:because|since|as|which|so|where|for|with)\b"
+# a letter by itself; no label of a point in `=`, and not the A of N/A
+_TOKEN = re.compile(r"(?<![\w'’\\])(?<!N/)(?<!n/)([A-I])(?![\w'’]|\s?=)")
+# where a letter is a choice, or nothing: points have letters, too
+_SAYS_SO = re.compile(
+    r"(?:\b(?:(?:options?|choices?|answers?)(?:\s(?:is|are))?|choose|select|pick|say)|[选项案])"
+    r"\W{0,4}$", re.IGNORECASE,
 )
-# a letter by itself; `A cube` and `I see` are none unless the word before says so
-_TOKEN = re.compile(r"(?<![\w'’\\])([A-I])(?![\w'’]|\s?=)")
+_IS_RIGHT = re.compile(
+    r"[)\].:*]{0,3}\s{1,2}(?:is|are|must be|would be)\s(?:therefore\s|thus\s)?(?:the\s)?"
+    r"(?:(?:only|best|most)\s)?(?:correct|right|true|answer|option|choice)\b", re.IGNORECASE,
+)
+_FIRST = re.compile(r"\W{0,9}(?:\b(option|choice)\s\W{0,3})?$", re.IGNORECASE)
+_AT_END = re.compile(r"[^\w?]{0,9}(?:</\w{1,6}>[^\w?]{0,9})?")
+_BEGINS = re.compile(r"\s?[.:),;*\]]|\s[-–—]|,?\s(?:because|since|as)\b")
+# `A cube`, `I see`; but `option A is`
 _NOUN = re.compile(r"\s(?!(?:or|nor|and|is|because|since|as|which|but)\b)[a-z]")
-_LABELLED = re.compile(
-    r"\W{0,4}(?:[Oo]ption\s|[Cc]hoice\s)?\W{0,3}([A-I])\s?[).:*]{1,4}\s{1,3}(.+)"
-)
-_SAYS_SO = re.compile(r"\b(?:option|choice|answer)\s{1,3}[*(]{0,3}$", re.IGNORECASE)
 _NOT_BEFORE = re.compile(  # `not B`, and names of points, which are no choices
-    r"(?:\b(?:not|than|points?|line|angle|side|triangle|circle|segment|vertex|label(?:led)?)"
-    r"|n't|∠|=)\s{0,2}(?:option\s|choice\s)?[*(]{0,3}$", re.IGNORECASE,
+    r"(?:\b(?:not|than|points?|line|angle|side|triangle|circle|segment|vertex|label(?:led)?|at|on|"
+    r"of|through|from|by|in|and|or|(?:midpoint|cent(?:er|re)|vertex|foot|origin)\s(?:is|be))"
+    r"|n't|∠|=|[不非点角])\s{0,2}(?:option\s|choice\s)?[*(]{0,3}$", re.IGNORECASE,
 )
-_AMOUNT = re.compile(r"(?<![\w.])[+\-−]?\d[\d,]{0,30}(?:\.\d{1,30})?(?![\w/^]|\.\d)")
-_HEDGE = re.compile(
-    r"\b(?:not|or|about|around|more than|less than|fewer than|at least|at most|between)\b", re.I
+_SEVERAL = re.compile(
+    r"(?<!\w)[A-I][)\]*]{0,3}(?:\s{0,2}[,/&、或和]\s{0,2}|\s(?:and|or)\s)[(\[*]{0,3}[A-I](?!\w)"
 )
-_NOTHING = ("unclosed", "repeated", "malformed")
+_LABELLED = re.compile(
+    r"\W{0,4}(?:[Oo]ption\s|[Cc]hoice\s)?\W{0,3}([A-I])\s?[).:*：]{1,4}\s{0,3}(..+)"
+)
+_LISTED = re.compile(r"\W{0,4}([A-I])\s?[).:：．]")
+_AMOUNT = re.compile(r"(?<![\w./^])[+\-−]?\d[\d,]{0,30}(?:\.\d{1,30})?(?![\w/^]|\.\d)")
+_FIRST_WORD = re.compile(
+    r"(?:a total of |just |exactly |only )?([a-z]{3,9}(?:-[a-z]{3,5})?)(?! of\b)\b"
+)
+_HEDGE_BEFORE = re.compile(
+    r"(?:\b(?:not|never|or|about|around|roughly|nearly|almost|than|least|most|between|over|under|"
+    r"up to|either|from|to|except)|n['’]t)\s(?:be\s|equal to\s|exactly\s)?[$*(\\]{0,4}$",
+    re.IGNORECASE,
+)
+_HEDGE_AFTER = re.compile(
+    r"\W{0,3}(?:or|to|and a half|hundred|thousand|million|billion|dozen|times|"
+    r"(?:" + "|".join(quantities.NUMBER_WORDS) + r"))\b", re.IGNORECASE,
+)
+_AND_MORE = re.compile(r"\band\s(?:an?|one|another|some|several)\b", re.IGNORECASE)
+_NOTHING = ("empty", "too-long", "unclosed", "repeated", "malformed")
+_SAYS = re.compile("=|:|" + verifiers.VERB.pattern)
 _SENTENCE = re.compile(
     r"\b(?:is|are|the|we|it|so|hence|therefore|not|about|around|than|least|most|between|cannot)\b",
     re.IGNORECASE,
@@ -81,23 +112,41 @@ _YES_NO = re.compile(r"(yes|no)(?=[,!;:]|\.(?!\s?\d)|$)", re.IGNORECASE)  # but 
 _LIST = re.compile(r"\[[^\[\]]{1,400}\]")
 
 
-def extract_answer(completion: str) -> tuple[str, str]:
-    """Return (answer, path): from the tags, from a reply without any tag, or nothing.
+def extract_answer(completion: str) -> Extracted:
+    """Return the text in which a completion gives its answer, and where that stands (see above).
 
-    A reply without tags counts in accuracy, not in the strict reward: `base` never saw the format.
-
-    >>> extract_answer("3"), extract_answer("2 + 1 = 3. The answer is 3.")
-    (('3', 'plain'), ('3', 'phrase'))
+    >>> extract_answer("<answer>B</answer>")[:], extract_answer("<think>so B")[:]
+    (('B', 'answer-tag'), ('', 'unclosed'))
+    >>> extract_answer("<Thought process>: 1 < 2 <Answer>: <<B>>")[:], extract_answer("B\n")[:]
+    (('<<B>>', 'answer-tag'), ('B', 'plain'))
     """
-    parsed = prompts.split_think_answer(completion)
+    if len(completion) > MAX_COMPLETION_CHARS:
+        return Extracted("", "too-long")
+    text = _END_OF_TURN.sub("", completion).strip()
+    parsed = prompts.split_think_answer(text)
     if parsed.problem is None:
-        return parsed.answer, "tags"
-    if any(tag in completion.lower() for tag in prompts.TAGS):
-        return "", "malformed"
-    _before, phrase, answer = completion.rpartition(prompts.ANSWER_PHRASE)
-    if phrase and answer.strip(" .\n"):
-        return answer.strip().removesuffix(".").strip(), "phrase"
-    return completion.strip(), "plain"
+        return Extracted(parsed.answer, "tags")
+    tags, labels = list(_TAG.finditer(text)), list(_LABEL.finditer(text))
+    names = [tag[0].lower() for tag in tags]
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    if labels and _CLOSE not in names:
+        blocks = [text[label.end() : end].strip()
+                  for label, end in zip(labels, ends, strict=True) if label[1]]  # fmt: skip
+    elif not tags:
+        return Extracted(text, "plain" if text else "empty")
+    elif names[-1] in (_OPEN, prompts.THINK_OPEN):
+        return Extracted("", "unclosed")
+    else:
+        blocks = [
+            text[tag.end() : tags[i + 1].start()].strip()
+            for i, tag in enumerate(tags[:-1]) if names[i : i + 2] == [_OPEN, _CLOSE]
+        ]  # fmt: skip
+    if blocks:
+        is_one = len({bare(block) for block in blocks}) == 1
+        return Extracted(blocks[-1], "answer-tag") if is_one else Extracted("", "repeated")
+    if not labels and names[-1] == prompts.THINK_CLOSE:
+        return Extracted(text[tags[-1].end() :].strip(), "after-think")
+    return Extracted("", "unclosed" if labels else "malformed")
 
 
 def extract(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Extracted:
@@ -117,13 +166,24 @@ def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) ->
     if mode in kit.MODES:
         verdict = kit.verdict(name, made, row, text, mode)
         return Extracted(verdict.answer, verdict.path)
-    if len(text) > MAX_COMPLETION_CHARS:
-        return Extracted("", "too-long")
+    answer, path = extract_answer(text)
+    if mode == "strict" and path not in ("tags", "plain", *_NOTHING):
+        return Extracted("", "malformed")
+    if not answer:
+        return Extracted("", path if path in _NOTHING else f"{path}:none")
     if mode == "strict":
-        answer, path = extract_answer(text)
+        if path == "plain" and prompts.ANSWER_PHRASE in answer:
+            answer = answer.rpartition(prompts.ANSWER_PHRASE)[2]
         found = read_whole(made, answer)
-        return Extracted(found, path if found or path in _NOTHING else f"{path}:none")
-    return _ours(name, made, text)
+        return Extracted(found, path if found else f"{path}:none")
+    if name == "DynaMath" and (short := _short_answer(answer)) is not None:
+        answer, path = short, f"{path}:json"
+    if not path.startswith("plain") and len(answer) > MAX_ANSWER_CHARS:
+        return Extracted("", f"{path}:none")
+    found, rule = _search(answer, _reader(made), made)
+    if not found and made.kind == "letters":  # one letter may be said in more ways than a set
+        found, rule = _search(answer, _reader(_ONE_LETTER), _ONE_LETTER)
+    return Extracted(found, f"{path}:{rule}" if rule else path)
 
 
 def check_mode(mode: str) -> None:
@@ -132,48 +192,8 @@ def check_mode(mode: str) -> None:
         raise VlaaError(f"unknown extraction mode {mode!r}; use one of {', '.join(MODES)}")
 
 
-def _ours(name: str, made: Task, text: str) -> Extracted:
-    text, path = answer_text(text)
-    if not text:
-        return Extracted("", path if path in _NOTHING else f"{path}:none")
-    if name == "DynaMath" and (short := _short_answer(text)):
-        text, path = short, f"{path}:json"
-    if path.startswith(("tags", "answer-tag")) and len(text) > MAX_ANSWER_CHARS:
-        return Extracted("", f"{path}:none")
-    answer, rule = _search(text, _reader(made), made)
-    if not answer and made.kind == "letters":  # one letter may be said in more ways than a set
-        answer, rule = _search(text, _reader(_ONE_LETTER), _ONE_LETTER)
-    return Extracted(answer, f"{path}:{rule}" if rule else path)
-
-
-def answer_text(text: str) -> tuple[str, str]:
-    """Return the part of a completion to look in, and the path so far.
-
-    >>> answer_text("<answer>B</answer>"), answer_text("<think>so B"), answer_text("B")
-    (('B', 'answer-tag'), ('', 'unclosed'), ('B', 'plain'))
-    """
-    parsed = prompts.split_think_answer(text)
-    if parsed.problem is None:
-        return parsed.answer, "tags"
-    tags = list(_TAG.finditer(text))
-    if not tags:
-        return text.strip(), "plain"
-    names = [tag[0].lower() for tag in tags]
-    blocks = [
-        text[tag.end() : tags[i + 1].start()].strip()
-        for i, tag in enumerate(tags[:-1]) if names[i : i + 2] == [_OPEN, _CLOSE]
-    ]  # fmt: skip
-    if names[-1] in (_OPEN, prompts.THINK_OPEN):
-        return "", "unclosed"
-    if blocks:
-        return ("", "repeated") if len(set(blocks)) > 1 else (blocks[0], "answer-tag")
-    if names[-1] == prompts.THINK_CLOSE:
-        return text[tags[-1].end() :].strip(), "after-think"
-    return "", "malformed"
-
-
-def _short_answer(text: str) -> str:
-    """Return the short answer of the JSON object that DynaMath's prompt asks for."""
+def _short_answer(text: str) -> str | None:
+    """Return the short answer of the JSON object that DynaMath's prompt asks for; None without."""
     first, last = text.find("{"), text.rfind("}")
     for body in (text[first : last + 1], text[first : last + 1].replace("\\", "")):
         try:  # as it is, then without the backslashes of LaTeX, which JSON may refuse
@@ -181,8 +201,8 @@ def _short_answer(text: str) -> str:
         except (ValueError, RecursionError):
             continue
         short = found.get("short answer") if isinstance(found, dict) else None
-        return text_of(short) if isinstance(short, (str, int, float)) else ""
-    return ""
+        return text_of(short) if isinstance(short, (str, int, float)) else None
+    return None
 
 
 # --- what is an answer of each kind ---------------------------------------------------------------
@@ -190,16 +210,24 @@ def _short_answer(text: str) -> str:
 
 def _reader(made: Task) -> Reader:
     """Return the function that reads a text which is nothing but an answer of the task's kind."""
-    if made.kind == "option":
-        return lambda text: choose(text, made.choices or dict.fromkeys(LETTERS, "\0"))[0]
-    if made.kind == "letters":
-        return lambda text: ", ".join(
-            sorted(letters(re.sub(r"[()\[\]]", "", bare(text)), made.question) or ())
-        )
-    if made.kind == "number":
-        return lambda text: bare(text) if real(text, made.question) is not None else None
-    if made.kind == "list":
-        return lambda text: bare(text) if numbers(text) else None
+    known = made.choices or set(LETTERS)
+    match made.kind:
+        case "option":
+            return lambda text: (
+                found if (found := choose(text, made.choices or {})[0]) in known else None
+            )
+        case "letters":
+            return lambda text: ", ".join(
+                sorted(letters(re.sub(r"[()\[\]]", "", bare(text)), made.question) or ())
+            )
+        case "number":
+            return lambda text: bare(text) if real(text, made.question) is not None else None
+        case "list":
+            return lambda text: bare(text) if numbers(text) else None
+        case "box":
+            return lambda text: text if parse_box(text, made.frame, made.size) else None
+        case "open":
+            return lambda text: text.rpartition(prompts.ANSWER_PHRASE)[2].strip()
     return _expression if made.kind == "maths" else _words
 
 
@@ -221,11 +249,15 @@ def _expression(text: str) -> str | None:
 
 
 def _words(text: str) -> str | None:
+    """Take a few words, of a short sentence what it says that something is."""
     text = bare(text)
     if match := _YES_NO.match(text):
         return match[1]
-    is_short = 0 < len(text) <= 120 and "\n" not in text
-    return text if is_short and not _LEAD.search(text) else None
+    if not 0 < len(text) <= 120 or "\n" in text or _LEAD.search(text):
+        return None
+    if _SENTENCE.search(text) and (said := next(predicates(text), "")):
+        return re.sub(r"^(?:an?|the)\s", "", bare(said))
+    return text
 
 
 # --- where an answer stands -----------------------------------------------------------------------
@@ -233,37 +265,37 @@ def _words(text: str) -> str | None:
 
 def _search(text: str, read: Reader, made: Task) -> tuple[str, str]:
     """Return (answer, rule) by the first rule that finds one, ("", "none") when none does."""
-    if len(text) <= MAX_ANSWER_CHARS and (found := _first(read, [text])):
+    if len(text) <= MAX_ANSWER_CHARS and (found := read(text)):
         return found, ""
     tail = text[-MAX_ANSWER_CHARS:]  # conclusions stand at the end
-    lines = [line.strip() for line in tail.split("\n") if line.strip()]
+    lines = _unlisted([line.strip() for line in tail.split("\n") if line.strip()])
     if not lines:
         return "", "none"
     boxes, leads = _BOXED.findall(tail), list(_LEAD.finditer(tail))
-    if boxes and (found := _first(read, _shortened(boxes[-1]))):
+    if boxes and (found := _first(read, shortened(boxes[-1]))):
         return found, "boxed"
     if leads:
         said = tail[leads[-1].end() :].partition("\n")[0][:MAX_MATH_CHARS]
-        if found := _first(read, _shortened(said)):
+        if found := _first(read, shortened(said)):
             return found, "phrase"
     last = lines[-1]
-    if made.kind == "option":
-        if _contradicts(last, made.choices or {}):
-            return "", "none"
-        found = _by_line(read, lines) or _letter(last, made)
-        return found or _option_text(last, made.choices or {}) or ("", "none")
-    if made.kind == "number":
-        return _by_line(read, lines) or _amount(last, read)
-    if made.kind == "maths":
-        # `the line is y = 2x`: an equation whole, else its right side
-        ends = (re.split(sign, last)[-1] for sign in (r"\b(?:is|are)\b", "="))
-        found = _first(read, (piece for end in ends for piece in _shortened(end)))
-        return _by_line(read, lines[-1:]) or ((found, "equals") if found else ("", "none"))
-    if made.kind == "list":
-        found = _first(read, reversed(_LIST.findall(tail)))
-        return (found, "list") if found else ("", "none")
-    if made.kind == "text" and (match := _YES_NO.match(lines[0])):
-        return match[1], "yes-no"
+    match made.kind:
+        case "option":
+            return _option(read, lines, made.choices or {})
+        case "number":
+            return _by_line(read, lines) or _amount(last, read)
+        case "maths":
+            if found := read(last):
+                return found, "line"
+            # then a clause in front, unless it is but words: `Note, the angle ...`
+            ends = (s for s in shortened(last) if re.search(r"[^A-Za-z\s]|^[A-Za-z]$", s))
+            found = _first(read, predicates(bare(last)[:MAX_MATH_CHARS])) or _first(read, ends)
+            return (found, "equals") if found else ("", "none")
+        case "list":
+            found = _first(read, reversed(_LIST.findall(tail)))
+            return (found, "list") if found else ("", "none")
+        case "text" if match := _YES_NO.match(lines[0]):
+            return match[1], "yes-no"
     return _by_line(read, lines[-1:]) or ("", "none")
 
 
@@ -273,58 +305,91 @@ def _first(read: Reader, pieces: Any) -> str | None:
 
 def _by_line(read: Reader, lines: list[str]) -> tuple[str, str] | None:
     for line in (lines[-1], lines[0]):
-        if found := _first(read, _shortened(line)):
+        if found := _first(read, shortened(bare(line))):
             return found, "line"
     return None
 
 
-def _shortened(piece: str) -> Iterator[str]:
-    """Yield a piece whole, and up to the end of its first clause."""
-    piece = piece.strip().strip("*_ ")
-    yield piece
-    if cut := _CUT.search(piece):
-        yield piece[: cut.start()].strip("*_ ")
+def _unlisted(lines: list[str]) -> list[str]:
+    """Drop lines that tell choices one after the other: they repeat the question."""
+    marks = [match[1] if (match := _LISTED.match(line)) else "" for line in lines]
+    pairs = [{a, b} for a, b in pairwise(marks) if a and b and a < b]
+    return [line for line, mark in zip(lines, marks, strict=True)
+            if not any(mark in pair for pair in pairs)]  # fmt: skip
 
 
-def _letter(line: str, made: Task) -> tuple[str, str] | None:
-    """Read the one letter of a choice that a line speaks of; two letters are none."""
-    choices, named = made.choices or dict.fromkeys(LETTERS, "\0"), set()
+def _option(read: Reader, lines: list[str], choices: dict[str, str]) -> tuple[str, str]:
+    """Read the one choice of the last line: its letter, or its text; two of them are none."""
+    match = _LABELLED.match(lines[-1][:MAX_SENTENCE_CHARS])
+    if match and any(read(said) not in (None, match[1]) for said in shortened(match[2])):
+        return "", "none"  # `B. 30` where A is 30
+    if found := _by_line(read, lines):
+        return found
+    letter, is_weak = _letter(lines[-1], choices)
+    text = _option_text(lines[-1][-MAX_SENTENCE_CHARS:], choices)
+    if letter and not (is_weak and text and text != letter):
+        return letter, "letter"
+    return (text, "option-text") if text and not letter else ("", "none")
+
+
+def _letter(line: str, choices: dict[str, str]) -> tuple[str, bool]:
+    """Return the one letter that a line names as its choice, and whether by its place alone."""
+    said, placed, told = set(), set(), set()
     for match in _TOKEN.finditer(line):
-        before, after = line[max(0, match.start() - 30) : match.start()], line[match.end() :]
-        is_word = match[1] in "AI" and _NOUN.match(after) and not _SAYS_SO.search(before)
-        if match[1] not in choices or is_word or _NOT_BEFORE.search(before):
+        before, after = line[max(0, match.start() - 40) : match.start()], line[match.end() :]
+        is_word = match[1] in "AI" and _NOUN.match(after) and not _FIRST.search(before)[1]
+        if is_word or match[1] not in (choices or LETTERS) or _NOT_BEFORE.search(before):
             continue
-        named.add(match[1])
-    return (named.pop(), "letter") if len(named) == 1 else None
+        told.add(match[1])
+        is_first = _FIRST.fullmatch(before) and _BEGINS.match(after)
+        if is_first or _AT_END.fullmatch(after):
+            placed.add(match[1])
+        elif _SAYS_SO.search(before) or _IS_RIGHT.match(after) or (
+            before[-1:] + after[:1] in ("()", "**")
+        ):
+            said.add(match[1])
+    if _SEVERAL.search(line) or len(said | placed) != 1:
+        return "", False
+    is_lonely = told == placed and not verifiers.UNSURE.search(verifiers.CLAUSE.split(line)[-1])
+    return (*(said | placed), not said) if said or is_lonely else ("", False)
 
 
-def _contradicts(line: str, choices: dict[str, str]) -> bool:
-    """Say whether a line begins with one choice's letter and another one's text: `B. 30`."""
-    match = _LABELLED.match(line[:MAX_MATH_CHARS])
-    said = list(_shortened(match[2])) if match else []
-    return any(choose(text, choices)[0] not in (None, match[1]) for text in said if len(text) > 1)
+def _option_text(line: str, choices: dict[str, str]) -> str:
+    """Return the one choice whose text stands in a line; a number only where a clause ends in it.
 
-
-def _option_text(line: str, choices: dict[str, str]) -> tuple[str, str] | None:
-    """Read the one choice whose text stands in a line as words of its own."""
-    line, found = line[-400:].casefold(), set()
-    for letter, text in choices.items():
-        pattern = rf"(?<![\w.\-]){re.escape(text.casefold())}(?!\w|[.,]\d)"
-        found |= {(*match.span(), letter) for match in re.finditer(pattern, line) if text}
-    longest = {  # `blue` does not count inside `dark blue`
-        letter for start, end, letter in found
-        if not any(s <= start and end <= e and e - s > end - start for s, e, _ in found)
-    }  # fmt: skip
-    is_negated = any(re.search(r"(?:\bnot|n't)\s(?:\w+\s)?$", line[:start]) for start, *_ in found)
-    return (longest.pop(), "option-text") if len(longest) == 1 and not is_negated else None
+    For `the 30° angle` and `given that it is 30°` are no answers.
+    """
+    for piece in shortened(line):
+        clause = verifiers.CLAUSE.split(piece)[-1]
+        if len(standing(plain(piece), choices)) == 1 and not re.search(r"\d", clause):
+            clause = piece
+        text = plain(clause if _SAYS.search(clause) else piece)
+        found = standing(text, choices)
+        if len(found) > 1 or verifiers.UNSURE.search(clause):
+            return ""
+        for letter, start in found.items():
+            said = plain(choices[letter])
+            before, after = text[:start].rstrip(), text[start + len(said) :]
+            is_said = not re.search(r"\w", after) or verifiers.VERB.fullmatch(before.split(" ")[-1])
+            if (is_said or not re.search(r"\d", said)) and not _HEDGE_BEFORE.search(before + " "):
+                return letter
+    return ""
 
 
 def _amount(line: str, read: Reader) -> tuple[str, str]:
-    """Read what a line's last equation ends in, or its only number."""
-    if "=" in line and (found := _first(read, _shortened(line.rpartition("=")[2]))):
+    """Read what a line's last equation ends in, or the only number of what it says, or of it."""
+    if "=" in line and (found := _first(read, shortened(line.rpartition("=")[2]))):
         return found, "equals"
-    values = {match.rstrip(",") for match in _AMOUNT.findall(line)}
-    if len(values) != 1 or _HEDGE.search(line):
-        return "", "none"
-    found = read(values.pop())
-    return (found, "number") if found else ("", "none")
+    for said in (*predicates(line), "" if verifiers.UNSURE.search(line) else line):
+        word = None if said == line else _FIRST_WORD.match(said)
+        found = [(match[0].rstrip(","), *match.span()) for match in _AMOUNT.finditer(said)]
+        if word and verifiers.read_number(word[1]) is not None:
+            found.append((word[1], *word.span(1)))
+        if len({value for value, *_ in found}) > 1 or _AND_MORE.search(said):
+            return "", "none"
+        for value, start, end in found:
+            if _HEDGE_BEFORE.search(said[:start]) or _HEDGE_AFTER.match(said[end:]):
+                return "", "none"
+            if value := read(value):
+                return value, "number"
+    return "", "none"

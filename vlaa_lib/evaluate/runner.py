@@ -134,10 +134,11 @@ def score(
     rows = [row for row in benchmark.rows if row["index"] in found]
     texts = [found[row["index"]]["prediction"] for row in rows]
     if benchmark.name == HELD_OUT:
-        return score_rows([row["record"] for row in rows], texts)
-    scored = score_all(benchmark.name, rows, texts, mode, judge)
-    for row, text in zip(scored, texts, strict=True):
-        row |= {key: found[row["index"]].get(key) for key in ("tokens", "truncated")}
+        scored = score_rows([row["record"] for row in rows], texts)
+    else:
+        scored = score_all(benchmark.name, rows, texts, mode, judge)
+    for asked, row, text in zip(rows, scored, texts, strict=True):
+        row |= {key: found[asked["index"]].get(key) for key in ("tokens", "truncated")}
         said = text.lower()
         # a plain substring test, as there (paper §2, step 6)
         row["aha"] = {word: n for word in AHA_KEYWORDS if (n := said.count(word))}
@@ -170,7 +171,7 @@ def report(rows: list[Row], judge: Judge | None = None) -> list[str]:
     """Say what could not be scored, by which paths answers were found, how many were cut off."""
     missing: dict[str, list[str]] = {}
     for row in rows:
-        if row["hit"] is None:
+        if row.get("hit", False) is None:
             missing.setdefault(row["reason"], []).append(row["index"])
     told = [
         f"{len(found)} without verdict: {reason} (index {', '.join(found[:SHOWN])}"

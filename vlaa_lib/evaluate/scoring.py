@@ -14,8 +14,8 @@ from vlaa_lib.rewards.verifiers import GoldError, bare, excerpt
 
 from . import kit
 from .benchmarks import Row, family
-from .extract import Extracted, extract_answer, extract_task, read_whole
-from .tasks import Task, letters, numbers, real, task, text_of
+from .extract import Extracted, extract_task, read_whole
+from .tasks import Task, letters, numbers, of_record, real, task, text_of
 
 if TYPE_CHECKING:
     from .judge import Judge
@@ -25,7 +25,10 @@ CHUNK = 512  # ours: rows whose mathematics the workers hold at a time
 
 def score_rows(records: list[Record], completions: list[str], **columns: Any) -> list[Row]:
     """Score completions of records: strict reward, and correctness of the extracted answer."""
-    answers = [extract_answer(text) for text in completions]
+    answers = [
+        extract_task("", of_record(record), {}, text, "ours")
+        for record, text in zip(records, completions, strict=True)
+    ]
     wrapped = [prompts.join_think_answer("", answer) for answer, _ in answers]
     scores = (rewards.score_all(records, texts) for texts in (completions, wrapped))
     rows, told = [], zip(records, completions, answers, *scores, strict=True)

@@ -118,7 +118,7 @@ def summary(rows: Rows, resamples: int = 1000) -> Rows:
                 "low": low, "high": high,
                 "blank_accuracy": _mean([float(row["correct"]) for row in chosen if row["blank"]]),
                 "reward": _mean([float(row["reward"]) for row in seen]),
-                "format_rate": _mean([row["path"] == "tags" for row in seen]) or 0.0,
+                "format_rate": _mean([row["path"].startswith("tags") for row in seen]) or 0.0,
             })  # fmt: skip
     return table
 

@@ -5,19 +5,23 @@ row, and everything after it (extraction, verdict) depends on the kind alone:
 
 * option: one letter of `choices` (all letters A to I where the choices stand in the picture);
 * letters: a set of letters; number: one number; list: numbers in brackets;
-* maths: an expression, compared by Math-Verify; text: a few words.
+* maths: an expression, compared by Math-Verify; text: a few words;
+* box and open, of our records alone: one box; the whole text.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from vlaa_lib import rewards
-from vlaa_lib.rewards.verifiers import bare, choose, excerpt, read_number
+from vlaa_lib.records import Record
+from vlaa_lib.rewards.choices import choose
+from vlaa_lib.rewards.verifiers import bare, excerpt, read_number
 
 from .benchmarks import Row, family, listed
 
@@ -35,6 +39,8 @@ class Task:
     tolerance: Decimal | None = None  # of a number, absolute
     places: int | None = None  # digits behind the point that a number counts with
     problem: str = ""
+    frame: str = ""  # of a box, and the size in px of the picture that it counts in
+    size: Sequence[float] | None = None
 
 
 def text_of(value: Any) -> str:
@@ -86,18 +92,27 @@ def numbers(text: str) -> list[Decimal] | None:
 
 
 def letters(text: str, question: str = "") -> frozenset[str] | None:
-    r"""Read a set of a question's letters strictly: `A, C`, `AC`, `A and C`; else None.
+    r"""Read a set of a question's letters strictly: `A, C`, `AC`, `A/C`, `A and C`; else None.
 
     >>> asked = "Which?\nChoices:\nA: 1\nB: 2\nC: 3"
     >>> sorted(letters("A and C", asked)), letters("A, A", asked), letters("A or C", asked)
     (['A', 'C'], None, None)
     """
     text = bare(text)
-    if not re.fullmatch(r"[A-Z]{1,26}|[A-Z](?:\s{0,3}(?:,|,? and)\s{1,3}[A-Z]|,[A-Z]){1,25}", text):
+    between = r"(?:\s{0,3}[,/;&和]\s{0,3}|(?:\s{0,3},)?\s{1,3}and\s{1,3})"
+    if not re.fullmatch(rf"[A-Z]{{1,26}}|[A-Z](?:{between}[A-Z]){{1,25}}", text):
         return None
     named = re.findall(r"[A-Z]", text)
     known = rewards.options(question) or LETTERS  # a question without choices: in its picture
     return frozenset(named) if len(set(named)) == len(named) and set(named) <= set(known) else None
+
+
+def of_record(record: Record) -> Task:
+    """Read what a record asks for, so that held-out records are read as benchmarks are."""
+    kind = {"digit": "number", "mcq": "option", "math": "maths", "iou": "box"}.get(record.reward)
+    choices = rewards.options(record.question)
+    return Task(kind or "open", record.solution, record.question, choices,
+                frame=record.frame or "norm01", size=record.meta.get("image_size"))  # fmt: skip
 
 
 def task(benchmark: str, row: Row) -> Task:

@@ -3,9 +3,10 @@
 from . import signs
 from .boxes import iou, parse_box
 from .checkup import Checkup, examine, reasons, tried
+from .choices import options
 from .mixed import audit, mixed_reward, score, score_all, start, usable
 from .open_ended import Kept, RewardModel, is_as_good
-from .verifiers import GoldError, Score, options
+from .verifiers import GoldError, Score
 
 __all__ = [
     "Checkup", "GoldError", "Kept", "RewardModel", "Score", "audit", "examine", "iou",

@@ -14,14 +14,14 @@ from vlaa_lib import prompts
 from vlaa_lib.folders import atomic
 from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, read
 
-from . import boxes, maths, open_ended, verifiers
+from . import boxes, choices, maths, open_ended, verifiers
 from .open_ended import RewardModel
 from .verifiers import MAX_ANSWER_CHARS, GoldError, Score, gold_text
 
 AUDITED = 256  # ours: records whose gold is checked together
 MAX_COMPLETION_CHARS = 100_000  # ours: twelve times the longest completion of the paper's settings
 _VERIFIERS: dict[str, Callable[[Record, str], Any]] = {
-    "digit": verifiers.digit, "mcq": verifiers.mcq, "iou": boxes.box, "math": maths.submit,
+    "digit": verifiers.digit, "mcq": choices.mcq, "iou": boxes.box, "math": maths.submit,
 }  # fmt: skip
 
 

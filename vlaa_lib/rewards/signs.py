@@ -13,8 +13,9 @@ from vlaa_lib import prompts, tables
 from vlaa_lib.folders import write_csv
 
 from .boxes import BRACKETS
+from .choices import choose, options
 from .mixed import MAX_COMPLETION_CHARS, is_misformed
-from .verifiers import MAX_ANSWER_CHARS, choose, options, read_number
+from .verifiers import MAX_ANSWER_CHARS, read_number
 
 ECHO_WORDS = 5  # a run of words that stands in the prompt and in the completion
 ECHO_SHARE = 0.5  # of a completion's words

@@ -7,6 +7,7 @@ raises GoldError where it cannot use the record's gold.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
@@ -21,18 +22,29 @@ MAX_ANSWER_CHARS = 4_000  # ours: five times the paper's 800 new tokens holds an
 # --- scores, and the wrappers around answers ------------------------------------------------------
 
 # Bounded quantifiers throughout: model text may be built to make a pattern backtrack.
-_LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore)\s{0,3},?\s{1,3})?(?:the\s{1,3})?"
-    r"(?:(?:final|correct|right|best)\s{1,3}){0,2}"
-    r"(?:answer|option|choice|result|value|equation|function|expression)\s{0,3}"
-    r"(?:is\s{0,3}:?|:|=)\s{0,3}(?=\S)",
-    re.IGNORECASE,
+_NOUN = (
+    r"(?:(?:the|our|my)\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,2}"
+    r"(?:answer|option|choice|result|value|equation|function|expression|"
+    r"(?:最终|正确|最后)?(?:答案|选项|结果))"
 )
+_LEADS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
+    r"(?:so|thus|hence|therefore|then|finally|overall|altogether|consequently|as\sa\sresult|to\ssum"
+    r"\sup|in\s(?:total|all|summary|short|conclusion|the\send))(?:\s{0,3}[,:]\s{0,3}|\s{1,3})(?=\S)",
+    r"(?:因此|所以|综上|故)\s{0,3},?\s{0,3}(?=\S)",
+    r"we\s(?:can\s)?(?:have|get|find|obtain|conclude)(?:\sthat)?\s{0,3}[,:]?\s{1,3}(?=\S)",
+    rf"[#*_\s]{{0,8}}{_NOUN}[*_:\s]{{0,6}}\n\s{{0,9}}(?=\S)",  # a heading
+    rf"(\*\*|__){_NOUN}(?:\s{{0,3}}:\1|\1\s{{0,3}}:)\s{{0,3}}(?=\S)",
+    rf"{_NOUN}\s{{0,3}}(?:(?:is|are|(?:would|must|should)\sbe)(?:\s(?:therefore|thus|then))?\b"
+    r"\s{0,3}:?|[是为]\s{0,3}:?|:|=)\s{0,3}(?=\S)",
+))  # fmt: skip
 _WRAPPERS = (
     ("\\boxed{", "}"), ("\\fbox{", "}"), ("\\text{", "}"), ("\\textbf{", "}"), ("\\mathrm{", "}"),
     ("\\mathbf{", "}"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"),
-    ("`", "`"), ('"', '"'),
+    ("`", "`"), ('"', '"'), ("<<", ">>"),
 )
+# full-width marks as ASCII; letters and digits that only look alike stay what they are
+_MARKS = {chr(n + 0xFEE0): chr(n) for n in range(0x21, 0x7F) if not chr(n).isalnum()}
+ASCII = str.maketrans(_MARKS | {"。": ".", "、": ",", "【": "[", "】": "]", "“": '"', "”": '"'})
 _MAX_WRAPPERS = 6  # ours: bold, dollar, boxed, text and two to spare
 
 
@@ -51,7 +63,7 @@ def scored(kind: str, value: float, said: str) -> Score:
     return Score(value, f"{kind}: {said}", kind)
 
 
-def _compared(kind: str, found: Any, gold: Any) -> Score:
+def compared(kind: str, found: Any, gold: Any) -> Score:
     said = f"{found} is right" if found == gold else f"{found} instead of {gold}"
     return scored(kind, float(found == gold), said)
 
@@ -80,10 +92,12 @@ def bare(answer: str) -> str:
     >>> bare(r"The final answer is: $\boxed{\text{B}}$."), bare(r"\boxed{3} or \boxed{7}")
     ('B', '\\boxed{3} or \\boxed{7}')
     """
-    text = answer.strip()
+    text = answer.translate(ASCII).strip()
     for _ in range(_MAX_WRAPPERS):
-        before, lead = text, _LEAD.match(text)
-        text = _unwrap(text[lead.end() :] if lead else text)
+        before = text
+        for pattern in _LEADS:
+            text = text[lead.end() :] if (lead := pattern.match(text)) else text
+        text = _unwrap(text)
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1].rstrip()
         if text == before:
@@ -106,6 +120,57 @@ def _unwrap(text: str) -> str:
         if is_whole:
             return inside.strip()
     return text
+
+
+# a sentence's end, and what begins a reason; never inside `A, C`, `3.5` or `B, or C`
+_CUT = re.compile(
+    r"[.;!?](?=\s|$)|,(?=\s(?!or\b|and\b)[a-z]{2})|\s(?:because|since|as|which|so|where|for|with)\b"
+)
+CLAUSE = re.compile(r"[,;]\s|[.!?]\s|\b(?:so|then|hence|thus|therefore)\b", re.IGNORECASE)
+_REASON = re.compile(
+    r"\s(?:because|since)\b.*|,\s(?:as|which|where|for|with|not)\b.*", re.IGNORECASE | re.DOTALL
+)
+VERB = re.compile(
+    r"\b(?:is|are|was|were|equals|measures|becomes)\b(?:\s(?:equal\sto|exactly|only)\b)?"
+)
+UNSURE = re.compile(  # premises, guesses, denials; but the month of May is none
+    r"\A\s{0,3}(?:if|given|since|because|as|when|let)\b|\b(?:if|unless|suppose|assum(?:e|ing)|"
+    r"whether|maybe|perhaps|probably|possibly|might|(?-i:may)|could|guess|doubt|unlikely|wrong|"
+    r"incorrect|false|untrue|cannot|never|but|except|not\s(?:true|correct|right|think|the\scase))\b"
+    r"|n['’]t\b",
+    re.IGNORECASE,
+)
+_AGAIN = re.compile(r"\b(?:or|and|but)\s(?:it|they|this|that)\s{0,3}$|\d.{0,30}\b(?:or|and)\b")
+
+
+def shortened(piece: str) -> Iterator[str]:
+    """Yield a text whole, and up to the end of its first clause."""
+    piece = piece.strip().strip("*_ ")
+    yield piece
+    if cut := _CUT.search(piece):
+        yield piece[: cut.start()].strip("*_ ")
+
+
+def predicates(sentence: str) -> Iterator[str]:
+    """Yield what a sentence says in its last clause that something is or equals.
+
+    Nothing where it is a question, or that clause a premise, a guess or a denial.
+
+    >>> list(predicates("D is the midpoint, so the angle is 30°.")), list(predicates("2 + 1 = 3"))
+    (['30°.'], ['3'])
+    >>> list(predicates("If the angle is 30°, we have")), list(predicates("The angle may be 30°"))
+    ([], [])
+    """
+    clause = CLAUSE.split(_REASON.sub("", sentence))[-1]
+    *before, said = VERB.split(clause)
+    is_unsure = UNSURE.search(clause) or _AGAIN.search(" ".join(before[1:]))
+    if is_unsure or sentence.rstrip().endswith("?"):
+        return
+    name, sign, value = said.rpartition("=")
+    if before and not re.search(r"[\d+*/-]", name):  # an equation: `the line is y = 2x`
+        yield from filter(None, shortened(said))
+    if sign:
+        yield from filter(None, shortened(value))
 
 
 _SYMBOLS = str.maketrans({
@@ -178,95 +243,4 @@ def digit(record: Record, answer: str) -> Score:
     found = read_number(answer, record.question)
     if found is None:
         return scored("digit", 0.0, f"{excerpt(answer)} is not one number")
-    return _compared("digit", found, gold)
-
-
-# --- multiple choice -----------------------------------------------------------------------------
-
-_MARKS = tuple(re.compile(pattern, re.MULTILINE) for pattern in (
-    # in this order: A. on lines, A. inside a line, a. on lines
-    r"^[ \t]{0,8}\(?([A-Z])[).:]\s{0,8}",
-    r"(?:\A|(?<=[\s,;'\"\[]))\(?([A-Z])[).:]\s{1,8}",
-    r"^[ \t]{0,8}\(?([a-z])[).:]\s{0,8}",
-))
-_CHOICES_WORD = re.compile(r"\b(?:choices|options)\s{0,3}:", re.IGNORECASE)
-_LETTER = re.compile(
-    r"(?:(?:option|choice|answer)\s{1,3})?[(\[]?([A-Z])\s{0,2}[)\].:]{0,2}"
-    r"(?:\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right)(?:\s{1,3}(?:answer|option|choice))?)?",
-    re.IGNORECASE | re.ASCII,
-)
-_LETTER_AND_TEXT = re.compile(
-    r"(?i:(?:option|choice)\s{1,3})?\(?([A-Za-z])\s{0,2}[).:]{1,2}(.+)", re.DOTALL
-)
-
-
-def options(question: str) -> dict[str, str]:
-    r"""Read the choices of a question: `A: ...`, `A) ...`, `(A) ...` or `A. ...`, from A on.
-
-    >>> options("Which?\nChoices:\nA: 1\nB: \\frac{1}{2}")
-    {'A': '1', 'B': '\\frac{1}{2}'}
-    >>> options("Which? (A) red (B) dark blue"), options("How many?")
-    ({'A': 'red', 'B': 'dark blue'}, {})
-    """
-    tail = _CHOICES_WORD.split(question)[-1]
-    for mark in _MARKS:
-        run: list[re.Match] = []
-        for match in mark.finditer(tail):
-            if match[1] in "Aa" and len(run) < 2:
-                run = [match]
-            elif run and ord(match[1]) == ord(run[-1][1]) + 1:
-                run.append(match)
-        if len(run) >= 2:
-            ends = [match.start() for match in run[1:]] + [len(tail)]
-            return {
-                m[1].upper(): _choice_text(tail, m, end) for m, end in zip(run, ends, strict=True)
-            }
-    return {}
-
-
-def _choice_text(tail: str, mark: re.Match, end: int) -> str:
-    text, quote = tail[mark.end() : end], tail[max(0, mark.start() - 1) : mark.start()]
-    if quote and quote in "'\"" and quote in text:  # ['A) 1', 'B) 2']
-        text = text.rpartition(quote)[0]
-    return text.strip().rstrip(",;").strip()
-
-
-def _plain(text: str) -> str:
-    return " ".join(symbols(bare(text)).casefold().split())
-
-
-def choose(text: str, choices: dict[str, str]) -> tuple[str | None, str]:
-    """Find the one choice that an answer names: (letter, "") or (None, what is wrong).
-
-    >>> choose("(b)", {"A": "1", "B": "2"}), choose("A", {})
-    (('B', ''), ('A', ''))
-    >>> choose("A. 2", {"A": "1", "B": "2"})
-    (None, "letter A does not go with '2'")
-    """
-    text = bare(text)
-    if match := _LETTER.fullmatch(text):
-        letter = match[1].upper()
-        if choices and letter not in choices:
-            return None, f"{letter} is none of the choices {', '.join(choices)}"
-        return letter, ""
-    named = [letter for letter, choice in choices.items() if _plain(choice) == _plain(text)]
-    if len(named) == 1:
-        return named[0], ""
-    if named:
-        return None, f"{excerpt(text)} is the text of choices {', '.join(named)}"
-    match = _LETTER_AND_TEXT.fullmatch(text)
-    if match and (letter := match[1].upper()) in choices:
-        if _plain(match[2]) == _plain(choices[letter]):
-            return letter, ""
-        return None, f"letter {letter} does not go with {excerpt(match[2].strip())}"
-    return None, f"{excerpt(text)} names no single choice"
-
-
-def mcq(record: Record, answer: str) -> Score:
-    """Score 1 when the answer is the gold's letter, or exactly that choice's text."""
-    choices = options(record.question)
-    gold, problem = choose(gold_text(record), choices)
-    if gold is None:
-        raise GoldError(f"mcq: gold: {problem}; correct 'gt' or the choices in 'question'")
-    found, problem = choose(answer, choices)
-    return _compared("mcq", found, gold) if found else scored("mcq", 0.0, problem)
+    return compared("digit", found, gold)
