@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -21,19 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, get_scheduler
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlaa_lib import folders
+from vlaa_lib import folders, prompts
 from vlaa_lib.models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
+from . import microworld
 from .card import write_card
 from .lessons import POOL, base_text, chat_text, collate_text, describe_text, drill_text, loader
-from .microworld import scenes
+from .microworld import SOURCES, narrator, scenes
 from .muon import optimizers
-from .tokenizer import SPECIAL, build_tokenizer
 from .tower import TowerTask, collate_tower, tower_scene
 
 STAGES = ("tower", "drill", "describe", "base", "instruct")
@@ -42,6 +44,12 @@ LOGGED = 3 * POOL  # steps between two logged losses: whole pools, whose tokens 
 KEEP = 8 * LOGGED  # steps between two kept states: resuming repeats no batch, loses no loss
 # seconds a step, measured on two cores
 PACE_S = {"tower": 0.4, "drill": 1.1, "describe": 1.1, "base": 1.0, "instruct": 1.5}
+
+# Qwen's special tokens, in Qwen's order
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
+           "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+           VISION_START, VISION_END, "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")  # fmt: skip
+NUMBERS = (*map(str, range(10, 200)), *(f"{n / 100:.2f}" for n in range(101)))
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
@@ -98,6 +106,41 @@ class Recipe:
     bf16: bool = field(
         default_factory=lambda: bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     )
+
+
+def build_tokenizer(vocabulary: int, seed: int) -> Qwen2Tokenizer:
+    """Train a byte-level BPE tokenizer with Qwen's splitting rule on micro-world text."""
+    rng = random.Random(seed)
+    corpus = [prompts.SYSTEM_PROMPT, *prompts.TASK_INSTRUCTIONS.values()]
+    rates = narrator.Rates(omit=0, confuse=0, miscount=0, hesitate=1, waver=0)
+    for index in range(600):
+        for source in SOURCES:
+            record = microworld.record(source, "pretrain", index, seed)
+            told = narrator.caption(record.meta["scene"], rates, rng)
+            corpus += [record.question, record.gt, told]
+            try:
+                corpus += narrator.reason(told, record.question, rates, rng)
+            except narrator.CannotAnswer:
+                continue
+    backend = Qwen2Tokenizer()._tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(corpus, trainer)
+    model = json.loads(backend.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    # ordinary tokens, not special ones: decoding for the rewards must keep them
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in prompts.TAGS])
+    # a number spelled digit by digit is neither compared nor found again by a model this small
+    tokenizer.add_tokens(
+        [AddedToken(t, special=False, normalized=False, single_word=True) for t in NUMBERS]
+    )
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    return tokenizer
 
 
 def build_processor(recipe: Recipe) -> ImageProcessor:

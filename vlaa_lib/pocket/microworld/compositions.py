@@ -29,8 +29,9 @@ class Problem:
     wrong: tuple[str, ...] = ()  # wrong options, where `questions.rivals` has none to offer
 
 
-# what a template returns: the text and the answer, or None where the scene does not suit
-Found = tuple[str, int | str] | None
+# what a composition returns: the words of its question's slots, then the answer; None where the
+# scene does not suit
+Found = tuple | None
 
 
 def _present(scene: dict, rng: random.Random) -> tuple[str, str]:
@@ -42,29 +43,25 @@ def _present(scene: dict, rng: random.Random) -> tuple[str, str]:
 def _union(scene: dict, rng: random.Random) -> Found:
     color, shape = _present(scene, rng)
     fitting = sum(o["color"] == color or o["shape"] == shape for o in scene["objects"])
-    return f"How many objects are {color}, or {shape}s, or both?", fitting
+    return color, shape, fitting
 
 
 def _neither(scene: dict, rng: random.Random) -> Found:
     color, shape = _present(scene, rng)
     fitting = sum(o["color"] != color and o["shape"] != shape for o in scene["objects"])
-    return f"How many objects are neither {color} nor {shape}s?", fitting
+    return color, shape, fitting
 
 
 def _remove_add(scene: dict, rng: random.Random) -> Found:
     gone, new = rng.choice(scene["objects"])["color"], rng.choice(SHAPES)
     n = rng.randint(2, 4)
-    left = sum(o["color"] != gone for o in scene["objects"])
-    text = f"Take away the {gone} objects, then add {n} {new}s. How many objects are there then?"
-    return text, left + n
+    return gone, n, new, n + sum(o["color"] != gone for o in scene["objects"])
 
 
 def _three_counts(scene: dict, rng: random.Random) -> Found:
-    a, b, c = rng.sample(SHAPES, 3)
-    fitting = [o["shape"] for o in scene["objects"] if o["shape"] in (a, b, c)]
-    if len(set(fitting)) < 2:
-        return None
-    return f"How many {a}s, {b}s and {c}s are there together?", len(fitting)
+    chosen = rng.sample(SHAPES, 3)
+    fitting = [o["shape"] for o in scene["objects"] if o["shape"] in chosen]
+    return (*chosen, len(fitting)) if len(set(fitting)) > 1 else None
 
 
 def _beside(scene: dict, rng: random.Random) -> Found:
@@ -74,31 +71,27 @@ def _beside(scene: dict, rng: random.Random) -> Found:
         return None
     anchor, relation = rng.choice(unique), rng.choice(facts.RELATIONS)
     fitting = sum(truth.related(o["box"], relation, anchor["box"]) for o in scene["objects"])
-    return f"How many objects are {relation} the {anchor['color']} {anchor['shape']}?", fitting
+    return relation, anchor["color"], anchor["shape"], fitting
 
 
 def _bar_sum(scene: dict, rng: random.Random) -> Found:
     a, b = rng.sample(scene["bars"], 2)
-    text = f"What is the sum of the {a['color']} bar and the {b['color']} bar?"
-    return text, a["value"] + b["value"]
+    return a["color"], b["color"], a["value"] + b["value"]
 
 
 def _bar_difference(scene: dict, rng: random.Random) -> Found:
     a, b = sorted(rng.sample(scene["bars"], 2), key=lambda bar: -bar["value"])
-    text = f"How much higher is the {a['color']} bar than the {b['color']} bar?"
-    return text, a["value"] - b["value"]
+    return a["color"], b["color"], a["value"] - b["value"]
 
 
 def _bar_total(scene: dict, _: random.Random) -> Found:
-    if len(scene["bars"]) < 3:
-        return None
-    return "What do all bars together add up to?", sum(bar["value"] for bar in scene["bars"])
+    values = [bar["value"] for bar in scene["bars"]]
+    return (sum(values),) if len(values) > 2 else None
 
 
 def _line_change(scene: dict, rng: random.Random) -> Found:
     a, b = sorted(rng.sample(range(1, len(scene["values"]) + 1), 2))
-    text = f"By how much do the values of the line at x = {a} and at x = {b} differ?"
-    return text, abs(scene["values"][a - 1] - scene["values"][b - 1])
+    return a, b, abs(scene["values"][a - 1] - scene["values"][b - 1])
 
 
 def _y(curve: dict, x: int) -> int | None:
@@ -115,88 +108,73 @@ def _y_at(scene: dict, rng: random.Random) -> Found:
     y = _y(curve, x)
     if y is None or abs(y) > AXIS or x == 0:  # at x = 0 a line's fact would do
         return None
-    return f"Which y does the {curve['color']} graph have at x = {x}?", y
+    return curve["color"], x, y
 
 
 def _y_beyond(scene: dict, rng: random.Random) -> Found:
     curve, x = rng.choice(scene["curves"]), rng.randint(AXIS + 1, 9)
-    if curve["family"] != "line":
-        return None
-    text = f"The {curve['color']} line goes on beyond the picture. Which y does it have at x = {x}?"
-    return text, _y(curve, x)
+    return (curve["color"], x, _y(curve, x)) if curve["family"] == "line" else None
 
 
 def _root(scene: dict, rng: random.Random) -> Found:
     curve = rng.choice(scene["curves"])
     roots = [x for x in range(-AXIS, AXIS + 1) if _y(curve, x) == 0]
-    if len(roots) != 1:
-        return None
-    return f"At which x does the {curve['color']} graph meet the x axis?", roots[0]
+    return (curve["color"], roots[0]) if len(roots) == 1 else None
 
 
 def _exterior(scene: dict, rng: random.Random) -> Found:
     corner = rng.choice(scene["corners"])
-    text = f"One side is drawn out past the {corner['color']} corner. "
-    return text + "How large is the exterior angle there?", 180 - corner["angle"]
+    return corner["color"], 180 - corner["angle"]
 
 
 def _angle_range(scene: dict, _: random.Random) -> Found:
     angles = [c["angle"] for c in scene["corners"]]
-    text = "How many degrees larger is the largest angle than the smallest?"
-    return text, max(angles) - min(angles)
+    return (max(angles) - min(angles),)
 
 
-def _circumference(scene: dict, _: random.Random) -> Found:
-    text = "What is the circumference of the circle, as a multiple of pi?"
-    return text, f"{2 * scene['radius']}\\pi"
-
-
-def _disc(scene: dict, _: random.Random) -> Found:
-    return "Which area does the circle have, as a multiple of pi?", f"{scene['radius'] ** 2}\\pi"
-
-
-def _doubled(scene: dict, _: random.Random) -> Found:
-    text = "The rectangle is made twice as wide. What is its area then?"
-    return text, 2 * scene["width"] * scene["height"]
-
-
-def _joined(scene: dict, _: random.Random) -> Found:
-    text = "Two such rectangles are put side by side. What is the perimeter of the whole?"
-    return text, 2 * (2 * scene["width"] + scene["height"])
-
-
-# scene kind, template, category, level: 1 joins two readings, 2 works on, 3 needs what is not drawn
-SINGLE: tuple[tuple[str, Callable[[dict, random.Random], Found], str, int], ...] = (
-    ("objects", _union, "counting", 1),
-    ("bars", _bar_sum, "statistics", 1),
-    ("triangle", _exterior, "angle", 2),
-    ("function", _y_at, "algebra", 2),
-    ("circle", _circumference, "length", 2),
-    ("objects", _remove_add, "arithmetic", 2),
-    ("bars", _bar_difference, "statistics", 1),
-    ("rectangle", _doubled, "area", 3),
-    ("objects", _neither, "counting", 2),
-    ("function", _root, "algebra", 2),
-    ("line", _line_change, "statistics", 1),
-    ("triangle", _angle_range, "angle", 3),
-    ("objects", _three_counts, "counting", 1),
-    ("circle", _disc, "area", 2),
-    ("bars", _bar_total, "statistics", 2),
-    ("function", _y_beyond, "algebra", 3),
-    ("objects", _beside, "counting", 2),
-    ("rectangle", _joined, "length", 3),
-)
+# scene kind, category, level, composition, question;
+# level 1 joins two readings, 2 works on, 3 needs what is not drawn
+SINGLE: tuple[tuple[str, str, int, Callable[[dict, random.Random], Found], str], ...] = (
+    ("objects", "counting", 1, _union, "How many objects are {}, or {}s, or both?"),
+    ("bars", "statistics", 1, _bar_sum, "What is the sum of the {} bar and the {} bar?"),
+    ("triangle", "angle", 2, _exterior,
+     "One side is drawn out past the {} corner. How large is the exterior angle there?"),
+    ("function", "algebra", 2, _y_at, "Which y does the {} graph have at x = {}?"),
+    ("circle", "length", 2, lambda s, _: (f"{2 * s['radius']}\\pi",),
+     "What is the circumference of the circle, as a multiple of pi?"),
+    ("objects", "arithmetic", 2, _remove_add,
+     "Take away the {} objects, then add {} {}s. How many objects are there then?"),
+    ("bars", "statistics", 1, _bar_difference,
+     "How much higher is the {} bar than the {} bar?"),
+    ("rectangle", "area", 3, lambda s, _: (2 * s["width"] * s["height"],),
+     "The rectangle is made twice as wide. What is its area then?"),
+    ("objects", "counting", 2, _neither, "How many objects are neither {} nor {}s?"),
+    ("function", "algebra", 2, _root, "At which x does the {} graph meet the x axis?"),
+    ("line", "statistics", 1, _line_change,
+     "By how much do the values of the line at x = {} and at x = {} differ?"),
+    ("triangle", "angle", 3, _angle_range,
+     "How many degrees larger is the largest angle than the smallest?"),
+    ("objects", "counting", 1, _three_counts, "How many {}s, {}s and {}s are there together?"),
+    ("circle", "area", 2, lambda s, _: (f"{s['radius'] ** 2}\\pi",),
+     "Which area does the circle have, as a multiple of pi?"),
+    ("bars", "statistics", 2, _bar_total, "What do all bars together add up to?"),
+    ("function", "algebra", 3, _y_beyond,
+     "The {} line goes on beyond the picture. Which y does it have at x = {}?"),
+    ("objects", "counting", 2, _beside, "How many objects are {} the {} {}?"),
+    ("rectangle", "length", 3, lambda s, _: (2 * (2 * s["width"] + s["height"]),),
+     "Two such rectangles are put side by side. What is the perimeter of the whole?"),
+)  # fmt: skip
 
 
 def single(number: int, scene: dict, rng: random.Random) -> Problem | None:
     """Pose composition `number` of `SINGLE` on a scene, or None where it does not suit."""
-    _, template, topic, level = SINGLE[number]
-    if (found := template(scene, rng)) is None:
+    _, topic, level, compose, question = SINGLE[number]
+    if (found := compose(scene, rng)) is None:
         return None
-    text, right = found
+    *slots, right = found
     kind = "angle" if topic == "angle" else ""
     reward = "math" if isinstance(right, str) else "digit"
-    return Problem(text, str(right), kind, reward, topic, level)
+    return Problem(question.format(*slots), str(right), kind, reward, topic, level)
 
 
 # --- problems in several steps: sub-steps, then the question that needs them all ------------------
