@@ -1,4 +1,4 @@
-"""Mathematics: how people write it, as text alone, and Math-Verify in killable workers."""
+"""Mathematics: an answer against its gold, by Math-Verify in killable workers."""
 
 from __future__ import annotations
 
@@ -9,136 +9,21 @@ import signal
 from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
 from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlaa_lib.records import Record
 
-from .verifiers import GoldError, Score, bare, excerpt, gold_text, scored, symbols
+from . import notation
+from .notation import clean, comparable, is_one
+from .quantities import SCIENTIFIC, nouns_of, split_unit
+from .verifiers import GoldError, Score, bare, excerpt, gold_text, read_number, scored
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
-
-_INSIDE = r"\(((?:[^()]|\([^()]*\))*)\)"  # a call's argument, with parentheses one deep
-_FUNCTIONS = (
-    "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|log|ln|exp|pi|theta|alpha|beta"
-)
-_TEXT_MACRO = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|operatorname|mbox)\{([^{}]*)\}")
-
-_SIDE = re.compile(  # one name on the left: y, f(x), x_1, \\theta
-    r"(\\?[A-Za-z]{1,12}(?:_\{?\w{1,6}\}?)?(?:\([A-Za-z]\))?)\s{0,4}=(.+)", re.DOTALL
-)
-_Y_OF_X = ({"y", "f(x)"}, {"y", "g(x)"})
-_RELATION = re.compile(r"[<>]|\\(?:l|g)eq?\b|\\in\b")
-_TUPLE = re.compile(r"(?:\\left\s?)?[\[(].*,.*[\])]", re.DOTALL)
-# Math-Verify reads past these to one side or the other: `4, \boxed{3}` and `3 \approx 4` pass for 3
-_NOT_ONE = re.compile(r"\$|\\boxed|\\fbox|\\approx|\\simeq|\\sim\b|~|\\phantom|\d\s+\d")
-
-_UNITS = {  # ours: one name for each way to write it; units are compared, never converted
-    "mm": r"mm|millimet(?:er|re)s?", "cm": r"cm|centimet(?:er|re)s?", "m": r"m|met(?:er|re)s?",
-    "km": r"km|kilomet(?:er|re)s?", "g": r"g|grams?", "kg": r"kg|kilograms?", "h": r"h|hours?",
-    "s": r"s|sec|seconds?", "min": r"min|minutes?", "m/s": r"m\s?/\s?s", "km/h": r"km\s?/\s?h",
-    "deg": r"\^\s?\{?\s?\\circ\s?\}?|\\degree|\\deg|deg|degrees?", "rad": r"rad|radians?",
-    "unit": r"units?",
-}  # fmt: skip
-_UNIT = re.compile(
-    r"(?P<body>[^A-Za-z]*(?:\\[A-Za-z]+[^A-Za-z]*){0,20}?)\s{0,3}"
-    r"(?:(?P<square>sq\.?|square)\s{1,3}|(?P<cubic>cubic)\s{1,3})?"
-    r"(?P<unit>" + "|".join(_UNITS.values()) + r")(?:\s?\^\s?\{?(?P<power>[23])\}?)?",
-    re.IGNORECASE,
-)
-
-
-def latex(expression: str) -> str:
-    r"""Write plain notation, as Math PUMA has it, so that Math-Verify reads functions as functions.
-
-    It takes `sin` for a product of three letters: by its signs `5*sin(5*x)` equals `-5*sin(-5*x)`.
-
-    >>> latex("y = -5 * sin(pi * x) + abs(2*(x - 1))")
-    'y = -5 * \\sin(\\pi * x) + |2*(x - 1)|'
-    >>> latex("sqrt(2) + log(x, 2) + sinx"), latex(r"\sqrt{2} \sin x")
-    ('\\sqrt{2} + \\log_{2}(x) + \\sin x', '\\sqrt{2} \\sin x')
-    """
-    text = re.sub(rf"(?<![\\a-z])(?:math\.|np\.)?abs{_INSIDE}", r"|\1|", expression)
-    text = re.sub(rf"(?<![\\a-z])(?:math\.|np\.)?sqrt{_INSIDE}", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<![\\a-z])log\(([^(),]*),\s*([^(),]*)\)", r"\\log_{\2}(\1)", text)
-    text = re.sub(rf"(?<![\\a-z])({_FUNCTIONS})x\b", r"\1 x", text)
-    return re.sub(rf"(?<![\\a-z])({_FUNCTIONS})(?![a-z])", r"\\\1", text)
-
-
-def clean(text: str) -> str:
-    r"""Strip an answer's wrappers and write what is inside in the LaTeX that Math-Verify reads.
-
-    >>> clean(r"The answer is $2\text{ cm}$."), clean("2 * sin(x)**-1"), clean("3 1/2")
-    ('2 cm', '2 * \\sin(x)^{-1}', '3\\frac{1}{2}')
-    """
-    text = re.sub(r"^\$([^$]*)\$(?=\s{0,3}[A-Za-z]{1,20}$)", r"\1", bare(text))  # $3$ cm
-    text = symbols(text).replace("**", "^")
-    text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d{3}(?!\d))", "", text)  # LaTeX's thousands
-    text = re.sub(r"\\(?:[,;:! ]|q?quad\b)", " ", text)
-    # words in \text must count as words: Math-Verify drops them, `3 \text{ is wrong}` passes for 3
-    text = latex(_TEXT_MACRO.sub(r" \1 ", text))
-    text = re.sub(r"\^(-\d+(?:\.\d+)?|\d*\.\d+)", r"^{\1}", text)
-    text = re.sub(r"(?<![\d.])(\d{1,9})\s{1,3}(\d{1,9})\s?/\s?(\d{1,9})", r"\1\\frac{\2}{\3}", text)
-    return " ".join(text.split())
-
-
-def is_one(text: str) -> bool:
-    """Say whether a cleaned text may be one expression."""
-    return bool(text) and not _NOT_ONE.search(text)
-
-
-def _split_side(text: str) -> tuple[str, str]:
-    """Split `y = 2x` into ("y", "2x") and `x = 1, x = 2` into ("x", "1, 2"); else ("", text)."""
-    match = _SIDE.fullmatch(text)
-    if match is None:
-        return "", text
-    again = rf"(,|;|\bor\b|\band\b)\s{{0,4}}{re.escape(match[1])}\s{{0,4}}=\s{{0,4}}"
-    body = re.sub(again, r"\1 ", match[2])
-    return ("", text) if "=" in body else (match[1].replace(" ", ""), body.strip())
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    r"""Split a number from the unit behind it; letters in front of it are no number.
-
-    >>> split_unit("12 square centimeters"), split_unit(r"45^\circ"), split_unit("2x m")
-    (('12', 'cm^2'), ('45', 'deg'), ('2x m', ''))
-    """
-    match = _UNIT.fullmatch(text)
-    if match is None or not re.search(r"\d|\\pi", match["body"]):
-        return text, ""
-    name = next(n for n, p in _UNITS.items() if re.fullmatch(p, match["unit"], re.IGNORECASE))
-    power = "2" if match["square"] else "3" if match["cubic"] else match["power"]
-    return match["body"].strip(), f"{name}^{power}" if power else name
-
-
-def comparable(gold: str, answer: str) -> tuple[str, str] | str:
-    """Drop `y =` and units where that is fair: the pair to compare, or what forbids comparing it.
-
-    >>> comparable("y = 2x", "2x"), comparable("x = 3", "y = 3"), comparable("3 cm", "3 m")
-    (('2x', '2x'), ('x = 3', 'y = 3'), 'unit m instead of cm')
-    >>> comparable("3", "7 = 3")
-    'the answer and the gold are not both equations'
-    """
-    (gold_name, gold_body), (name, body) = _split_side(gold), _split_side(answer)
-    names = {gold_name, name}
-    is_fair = gold_name == name or "" in names or names in _Y_OF_X
-    if not is_fair or "=" in gold_body + body:
-        gold_body, body = gold, answer
-    # Math-Verify reads the gold off either side of an equation: `7 = 3` would pass for 3
-    if ("=" in gold_body) != ("=" in body):
-        return "the answer and the gold are not both equations"
-    # it also takes `(1, 2)` for the set of 1 and 2
-    is_tuple = [bool(_TUPLE.fullmatch(side)) for side in (gold_body, body)]
-    if is_tuple[0] != is_tuple[1] and not _RELATION.search(gold_body + body):
-        return "the answer and the gold are not both in brackets"
-    (gold_body, gold_unit), (body, unit) = split_unit(gold_body), split_unit(body)
-    if gold_unit and unit and gold_unit != unit:
-        return f"unit {unit} instead of {gold_unit}"
-    return gold_body, body
-
 
 # What Math-Verify would multiply out or try every way to read, and how much of it we let through
 # (ours: each well above what an answer needs)
@@ -200,6 +85,8 @@ TIMEOUT_S = 5.0
 WALL_FACTOR = 10  # ours: wall time over TIMEOUT_S after which a worker that only waits is killed
 MAX_MATH_CHARS = 500  # ours: ten times the longest gold we have seen
 WORKERS = min(4, os.cpu_count() or 1)  # ours: a check takes about 0.1 s, a batch a few hundred
+# what stands where a gold is missing, or is true of something that was not kept
+_NO_GOLD = re.compile(r"nan|none|null|nil|n\s?/?\s?a|true|false|[-?.]{1,9}", re.IGNORECASE)
 KEPT = 4096  # ours: checks to remember, about 2 KiB each; groups of many steps
 MEMORY_BYTES = 2**30  # ours: a worker needs 0.3 GiB; a tower of powers would take all there is
 
@@ -216,17 +103,80 @@ def _prepare_worker() -> None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     logging.disable(logging.WARNING)  # Math-Verify warns that its own timer is off
-    import math_verify  # noqa: F401  # before the first task's clock starts
+    from math_verify import grader  # before the first task's clock starts
 
-
-@lru_cache(maxsize=8)  # a group's answers come together and share their gold
-def _parse(latex: str) -> list:
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        f"${latex}$", [LatexExtractionConfig()], fallback_mode="no_fallback",
-        extraction_mode="first_match", parsing_timeout=None,  # its timer needs SIGALRM; ours kills
+    # it rounds to 6 places, whatever the size, and joins letters to names in small letters
+    grader.sympy_numeric_eq = _are_equal
+    grader.sympy_compare_symbols = lambda gold, said: (
+        _are_equal(gold, said) or grader.sympy_symbolic_eq(gold, said)
     )
+
+
+@lru_cache(maxsize=64)  # a group's answers come together and share their gold
+def _parse(latex: str) -> Any:
+    """Parse one expression as Math-Verify does, letters in their own case; None: none is there."""
+    import sympy
+    from latex2sympy2_extended import latex2sympy2 as grammar
+    from math_verify.grader import should_treat_as_complex
+
+    # without its units: they would drop letters, `3c` for 3
+    plain = grammar.NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
+    try:
+        found = grammar.latex2sympy(
+            latex, is_real=not should_treat_as_complex(latex), normalization_config=plain,
+            conversion_config=grammar.ConversionConfig(lowercase_symbols=False),
+        )  # fmt: skip
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # whatever its grammar makes of hostile text
+        return None
+    return found if isinstance(found, (sympy.Basic, sympy.MatrixBase)) else None
+
+
+def _are_equal(a: Any, b: Any, *_rounding: int) -> bool:
+    """Compare two expressions: decimals as they are written, all else to 30 digits of its size."""
+    from math_verify.grader import get_pct_val
+    from sympy import Float, Integer, MatrixBase, MatrixExpr
+
+    if isinstance(a, (MatrixBase, MatrixExpr)) or isinstance(b, (MatrixBase, MatrixExpr)):
+        a, b = a.doit(), b.doit()
+        both = isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape
+        return both and all(map(_are_equal, a.flat(), b.flat()))
+    x, y = _exact(a), _exact(b)
+    if x == y:
+        return True
+    if x.is_number and y.is_number:
+        if (a.has(Float) and _is_rounded(x, y)) or (b.has(Float) and _is_rounded(y, x)):
+            return True
+        percents = [get_pct_val(value, value) for value in (a, b)]
+        if all(isinstance(value, Integer) for value in percents):  # 9% is what 9 says
+            return percents[0] == percents[1]
+        x, y = x.evalf(40), y.evalf(40)
+        size = max(abs(x), abs(y))
+        return bool(size.is_finite and abs(x - y) <= size * Float("1e-30"))
+    return (x - y).expand() == 0
+
+
+def _exact(expression: Any) -> Any:
+    """Write decimals as the fractions that they are."""
+    from sympy import Float, Rational
+
+    fractions = {one: Rational(str(one)) for one in expression.atoms(Float)}
+    return expression.xreplace(fractions).doit()
+
+
+def _is_rounded(decimal: Any, value: Any) -> bool:
+    """Say whether a decimal of six digits or more is a value, rounded or cut off at its end."""
+    from sympy import Integer
+
+    if not decimal.is_Rational:
+        return False
+    with localcontext(prec=60):
+        sign, digits, exponent = (Decimal(decimal.p) / Decimal(decimal.q)).normalize().as_tuple()
+    if not 6 <= len(digits) < 50:
+        return False
+    missing = (value - decimal).evalf(40) * (-1) ** sign * Integer(10) ** -exponent
+    return bool(-0.5 <= missing < 1)
 
 
 def _check(gold: str, answer: str, seconds: float) -> str:
@@ -238,13 +188,15 @@ def _check(gold: str, answer: str, seconds: float) -> str:
     # the parent kills a worker that only waits; should the parent be gone, the kernel does
     signal.alarm(int(2 * WALL_FACTOR * seconds) + 5)
     try:
-        if not (gold_parsed := _parse(gold)):
-            return "bad gold"
-        if not (answer_parsed := _parse(answer)):
-            return "bad answer"
-        # x < 3 is its interval, whichever of the two the gold is
-        options = {"timeout_seconds": None, "allow_set_relation_comp": True}
-        return "right" if verify(gold_parsed, answer_parsed, **options) else "wrong"
+        for wanted, said in notation.pairs(gold, answer) or [("0", "1")]:
+            if (right := _parse(wanted)) is None:
+                return "bad gold"
+            if (found := _parse(said)) is None:
+                return "bad answer"
+            # x < 3 is its interval, whichever of the two the gold is
+            if not verify(right, found, timeout_seconds=None, allow_set_relation_comp=True):
+                return "wrong"
+        return "right"
     except (MemoryError, RecursionError):
         return "bad answer"
     finally:
@@ -309,13 +261,23 @@ def forget() -> None:
 def submit(record: Record, answer: str) -> Future | Score:
     """Send an answer to the workers; a Score at once where no maths is needed to refuse it."""
     gold, said = gold_text(record), bare(answer)
-    if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)):
+    if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)) or _NO_GOLD.fullmatch(gold):
+        raise GoldError(_bad_gold(record))
+    if notation.is_prose(gold):
         raise GoldError(_bad_gold(record))
     if len(said) > MAX_MATH_CHARS:
         return scored("math", 0.0, f"the answer has more than {MAX_MATH_CHARS} characters")
     if not is_one(answer := clean(said)):
         return scored("math", 0.0, f"{excerpt(said)} is not one expression")
-    pair = comparable(gold, answer)
+    if wanted := notation.words(gold):
+        is_right = notation.are_same_words(wanted, notation.words(answer))
+        said = f"{excerpt(said)} is {'right' if is_right else 'wrong'}"
+        return scored("math", float(is_right), said)
+    nouns = nouns_of(f"{record.question} {gold}")
+    number = read_number(said, record.question)  # `There are 3 triangles`, `5 - 2 = 3`
+    if number is not None and not (split_unit(answer)[1] or SCIENTIFIC.search(answer)):
+        answer = f"{number:f}"
+    pair = comparable(gold, answer, nouns)
     if isinstance(pair, str):
         return scored("math", 0.0, pair)
     if what := too_large(*pair):
@@ -377,5 +339,5 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
 def _bad_gold(record: Record) -> str:
     return (
         f"math: gold {excerpt(gold_text(record))} is not one LaTeX expression that Math-Verify "
-        "reads; correct 'gt' or set 'reward' to open"
+        "reads, nor a word or a label; correct 'gt' or set 'reward' to open"
     )
