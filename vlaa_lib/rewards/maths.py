@@ -20,7 +20,7 @@ from vlaa_lib.records import Record
 from . import notation
 from .notation import clean, comparable, is_one
 from .quantities import SCIENTIFIC, nouns_of, split_unit
-from .verifiers import GoldError, Score, bare, excerpt, gold_text, read_number, scored
+from .verifiers import GoldError, Score, bare, excerpt, gold_text, said_number, scored
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -274,7 +274,7 @@ def submit(record: Record, answer: str) -> Future | Score:
         said = f"{excerpt(said)} is {'right' if is_right else 'wrong'}"
         return scored("math", float(is_right), said)
     nouns = nouns_of(f"{record.question} {gold}")
-    number = read_number(said, record.question)  # `There are 3 triangles`, `5 - 2 = 3`
+    number = said_number(said, record.question)  # `There are 3 triangles`, `5 - 2 = 3`
     if number is not None and not (split_unit(answer)[1] or SCIENTIFIC.search(answer)):
         answer = f"{number:f}"
     pair = comparable(gold, answer, nouns)

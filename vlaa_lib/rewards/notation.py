@@ -206,7 +206,8 @@ _GREEK = (
 _SIDE = re.compile(
     r"((?:\\(?:angle|triangle|overline|overrightarrow|vec|odot|sin|cos|tan"
     rf"|{_GREEK})\b|[A-Za-z{{}}|'\s]"
-    r"|(?<=[A-Za-z}])_\{?[\w\\ ]{1,20}\}?|\([A-Za-z\d,\s]{1,12}\)){1,60}?)\s{0,4}=(.+)", re.DOTALL,
+    r"|_(?:\{[^{}=]{1,20}\}|\d{1,3}|[A-Za-z])|\([A-Za-z\d,\s]{1,12}\)){1,60}?)"
+    r"\s{0,4}=(.+)", re.DOTALL,
 )
 _NO_NAME = re.compile(r"\b(?:not|or|and|if|no|never|when|than)\b")
 _Y_OF_X = ({"y", "f(x)"}, {"y", "g(x)"})

@@ -202,24 +202,33 @@ _THERE = re.compile(  # what comes before a number and the nouns that it counts
 
 
 def read_number(text: str, question: str = "") -> Decimal | None:
-    """Read one number, in a sentence or behind a true sum, with a unit or nouns behind it.
-
-    The nouns are everyday ones or the question's words.
+    """Read one number with at most a unit, of everyday nouns or the question's words, behind it.
 
     >>> read_number("1,000"), read_number("three"), read_number("3 or 7"), read_number("x3y")
     (Decimal('1000'), Decimal('3'), None, None)
-    >>> read_number("There are 3 objects left."), read_number("5 - 2 = 3"), read_number("5 - 2 = 4")
+    """
+    return _counted(_one_line(text), question)
+
+
+def said_number(text: str, question: str = "") -> Decimal | None:
+    """Read one number as `read_number` does, or in a sentence that counts, or behind a true sum.
+
+    >>> said_number("There are 3 objects left."), said_number("5 - 2 = 3"), said_number("5 = 3")
     (Decimal('3'), Decimal('3'), None)
     """
-    text = symbols(bare(text.strip().removesuffix("。")))
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)  # `3\text{ or } 7` is words as well
-    text = " ".join(text.split())
+    text = _one_line(text)
     if there := _THERE.match(text):
         return _counted(text[there.end() :], question, needs_noun=True)
     *sums, end = text.split("=", maxsplit=8)
     found = _counted(end.strip(), question)
     is_true = all(quantities.worked_out(one.strip()) == found for one in sums)
     return found if is_true else None
+
+
+def _one_line(text: str) -> str:
+    text = symbols(bare(text.strip().removesuffix("。")))
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)  # `3\text{ or } 7` is words as well
+    return " ".join(text.split())
 
 
 def _counted(text: str, question: str, needs_noun: bool = False) -> Decimal | None:
@@ -240,7 +249,7 @@ def digit(record: Record, answer: str) -> Score:
             f"digit: gold {excerpt(gold_text(record))} is not one number; correct 'gt' or set "
             "'reward' to open"
         )
-    found = read_number(answer, record.question)
+    found = said_number(answer, record.question)
     if found is None:
         return scored("digit", 0.0, f"{excerpt(answer)} is not one number")
     return compared("digit", found, gold)
