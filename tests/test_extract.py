@@ -203,7 +203,7 @@ def test_expressions_are_compared_by_the_workers():
     [
         ("WeMath", WE | {"answer": "G"}, "'G' is none of the choices A, B, C"),
         ("WeMath", WE | {"answer": float("nan")}, "'' is empty"),
-        ("LogicVista", LOGIC | {"answer": "3"}, "'3' is no set of letters"),
+        ("LogicVista", LOGIC | {"answer": "3x"}, "'3x' is no set of letters"),
         ("LogicVista", LOGIC | {"answer": ""}, "'' is empty"),
         ("MathVision", VISION | {"choices": "['a', "}, "cannot be read as a list"),
         ("MathVista_MINI", VISTA | {"answer": "many"}, "'many' is not one number"),

@@ -196,13 +196,24 @@ def tsv_rows(
         raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
 
 
+# LaTeX in a literal list whose writer did not double its backslashes: `\f`, `\t`, ... are escapes
+_MACRO = re.compile(
+    r"(?<!\\)((?:\\\\){0,20})\\(?=(?:alpha|angle|approx|bar|begin|beta|binom|boxed|bullet|frac|forall"
+    r"|nabla|neq?|neg|not|notin|nu|rangle|rho|right|rightarrow|tanh?|tau|text(?:bf|it|rm)?|tfrac"
+    r"|theta|therefore|times|to|top|triangle|underline|vec|vee|varphi|vert|xi)(?![A-Za-z]))"
+)
+
+
 def listed(value: Any) -> list[str] | None:
-    """Read a list, or its text as JSON or a Python literal, running nothing; None for all else.
+    r"""Read a list, or its text as JSON or a Python literal, running nothing; None for all else.
 
     >>> listed('["a"]'), listed("['a', 2]"), listed("[]"), listed("[1, 2"), listed("3")
     (['a'], ['a', '2'], [], None, None)
+    >>> listed(r"['\frac{1}{2}', '\\times', 'a\nb']")
+    ['\\frac{1}{2}', '\\times', 'a\nb']
     """
     if isinstance(value, str):
+        value = _MACRO.sub(r"\1\\\\", value)
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

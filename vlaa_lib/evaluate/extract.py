@@ -27,8 +27,9 @@ from vlaa_lib import VlaaError, prompts
 from vlaa_lib.rewards import quantities, verifiers
 from vlaa_lib.rewards.boxes import parse_box
 from vlaa_lib.rewards.choices import MAX_SENTENCE_CHARS, choose, plain, standing
-from vlaa_lib.rewards.maths import MAX_MATH_CHARS, clean, is_one
+from vlaa_lib.rewards.maths import MAX_MATH_CHARS
 from vlaa_lib.rewards.mixed import MAX_COMPLETION_CHARS
+from vlaa_lib.rewards.notation import clean, is_one
 from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare, predicates, shortened
 
 from . import kit

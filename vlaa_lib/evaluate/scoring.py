@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib import VlaaError, prompts, rewards
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths
+from vlaa_lib.rewards.notation import unit_of
 from vlaa_lib.rewards.verifiers import GoldError, bare, excerpt
 
 from . import kit
@@ -139,11 +140,15 @@ def _same_number(made: Task, answer: str) -> tuple[bool, str]:
     gold, found = real(made.gold, made.question), real(answer, made.question)
     if gold is None or found is None:
         return False, "not one number"
-    # 28 digits can round what is below 10^15
-    if made.places is not None and max(abs(gold), abs(found)) < Decimal(10) ** 15:
-        unit = Decimal(1).scaleb(-made.places)
+    units = [unit_of(text) for text in (made.gold, answer)]
+    if all(units) and units[0] != units[1]:
+        return False, f"unit {units[1]} instead of {units[0]}"
+    unit = Decimal(1).scaleb(-(made.places or 0))
+    # a small gold is not rounded away; 28 digits can round what is below 10^15
+    if made.places is not None and unit <= max(abs(gold), abs(found)) < Decimal(10) ** 15:
         gold, found = gold.quantize(unit), found.quantize(unit)
-    return abs(gold - found) <= (made.tolerance or 0), ""
+    # ours: nor is it lost in a tolerance that is larger than itself
+    return abs(gold - found) <= min(made.tolerance or 0, abs(gold) / 50), ""
 
 
 def _same_text(made: Task, answer: str) -> bool:
@@ -153,13 +158,12 @@ def _same_text(made: Task, answer: str) -> bool:
 
 
 def _same_maths(made: Task, answer: str) -> tuple[bool, str]:
-    if _same_text(made, answer):
-        return True, ""
     record = _record(made)
     try:
         score = maths.collect(record, answer, maths.submit(record, answer))
-    except GoldError:  # words
-        return False, "the gold is no expression, and the texts differ"
+    except GoldError:  # a sentence
+        is_same = _same_text(made, answer)
+        return is_same, "" if is_same else "the gold is no expression, and the texts differ"
     return score.value == 1.0, score.reason
 
 

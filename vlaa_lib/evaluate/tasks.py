@@ -23,7 +23,7 @@ from vlaa_lib.records import Record
 from vlaa_lib.rewards.choices import choose
 from vlaa_lib.rewards.verifiers import bare, excerpt, read_number
 
-from .benchmarks import Row, family, listed
+from .benchmarks import Row, family, is_missing, listed
 
 LETTERS = "ABCDEFGHI"  # the most that We-Math and LogicVista offer
 
@@ -69,8 +69,11 @@ def real(text: str, question: str = "") -> Decimal | None:
         return None
     if match := re.fullmatch(r"([+-]?\d{0,15}(?:\.\d{1,15})?)\s?\*?\s?(?:π|\\?pi)", text):
         return Decimal(match[1] + "1" * (match[1] in ("", "+", "-"))) * Decimal(math.pi)
-    if re.fullmatch(r"[+-]?(?:\.\d{1,30}|\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d{1,2})", text):
-        return Decimal(text)
+    if power := re.fullmatch(
+        r"([+-]?\d{1,15}(?:\.\d{1,15})?)\s?(?:×|\*|\\times|\\cdot)\s?"
+        r"10\^(?:\{\s?)?([+-]?\d{1,2})(?:\s?\})?", text,
+    ):
+        return Decimal(power[1]).scaleb(int(power[2]))
     ratio = re.fullmatch(
         r"([+-]?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})\s?/\s?(\d{1,15}))", text
     )
@@ -158,7 +161,8 @@ def _read(name: str, row: Row) -> Task:
             return Task("text", answer, question)
         case "WeMath":
             return _option(question, {c: text for c in LETTERS if (text := cell(c))}, answer)
-    return Task("letters", answer, question)  # LogicVista
+    # LogicVista, where some golds are numbers
+    return Task("number" if re.fullmatch(r"\d{1,4}", answer) else "letters", answer, question)
 
 
 def _option(question: str, choices: dict[str, str] | None, gold: str) -> Task:
@@ -171,7 +175,7 @@ def _option(question: str, choices: dict[str, str] | None, gold: str) -> Task:
 
 def _of_list(row: Row) -> dict[str, str] | None:
     """Letter the entries of the column `choices`; None where they cannot be read."""
-    found = listed(row["choices"]) if text_of(row.get("choices")) else []
+    found = [] if is_missing(text_of(row.get("choices"))) else listed(row["choices"])
     return None if found is None else {chr(65 + i): text for i, text in enumerate(found[:26])}
 
 

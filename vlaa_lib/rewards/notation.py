@@ -238,6 +238,11 @@ def _in_order(text: str) -> str:
     return f"({listed})" if _LIST.fullmatch(listed) and not is_number else text
 
 
+def unit_of(text: str) -> str:
+    """Return the unit behind the number that a text is; "" for none."""
+    return split_unit(clean(text))[1]
+
+
 def comparable(gold: str, answer: str, nouns: Collection[str] = ()) -> tuple[str, str] | str:
     """Drop `y =` and units where that is fair: the pair to compare, or what forbids comparing it.
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vlaa_lib import prompts, rewards
 from vlaa_lib.images import image_extension
 from vlaa_lib.records import RecordError, clean_image_path, normalise_gold
-from vlaa_lib.rewards.maths import latex
+from vlaa_lib.rewards.notation import latex
 
 Row = dict[str, Any]
 
