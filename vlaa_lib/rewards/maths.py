@@ -20,7 +20,7 @@ from vlaa_lib.records import Record
 from . import notation
 from .notation import clean, comparable, is_one
 from .quantities import SCIENTIFIC, nouns_of, split_unit
-from .verifiers import GoldError, Score, bare, excerpt, gold_text, said_number, scored
+from .verifiers import GoldError, Score, bare, excerpt, gold_text, said_number, scored, told
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -267,7 +267,7 @@ def submit(record: Record, answer: str) -> Future | Score:
         raise GoldError(_bad_gold(record))
     if len(said) > MAX_MATH_CHARS:
         return scored("math", 0.0, f"the answer has more than {MAX_MATH_CHARS} characters")
-    if not is_one(answer := clean(said)):
+    if not is_one(answer := clean(told(said))):
         return scored("math", 0.0, f"{excerpt(said)} is not one expression")
     if wanted := notation.words(gold):
         is_right = notation.are_same_words(wanted, notation.words(answer))

@@ -157,7 +157,7 @@ def predicates(sentence: str) -> Iterator[str]:
     Nothing where it is a question, or that clause a premise, a guess or a denial.
 
     >>> list(predicates("D is the midpoint, so the angle is 30°.")), list(predicates("2 + 1 = 3"))
-    (['30°.'], ['3'])
+    (['30°.', '30°'], ['3'])
     >>> list(predicates("If the angle is 30°, we have")), list(predicates("The angle may be 30°"))
     ([], [])
     """
@@ -173,11 +173,21 @@ def predicates(sentence: str) -> Iterator[str]:
         yield from filter(None, shortened(value))
 
 
+def told(text: str) -> str:
+    """Return what a sentence with a verb says of its subject; an answer without one as it is.
+
+    >>> told("The area is $12$ square units."), told("12"), told("7 = 3")
+    ('$12$ square units', '12', '7 = 3')
+    """
+    has_verb = VERB.search(text) and len(text) <= 300 and "=" not in text and "\n" not in text
+    return bare(next(predicates(text), text)) if has_verb else text
+
+
 _SYMBOLS = str.maketrans({
     "−": "-", "·": r"\cdot ", "×": r"\times ", "÷": "/", "π": r"\pi ", "θ": r"\theta ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ",
-    "∈": r"\in ", "°": r"^\circ ", "∠": r"\angle ",
-    "△": r"\triangle ", "²": "^2", "³": "^3", "\u00a0": " ",
+    "∈": r"\in ", "°": r"^\circ ", "∠": r"\angle ", "△": r"\triangle ",
+    "²": "^2", "³": "^3", "\u00a0": " ",
 })  # fmt: skip
 _ROOT_SIGN = re.compile(r"√\s{0,3}(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 
@@ -219,6 +229,7 @@ def said_number(text: str, question: str = "") -> Decimal | None:
     text = _one_line(text)
     if there := _THERE.match(text):
         return _counted(text[there.end() :], question, needs_noun=True)
+    text = told(text)
     *sums, end = text.split("=", maxsplit=8)
     found = _counted(end.strip(), question)
     is_true = all(quantities.worked_out(one.strip()) == found for one in sums)
@@ -226,7 +237,7 @@ def said_number(text: str, question: str = "") -> Decimal | None:
 
 
 def _one_line(text: str) -> str:
-    text = symbols(bare(text.strip().removesuffix("。")))
+    text = symbols(bare(text))
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)  # `3\text{ or } 7` is words as well
     return " ".join(text.split())
 
