@@ -26,7 +26,7 @@ def test_grpo_fills_every_column(
         "grpo.train_batch": 16 // steps_per_round, "grpo.per_device_batch": 4,
         "grpo.warmup": 0.0, "grpo.learning_rate": 0.01,
     })
-    train.grpo(cfg, made, folder / "images", tmp_path / "tiny")
+    train.grpo(cfg, made, folder / "images", tmp_path / "tiny", token_logps=True)
     rows = traces.load(tmp_path / "tiny" / "traces")
     assert len(rows) == 2 * cfg.grpo.rollouts
     assert {(r["model"], r["profile"], r["seed"]) for r in rows} == {("tiny", "smoke", cfg.seed)}
@@ -37,6 +37,8 @@ def test_grpo_fills_every_column(
     shown = traces.examples(made, folder / "images", {"tiny": rows})
     assert shown and all(example["image"] for example in shown)
     for row in rows:
+        assert len(row["pieces"]) == len(row["logps"]) == row["completion_tokens"]
+        assert row["mean_logp"] == pytest.approx(sum(row["logps"]) / len(row["logps"]), abs=1e-4)
         assert row["mean_logp"] < 0 < row["entropy"] and row["kl"] >= 0
         assert row["steps"] is not None and row["parts"][0]["name"] == "format"
     if steps_per_round == 1:  # then TRL's log averages the same tokens

@@ -81,7 +81,7 @@ def _side(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any]:
     numbers = ("reward", "advantage", "mean_logp", "entropy")
     side |= {key: number(row.get(key)) for key in numbers}
     # answer: what evaluation read, also where the tags are missing
-    others = ("reason", "answer", "clipped", "correct", "verdicts")
+    others = ("reason", "answer", "clipped", "correct", "pieces", "logps", "entropies", "verdicts")
     side |= {key: row.get(key) for key in others}
     if parts := row.get("parts") or parts_of(row):  # rows of an evaluation lie in no store
         side["parts"] = {part["name"]: number(part["value"]) for part in parts}

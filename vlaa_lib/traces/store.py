@@ -45,6 +45,9 @@ def schema() -> pyarrow.Schema:
         (pa.float64(), "mean_logp entropy kl"),
         # of `steps.step_counts`; null where no scene is known
         (pa.int64(), "steps checked_steps false_steps first_false_step"),
+        # token by token, where asked for
+        (pa.list_(pa.string()), "pieces"),
+        (pa.list_(pa.float32()), "logps entropies"),
     )
     return pa.schema([(name, kind) for kind, names in groups for name in names.split()])
 

@@ -32,6 +32,7 @@ def grpo(
     out: str | Path,
     start: str | Path | None = None,
     process_reward: Callable[..., list[float]] | None = None,
+    token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
 
@@ -42,6 +43,7 @@ def grpo(
     Args:
         start: checkpoint to start from; by default the profile's policy.
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
+        token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
@@ -86,7 +88,7 @@ def grpo(
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
-    trainer.dead_rounds, trainer.fast = g.dead_rounds, g.fast
+    trainer.dead_rounds, trainer.token_logps, trainer.fast = g.dead_rounds, token_logps, g.fast
     # what was kept is as it was at the checkpoint's optimizer step
     step = checkpoints.step_of(resume)
     trainer.store = traces.TraceStore(Path(out) / "traces")

@@ -84,12 +84,14 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         controller: steers `beta` once a sampling round; None leaves it as it is.
         dead_rounds: sampling rounds without any signal that end the training; 0 for none.
         stamp: columns of the trace store that are the same in every row.
+        token_logps: keep the log-prob and entropy of every token in the store.
     """
 
     store: TraceStore | None = None
     watch: Watch | None = None
     controller: AdaptiveKL | None = None
     dead_rounds = 0
+    token_logps = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.stamp: Row = {"model": "grpo"}
@@ -226,6 +228,11 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
             row = self._rows[place]
             for name, found in values.items():
                 row[name] = None if found is None else found[at, :length].float().mean().item()
+            if self.token_logps:
+                ids, decode = inputs["completion_ids"][at, :length], self.processing_class.decode
+                row["pieces"] = [decode([token]) for token in ids.tolist()]  # half a letter: U+FFFD
+                row["logps"] = logps[at, :length].tolist()
+                row["entropies"] = entropies[at, :length].float().tolist()
         if not self._unseen:
             self._write_round()
 
