@@ -329,7 +329,9 @@ def test_the_kit_asks_its_judge_where_it_has_no_rule():
     undecided = (None, "kit-judge")
     assert kit("LogicVista", LOGIC, "A, C") == kit("MathVerse_MINI", VERSE, "B") == undecided
     assert kit("WeMath", WE, "no idea") == kit("MathVista_MINI", VISTA, "three") == undecided
-    assert kit("MathVision", FREE, "0.5") == undecided
+    assert kit("MathVision", FREE, "0.5 cm") == kit("MathVision", FREE, "0.6") == undecided
+    for text in ("0.5", "1/2", r"\dfrac{2}{4}", "0.75 - 0.25", r"50\%"):  # the same number
+        assert kit("MathVision", FREE, text) == (True, "kit-whole")
     assert kit("MathVision", FREE, r" \FRAC{1}{2} ") == (True, "kit-whole")
     assert kit("MathVista_MINI", VISTA, "3") == (True, "kit-whole")
     assert kit("MathVista_MINI", VISTA, "3.0", answer_type="float") == (True, "kit-whole")
@@ -349,6 +351,10 @@ def test_the_kits_dynamath_parser():
     choice = {"answer_type": "multiple choice", "answer": "B", "question": "x? (A) 1 (B) 2"}
     assert kit("DynaMath", DYNA, said('"b"'), **choice) == (True, "kit-json")
     assert kit("DynaMath", DYNA, "B or A", **choice) == (True, "kit-whole")  # first three
+    said_e = "The answer is E."  # of `The`, whose case it folds
+    choice["question"] += " (C) 3 (D) 4 (E) 5"
+    assert kit("DynaMath", DYNA, said_e, **choice | {"answer": "E"}) == (True, "kit-whole")
+    assert kit("DynaMath", DYNA, said_e, **choice | {"answer": "A"}) == (False, "kit-whole")
 
 
 # --- micro rows -----------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ _BEGINS = re.compile(r"\s?[.:),;*\]]|\s[-–—]|,?\s(?:because|since|as)\b")
 _NOUN = re.compile(r"\s(?!(?:or|nor|and|is|because|since|as|which|but)\b)[a-z]")
 _NOT_BEFORE = re.compile(  # `not B`, and names of points, which are no choices
     r"(?:\b(?:not|than|points?|line|angle|side|triangle|circle|segment|vertex|label(?:led)?|at|on|"
-    r"of|through|from|by|in|and|or|(?:midpoint|cent(?:er|re)|vertex|foot|origin)\s(?:is|be))"
+    r"of|through|from|by|in|and|or|"
+    r"(?:midpoint|cent(?:er|re)|vertex|foot|origin|intersection)\b[^,.;]{0,20}\s(?:is|be))"
     r"|n't|∠|=|[不非点角])\s{0,2}(?:option\s|choice\s)?[*(]{0,3}$", re.IGNORECASE,
 )
 _SEVERAL = re.compile(
@@ -243,6 +244,8 @@ _ONE_LETTER = Task("option", "")
 def _expression(text: str) -> str | None:
     """Take what is short enough to be one expression and is no sentence."""
     text = bare(text)
+    if text.endswith((",", ":", ";")):  # cut off
+        return None
     if len(text) > MAX_MATH_CHARS or _SENTENCE.search(text) or not is_one(clean(text)):
         return None
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", clean(text))  # functions have a backslash
@@ -324,6 +327,8 @@ def _option(read: Reader, lines: list[str], choices: dict[str, str]) -> tuple[st
     match = _LABELLED.match(lines[-1][:MAX_SENTENCE_CHARS])
     if match and any(read(said) not in (None, match[1]) for said in shortened(match[2])):
         return "", "none"  # `B. 30` where A is 30
+    if match and choices and not re.search(r"[A-Za-z]{3}", match[2]) and not read(lines[-1]):
+        return "", "none"  # `B. 46`, which none of them is
     if found := _by_line(read, lines):
         return found
     letter, is_weak = _letter(lines[-1], choices)

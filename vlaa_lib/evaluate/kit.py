@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from vlaa_lib import VlaaError, folders, records
 from vlaa_lib.prompts import ANSWER_CLOSE, ANSWER_OPEN
 from vlaa_lib.records import RecordError, Reject
+from vlaa_lib.rewards.quantities import worked_out
 
 from .benchmarks import Answers, Benchmark, Row, listed, tsv_rows
 from .tasks import Task, text_of
@@ -100,7 +101,7 @@ def _free(name: str, row: Row, gold: str, text: str) -> Verdict:
     """Compare a whole reply with the gold, as the kit does before it asks its judge."""
     kind = {"integer": int, "float": float}.get(text_of(row.get("answer_type")), str)
     if name == "MathVision":
-        is_same = text.strip().lower() == gold.lower()  # the rest of its rule evaluates the text
+        is_same = text.strip().lower() == gold.lower() or _same_value(text, gold)
     elif listed(gold) is not None:
         return Verdict(text[:200], "kit-list", False, "kit: a list is never right")
     else:
@@ -111,13 +112,33 @@ def _free(name: str, row: Row, gold: str, text: str) -> Verdict:
     return Verdict(text.strip(), "kit-whole", True, "kit: the whole reply") if is_same else _JUDGE
 
 
+def _same_value(text: str, gold: str) -> bool:
+    """Say whether two texts are one number, as the kit finds by `eval` and by a parser of LaTeX.
+
+    Of what it evaluates, sums of numbers and fractions, percentages and degrees in LaTeX are read
+    here; roots and pi are never the same there.
+    """
+    values = []
+    for said in (text, gold):
+        said = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", said.strip())
+        said, percent = re.subn(r"\s?\\?%$", "", re.sub(r"\^\{?\\circ\}?$", "", said))
+        said = "0" * said.startswith(("+", "-")) + said + "+0"  # so that one number is a sum
+        if len(said) > 80 or (value := worked_out(said)) is None:
+            return False
+        values.append(value / 100 if percent else value)
+    return abs(values[0] - values[1]) < 1e-6
+
+
 def _dynamath(kind: str, gold: str, text: str) -> Verdict:
-    """Read DynaMath's JSON, or the whole reply, with the kit's one parser."""
-    body = text[text.find("{") : text.rfind("}") + 1] if "{" in text else text
+    """Read DynaMath's JSON, or what stands between the braces, with the kit's one parser."""
+    first, last = text.find("{"), text.rfind("}")
+    body = (text[first : last + 1] if 0 <= first < last else text).replace("\\", "")
     try:
-        said, path = json.loads(body.replace("\\", ""), strict=False)["short answer"], "kit-json"
+        said, path = json.loads(body, strict=False)["short answer"], "kit-json"
     except (ValueError, RecursionError, KeyError, TypeError):
-        said, path = text, "kit-whole"
+        said = None
+    if said is None:
+        said, path = body, "kit-whole"
     if not isinstance(said, str):
         if kind in ("float", "multiple choice"):
             return Verdict(str(said), path, False, "kit: a JSON number is no text")
@@ -127,20 +148,19 @@ def _dynamath(kind: str, gold: str, text: str) -> Verdict:
         hit = None not in (value, wanted) and abs(value - wanted) <= 0.001
         return Verdict("" if value is None else str(value), path, hit, f"kit: {value}, gold {gold}")
     if kind == "multiple choice":
-        named = said.strip().upper()
+        named = said.upper()
         found = [named] if len(named) == 1 else [c for c in "ABCDE" if c in named]
         letter = found[0] if len(found) == 1 else ""
-        hit = letter == gold if letter else gold in body[:3]
+        hit = letter == gold if letter else gold in body[:3].upper()  # `The answer is E.` for E
         return Verdict(letter, path, hit, f"kit: letter {letter or 'unknown'}, gold {gold}")
-    hit = said.strip().lower() in gold.lower()  # the gold contains the prediction
+    hit = said.lower() in gold.lower()  # the gold contains the prediction
     return Verdict(said.strip(), path, hit, f"kit: found inside the gold: {hit}")
 
 
 def _float(text: str) -> float | None:
-    word = (text.split() or [""])[0]
-    factor = math.pi if word.endswith("π") else 1.0
+    word, pi, _ = (text.split(" ") or [""])[0].partition("π")
     try:
-        return float(word.removesuffix("π")) * factor
+        return float(word) * (math.pi if pi else 1.0)
     except ValueError:
         return None
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib import VlaaError, prompts, rewards
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import maths
+from vlaa_lib.rewards.choices import plain
 from vlaa_lib.rewards.notation import unit_of
-from vlaa_lib.rewards.verifiers import GoldError, bare, excerpt
+from vlaa_lib.rewards.verifiers import GoldError, excerpt
 
 from . import kit
 from .benchmarks import Row, family
@@ -152,7 +153,7 @@ def _same_number(made: Task, answer: str) -> tuple[bool, str]:
 
 
 def _same_text(made: Task, answer: str) -> bool:
-    gold, found = (" ".join(bare(text).casefold().split()) for text in (made.gold, answer))
+    gold, found = plain(made.gold), plain(answer)
     said = real(gold), real(found)
     return gold == found or (None not in said and said[0] == said[1])
 

@@ -259,6 +259,30 @@ def flips(rows: Rows, first: str, second: str) -> Rows:
     return table
 
 
+def moved(before: Rows, after: Rows) -> Rows:
+    """Return by model how many of the same replies two versions of the reader judge otherwise.
+
+    `before` may come from the file of an older run; `after` is the same replies scored again.
+
+    >>> row = {"model": "m", "blank": False, "record_id": "r", "correct": False, "completion": "3"}
+    >>> moved([row], [row | {"correct": True}])[0]
+    {'model': 'm', 'n': 1, 'to_right': 1, 'to_wrong': 0, 'share': 1.0}
+    """
+    def replies(rows: Rows) -> dict[tuple, bool]:
+        names = ("model", "blank", "benchmark", "index", "record_id", "prediction", "completion")
+        return {tuple(row.get(name) for name in names): bool(row.get("hit", row.get("correct")))
+                for row in rows}  # fmt: skip
+
+    was, now = replies(before), replies(after)
+    table = []
+    for model in dict.fromkeys(key[0] for key in was if key in now):
+        pairs = [(was[key], now[key]) for key in was if key[0] == model and key in now]
+        right, wrong = pairs.count((False, True)), pairs.count((True, False))
+        table.append({"model": model, "n": len(pairs), "to_right": right, "to_wrong": wrong,
+                      "share": (right + wrong) / len(pairs)})  # fmt: skip
+    return table
+
+
 def by_rule(rows: Rows, rules: Sequence[str] = RULES, resamples: int = 1000) -> Rows:
     """Score the same completions once more under several extraction rules: table 4 of each rule."""
     table = []

@@ -33,7 +33,7 @@ _LEADS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
     r"(?:因此|所以|综上|故)\s{0,3},?\s{0,3}(?=\S)",
     r"we\s(?:can\s)?(?:have|get|find|obtain|conclude)(?:\sthat)?\s{0,3}[,:]?\s{1,3}(?=\S)",
     rf"[#*_\s]{{0,8}}{_NOUN}[*_:\s]{{0,6}}\n\s{{0,9}}(?=\S)",  # a heading
-    rf"(\*\*|__){_NOUN}(?:\s{{0,3}}:\1|\1\s{{0,3}}:)\s{{0,3}}(?=\S)",
+    rf"(\*\*|__){_NOUN}(?:\s{{0,3}}:\1|\1\s{{0,3}}:?)\s{{0,3}}(?=\S)",
     rf"{_NOUN}\s{{0,3}}(?:(?:is|are|(?:would|must|should)\sbe)(?:\s(?:therefore|thus|then))?\b"
     r"\s{0,3}:?|[是为]\s{0,3}:?|:|=)\s{0,3}(?=\S)",
 ))  # fmt: skip
@@ -124,9 +124,11 @@ def _unwrap(text: str) -> str:
 
 # a sentence's end, and what begins a reason; never inside `A, C`, `3.5` or `B, or C`
 _CUT = re.compile(
-    r"[.;!?](?=\s|$)|,(?=\s(?!or\b|and\b)[a-z]{2})|\s(?:because|since|as|which|so|where|for|with)\b"
+    r"[.;!](?=\s|$)|,(?=\s(?!or\b|and\b)[a-z]{2})|\s(?:because|since|as|which|so|where|for|with)\b"
 )
-CLAUSE = re.compile(r"[,;]\s|[.!?]\s|\b(?:so|then|hence|thus|therefore)\b", re.IGNORECASE)
+CLAUSE = re.compile(
+    r"[,;]\s(?=[A-Za-z])|[.!?]\s|\b(?:so|then|hence|thus|therefore)\b", re.IGNORECASE
+)
 _REASON = re.compile(
     r"\s(?:because|since)\b.*|,\s(?:as|which|where|for|with|not)\b.*", re.IGNORECASE | re.DOTALL
 )
