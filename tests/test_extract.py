@@ -110,7 +110,7 @@ def test_options_by_letter_text_or_sentence(text, letter):
     [
         ("3", True, "plain"), ("three", True, "plain"), ("3.0", True, "plain"),
         ("The answer is **3**.", True, "plain"), (r"\boxed{3} cubes", True, "plain"),
-        ("2 + 1 = 3.", True, "plain"), ("There are 3 cubes left.", True, "plain"),
+        ("2 + 1 = 3.", True, "plain:equals"), ("There are 3 cubes left.", True, "plain:number"),
         ("We count.\n\n3 cubes", True, "plain:line"),
         ("I see 5. The answer is 3.", True, "plain:phrase"),
         (r"So 2+1 is \boxed{3} in all", True, "plain:boxed"), ("4", False, "plain"),
