@@ -1,10 +1,14 @@
 """Images: whatever lies on the disk, opening is safe and says why not; fitting keeps limits."""
 
 import io
+import math
 import os
 import struct
+import time
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -12,6 +16,7 @@ from PIL import Image
 
 from vlaa_lib import images
 from vlaa_lib.images import ImageError, fit_image, fitted_size, open_image
+from vlaa_lib.records import RecordError
 
 
 @pytest.fixture
@@ -123,6 +128,139 @@ def test_every_mode_becomes_rgb(root, mode):
 def test_sixteen_bit_grey_keeps_its_shades(root):
     Image.new("I;16", (2, 2), 32896).save(root / "grey.png")
     assert open_image("grey.png", root).getpixel((0, 0)) == (128, 128, 128)
+
+
+def tiff(levels, photometric=1):
+    """A grey TIFF of any kind of numbers, [height, width]; PIL writes only some of them."""
+    kinds, (height, width) = {"u": 1, "i": 2, "f": 3}, levels.shape
+    tags = [(256, width), (257, height), (258, levels.dtype.itemsize * 8), (259, 1),
+            (262, photometric), (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height),
+            (279, levels.nbytes), (339, kinds[levels.dtype.kind])]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, 10) + entries + bytes(4) + levels.tobytes()
+
+
+def ramp(low, high, kind):
+    return np.tile(np.linspace(low, high, 64).astype(kind), (8, 1))
+
+
+@pytest.mark.parametrize(("data", "first"), [
+    *((encoded(Image.fromarray(ramp(0, top, "uint16")), kind), 0)
+      for top in (65_535, 16_383, 4095, 1023, 255) for kind in ("PNG", "TIFF")),
+    (encoded(Image.fromarray(ramp(0, 4095, "uint16")), transparency=0), 255),
+    (encoded(Image.fromarray(ramp(0, 65_535, "uint16")), transparency=0), 255),
+    *((tiff(ramp(0, top, kind)), 0) for top, kind in (
+        (65_535, "uint16"), (4095, "int16"), (2**32 - 1, "uint32"), (1, "float32"),
+        (255, "float32"), (65_535, "float32"), (1e30, "float32"))),
+    *((tiff(ramp(low, high, kind)), 0) for low, high, kind in (
+        (-32_768, 32_767, "int16"), (-100, 155, "int16"), (-(2**31), 2**31 - 1, "int32"),
+        (-128, 127, "int8"), (-1, 1, "float32"))),
+])  # fmt: skip
+def test_deep_grey_keeps_its_ramp(root, data, first):
+    (root / "deep").write_bytes(data)
+    row = np.asarray(open_image("deep", root))[4, :, 0].tolist()
+    assert row[0] == first and row[-1] == 255
+    assert row[1:] == sorted(set(row[1:])) and len(row) == 64
+
+
+def test_white_may_be_zero(root):
+    (root / "a.tif").write_bytes(tiff(ramp(0, 65_535, "uint16"), photometric=0))
+    row = np.asarray(open_image("a.tif", root))[4, :, 0].tolist()
+    assert (row[0], row[-1]) == (255, 0)
+
+
+def sixteen_bit_rgb(top):
+    """A PNG of 16 bits a colour, 2 x 1 px, black and `top`; PIL writes none."""
+    def chunk(kind, body):
+        body = kind + body
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = zlib.compress(struct.pack(">B6H", 0, 0, 0, 0, top, top, top))
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    return png + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_deep_colours_that_would_be_lost_are_refused(root):
+    (root / "a.png").write_bytes(sixteen_bit_rgb(65_535))
+    assert open_image("a.png", root).getpixel((1, 0)) == (255, 255, 255)
+    (root / "a.png").write_bytes(sixteen_bit_rgb(4095))
+    with pytest.raises(ImageError, match="has 12 of 16 bits"):
+        open_image("a.png", root)
+    levels = ramp(0, 1, "float32")
+    levels[0, 0] = math.nan
+    (root / "a.tif").write_bytes(tiff(levels))
+    with pytest.raises(ImageError, match="no finite numbers"):
+        open_image("a.tif", root)
+
+
+# --- what takes too long -------------------------------------------------------------------------
+
+def test_scans_are_counted_before_they_are_decoded(root):
+    """300 kB of a progressive JPEG can hold scans for half a minute."""
+    data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    (root / "usual.jpg").write_bytes(data)
+    assert open_image("usual.jpg", root).size == (3000, 3000)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    (root / "slow.jpg").write_bytes(data[:-2] + 400 * scan + data[-2:])
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r"3000 x 3000 px in 41\d scans"):
+        open_image("slow.jpg", root)
+    assert time.monotonic() - start < 1
+
+
+def test_a_hole_of_20_gb_is_no_picture(root):
+    with (root / "sparse.png").open("wb") as stream:
+        stream.truncate(20 * 10**9)
+    start = time.monotonic()
+    with pytest.raises(ImageError, match="20,000,000,000 bytes, more than"):
+        open_image("sparse.png", root)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.skipif("PILLOW_IMAGES" not in os.environ, reason="PILLOW_IMAGES names no folder")
+def test_pillows_own_test_images(monkeypatch):
+    """Broken and odd files of a decoder's own tests: opened or refused, each in a second.
+
+    They are in Pillow's source distribution (`pip download --no-deps --no-binary pillow pillow`),
+    in the folder Tests/images.
+    """
+    folder = Path(os.environ["PILLOW_IMAGES"])
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(files) > 1000
+    opened = 0
+    for path in files:
+        start = time.process_time()
+        try:
+            open_image(str(path.relative_to(folder)), folder)
+            opened += 1
+        except ImageError as error:
+            assert path.name in str(error) or "above" in str(error)
+        assert time.process_time() - start < 2, path
+    assert opened > 400
+
+
+# --- embedded ------------------------------------------------------------------------------------
+
+def camera_jpeg():
+    return encoded(Image.new("RGB", (8, 8), "red"), "MPO", save_all=True,
+                   append_images=[Image.new("RGB", (4, 4), "blue")])  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "extension"), [
+    (camera_jpeg(), ".jpg"), (encoded(NOISE, "TIFF"), ".tif"), (encoded(NOISE, "JPEG"), ".jpg"),
+    (encoded(NOISE, "GIF"), ".gif"),
+])  # fmt: skip
+def test_an_embedded_picture_is_read_as_a_file_is(root, data, extension):
+    assert images.image_extension(data) == extension
+    (root / f"a{extension}").write_bytes(data)
+    assert open_image(f"a{extension}", root).size in ((8, 8), (64, 64))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", encoded(NOISE, "ICO"), encoded(NOISE, "PPM")])
+def test_other_formats_are_not(data):
+    with pytest.raises(RecordError, match="holds no PNG"):
+        images.image_extension(data)
 
 
 # --- fitting -------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import stat
 import warnings
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import VlaaError
 from .records import RecordError, clean_image_path
@@ -22,10 +23,17 @@ MIN_SIDE_PX = 28  # Qwen2.5-VL: patch 14 x merge 2, the smallest side its resize
 MAX_RATIO = 200  # Qwen2.5-VL resize rule
 MAX_FILE_BYTES = 64 * 2**20  # ours: ten times the largest picture of the paper's sources
 MAX_DECODED_PIXELS = 50_000_000  # ours: a phone's largest photograph; 150 MB when decoded
+# ours: of a JPEG's scans together, ten of the largest picture twice over, some 5 s of decoding; a
+# progressive one usually has ten, and 300 kB can hold as many scans as they like
+MAX_SCANNED_PIXELS = 20 * MAX_DECODED_PIXELS
 # ours: what datasets hold; never the formats that PIL hands to outside programs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-# of pictures embedded in a table
-EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
+# of pictures embedded in a table, as the file is; MPO is a camera's JPEG with further ones in it
+EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp",
+              "GIF": ".gif", "TIFF": ".tif"}  # fmt: skip
+# the lightest level of grey by bits: cameras and scanners put 10, 12 or 14 of them into 16
+TOPS = (255, 1023, 4095, 16_383, 65_535, 2**24 - 1, 2**32 - 1)
+PHOTOMETRIC, SAMPLE_FORMAT, COMPRESSION, STRIPS, TILES = 262, 339, 259, 273, 324  # TIFF's tags
 
 
 class ImageError(VlaaError):
@@ -42,10 +50,10 @@ def open_image(path: str, root: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height <= MAX_DECODED_PIXELS:
-                    return _as_rgb(image)
-        why = f"is {width} x {height} px, more than {MAX_DECODED_PIXELS:,} pixels; shrink it"
+                _check_size(image, file)
+                return _as_rgb(image)
+    except ImageError as error:
+        why = str(error)
     except Image.DecompressionBombError as error:
         why = f"is too large to decode ({error}); shrink it"
     except UnidentifiedImageError:
@@ -78,18 +86,70 @@ def _resolve(path: str, root: str | Path) -> Path:
     return file
 
 
+def _check_size(image: Image.Image, file: Path) -> None:
+    """Refuse a picture that takes too much room or too long to decode."""
+    (width, height), tags = image.size, getattr(image, "tag_v2", {})
+    if width * height > MAX_DECODED_PIXELS:
+        raise ImageError(
+            f"is {width} x {height} px, more than {MAX_DECODED_PIXELS:,} pixels; shrink it"
+        )
+    if image.format in ("JPEG", "MPO") or tags.get(COMPRESSION) in (6, 7):
+        parts = len(tags.get(STRIPS) or tags.get(TILES) or (1,))  # of a TIFF; each is a JPEG
+        scans = file.read_bytes().count(b"\xff\xda") // parts
+        if scans * width * height > MAX_SCANNED_PIXELS:
+            raise ImageError(f"is {width} x {height} px in {scans} scans; save it as a plain JPEG")
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Decode, turn upright (EXIF), put transparency on white, convert to RGB."""
     from PIL import Image, ImageOps
 
+    tags, stored = dict(getattr(image, "tag_v2", {})), str(image.tile)
     image.load()
     image = ImageOps.exif_transpose(image)
+    signed = 2 in tags.get(SAMPLE_FORMAT, ())
+    if image.mode == "F" or image.mode.startswith("I") or (signed and image.mode == "L"):
+        return _grey(image, tags).convert("RGB")
+    if signed:
+        raise ImageError("has colours below zero; save it as PNG")
+    # PIL reads the upper 8 of 16 bits
+    if re.search(";16[BLN]", stored) and image.mode in ("LA", "RGB", "RGBA"):
+        colours = image.getbands()[: 1 if image.mode == "LA" else 3]
+        if max(image.getchannel(band).getextrema()[1] for band in colours) < 16:
+            raise ImageError("has 12 of 16 bits or is all black; save it with 8 bits a colour")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I;16"):  # 16-bit grey: PIL's own conversion clips at 255
-        image = image.convert("I").point(lambda level: level / 257).convert("L")
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
+    """Return grey of more than 8 bits as 8, its ramp kept: PIL's own conversion clips at 255.
+
+    White is the top of the fewest bits that hold every level, of fractions 1; where levels are
+    below zero, black is the lowest and white the highest.
+    """
+    import numpy
+    from PIL import Image
+
+    levels = numpy.asarray(image)
+    if image.mode == "I" and tags.get(SAMPLE_FORMAT, (0,)) == (1,):  # 32 bits without a sign
+        levels = levels.view(numpy.uint32)
+    elif image.mode == "L":
+        levels = levels.view(numpy.int8)
+    low, high = float(levels.min()), float(levels.max())
+    if not math.isfinite(high - low):
+        raise ImageError("holds levels that are no finite numbers; replace the file")
+    if low >= 0:
+        tops = TOPS if image.mode != "F" else (1, *TOPS)
+        low, high = 0.0, float(next((top for top in tops if high <= top), high))
+    scale = 255 / (high - low or 1)
+    shades = ((levels.astype(numpy.float32) - low) * scale).round().astype(numpy.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # TIFF's "white is zero"
+        shades = 255 - shades
+    if (clear := image.info.get("transparency")) is not None:  # one level of a PNG
+        shades[levels == clear] = 255
+    return Image.fromarray(shades)
 
 
 def image_extension(data: bytes) -> str:
@@ -97,7 +157,7 @@ def image_extension(data: bytes) -> str:
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(data), formats=list(EXTENSIONS)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             return EXTENSIONS[image.format]
     except Exception as error:  # PIL's decoders raise whatever broken bytes make them
         known, why = ", ".join(EXTENSIONS), type(error).__name__

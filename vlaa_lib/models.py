@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import shutil
+import signal
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, BatchFeature
+from transformers import AutoProcessor, BatchFeature, dynamic_module_utils
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl import Qwen2VLConfig
@@ -25,6 +27,13 @@ IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vi
 # Names that Qwen2.5-VL's modules carry; PEFT and bitsandbytes match on them.
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" would match nothing
+
+PROGRAM_S = 20  # ours: a chat template, or names' patterns, take a thousandth of that
+MEMORY_BYTES = 2**30  # ours: they take a thousandth of that, too
+# a checkpoint brings no code that we run: also where others load (TRL the reference) nobody is
+# asked, which a `y` on standard input would answer
+SAFE = {"trust_remote_code": False}
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 class ImageProcessor(Qwen2_5_VLProcessor):
@@ -42,10 +51,109 @@ class ImageProcessor(Qwen2_5_VLProcessor):
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         return super().__call__(images=images, text=text, **kwargs)
 
+    def apply_chat_template(self, *args, **kwargs) -> Any:
+        """Write chats with the checkpoint's template, a program: it may not run for ever."""
+        if kwargs.get("tokenize"):  # TRL's, with pictures; the same chats were counted before
+            return super().apply_chat_template(*args, **kwargs)
+        with bounded(PROGRAM_S):
+            return self._chats(*args, **kwargs)
+
+    def _chats(self, *args, **kwargs) -> Any:
+        try:
+            return super().apply_chat_template(*args, **kwargs)
+        except Exception as error:  # a template is somebody else's program
+            raise VlaaError(
+                f"the checkpoint's chat template fails ({said(error)}); take its chat_template "
+                "from the model that it was made of"
+            ) from error
+
 
 # lets TRL and users' AutoProcessor find the class for folders that we saved
 for config in (Qwen2_5_VLConfig, Qwen2VLConfig):  # the paper trains both families
     AutoProcessor.register(config, ImageProcessor, exist_ok=True)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """End what takes longer, or a GiB of memory, with an error.
+
+    Only in a program's main thread and on POSIX: elsewhere nothing can end it.
+    """
+    try:
+        import resource
+
+        before = signal.signal(signal.SIGALRM, lambda *_: _late(seconds))
+    except (ImportError, ValueError):
+        yield
+        return
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(ValueError, OSError):  # macOS has none
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _late(seconds: float) -> None:
+    raise TimeoutError(f"stopped after {seconds:g} s")
+
+
+def said(error: BaseException) -> str:
+    """Return an error in one line, the first of what it says."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first[:300]}"
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Say in one line why a checkpoint does not load, whatever its files make others raise.
+
+    By design a checkpoint's own Python code and pickled weights are refused: nothing of it runs.
+    """
+    import torch
+
+    try:
+        yield
+    except (VlaaError, FileNotFoundError, MemoryError, torch.OutOfMemoryError, ImportError):
+        raise
+    except Exception as error:  # broken JSON, cut weights, pickles, code, other shapes...
+        raise VlaaError(
+            f"{path}: does not load ({said(error)}); fetch it again, or take another checkpoint: "
+            "Qwen2-VL or Qwen2.5-VL, as safetensors, without Python code of its own"
+        ) from error
+
+
+def check_keys(
+    path: str | Path, missing: Iterable[str], unexpected: Iterable[str], new: Iterable[str] = ()
+) -> None:
+    """Refuse a checkpoint whose weights do not fit: what is missing would be random.
+
+    Args:
+        missing, unexpected: names of weights that the model has and the files have not; or only
+            the files have.
+        new: modules that may be missing, e.g. a head that is to be trained.
+    """
+    new = set(new)
+    found = {
+        "missing": sorted(key for key in missing if not new & set(key.split("."))),
+        # tables that older releases saved and every release computes
+        "unexpected": sorted(
+            key for key in unexpected if not key.endswith((".inv_freq", ".position_ids"))
+        ),
+    }
+    if any(found.values()):
+        told = ", ".join(
+            f"{len(keys)} {kind} (e.g. {keys[0]})" for kind, keys in found.items() if keys
+        )
+        raise VlaaError(
+            f"{path}: its weights do not fit the model: {told}; it was cut short, or made for "
+            "another model or by another release: fetch it again, or take another checkpoint"
+        )
 
 
 def load_processor(
@@ -54,7 +162,8 @@ def load_processor(
     """Load a processor with left padding and an image budget in pixels (area)."""
     if min_pixels > max_pixels:
         raise VlaaError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
-    processor = ImageProcessor.from_pretrained(str(path))
+    with readable(path):
+        processor = ImageProcessor.from_pretrained(str(path), **SAFE)
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     # generation needs left padding; TRL pads training rows itself
     processor.tokenizer.padding_side = "left"
@@ -78,6 +187,7 @@ def load_policy(
     dtype: str | None = None,
     kind: Any = None,
     merge: bool = True,
+    new: Iterable[str] = (),
 ) -> Policy:
     """Load a Qwen2-VL or Qwen2.5-VL policy with a frozen vision tower (paper §3).
 
@@ -87,6 +197,7 @@ def load_policy(
         dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
         kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
         merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
+        new: modules that the checkpoint may lack, as it has none of them yet.
     """
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -109,25 +220,60 @@ def load_policy(
             bnb_4bit_compute_dtype=getattr(torch, dtype),
             llm_int8_skip_modules=NOT_QUANTISED,
         )
-    weights, adapter_config = path, Path(path) / "adapter_config.json"
-    if adapter_config.is_file():  # an adapter names the checkpoint that it was trained on
-        weights = resolve(json.loads(adapter_config.read_text())["base_model_name_or_path"])
-    model = (kind or AutoModelForImageTextToText).from_pretrained(
-        weights,
-        dtype=getattr(torch, dtype),
-        quantization_config=quantisation,
-        device_map=None if is_spread else place,
-    )
-    if adapter_config.is_file():
-        from peft import PeftModel
+    weights, config = path, None
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import LoraConfig
 
-        model = PeftModel.from_pretrained(model, path)
+        with readable(path):
+            config = LoraConfig.from_pretrained(path)
+        # an adapter names the checkpoint that it was trained on
+        weights = resolve(config.base_model_name_or_path or "")
+        new = {*new, *(config.modules_to_save or ())}  # these it brings itself
+    with readable(weights):
+        model, found = (kind or AutoModelForImageTextToText).from_pretrained(
+            weights,
+            dtype=getattr(torch, dtype),
+            quantization_config=quantisation,
+            device_map=None if is_spread else place,
+            output_loading_info=True,
+            **SAFE,
+        )
+        check_keys(weights, found["missing_keys"], found["unexpected_keys"], new)
+    if config:
+        with readable(path):
+            model = adapted(model, path, config)
         model = model.merge_and_unload() if merge else model
     freeze_vision(model)
     return Policy(model, load_processor(path, max_pixels, min_pixels), path)
 
 
-def whole(path: str | Path, into: str | Path) -> str:
+def adapted(model: Any, path: str | Path, config: Any) -> Any:
+    """Put the adapter of a folder on its base; refuse weights that are not those it would save."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils import load_peft_weights
+
+    # names of modules may be patterns, and a pattern can take for ever
+    named = (*config.rank_pattern, *config.alpha_pattern, *(config.modules_to_save or ()))
+    if odd := [name for name in named if not re.fullmatch(r"\^?(\w|\\?\.)+", name)]:
+        raise VlaaError(f"{path}: adapter_config.json has the pattern {odd[0]!r}; write names out")
+    if config.target_modules != "all-linear":
+        with bounded(PROGRAM_S):
+            names = [name for name, _ in model.named_modules()]
+            chosen = {name for name in names if check_target_module_exists(config, name)}
+        config.target_modules, config.exclude_modules = chosen, None
+        config.layers_to_transform = config.layers_pattern = None
+    given = load_peft_weights(str(path), device="cpu").keys()
+    if config.target_modules:
+        model = PeftModel.from_pretrained(model, path, config=config)
+        held = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    else:
+        held = set()
+    check_keys(path, held - given, given - held)
+    return model
+
+
+def whole(path: str | Path, into: str | Path, kind: Any = None) -> str:
     """Return a folder with a policy's whole weights: `path`, or `into` where an adapter is merged.
 
     GRPO reads its reference from the folder that the policy came from, and a new adapter names it
@@ -136,7 +282,7 @@ def whole(path: str | Path, into: str | Path) -> str:
     if not (Path(resolve(path)) / "adapter_config.json").is_file():
         return str(path)
     if not Path(into).is_dir():
-        policy, draft = load_policy(path), Path(f"{into}.{os.getpid()}")
+        policy, draft = load_policy(path, kind=kind), Path(f"{into}.{os.getpid()}")
         policy.model.save_pretrained(draft)
         policy.processor.save_pretrained(draft)
         with contextlib.suppress(OSError):  # another process of this run was first

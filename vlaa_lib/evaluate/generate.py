@@ -190,7 +190,7 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
         ) from None
     processor = models.load_processor(path, limits.max_pixels, limits.min_pixels)
     pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
-    model = LLM(model=path, mm_processor_kwargs=pixels)
+    model = LLM(model=path, mm_processor_kwargs=pixels, **models.SAFE)
     sampling = SamplingParams(
         temperature=limits.temperature,
         max_tokens=limits.max_new_tokens,

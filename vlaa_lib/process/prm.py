@@ -290,7 +290,7 @@ def begin(cfg: Settings, start: str | Path | None, out: str | Path) -> Policy:
     """Load the policy that training starts from, with a new head, and an adapter by the mode."""
     mode = cfg.prm.mode
     torch.manual_seed(cfg.seed)  # of the head's first weights
-    policy = starting_policy(cfg, mode, out, start, StepScorer)
+    policy = starting_policy(cfg, mode, out, start, StepScorer, new=("step_head",))
     model = policy.model
     model.config.step_loss = cfg.prm.loss
     model.step_head.float()

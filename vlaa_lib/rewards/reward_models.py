@@ -150,11 +150,15 @@ def _load(path: str, revision: str | None, dtype: Any) -> Any:
     """Load model and tokenizer as the model's card does, but on the CPU."""
     from transformers import AutoModel, AutoTokenizer, __version__
 
+    from vlaa_lib import models
+
     where = {"revision": revision, "trust_remote_code": True}
     # the remote code's own version of the library knows the old name only
     name = "torch_dtype" if __version__.startswith("4.") else "dtype"
     try:  # without `device_map`: with it, the code meets empty weights (upstream issue 473)
-        model = AutoModel.from_pretrained(path, **{name: dtype}, **where)
+        told = {name: dtype, "output_loading_info": True}
+        model, found = AutoModel.from_pretrained(path, **told, **where)
+        models.check_keys(path, found["missing_keys"], found["unexpected_keys"])
         model.tokenizer = AutoTokenizer.from_pretrained(path, **where)
     except Exception as error:  # download, remote code, weights: anything can be wrong
         raise Halted(

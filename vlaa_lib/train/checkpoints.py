@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import Halted, folders
+from vlaa_lib import Halted, folders, models
 from vlaa_lib.profiles import Settings
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
@@ -81,8 +81,13 @@ class Resumable:
                 if name in before:  # PEFT loads fp32, where TRL had made a 4-bit adapter bf16
                     parameter.data = parameter.data.to(before[name])
             return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict(), strict=True)
+        with models.readable(resume_from_checkpoint):
+            saved, found = type(model).from_pretrained(
+                resume_from_checkpoint, dtype=model.dtype, output_loading_info=True, **models.SAFE
+            )
+            keys = found["missing_keys"], found["unexpected_keys"]
+            models.check_keys(resume_from_checkpoint, *keys)
+            model.load_state_dict(saved.state_dict(), strict=True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -65,14 +65,18 @@ def sft_config(cfg: Settings, out: str | Path) -> Any:
 
 
 def starting_policy(
-    cfg: Settings, mode: str, out: str | Path, start: str | Path | None, kind: Any = None
-) -> models.Policy:
-    """Load the policy that a training starts from, an adapter merged into `out/start`."""
+    cfg: Settings, mode: str, out: str | Path, start: str | Path | None, kind: Any = None,
+    new: tuple[str, ...] = (),
+) -> models.Policy:  # fmt: skip
+    """Load the policy that a training starts from, an adapter merged into `out/start`.
+
+    kind, new: of `models.load_policy`.
+    """
     m = cfg.model
-    whole = models.whole(start or m.policy, Path(out) / "start")
+    whole = models.whole(start or m.policy, Path(out) / "start", kind)
     # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
     dtype = "float32" if mode == "full" else None
-    return models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype, kind)
+    return models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype, kind, new=new)
 
 
 def num_processes() -> int:

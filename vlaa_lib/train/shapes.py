@@ -68,7 +68,7 @@ def shape_of(model: str | Path) -> Shape:
     origin = "its own config"
     try:
         place = model if Path(model).is_file() else models.resolve(model)
-        config = AutoConfig.from_pretrained(place, local_files_only=True)
+        config = AutoConfig.from_pretrained(place, local_files_only=True, **models.SAFE)
     except (OSError, ValueError) as error:
         if (config := _published(model)) is None:
             raise VlaaError(
