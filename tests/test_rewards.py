@@ -1,5 +1,6 @@
 """Rewards: format, open answers, audit, hostile text, and what TRL and people call."""
 
+import json
 import math
 import random
 import time
@@ -141,9 +142,29 @@ RIGHT = {"d": "3", "c": "B", "m": "2x", "i": "[0, 0, 0.5, 0.5]", "o": GOLD + " T
     (record("vibes", "3"), "unknown reward 'vibes'; use one of digit"),
 ])
 def test_audit_names_the_remedy(made, reason):
-    (reject,) = rewards.audit([*GOOD, made], file="a.jsonl")
-    assert (reject.file, reject.line, reject.id) == ("a.jsonl", 0, "r1")
+    (reject,) = rewards.audit([*GOOD, made], "a.jsonl", lines={"r1": 7})
+    assert (reject.file, reject.line, reject.id) == ("a.jsonl", 7, "r1")
     assert reason in reject.reason
+
+
+NO_GOLDS = (math.nan, math.inf, True, False, {}, {"answer": 3}, "nan", "None", "null", "N/A",
+            "True", "-", '{"answer": 3}', "The line goes up at first.",
+            "it cannot be read off here")  # fmt: skip
+
+
+def test_a_math_gold_that_is_no_answer_is_named_with_its_line(tmp_path, capsys):
+    plain = {"image": "synthesis/a.png", "question": "?", "reward": "math"}
+    rows = [plain | {"id": str(n), "gt": gold} for n, gold in enumerate((*NO_GOLDS, "yes", "3"))]
+    (tmp_path / "images/synthesis").mkdir(parents=True)
+    (tmp_path / "images/synthesis/a.png").touch()
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [made.id for made in rewards.usable(path, tmp_path / "images", tmp_path)]
+    assert found == [str(len(NO_GOLDS)), str(len(NO_GOLDS) + 1)]
+    told = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in told] == [
+        ("r.jsonl", n) for n in range(1, len(NO_GOLDS) + 1)]  # fmt: skip
+    assert "r.jsonl:15: 14: math: gold 'it cannot be read off here'" in capsys.readouterr().err
 
 
 def test_a_bad_gold_is_never_rewarded():

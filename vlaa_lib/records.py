@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -71,12 +72,12 @@ class Reject:
     """A record that was not used, and why."""
 
     file: str
-    line: int
+    line: int | None  # None: it is no line of a file
     id: str
     reason: str
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: " if self.file else ""
+        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " * bool(self.file)
         return f"{place}{self.id or '(no id)'}: {self.reason}"
 
 
@@ -157,6 +158,9 @@ def from_json(row: Any) -> Record:
     kinds = dict.fromkeys(texts, (str, "text"))
     kinds |= {"id": ((str, int), "text or a number"), "meta": (dict, "an object")}
     check(row, ("id", "image", "question", "gt"), kinds)
+    gold = row["gt"]
+    if isinstance(gold, (bool, dict)) or (isinstance(gold, float) and not math.isfinite(gold)):
+        raise RecordError(f"gold {json.dumps(gold)[:60]} is no answer; write 'gt' as text")
     image = clean_image_path(row["image"])
     source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
     reward = row.get("reward") or reward
@@ -250,6 +254,13 @@ def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
     """Yield each record of a file, or its Reject; with an image root its image must be there."""
+    return (row for _, row in numbered(path, images))
+
+
+def numbered(
+    path: str | Path, images: str | Path | None = None
+) -> Iterator[tuple[int, Record | Reject]]:
+    """Yield what `read` does, each with its line."""
     seen: dict[str, int] = {}
     for line, row in iter_file(path):
         try:
@@ -259,10 +270,10 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record 
             image_below(record.image, images)
         except RecordError as error:
             name = str(row.get("id", "")) if isinstance(row, dict) else ""
-            yield Reject(Path(path).name, line, name, str(error))
+            yield line, Reject(Path(path).name, line, name, str(error))
             continue
         seen[record.id] = line
-        yield record
+        yield line, record
 
 
 def kept(path: str | Path, images: str | Path | None = None) -> Iterator[Record]:

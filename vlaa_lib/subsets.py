@@ -228,7 +228,7 @@ def average(
     for record in records:
         mine = {name: rows[record.id] for name, rows in scores.items()}
         if bad := [f"{name}: {row['problem']}" for name, row in mine.items() if "problem" in row]:
-            rejects.append(Reject("", 0, record.id, "; ".join(bad)))
+            rejects.append(Reject("", None, record.id, "; ".join(bad)))
             continue
         values = {name: row["perplexity"] for name, row in mine.items()}
         mean = sum(values.values()) / len(values)

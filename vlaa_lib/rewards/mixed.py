@@ -12,7 +12,7 @@ from typing import Any
 
 from vlaa_lib import prompts
 from vlaa_lib.folders import atomic
-from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, read
+from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, numbered
 
 from . import boxes, choices, maths, open_ended, verifiers
 from .open_ended import RewardModel
@@ -102,14 +102,17 @@ def _verify(record: Record, answer: str) -> Any:
 
 
 def audit(
-    records: Sequence[Record], file: str = "", reward_model: RewardModel | None = None
+    records: Sequence[Record],
+    file: str = "",
+    reward_model: RewardModel | None = None,
+    lines: Mapping[str, int] | None = None,
 ) -> list[Reject]:
     """List the records whose gold does not score 1.0 against itself, with the remedy.
 
     An open gold can never beat itself; it must be possible to score it.
 
     Args:
-        file: name put into the rejects; lines are not known here and read 0.
+        file, lines: of the records, lines by id; put into the rejects.
     """
     golds = [prompts.join_think_answer("", gold_text(record)) for record in records]
     rejects = []
@@ -124,7 +127,7 @@ def audit(
             problem = f"gold scores below 1.0 on itself ({found.reason}); correct 'gt'"
         else:
             continue
-        rejects.append(Reject(file, 0, record.id, problem))
+        rejects.append(Reject(file, (lines or {}).get(record.id), record.id, problem))
     return rejects
 
 
@@ -143,16 +146,17 @@ def usable(
     Raises:
         RecordError: the file is missing or not text, or holds no usable record.
     """
-    rows, seen, found = read(path, images), 0, 0
+    rows, seen, found = numbered(path, images), 0, 0
     with ExitStack() as stack:
         rejects = stack.enter_context(atomic(Path(out) / "rejects.jsonl")) if out else None
         while chunk := list(islice(rows, AUDITED)):
             seen += len(chunk)
-            made = [row for row in chunk if isinstance(row, Record)]
+            made = [row for _, row in chunk if isinstance(row, Record)]
+            lines = {row.id: line for line, row in chunk if isinstance(row, Record)}
             if any_open:
                 made = [row for row in made if row.reward != "open" or "scene" in row.meta]
-            bad = {reject.id: reject for reject in audit(made, file=Path(path).name)}
-            for row in chunk:
+            bad = {reject.id: reject for reject in audit(made, Path(path).name, lines=lines)}
+            for _, row in chunk:
                 reject = row if isinstance(row, Reject) else bad.get(row.id)
                 if reject is None:
                     found += 1

@@ -175,7 +175,7 @@ def read(source: str, root: str | Path, reject: Rejecting) -> Iterator[Record]:
 
     Golds of digit, choice and box questions are held against their verifier here.
     `extra["origin"]` says where the picture is: a path below the root, or FILE#ROW in a parquet
-    file.
+    file; `extra["line"]` where the record is: file and line.
     """
     if source not in READERS:
         raise VlaaError(f"unknown source {source!r}; use one of {', '.join(READERS)}")
@@ -193,7 +193,8 @@ def read(source: str, root: str | Path, reject: Rejecting) -> Iterator[Record]:
                     origin = f"{file.relative_to(root).as_posix()}#{number}"
                 else:
                     origin = locate(root, item["origin"], reader.image_folders)
-                record = records.from_json({**item, "origin": origin})
+                where = {"origin": origin, "line": [file.name, number]}
+                record = records.from_json(item | where)
                 if record.reward in ("digit", "mcq", "iou"):  # math: see `_chosen`
                     for bad in rewards.audit([record]):
                         raise RecordError(bad.reason)
@@ -267,7 +268,7 @@ def write(
             before = len(kept)
             for record in _chosen(source, n, Path(root), out / "images", seed, reject):
                 if record.id in kept:
-                    reject(Reject("", 0, record.id, "id already used by another record chosen"))
+                    reject(Reject("", None, record.id, "id already used by another record chosen"))
                     continue
                 kept[record.id] = record
                 repairs[record.meta.get("gold_repair", "kept")] += 1
@@ -287,14 +288,13 @@ def _chosen(
     chosen = sample(read(source, root, reject), n, seed, reader.is_whole)
     if reader.join:
         chosen = list(_joined(reader.join, root, reader.home, chosen, reject))
-    bad = set()
     # a math gold costs a process: of those chosen alone
-    for why in rewards.audit([record for record in chosen if record.reward == "math"]):
-        reject(why)
-        bad.add(why.id)
+    found = rewards.audit([record for record in chosen if record.reward == "math"])
+    bad = {why.id: why.reason for why in found}
     embedded: dict[str, dict[int, str]] = {}  # parquet file -> row -> image
     for record in chosen:
         if record.id in bad:
+            reject(Reject(*record.extra["line"], record.id, bad[record.id]))
             continue
         file, _, number = record.extra["origin"].rpartition("#")
         if file.endswith(".parquet"):
@@ -330,4 +330,4 @@ def _joined(
             meta = record.meta | found[name]["meta"]
             yield records.from_json((record.to_json() | found[name]) | {"meta": meta})
         except RecordError as error:
-            reject(Reject(paths[0].name, 0, record.id, str(error)))
+            reject(Reject(paths[0].name, None, record.id, str(error)))

@@ -55,7 +55,7 @@ def rows(
             image = fitted_image(record, images, cache, **budget)
             made.append(row(record, image, with_trace))
         except (RecordError, ImageError) as error:
-            rejects.append(Reject("", 0, record.id, str(error)))
+            rejects.append(Reject("", None, record.id, str(error)))
     return made, rejects
 
 
@@ -131,7 +131,7 @@ def within(
             kept.append(row)
         else:
             reason = f"{tokens} tokens with its image, the limit is {limit}"
-            rejects.append(Reject("", 0, row["id"], reason))
+            rejects.append(Reject("", None, row["id"], reason))
     return kept, rejects
 
 
