@@ -74,6 +74,11 @@ _IS_RIGHT = re.compile(
 )
 _FIRST = re.compile(r"\W{0,9}(?:\b(option|choice)\s\W{0,3})?$", re.IGNORECASE)
 _AT_END = re.compile(r"[^\w?]{0,9}(?:</\w{1,6}>[^\w?]{0,9})?")
+_COMES_TO = re.compile(  # what stands before a letter at the end of a line that is a choice
+    r"(?:\A|[,:;→>–—*-]|\b(?:is|be|so|thus|hence|therefore|say|go with|(?:corresponds|leads|points|"
+    r"amounts) to|options?|choices?|answers?|letter|figure|picture|image|pattern|diagram|choose|pick|"
+    r"select)|[是选为项案])[\s(\[*_$\"'<>b]{0,6}$", re.IGNORECASE,
+)
 _BEGINS = re.compile(r"\s?[.:),;*\]]|\s[-–—]|,?\s(?:because|since|as)\b")
 # `A cube`, `I see`; but `option A is`
 _NOUN = re.compile(r"\s(?!(?:or|nor|and|is|because|since|as|which|but)\b)[a-z]")
@@ -244,7 +249,7 @@ _ONE_LETTER = Task("option", "")
 def _expression(text: str) -> str | None:
     """Take what is short enough to be one expression and is no sentence."""
     text = bare(text)
-    if text.endswith((",", ":", ";")):  # cut off
+    if text.endswith((",", ":", ";")) or verifiers.UNSURE.search(text):  # cut off, or a premise
         return None
     if len(text) > MAX_MATH_CHARS or _SENTENCE.search(text) or not is_one(clean(text)):
         return None
@@ -331,15 +336,15 @@ def _option(read: Reader, lines: list[str], choices: dict[str, str]) -> tuple[st
         return "", "none"  # `B. 46`, which none of them is
     if found := _by_line(read, lines):
         return found
-    letter, is_weak = _letter(lines[-1], choices)
+    letter = _letter(lines[-1], choices)
     text = _option_text(lines[-1][-MAX_SENTENCE_CHARS:], choices)
-    if letter and not (is_weak and text and text != letter):
-        return letter, "letter"
-    return (text, "option-text") if text and not letter else ("", "none")
+    if letter and text not in ("", letter):
+        return "", "none"
+    return (letter, "letter") if letter else (text, "option-text" if text else "none")
 
 
-def _letter(line: str, choices: dict[str, str]) -> tuple[str, bool]:
-    """Return the one letter that a line names as its choice, and whether by its place alone."""
+def _letter(line: str, choices: dict[str, str]) -> str:
+    """Return the one letter that a line names as its choice, in words or by its place."""
     said, placed, told = set(), set(), set()
     for match in _TOKEN.finditer(line):
         before, after = line[max(0, match.start() - 40) : match.start()], line[match.end() :]
@@ -348,16 +353,16 @@ def _letter(line: str, choices: dict[str, str]) -> tuple[str, bool]:
             continue
         told.add(match[1])
         is_first = _FIRST.fullmatch(before) and _BEGINS.match(after)
-        if is_first or _AT_END.fullmatch(after):
+        if is_first or (_AT_END.fullmatch(after) and _COMES_TO.search(before)):
             placed.add(match[1])
         elif _SAYS_SO.search(before) or _IS_RIGHT.match(after) or (
             before[-1:] + after[:1] in ("()", "**")
         ):
             said.add(match[1])
     if _SEVERAL.search(line) or len(said | placed) != 1:
-        return "", False
+        return ""
     is_lonely = told == placed and not verifiers.UNSURE.search(verifiers.CLAUSE.split(line)[-1])
-    return (*(said | placed), not said) if said or is_lonely else ("", False)
+    return (said | placed).pop() if said or is_lonely else ""
 
 
 def _option_text(line: str, choices: dict[str, str]) -> str:
