@@ -75,9 +75,9 @@ _IS_RIGHT = re.compile(
 _FIRST = re.compile(r"\W{0,9}(?:\b(option|choice)\s\W{0,3})?$", re.IGNORECASE)
 _AT_END = re.compile(r"[^\w?]{0,9}(?:</\w{1,6}>[^\w?]{0,9})?")
 _COMES_TO = re.compile(  # what stands before a letter at the end of a line that is a choice
-    r"(?:\A|[,:;→>–—*-]|\b(?:is|be|so|thus|hence|therefore|say|go with|(?:corresponds|leads|points|"
-    r"amounts) to|options?|choices?|answers?|letter|figure|picture|image|pattern|diagram|choose|pick|"
-    r"select)|[是选为项案])[\s(\[*_$\"'<>b]{0,6}$", re.IGNORECASE,
+    r"(?:\A|[,:;→>–—*-]|\b(?:is|be|so|thus|hence|therefore|say|go with|(?:corresponds|leads|points)"
+    r" to|options?|choices?|answers?|letter|figure|picture|image|pattern|diagram|choose|pick)|"
+    r"\bselect|[是选为项案])[\s(\[*_$\"'<>b]{0,6}$", re.IGNORECASE,
 )
 _BEGINS = re.compile(r"\s?[.:),;*\]]|\s[-–—]|,?\s(?:because|since|as)\b")
 # `A cube`, `I see`; but `option A is`
@@ -106,15 +106,12 @@ _HEDGE_BEFORE = re.compile(
 )
 _HEDGE_AFTER = re.compile(
     r"\W{0,3}(?:or|to|and a half|hundred|thousand|million|billion|dozen|times|"
-    r"(?:" + "|".join(quantities.NUMBER_WORDS) + r"))\b", re.IGNORECASE,
-)
+    + "|".join(quantities.NUMBER_WORDS) + r")\b", re.I)  # fmt: skip
 _AND_MORE = re.compile(r"\band\s(?:an?|one|another|some|several)\b", re.IGNORECASE)
 _NOTHING = ("empty", "too-long", "unclosed", "repeated", "malformed")
 _SAYS = re.compile("=|:|" + verifiers.VERB.pattern)
 _SENTENCE = re.compile(
-    r"\b(?:is|are|the|we|it|so|hence|therefore|not|about|around|than|least|most|between|cannot)\b",
-    re.IGNORECASE,
-)
+    r"\b(?:is|are|the|we|it|so|hence|therefore|not|about|around|than|least|most|between)\b", re.I)
 _YES_NO = re.compile(r"(yes|no)(?=[,!;:]|\.(?!\s?\d)|$)", re.IGNORECASE)  # but not `No. 5`
 _LIST = re.compile(r"\[[^\[\]]{1,400}\]")
 
@@ -167,8 +164,7 @@ def extract(benchmark: str, row: Row, completion: Any, mode: str = "ours") -> Ex
 def extract_task(name: str, made: Task, row: Row, completion: Any, mode: str) -> Extracted:
     """Do what `extract` does, for a row that is read already."""
     check_mode(mode)
-    text = text_of(completion)
-    if not text:
+    if not (text := text_of(completion)):
         return Extracted("", "empty")
     if mode in kit.MODES:
         verdict = kit.verdict(name, made, row, text, mode)
@@ -280,14 +276,12 @@ def _search(text: str, read: Reader, made: Task) -> tuple[str, str]:
     lines = _unlisted([line.strip() for line in tail.split("\n") if line.strip()])
     if not lines:
         return "", "none"
-    boxes, leads = _BOXED.findall(tail), list(_LEAD.finditer(tail))
+    last, boxes, leads = lines[-1], _BOXED.findall(tail), list(_LEAD.finditer(tail))
     if boxes and (found := _first(read, shortened(boxes[-1]))):
         return found, "boxed"
-    if leads:
-        said = tail[leads[-1].end() :].partition("\n")[0][:MAX_MATH_CHARS]
-        if found := _first(read, shortened(said)):
-            return found, "phrase"
-    last = lines[-1]
+    said = tail[leads[-1].end() :].partition("\n")[0][:MAX_MATH_CHARS] if leads else ""
+    if said and (found := _first(read, shortened(said))):
+        return found, "phrase"
     match made.kind:
         case "option":
             return _option(read, lines, made.choices or {})
@@ -309,7 +303,7 @@ def _search(text: str, read: Reader, made: Task) -> tuple[str, str]:
 
 
 def _first(read: Reader, pieces: Any) -> str | None:
-    return next((found for piece in pieces if (found := read(piece))), None)
+    return next(filter(None, map(read, pieces)), None)
 
 
 def _by_line(read: Reader, lines: list[str]) -> tuple[str, str] | None:
@@ -329,15 +323,14 @@ def _unlisted(lines: list[str]) -> list[str]:
 
 def _option(read: Reader, lines: list[str], choices: dict[str, str]) -> tuple[str, str]:
     """Read the one choice of the last line: its letter, or its text; two of them are none."""
-    match = _LABELLED.match(lines[-1][:MAX_SENTENCE_CHARS])
-    if match and any(read(said) not in (None, match[1]) for said in shortened(match[2])):
-        return "", "none"  # `B. 30` where A is 30
-    if match and choices and not re.search(r"[A-Za-z]{3}", match[2]) and not read(lines[-1]):
-        return "", "none"  # `B. 46`, which none of them is
+    last = lines[-1]
+    if match := _LABELLED.match(last[:MAX_SENTENCE_CHARS]):  # `B. 30` where A is 30, or none is
+        others = any(read(said) not in (None, match[1]) for said in shortened(match[2]))
+        if others or (choices and not re.search(r"[A-Za-z]{3}", match[2]) and not read(last)):
+            return "", "none"
     if found := _by_line(read, lines):
         return found
-    letter = _letter(lines[-1], choices)
-    text = _option_text(lines[-1][-MAX_SENTENCE_CHARS:], choices)
+    letter, text = _letter(last, choices), _option_text(last[-MAX_SENTENCE_CHARS:], choices)
     if letter and text not in ("", letter):
         return "", "none"
     return (letter, "letter") if letter else (text, "option-text" if text else "none")
@@ -353,11 +346,10 @@ def _letter(line: str, choices: dict[str, str]) -> str:
             continue
         told.add(match[1])
         is_first = _FIRST.fullmatch(before) and _BEGINS.match(after)
+        is_marked = before[-1:] + after[:1] in ("()", "**")
         if is_first or (_AT_END.fullmatch(after) and _COMES_TO.search(before)):
             placed.add(match[1])
-        elif _SAYS_SO.search(before) or _IS_RIGHT.match(after) or (
-            before[-1:] + after[:1] in ("()", "**")
-        ):
+        elif is_marked or _SAYS_SO.search(before) or _IS_RIGHT.match(after):
             said.add(match[1])
     if _SEVERAL.search(line) or len(said | placed) != 1:
         return ""
