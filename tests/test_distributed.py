@@ -7,7 +7,10 @@ recipes of every profile: their real TRL settings, and two steps of the larger o
 import csv
 import importlib.util
 import math
+import socket
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +23,7 @@ import launched
 from vlaa_lib import ROOT, models, profiles, prompts, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket.microworld import narrator
-from vlaa_lib.train import launch
+from vlaa_lib.train import checkpoints, launch
 from vlaa_lib.train.grpo import grpo_config
 from vlaa_lib.train.sft import sft_config, supervised_args
 
@@ -116,6 +119,52 @@ def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
         launch.run(command, tmp_path / "launch.log")
     assert "SIGKILL" in (tmp_path / "launch.log").read_text()
     assert sys.executable in (tmp_path / "launch.log").read_text()
+
+
+@pytest.mark.distributed
+def test_two_machines_killed_after_a_checkpoint_go_on_from_it(tiny_model, data, tmp_path):
+    """Two launchers on loopback and one folder, as with Slurm; the second start finds the first."""
+    words = [sys.executable, "-m", "vlaa_lib", "train", "sft", *source(data), "--profile", "smoke"]
+    words += ["--out", str(tmp_path / "out"), "--launch", "cpu2", "--gpus", "1", "--machines", "2"]
+    changes = ["--set", f"model.policy={tiny_model}", "sft.max_steps=6", "sft.save_steps=1"]
+    changes += ["sft.global_batch=4", "sft.per_device_batch=2"]
+
+    def start() -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = ["--main-ip", "127.0.0.1", "--main-port", str(port), "--machine-rank"]
+        return [subprocess.Popen([*words, *place, str(rank), *changes], cwd=ROOT,
+                                 stdout=subprocess.DEVNULL) for rank in (0, 1)]  # fmt: skip
+
+    def end(machines: list[subprocess.Popen]) -> None:
+        for machine in machines:
+            machine.kill()  # all that it started dies with it
+            machine.wait()
+
+    machines, deadline = start(), time.monotonic() + 500  # loaded machines take minutes to start
+    try:
+        while checkpoints.step_of(checkpoints.latest(tmp_path / "out")) < 2:
+            assert all(machine.poll() is None for machine in machines), "ended before a checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        end(machines)
+    held = checkpoints.step_of(checkpoints.latest(tmp_path / "out"))
+    assert 2 <= held < 6, "killed too late to show anything"
+    log = tmp_path / "out" / "launch.log"
+    before = log.stat().st_size
+    machines = start()
+    try:
+        assert [machine.wait(500) for machine in machines] == [0, 0]
+    finally:
+        end(machines)
+    heard = map(launch.read_event, log.read_bytes()[before:].decode().splitlines())
+    steps = [event["step"] for event in heard if event and event["event"] == "step"]
+    assert steps[0] in range(held, 6) and steps[-1] == 6  # not from the start
+    assert [row["step"] for row in log_of(tmp_path / "out")] == list("123456")
+    kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint*"))
+    assert kept == ["checkpoint-5", "checkpoint-6"]  # and nothing half-written
 
 
 # --- the recipes of every profile ----------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -47,11 +46,12 @@ class Resumable:
         staged = out / STAGING / name
         self._is_writing = True
         try:
-            if self.accelerator.is_local_main_process:
+            # several machines share the folder: one process of all deletes and renames
+            if self.accelerator.is_main_process:
                 shutil.rmtree(out / STAGING, ignore_errors=True)  # of a run that was killed
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-            if self.accelerator.is_local_main_process:
+            if self.accelerator.is_main_process:
                 folders.write_text(staged / STATE, json.dumps(self.own_state()) + "\n")
         except (OSError, RuntimeError, SafetensorError) as error:
             last = latest(out)
@@ -63,10 +63,10 @@ class Resumable:
         finally:
             self._is_writing = False
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_local_main_process:
-            with contextlib.suppress(FileNotFoundError):  # another node on the same disk was first
-                shutil.rmtree(out / name, ignore_errors=True)  # half of one, from elsewhere
-                staged.replace(out / name)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(out / name, ignore_errors=True)  # half of one, from elsewhere
+            staged.replace(out / name)
+            shutil.rmtree(out / STAGING, ignore_errors=True)
             rotate_checkpoints(output_dir=str(out), save_total_limit=KEPT)
         self.accelerator.wait_for_everyone()
 
