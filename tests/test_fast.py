@@ -309,8 +309,9 @@ def generated(policy, custom, **wanted):
         {"do_sample": True, "top_k": 0},
         {"do_sample": True, "top_k": 50, "top_p": 0.9, "temperature": 0.7},
         {"do_sample": False, "repetition_penalty": 1.3},
+        {"do_sample": True, "top_k": 0, "repetition_penalty": 1.05},  # Qwen2.5-VL's own file
     ],
-    ids=["sampled", "filtered", "greedy"],
+    ids=["sampled", "filtered", "greedy", "penalised"],
 )
 def test_the_completions_are_those_of_the_stock_loop(tiny_model, bias, wanted):
     policy = models.load_policy(tiny_model, dtype="float32")

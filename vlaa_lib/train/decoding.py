@@ -84,5 +84,8 @@ def decode(
             for name in BY_ROW:
                 if (value := inputs.get(name)) is not None:  # M-RoPE: [4, B, T]
                     inputs[name] = value[:, unfinished] if value.ndim == 3 else value[unfinished]
+            for processor in logits_processor:  # the repetition penalty's: where a prompt starts
+                if (starts := getattr(processor, "prompt_ignore_length", None)) is not None:
+                    processor.prompt_ignore_length = starts[unfinished.to(starts.device)]
             unfinished = unfinished[unfinished]
     return torch.cat([prompts, torch.stack(columns, dim=1)], dim=1)
