@@ -44,6 +44,27 @@ def test_processor_loads_a_folder_of_a_real_checkpoint(tiny_model, tmp_path):
     assert (size["shortest_edge"], size["longest_edge"]) == (12_544, 50_000)
 
 
+def test_saved_folders_name_what_other_programs_know(tiny_model, tmp_path):
+    """transformers and vLLM look up `processor_class`; with torchvision they ask for a video part."""
+    policy = models.load_policy(tiny_model)
+    policy.processor.save_pretrained(tmp_path)
+    for folder in (tmp_path, *(ROOT / "data" / "pocket" / name for name in ("base", "instruct"))):
+        saved, tokens = (json.loads((folder / f"{name}_config.json").read_text())
+                         for name in ("processor", "tokenizer"))  # fmt: skip
+        assert saved["processor_class"] == tokens["processor_class"] == "Qwen2_5_VLProcessor"
+        assert tokens["backend"] == "tokenizers"
+        assert saved["image_processor"]["image_processor_type"] == "Qwen2VLImageProcessor"
+        video = saved["video_processor"]
+        assert video.pop("video_processor_type") == "Qwen2VLVideoProcessor"
+        assert video == {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    policy.processor.stock = "Qwen2VLProcessor"  # as load_policy says of the older family
+    policy.processor.save_pretrained(tmp_path)
+    assert "Qwen2VLProcessor" in (tmp_path / "tokenizer_config.json").read_text()
+    # read again by ours, cut with PIL whatever else is installed
+    again = models.ImageProcessor.from_pretrained(tmp_path)
+    assert type(again.image_processor).__name__ == "Qwen2VLImageProcessorPil"
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_frozen_tower_stays_out_of_the_backward_pass(mode, tiny_model):
     """Gradient checkpointing hooks the tower's patch embedding into it; gradients stay the same."""

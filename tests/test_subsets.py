@@ -268,6 +268,7 @@ def test_the_papers_other_architecture_is_scored(policy, traced, tmp_path):
     policy.processor.save_pretrained(tmp_path / "older")
     older = models.load_policy(tmp_path / "older")
     assert isinstance(older.model, Qwen2VLForConditionalGeneration)
+    assert older.processor.stock == "Qwen2VLProcessor"  # vLLM refuses the newer family's for it
     images, made = traced
     together = subsets.score(older, made[:5], images, tmp_path / "together")
     alone = subsets.score(older, made[:5], images, tmp_path / "alone", batch_tokens=1)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, BatchFeature, dynamic_module_utils
-from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
+from transformers import AutoImageProcessor, BatchFeature, dynamic_module_utils
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl import Qwen2VLConfig
 from transformers.processing_utils import ProcessorMixin
 
-from . import ROOT, VlaaError, progress
+from . import ROOT, VlaaError, folders, progress
 from .images import MAX_PIXELS, MIN_PIXELS
 from .profiles import MODES
 
@@ -35,12 +34,19 @@ MEMORY_BYTES = 2**30  # ours: they take a thousandth of that, too
 SAFE = {"trust_remote_code": False}
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
+# torchvision, where it is installed, would take over: it opens paths as tensors, which GRPO's fast
+# paths cannot tell apart, and its resizing moves pixels by up to 0.33 of their normalised units
+BACKEND = "pil"
+
 
 class ImageProcessor(Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor without video, so that torchvision is never needed.
 
-    Loads folders that it saved itself and the folders of real Qwen2.5-VL checkpoints.
+    Loads folders that it saved itself and the folders of real Qwen2.5-VL checkpoints. What it
+    saves bears the stock class's name and a video processor: transformers and vLLM want both.
     """
+
+    stock = Qwen2_5_VLProcessor.__name__  # `load_policy` asks the model's family
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         self.image_token, self.video_token = IMAGE_PAD, "<|video_pad|>"
@@ -67,10 +73,24 @@ class ImageProcessor(Qwen2_5_VLProcessor):
                 "from the model that it was made of"
             ) from error
 
+    @classmethod
+    def from_pretrained(cls, path, **kwargs) -> ImageProcessor:
+        made = super().from_pretrained(path, **kwargs)  # hands every argument to the tokenizer too
+        made.image_processor = AutoImageProcessor.from_pretrained(path, backend=BACKEND, **kwargs)
+        return made
 
-# lets TRL and users' AutoProcessor find the class for folders that we saved
-for config in (Qwen2_5_VLConfig, Qwen2VLConfig):  # the paper trains both families
-    AutoProcessor.register(config, ImageProcessor, exist_ok=True)
+    def to_dict(self) -> dict[str, Any]:
+        sizes = ("patch_size", "temporal_patch_size", "merge_size")
+        video = {name: getattr(self.image_processor, name) for name in sizes}
+        video["video_processor_type"] = "Qwen2VLVideoProcessor"
+        return super().to_dict() | {"processor_class": self.stock, "video_processor": video}
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        path = Path(save_directory) / "tokenizer_config.json"  # it names this class there
+        held = json.loads(path.read_text(encoding="utf-8")) | {"processor_class": self.stock}
+        folders.write_json(path, held)
+        return files
 
 
 @contextlib.contextmanager
@@ -244,7 +264,9 @@ def load_policy(
             model = adapted(model, path, config)
         model = model.merge_and_unload() if merge else model
     freeze_vision(model)
-    return Policy(model, load_processor(path, max_pixels, min_pixels), path)
+    processor = load_processor(path, max_pixels, min_pixels)
+    processor.stock = PROCESSOR_MAPPING_NAMES[model.config.model_type]
+    return Policy(model, processor, path)
 
 
 def adapted(model: Any, path: str | Path, config: Any) -> Any:
