@@ -262,12 +262,15 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
     asks = prompting.asks(bench, chosen)[:2]
     made = generation.loaded(str(tiny_model), bench.images, chosen, backend="vllm")(asks)
     assert [(m.num_tokens, m.is_truncated) for m in made] == [(2, True), (2, False)]
-    assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0}
+    image = models.load_processor(tiny_model).image_token_id
+    assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0,
+                             "logit_bias": {image: -100.0}}  # fmt: skip
+    assert seen.model["limit_mm_per_prompt"] == {"video": 0} and seen.model["max_model_len"] == -1
     assert seen.model["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 262_144}
     first = seen.inputs[0]
     assert asks[0].user in first["prompt"] and "<|image_pad|>" in first["prompt"]
     (shown,) = first["multi_modal_data"]["image"]
-    assert shown.size[0] * shown.size[1] >= 3136  # 40 x 30 px, fitted
+    assert shown.size == (84, 56)  # 40 x 30 px, fitted, and in whole patches
     with pytest.raises(VlaaError, match="--mode 4bit is for --backend hf"):
         generation.loaded(str(tiny_model), "", chosen, "4bit", "vllm")
     monkeypatch.setitem(sys.modules, "vllm", None)

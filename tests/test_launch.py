@@ -300,7 +300,12 @@ def test_vllm_is_asked_for_in_trls_words(kind, policy, monkeypatch):
     assert made.generation_kwargs == {"logit_bias": dict.fromkeys(banned, -100.0)}
     assert made.vllm_server_base_url == (url if kind == "server" else None)
     if kind == "colocate":
-        assert made.vllm_max_model_length == 1024 + 800 and made.vllm_enable_sleep_mode
+        assert made.vllm_max_model_length == 1024 + 800
+        assert not made.vllm_enable_sleep_mode  # a CPU's vLLM refuses it
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert sampler_args(cfg, policy)["vllm_enable_sleep_mode"]
+        awake = profiles.load("paper", **{"grpo.sampler_sleep": False})
+        assert not sampler_args(awake, policy)["vllm_enable_sleep_mode"]
 
 
 def test_vllm_where_it_cannot_work_is_refused(policy, monkeypatch):

@@ -45,7 +45,7 @@ def test_processor_loads_a_folder_of_a_real_checkpoint(tiny_model, tmp_path):
 
 
 def test_saved_folders_name_what_other_programs_know(tiny_model, tmp_path):
-    """transformers and vLLM look up `processor_class`; with torchvision they ask for a video part."""
+    """transformers and vLLM look up `processor_class`; with torchvision a video part is needed."""
     policy = models.load_policy(tiny_model)
     policy.processor.save_pretrained(tmp_path)
     for folder in (tmp_path, *(ROOT / "data" / "pocket" / name for name in ("base", "instruct"))):
@@ -63,6 +63,21 @@ def test_saved_folders_name_what_other_programs_know(tiny_model, tmp_path):
     # read again by ours, cut with PIL whatever else is installed
     again = models.ImageProcessor.from_pretrained(tmp_path)
     assert type(again.image_processor).__name__ == "Qwen2VLImageProcessorPil"
+
+
+@pytest.mark.parametrize("size", [(84, 56), (100, 75), (31, 640), (900, 700)])
+def test_a_picture_in_whole_patches_is_the_one_that_the_processor_makes(size, tiny_model):
+    from PIL import Image
+
+    processor = models.load_processor(tiny_model)
+    pixels = torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    cut = models.whole_patches(image, processor)
+    assert not cut.width % 28 and not cut.height % 28
+    assert models.whole_patches(cut, processor) is cut
+    one, two = (processor.image_processor(i, return_tensors="pt") for i in (image, cut))
+    assert one["image_grid_thw"].tolist() == two["image_grid_thw"].tolist()
+    assert torch.equal(one["pixel_values"], two["pixel_values"])
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])

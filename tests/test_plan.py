@@ -45,6 +45,16 @@ HAND = [(THREE, 60.1, 50.7, 0.067, 0.45, 3.39, 10.9, 12.2),
         (SEVEN, 132.7, 123.2, 0.105, 0.68, 6.90, 20.8, 22.9)]  # fmt: skip
 
 
+def test_the_heads_tile_is_that_of_the_methods_own_rows():
+    def head(tokens, completion):
+        given = {"sft.max_tokens": tokens, "sft.per_device_batch": 1}
+        s = setup("paper", "sft", **given, **{"grpo.max_completion_tokens": completion})
+        return plan.memory(s)["training"]["logits"]
+
+    assert head(1000, 100) == head(1000, 700)
+    assert head(1000, 100) - head(500, 100) == 500 * plan.HEAD_WORDS * 2  # bf16
+
+
 @pytest.mark.parametrize("model, everything, frozen, cache, row, nf4, one, four", HAND)
 def test_memory_of_3b_and_7b_is_that_computed_by_hand(
     model, everything, frozen, cache, row, nf4, one, four

@@ -290,7 +290,8 @@ def search(
     from vlaa_lib.process.search import rows, run, statistics
 
     made, m = list(rewards.usable(records, images, out))[:n], cfg.model
-    policy = models.load_policy(model or m.policy, "full", m.max_pixels, m.min_pixels)
+    given = "full", m.max_pixels, m.min_pixels, m.dtype
+    policy = models.load_policy(model or m.policy, *given)
     trees = run(policy, made, images, out, cfg.search, cfg.seed)
     show(statistics(trees))
     print(f"{len(rows(trees))} rows of {len(trees)} questions in {Path(out) / 'processes.json'}")

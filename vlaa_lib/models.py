@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -190,6 +191,23 @@ def load_processor(
     return processor
 
 
+def whole_patches(image: Any, processor: ImageProcessor) -> Any:
+    """Resize a picture as the processor would: whoever reads it next has nothing left to resize.
+
+    vLLM's own processor resizes with torchvision, whose pixels are others.
+    """
+    from PIL.Image import Resampling
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    cutter = processor.image_processor
+    side, limits = cutter.patch_size * cutter.merge_size, cutter.size
+    within = limits["shortest_edge"], limits["longest_edge"]
+    height, width = smart_resize(image.height, image.width, side, *within)
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), Resampling(cutter.resample))
+
+
 @dataclass
 class Policy:
     """A model with the processor that feeds it, and the folder both came from."""
@@ -204,7 +222,7 @@ def load_policy(
     mode: str = "full",
     max_pixels: int = MAX_PIXELS,
     min_pixels: int = MIN_PIXELS,
-    dtype: str | None = None,
+    dtype: str = "auto",
     kind: Any = None,
     merge: bool = True,
     new: Iterable[str] = (),
@@ -214,7 +232,7 @@ def load_policy(
     Args:
         mode: `full` and `lora` load the weights as they are (the trainer adds the adapter),
             `4bit` loads the language model in nf4.
-        dtype: `float32`, `bfloat16`...; by default float32 on a CPU and bfloat16 on a GPU.
+        dtype: `float32`, `bfloat16`...; `auto` is float32 on a CPU and bfloat16 on a GPU.
         kind: class of the model, as ViLPRM's with a head of its own; by default a language model.
         merge: add an adapter to the weights; not so it stays beside them, and 4-bit ones exact.
         new: modules that the checkpoint may lack, as it has none of them yet.
@@ -227,7 +245,8 @@ def load_policy(
     if mode not in MODES:
         raise VlaaError(f"unknown mode {mode!r}; use one of {', '.join(MODES)}")
     gpu = torch.cuda.is_available()
-    dtype = dtype or ("bfloat16" if gpu else "float32")
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu else "float32"
     # a launcher spreads weights by itself; packed ones stay on the GPU that they were loaded to
     is_spread = int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode != "4bit"
     place = {"": int(os.environ.get("LOCAL_RANK", "0")) if gpu else "cpu"}

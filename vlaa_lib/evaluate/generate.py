@@ -190,17 +190,28 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
         ) from None
     processor = models.load_processor(path, limits.max_pixels, limits.min_pixels)
     pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
-    model = LLM(model=path, mm_processor_kwargs=pixels, **models.SAFE)
+    model = LLM(
+        model=path,
+        mm_processor_kwargs=pixels,
+        limit_mm_per_prompt={"video": 0},  # profiling a video costs start time
+        max_model_len=-1,  # as long as the card has room for: 128,000 is refused on a small one
+        **models.SAFE,
+    )
     sampling = SamplingParams(
         temperature=limits.temperature,
         max_tokens=limits.max_new_tokens,
         repetition_penalty=limits.repetition_penalty,
+        # a sampled one would ask for features that are not there; -100 is the lowest bias
+        logit_bias={processor.image_token_id: -100.0},
     )
 
     def answer(asks: list[Ask]) -> list[Completion]:
         inputs: list[Any] = [{
             "prompt": render(processor, ask),
-            "multi_modal_data": {"image": show(ask, images, limits, blank)},
+            "multi_modal_data": {
+                "image": [models.whole_patches(p, processor)
+                          for p in show(ask, images, limits, blank)],
+            },
         } for ask in asks]  # fmt: skip
         made = [output.outputs[0] for output in model.generate(inputs, sampling)]
         return [Completion(m.text, len(m.token_ids), m.finish_reason == "length") for m in made]

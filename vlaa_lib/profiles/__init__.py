@@ -51,6 +51,7 @@ class Model:
     base: str
     max_pixels: PositiveInt
     min_pixels: PositiveInt
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(**FROZEN)
@@ -122,6 +123,7 @@ class Grpo:
     endpoints: str
     dead_rounds: PositiveInt
     sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
+    sampler_sleep: bool
     sampler_url: Annotated[str, Field(pattern="^https?://")]
     save_rounds: NonNegativeInt
     fast: list[Literal[FAST]]

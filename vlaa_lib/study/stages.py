@@ -150,7 +150,7 @@ def policy(cfg: Settings, path: Path | str) -> Policy:
     from vlaa_lib import models
 
     m = cfg.model
-    return models.load_policy(path, max_pixels=m.max_pixels, min_pixels=m.min_pixels)
+    return models.load_policy(path, "full", m.max_pixels, m.min_pixels, m.dtype)
 
 
 def sft(cfg: Settings, run: Path) -> Path:

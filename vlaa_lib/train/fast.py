@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlaa_lib.models import whole_patches
 from vlaa_lib.profiles import FAST as PATHS
 
 from .decoding import decode
@@ -61,6 +62,15 @@ def prefilled_once(model: Any, first: list[int], back: list[int]) -> Iterator[No
 
     with replaced(model, "forward", prefill):
         yield
+
+
+def collapsed(ids: Sequence[int], token: int) -> list[int]:
+    """Return ids in which each run of a token is one.
+
+    >>> collapsed([1, 7, 7, 2, 7], 7)
+    [1, 7, 2, 7]
+    """
+    return [one for at, one in enumerate(ids) if one != token or not at or ids[at - 1] != token]
 
 
 def narrow(
@@ -225,11 +235,11 @@ class FastPaths:
     def _generate_single_turn(
         self, prompt_ids: list, images: list | None, *args: Any, **kwargs: Any
     ) -> tuple:
-        if self.use_vllm and self._pictures:  # it takes pictures, and knows no paths
-            images = self._pictures.fetch(images)
+        if self.use_vllm:  # what follows it does by itself
+            given = self._for_vllm(prompt_ids, images)
+            return super()._generate_single_turn(*given, *args, **kwargs)
         with contextlib.ExitStack() as stack:
-            base = self._bare(self.model)
-            paths = () if self.use_vllm else self._paths  # it does both by itself
+            base, paths = self._bare(self.model), self._paths
             if ENDED in paths:
                 leaving = functools.partial(base.generate, custom_generate=decode)
                 stack.enter_context(replaced(base, "generate", leaving))
@@ -242,6 +252,19 @@ class FastPaths:
                 if len(first) < len(back) and all(len(row) == 1 for row in shown):
                     stack.enter_context(prefilled_once(base, first, back))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+    def _for_vllm(self, prompt_ids: list, images: list | None) -> tuple[list, list | None]:
+        """Return prompts and pictures such that vLLM reads what the trainer does."""
+        processor = self.processing_class
+        if images:  # it knows no paths
+            opened = processor.image_processor.fetch_images(images)
+            cut = {id(image): whole_patches(image, processor) for row in opened for image in row}
+            images = [[cut[id(image)] for image in row] for row in opened]
+        if self.vllm_mode == "colocate":
+            # TRL 1.16 hands over one image token a feature, and vLLM repeats the first of them once
+            # more (huggingface/trl#6294, open); its server gets features and their places instead
+            prompt_ids = [collapsed(ids, processor.image_token_id) for ids in prompt_ids]
+        return prompt_ids, images
 
     def _shares(self, backbone: Any, columns: dict[str, Any]) -> bool:
         """Say whether a pass may share prompts: a cache, and pictures known by their number."""

@@ -154,6 +154,8 @@ def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:
     vLLM samples from its own copy of the weights, which TRL renews after every optimizer step
     that a sampling round follows; adapters are merged into that copy.
     """
+    import torch
+
     g, processor = cfg.grpo, policy.processor
     # a sampled one would ask for image features that are not there
     banned = [processor.image_token_id, processor.video_token_id]
@@ -186,5 +188,6 @@ def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:
     return args | {
         "vllm_gpu_memory_utilization": MEMORY_SHARE,
         "vllm_max_model_length": g.max_prompt_tokens + g.max_completion_tokens,
-        "vllm_enable_sleep_mode": True,  # ours: between rounds the memory is the trainer's
+        # between rounds the memory is the trainer's; vLLM on a CPU refuses
+        "vllm_enable_sleep_mode": g.sampler_sleep and torch.cuda.is_available(),
     }

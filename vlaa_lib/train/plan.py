@@ -134,7 +134,8 @@ def memory(s: Setup) -> dict[str, dict[str, float]]:
     if s.shards > 1:  # the layer in use, the next one and the embeddings are there in whole
         held["gathered weights"] = 2 * (2 * shape.linears / shape.layers + shape.embeddings)
     # TRL's fused head: one tile of logits, and its weights' fp32 gradient
-    tile = min(each * g.max_completion_tokens, HEAD_TOKENS) * min(shape.vocabulary, HEAD_WORDS)
+    scored = s.sequence if s.method == "sft" else g.max_completion_tokens  # tokens of a row
+    tile = min(each * scored, HEAD_TOKENS) * min(shape.vocabulary, HEAD_WORDS)
     head = tile * s.width + (shape.vocabulary * shape.hidden * 4 if s.mode == "full" else 0)
     training = {"activations": activations(s), "logits": head}
     if s.method == "sft":

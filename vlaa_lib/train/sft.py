@@ -75,7 +75,7 @@ def starting_policy(
     m = cfg.model
     whole = models.whole(start or m.policy, Path(out) / "start", kind)
     # AdamW would lose small updates in bf16 weights: all that is trained is fp32, under autocast
-    dtype = "float32" if mode == "full" else None
+    dtype = "float32" if mode == "full" else m.dtype
     return models.load_policy(whole, mode, m.max_pixels, m.min_pixels, dtype, kind, new=new)
 
 

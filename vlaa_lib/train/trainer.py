@@ -34,6 +34,9 @@ from .checkpoints import Resumable
 from .fast import FastPaths
 from .objective import k3
 
+# mean difference of log-probabilities, vLLM's and the trainer's, in nats a token. Measured with
+# equal weights in float32: 7e-7; with every prompt corrupted: 0.054. Rounding to bf16 lies between
+SAMPLER_DIFFERS, SAMPLER_IS_ANOTHER = 1e-3, 0.02
 CLIP = 0.2  # OpenRLHF: one update changes the coefficient by this share of n / horizon at most
 Row = dict[str, Any]
 
@@ -96,6 +99,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self.stamp: Row = {"model": "grpo"}
         self._round_kl: list[float] = []  # of the optimizer steps since the last round
+        self._is_sampler_known = False  # vLLM's first round has been compared
         self._silent = 0  # rounds in which no group had a spread
         self._rows: list[Row] = []  # the round's rollouts, for the trace store
         self._unseen: set[int] = set()  # those whose tokens the policy has not read since
@@ -123,6 +127,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         # TRL shuffles and splits the round: this says which rollout a row of a batch is
         output["rollout"] = torch.arange(len(self._rows), device=output["advantages"].device)
         if self.model.training:
+            self._compare_sampler()
             self._look_at_round(inputs)
         return output
 
@@ -241,6 +246,26 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         if self.store is not None and self._rows:
             self.store.append(self._rows, self.accelerator.process_index)
         self._rows, self._unseen = [], set()
+
+    def _compare_sampler(self) -> None:
+        """Stop where vLLM does not sample from the policy that is trained; in the first round."""
+        if self._is_sampler_known or not self.use_vllm:
+            return
+        self._is_sampler_known = True
+        found = self._metrics["train"]["sampling/sampling_logp_difference/mean"][-1]
+        said = (
+            f"vLLM's log-probabilities of what it sampled are {found:.2g} nats a token from the "
+            "trainer's, on average"
+        )
+        if not found <= SAMPLER_IS_ANOTHER:
+            raise Halted(
+                f"step {self.state.global_step}: {said}; above {SAMPLER_IS_ANOTHER} it reads other "
+                "prompts, pictures or weights than are trained. Look at its image budget "
+                "(min_pixels, max_pixels), its model and its version, or set grpo.sampler: "
+                "transformers"
+            )
+        if found > SAMPLER_DIFFERS and self.accelerator.is_main_process:
+            print(f"{said}: rounding, or a small difference between the two models")
 
     def _look_at_round(self, inputs: list[Row]) -> None:
         """Log what TRL does not, and stop where nothing has been learnt for long."""
