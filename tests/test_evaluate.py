@@ -270,7 +270,7 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
     first = seen.inputs[0]
     assert asks[0].user in first["prompt"] and "<|image_pad|>" in first["prompt"]
     (shown,) = first["multi_modal_data"]["image"]
-    assert shown.size == (84, 56)  # 40 x 30 px, fitted, and in whole patches
+    assert shown.size == (56, 56)  # 40 x 30 px, fitted to 65 x 49, in whole patches
     with pytest.raises(VlaaError, match="--mode 4bit is for --backend hf"):
         generation.loaded(str(tiny_model), "", chosen, "4bit", "vllm")
     monkeypatch.setitem(sys.modules, "vllm", None)
