@@ -151,19 +151,25 @@ def test_one_bad_endpoint_of_four_ends_the_run(world, tmp_path, bad, status, mos
     assert asked[True] <= most, "nobody goes on asking"
 
 
+def said(content, **fields):
+    """Return the choices of a completion; fields are the message's, or the choice's."""
+    return {"choices": completion({"content": content} | fields)["choices"]}
+
+
 ODD = [
     {"usage": "x"},
     {"usage": {"prompt_tokens": 2**70, "completion_tokens": -1}},
-    {"choices": [{"message": {"content": "Yes"}, "finish_reason": []}]},
-    {"choices": [{"message": {"content": "Yes", "reasoning": {"a": 1}, "refusal": {"b": 2}}}]},
-    {"choices": [{"message": {"content": "Yes", "reasoning_content": "\ud800"}}]},
+    said("Yes", reasoning={"a": 1}, refusal={"b": 2}),
+    said("Yes", reasoning_content="\ud800"),
+    said("Yes", finish_reason="EOS"),
+    said([{"type": "text", "text": "Y"}, "es"]),
 ]
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_but_readable_replies_are_read(odd):
-    said = json.dumps(completion("Yes") | odd).encode()
-    reply = messages.read_completion(said, construct.ENDPOINTS["verify"], 5)
+    data = json.dumps(completion("Yes") | odd).encode()
+    reply = messages.read_completion(data, construct.ENDPOINTS["verify"], 5)
     assert (reply.text, reply.problem) == ("Yes", "")
     assert 0 <= reply.prompt_tokens < 2**31 and reply.completion_tokens >= 0
     with Ledger(":memory:") as ledger:
@@ -199,7 +205,7 @@ def test_pictures_go_out_in_a_form_that_teachers_take(tmp_path, format):
         (NOBODY, {"timeout_s": 0}, "timeout_s is 0"),
         (NOBODY, {"max_cost": 1.0}, "caption: no price"),
         ("", {}, "caption: no address"),
-        ("http://teacher.invalid/v1", {}, "set the environment variable OPENAI_API_KEY"),
+        ("http://teacher.invalid/v1", {}, "variable OPENAI_API_KEY is not set"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_sent(

@@ -57,9 +57,11 @@ def test_rewrite_rules(text, seen):
 # gold -> answers that agree with it, answers that do not
 VERDICTS = {
     "3": (
-        ["3", "3.0", "4 minus 1 leaves 3 objects."],
-        ["3 minus 1 leaves 2", "13", "\\frac{1}{3}", "three", ""],
+        ["3", "3.0", "4 minus 1 leaves 3 objects.", "$\\frac{6}{2}$"],
+        ["3 minus 1 leaves 2", "13", "\\frac{1}{3}", "1/3", "three", ""],
     ),
+    "1200": (["1,200"], ["200"]),
+    "\\frac{1}{2}": (["0.5", "So it is $\\frac{2}{4}$."], ["2", "$\\frac{1}{2}$, no, $1$"]),
     "-2": (["-2"], ["2"]),
     "B": (
         ["B", "(b).", "Option B: red", "Choice A, no, choice B"],
@@ -69,7 +71,7 @@ VERDICTS = {
         ["[0.1,0.1,0.5,0.6]"],
         ["[0.5, 0.5, 0.9, 0.9]", "[0.1, 0.1, 0.5]", "near the top"],
     ),
-    "2x + 1": (["$2x+1$"], ["2x - 1"]),
+    "2x + 1": (["$2x+1$", "1 + 2x"], ["2x - 1"]),
     "|x|": ([], ["x"]),
     "blue": (["It is blue."], ["bluebell"]),
     "There are 2 red cubes.": (

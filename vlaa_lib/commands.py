@@ -63,12 +63,20 @@ def construct(
     if base_url or endpoints:
         teacher = nullcontext(base_url or "")
     else:
+        foreign = sum("scene" not in record.meta for record in kept(records, images))
+        if foreign:
+            print(
+                f"warning: {records}: {foreign} records are not of the micro-world, and without "
+                "--base-url or --endpoints the local teacher answers, which has rules for that "
+                "world alone; give real ones a real teacher (data/CONSTRUCT.md)", file=sys.stderr,
+            )  # fmt: skip
         teacher = pocket.serve_teacher(pocket.scenes_of(kept(records, images), images))
     try:
         with teacher as url:
             result = building.run(made, images, url, out, limits=limits, **asked)
-    except Halted as stop:  # not at its end: the same command goes on
-        print(f"stopped: {stop}", file=sys.stderr)
+    except (Halted, KeyboardInterrupt) as stop:  # not at its end: the same command goes on
+        said = str(stop) or f"interrupted; finished calls are kept in {out}, start again to go on"
+        print(f"stopped: {said}", file=sys.stderr)
         raise typer.Exit(3) from None
     show(result.counts)
     print(result.summary)

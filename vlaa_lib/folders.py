@@ -6,6 +6,7 @@ Work that was stopped goes on in its folder; other settings are refused.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -145,13 +147,62 @@ def lock(folder: str | Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     Path(folder).mkdir(parents=True, exist_ok=True)
+    held = FileLock(Path(folder) / ".lock", timeout=0)
     try:
-        with FileLock(Path(folder) / ".lock", timeout=0):
-            yield
+        held.acquire()
     except Timeout:
         raise VlaaError(
             f"{folder} is in use by another process; wait for it, or give another folder"
         ) from None
+    except OSError as error:
+        raise _unlockable(folder, error) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def check_locks(folder: str | Path) -> None:
+    """Make a folder, or refuse one on a disk that has no POSIX locks, such as SQLite needs.
+
+    SQLite takes their want for another program that holds the file, and waits for it in vain.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has locks of its own
+        return
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise _unlockable(folder, error) from None
+
+
+def _unlockable(folder: str | Path, error: OSError) -> VlaaError:
+    return VlaaError(
+        f"{folder}: its disk cannot lock files ({error.strerror}), as some network disks; use a "
+        "folder on a disk of this machine, or mount the disk with locks (Lustre: -o flock)"
+    )
+
+
+# disks of one machine; all others, among them those not known, may be shared by several
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "tmpfs", "overlay"}
+
+
+def is_on_this_machine(folder: str | Path) -> bool:
+    """Tell whether a folder is on a disk that only this machine uses, as far as Linux says."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    place, kind, depth = Path(folder).resolve(), "", 0
+    for _, at, found, *_ in map(str.split, mounts.splitlines()):
+        at = at.replace("\\040", " ")
+        if place.is_relative_to(at) and len(at) >= depth:  # of two at one place the last one counts
+            kind, depth = found, len(at)
+    return kind in _LOCAL
 
 
 def fingerprint(model: str | Path) -> str:

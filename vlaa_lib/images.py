@@ -44,7 +44,7 @@ def open_image(path: str, root: str | Path) -> Image.Image:
     """Open an image (`Record.image`) below the root as RGB: upright, transparency on white."""
     from PIL import Image, UnidentifiedImageError
 
-    file = _resolve(path, root)
+    file = image_file(path, root)
     try:
         # a huge picture warns in PIL before our own check can name its size
         with warnings.catch_warnings():
@@ -63,7 +63,7 @@ def open_image(path: str, root: str | Path) -> Image.Image:
     raise ImageError(f"image {path!r} below {root} {why}")
 
 
-def _resolve(path: str, root: str | Path) -> Path:
+def image_file(path: str, root: str | Path) -> Path:
     """Return the regular file that the path names, following links, if it stays below the root."""
     try:
         base = Path(root).resolve()

@@ -77,6 +77,36 @@ def join_think_answer(think: str, answer: str) -> str:
     return f"{THINK_OPEN}{think.strip()}{THINK_CLOSE}{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
 
 
+# models spell the tags of their own thinking in several ways
+_THOUGHT_TAG = re.compile(
+    r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]", re.IGNORECASE
+)
+
+
+def without_thinking(text: str) -> str:
+    """Return a reply without the thinking before or inside it: for steps that want plain text.
+
+    Only a closing tag means that all before it was thinking. What begins with thinking that never
+    ends has no text; a lone opening tag further in is the text's own, and stays.
+
+    >>> without_thinking("<think>two and one</think> Yes"), without_thinking("two</think>Yes")
+    ('Yes', 'Yes')
+    >>> without_thinking("<think>two and"), without_thinking("The sign says <think>.")
+    ('', 'The sign says <think>.')
+    """
+    kept, at, opened = [], 0, None
+    for tag in _THOUGHT_TAG.finditer(text):
+        if tag["end"] or tag["close"]:
+            kept = [] if opened is None else kept
+            at, opened = tag.end(), None
+        elif opened is None:
+            kept.append(text[at : tag.start()])
+            opened = tag.start()
+    if opened is not None:  # never closed
+        at = opened if "".join(kept).strip() else len(text)
+    return "".join([*kept, text[at:]]).strip()
+
+
 def user_text(question: str, reward: str) -> str:
     """Append the task instruction of the record's reward to its question (paper §3)."""
     return f"{question.strip()}\n{TASK_INSTRUCTIONS[reward]}"
@@ -170,10 +200,10 @@ line, then end with a line that holds only the word Score, a colon and the grade
 ### Your reason, then the line with the score"""
 # what stands in {input} where the step is graded in view of those before it
 STEP_IN_CONTEXT = """\
-(the steps so far, not to be graded)
+#### The steps so far, not to be graded
 {caption}
 
-(the step to grade)
+#### The step to grade
 {input}"""
 
 

@@ -21,6 +21,7 @@ from .steps import OURS, STEPS, Drop, Templates
 
 LEDGER = "ledger.sqlite"
 SPLITS = ("split: sft", "split: rl")
+SUMMED = ("prompt_tokens", "completion_tokens", "seconds", "cost")
 COUNTED = (*(step.name for step in STEPS), *SPLITS)  # what the table of counts has rows of
 
 
@@ -104,13 +105,15 @@ async def through(
                 reply = answered.reply
                 row["calls" if answered.paid else "from_ledger"] += 1
                 # of a call that several records share, the first one counts what it took
-                for name in ("prompt_tokens", "completion_tokens", "seconds", "cost"):
+                for name in SUMMED:
                     row[name] += getattr(reply, name) if answered.is_first else 0
                 if reply.problem:
                     raise llm.CallFailed("unusable reply", reply.problem)
             outcome = step.take(record, reply)
         except llm.CallFailed as error:
-            outcome = Drop(error.reason, error.detail)
+            outcome, paid, error.paid = Drop(error.reason, error.detail), error.paid, llm.Reply("")
+            for name in SUMMED:  # of replies that were none; several records can share the error
+                row[name] += getattr(paid, name)
         if isinstance(outcome, Drop):
             row["dropped"] += 1
             row["reasons"][outcome.reason] += 1
@@ -143,7 +146,8 @@ def run(
 
     The counts say, for each step and source: records in, out and dropped by reason; calls answered
     in this run and replies taken from the ledger; tokens, seconds and cost of the replies, whenever
-    paid. A refused call is none of these: it cost nothing, and the next run asks it again.
+    paid, and of what came in this run instead of one, such as an unfinished reply. A refused call
+    cost nothing; like an unfinished one it is not kept, and the next run asks it again.
 
     Args:
         endpoints: by step. The ledger tells models apart by name alone: give a teacher that
@@ -152,6 +156,7 @@ def run(
         VlaaError: `out` is in use; and what `llm.Client` raises. A failed call of one record only
             drops that record, with the reason.
         Halted: the budget is spent or the disk nearly full; calls in flight were finished.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; calls in flight were given `llm.apart.GRACE_S`.
     """
     out, counts = Path(out), Counts()
     total = len(records) if isinstance(records, list) else None
@@ -163,7 +168,7 @@ def run(
         return outcome
 
     with bar, folders.lock(out):
-        client = llm.Client(endpoints, base_url, out / LEDGER, images, limits)
+        client = llm.Client(endpoints, base_url, out / LEDGER, images, limits, is_alone=True)
         with _writer(out) as write:
             client.work_through(records, work, write)
         folders.write_csv(out / "counts.csv", counts.rows())

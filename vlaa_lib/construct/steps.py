@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlaa_lib import VlaaError, prompts
-from vlaa_lib.llm import Reply, Request, fill
+from vlaa_lib.llm import NO_TEXT, Reply, Request, fill, quoted
 from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
 
@@ -109,8 +109,10 @@ def take_caption(record: Record, reply: Reply | None) -> Record | Drop:
     """Keep the caption, and who wrote it, as the released files do (`meta.caption_model_id`)."""
     if reply is None:
         return record
+    if not (caption := prompts.without_thinking(reply.text)):
+        return Drop(NO_TEXT, reply.text[:80])
     meta = record.meta | {"caption_model_id": reply.model}
-    return replace(record, caption=reply.text.strip(), meta=meta)
+    return replace(record, caption=caption, meta=meta)
 
 
 def ask_distil(record: Record, templates: Templates = OURS) -> Request | None:
@@ -168,7 +170,7 @@ def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
     """
     if reply is None:
         return record
-    before, parsed = map(prompts.split_think_answer, (record.answer, reply.text))
+    before, parsed = prompts.split_think_answer(record.answer), _trace_in(reply.text)
     if parsed.problem:
         return Drop("rewrite broke the trace", parsed.problem)
     words = [len(f"{text.think} {text.answer}".split()) for text in (before, parsed)]
@@ -176,6 +178,17 @@ def take_rewrite(record: Record, reply: Reply | None) -> Record | Drop:
         reason = f"rewrite changed the length by more than {MAX_WORDS_CHANGED} words"
         return Drop(reason, f"{changed} words")
     return replace(record, answer=prompts.join_think_answer(parsed.think, parsed.answer))
+
+
+def _trace_in(text: str) -> prompts.Parsed:
+    """Split a reply that is a trace, or thinking of the rewriter's own and then a trace."""
+    parsed = prompts.split_think_answer(text)
+    # a trace has one closing tag: what thinking there is ends with the one before it
+    before = text.rpartition(prompts.THINK_CLOSE)[0].rpartition(prompts.THINK_CLOSE)
+    if parsed.problem and before[1]:
+        after = prompts.split_think_answer(text[len(before[0]) + len(before[1]) :])
+        return parsed if after.problem else after
+    return parsed
 
 
 def changed_words(before: str, after: str) -> list[tuple[str, str]]:
@@ -192,8 +205,9 @@ def changed_words(before: str, after: str) -> list[tuple[str, str]]:
 def ask_verify(record: Record, templates: Templates = OURS) -> Request | None:
     """Ask whether the trace's answer is the gold (paper §2, step 5)."""
     pred = prompts.split_think_answer(record.answer).answer
-    text = fill(templates.verify, question=record.question, gold=record.solution, pred=pred)
-    return Request("verify", text)
+    given = {"question": record.question, "gold": record.solution, "pred": pred}
+    made = fill(templates.verify, **{name: quoted(text) for name, text in given.items()})
+    return Request("verify", made)
 
 
 def take_verify(record: Record, reply: Reply | None) -> Record | Drop:
@@ -205,7 +219,7 @@ def take_verify(record: Record, reply: Reply | None) -> Record | Drop:
     """
     if reply is None:
         return record
-    verdict = reply.text.strip().rstrip(".").lower()
+    verdict = prompts.without_thinking(reply.text).rstrip(".").lower()
     trace = prompts.split_think_answer(record.answer)
     if verdict == "no":
         detail = f"gold {record.solution!r}, answer {trace.answer[:80]!r}"

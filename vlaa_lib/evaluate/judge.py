@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlaa_lib.llm import Endpoint, Limits, Request, call_key, fill
+from vlaa_lib.llm import Endpoint, Limits, Request, call_key, fill, quoted
 from vlaa_lib.rewards.reward_models import Judge as Grader
 from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS
 
@@ -48,8 +48,7 @@ class Judge(Grader):
     def extract(self, asked: Sequence[tuple[Task, str]]) -> list[str | None]:
         """Return what the judge copied from each completion, or None."""
         requests = [Request("judge", self.prompt(made, text)) for made, text in asked]
-        texts = [text and text.strip() for text in self.texts(requests)]
-        return [None if text == NO_ANSWER else text for text in texts]
+        return [None if text == NO_ANSWER else text for text in self.texts(requests)]
 
     @staticmethod
     def prompt(made: Task, text: str) -> str:
@@ -57,4 +56,5 @@ class Judge(Grader):
         question = made.question
         if made.choices and not all(choice in question for choice in made.choices.values()):
             question += "".join(f"\n{letter}: {c}" for letter, c in made.choices.items())
-        return fill(EXTRACT_PROMPT, question=question, pred=text[-MAX_ANSWER_CHARS:])
+        pred = quoted(text[-MAX_ANSWER_CHARS:])
+        return fill(EXTRACT_PROMPT, question=quoted(question), pred=pred)

@@ -10,13 +10,14 @@ are one call, and what the ledger knows costs nothing. `construct` keeps a `Clie
 since what it asks next depends on the replies.
 """
 
-from .client import Answered, Client, Limits, Spent, ask_all, run_apart
+from .apart import run_apart
+from .client import Answered, Client, Limits, Spent, ask_all
 from .endpoints import ENDPOINTS, Endpoint, read_endpoints
 from .ledger import Ledger, Reply, call_key
-from .messages import EMPTY, CallFailed, Request, fill, key_of, texts_of
+from .messages import CUT, EMPTY, NO_TEXT, CallFailed, Request, fill, key_of, quoted, texts_of
 
 __all__ = [
-    "EMPTY", "ENDPOINTS", "Answered", "CallFailed", "Client", "Endpoint", "Ledger", "Limits",
-    "Reply", "Request", "Spent", "ask_all", "call_key", "fill", "key_of", "read_endpoints",
-    "run_apart", "texts_of",
+    "CUT", "EMPTY", "ENDPOINTS", "NO_TEXT", "Answered", "CallFailed", "Client", "Endpoint",
+    "Ledger", "Limits", "Reply", "Request", "Spent", "ask_all", "call_key", "fill", "key_of",
+    "quoted", "read_endpoints", "run_apart", "texts_of",
 ]

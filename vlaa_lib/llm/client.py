@@ -1,29 +1,39 @@
 """The client: OpenAI-compatible endpoints behind the ledger, within limits.
 
-From the outside in: `ask_all`, the `Client` that works through items, asks and pays, what a call
-without a reply means, and the thread that all of it runs in.
+From the outside in: `ask_all`, the `Client` that works through items, asks and pays, and what a
+call without a reply means.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import shutil
+import sys
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from vlaa_lib import Halted, VlaaError
 
+from .apart import GRACE_S, run_apart
 from .endpoints import Endpoint
 from .ledger import Ledger, Reply
-from .messages import EMPTY, CallFailed, Request, body, data_url, key_of, read_completion
+from .messages import (
+    EMPTY,
+    UNFINISHED,
+    CallFailed,
+    Request,
+    body,
+    data_url,
+    key_of,
+    read_completion,
+)  # fmt: skip
+from .transport import Traffic, http_client, redacted, shown_address, unmasked
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -32,8 +42,7 @@ T = TypeVar("T")
 # large, unprocessable. All others can hit every record alike.
 ABOUT_THE_RECORD = (400, 403, 413, 422)
 FATAL = (401, 402, 404)  # wrong key, no money left, wrong address or model: never about one record
-TRIES = 3  # ours: how often a reply that is empty, or no chat completion, is asked for
-RETRY_AFTER_S = 120  # the longest pause before another try that the client lets an endpoint ask for
+TRIES = 3  # ours: how often a reply that is empty, unfinished or no chat completion is asked for
 FREE_BYTES = 64 * 2**20  # ours: room for the replies in flight, and SQLite's own files
 WINDOW = 1024  # ours: items that may be finished and wait for a slow one before them
 
@@ -44,7 +53,7 @@ class Limits:
 
     Attributes:
         concurrency: calls at a time.
-        timeout_s: of silence in one try of one call; a reply that drips in ends with all tries'.
+        timeout_s: of one try of one call, to the last byte of its reply.
         max_retries: of one call, with the `openai` client's back-off, jitter and `Retry-After`.
         max_cost, max_tokens: in US dollars and in prompt and completion tokens; calls in flight
             are finished and can pass them. None: no limit.
@@ -114,7 +123,8 @@ def ask_all(
 class Client:
     """Ask each question once: from the ledger file, else over the network.
 
-    `base_url` is that of the endpoints that name none; `images` is the image root.
+    `base_url` is that of the endpoints that name none; `images` is the image root; `is_alone` as of
+    the `Ledger`.
     """
 
     def __init__(
@@ -125,21 +135,26 @@ class Client:
         images: str | Path,
         limits: Limits | None = None,
         spent: Spent | None = None,
+        is_alone: bool = False,
     ) -> None:
         from openai import AsyncOpenAI
 
+        self._is_alone, self._traffic = is_alone, Traffic()
         self._limits, self._spent = limits or Limits(), spent or Spent()
         self._endpoints, self._path, self._images = endpoints, ledger, Path(images)
         self._in_flight: dict[str, asyncio.Task[Reply]] = {}
         self._heard: set[str] = set()  # steps ever answered: one that was may refuse many records
         self._missed: Counter[str] = Counter()  # step -> calls in a row that got no reply
+        self._lost: Counter[str] = Counter()  # step -> calls that got no reply
+        self._last: dict[str, str] = {}  # step -> the endpoint's last words instead of a reply
         self._has_refused = False
         self._end: VlaaError | None = None  # why no further call makes sense
 
         @cache  # steps of one endpoint share connections
         def connected(address: str, key: str) -> AsyncOpenAI:
-            given = {"timeout": self._limits.timeout_s, "max_retries": self._limits.max_retries}
-            return AsyncOpenAI(base_url=address, api_key=key, **given)
+            limits = {"timeout": self._limits.timeout_s, "max_retries": self._limits.max_retries}
+            http = http_client(address, self._limits.timeout_s, self._traffic)
+            return AsyncOpenAI(base_url=address, api_key=key, http_client=http, **limits)
 
         self._clients: dict[str, AsyncOpenAI] = {}
         for step, endpoint in endpoints.items():
@@ -149,6 +164,8 @@ class Client:
             if self._limits.max_cost is not None and not any(endpoint.price):
                 raise VlaaError(f"{step}: no price, so max_cost would never be reached")
             self._clients[step] = connected(address, endpoint.key(address))
+
+        self._keys = {client.api_key for client in self._clients.values()}
 
     def work_through(
         self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
@@ -160,21 +177,49 @@ class Client:
         """
 
         async def main() -> None:
-            with Ledger(self._path) as self._ledger:
+            with Ledger(self._path, self._is_alone) as self._ledger:
                 known = self._endpoints.items()
                 self._heard = {s for s, made in known if self._ledger.knows(s, made.model)}
+                within_s = None
                 try:
                     await self._in_order(items, work, write)
+                except asyncio.CancelledError:
+                    within_s = GRACE_S
+                    raise
                 finally:
-                    # what is asked is paid: wait for it, so that the ledger has it
-                    await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+                    await self._finish(within_s)
                     for client in self._clients.values():
                         with contextlib.suppress(RuntimeError):  # a loop that is closing already
                             await client.close()
 
-        run_apart(main)
+        try:
+            run_apart(main)
+        finally:
+            for step, said in self._last.items():
+                lost = f"{self._lost[step]} calls got no reply"
+                print(f"{self._teacher(step)}: {lost}, last: {said}", file=sys.stderr)
         if any(self._missed.values()) and not self._heard and not self._has_refused:
-            raise self._unreachable(next(iter(self._missed)), "no call was answered")
+            step = next(iter(self._missed))
+            raise self._unreachable(step, f"no call was answered, last: {self._last[step]}")
+
+    async def _finish(self, within_s: float | None) -> None:
+        """Wait for what is asked, since it is paid, so that the ledger has it.
+
+        Args:
+            within_s: no further try starts, and what is not there by then is given up.
+        """
+        if within_s is not None:
+            self._traffic.is_stopping = True
+            for call in self._in_flight.values():
+                if call not in self._traffic.calls:  # it waits for another try
+                    call.cancel()
+        if calls := list(self._in_flight.values()):
+            _, late = await asyncio.wait(calls, timeout=within_s)
+            for call in late:
+                call.cancel()
+            if late:
+                lost = f"{len(late)} calls had no reply after {within_s:g} s"
+                print(f"{lost}: the next run asks them again", file=sys.stderr)
 
     async def _in_order(
         self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]
@@ -240,90 +285,85 @@ class Client:
             # decoding a large picture takes long enough to keep all other calls waiting
             url = await asyncio.to_thread(data_url, request.image, image, self._images)
         create = self._clients[step].chat.completions.with_raw_response.create
-        # the client's own limit is between two pieces of a reply: a slow drip never reaches it
-        tries = self._limits.max_retries
-        whole_s = self._limits.timeout_s * (1 + tries) + RETRY_AFTER_S * tries
         started, sent, got = time.perf_counter(), 0, 0
         for tries_left in reversed(range(TRIES)):
             try:
-                said = await asyncio.wait_for(create(**body(endpoint, request.text, url)), whole_s)
+                said = await create(**body(endpoint, request.text, url))
                 reply = read_completion(said.http_response.content, endpoint, request.tokens)
-            except (OpenAIError, CallFailed, asyncio.TimeoutError) as error:
-                if isinstance(error, CallFailed) and tries_left:
-                    continue
-                raise self._unanswered(step, error) from None
+                failed = None
+            except (OpenAIError, CallFailed) as error:
+                failed = error
+                reply = error.paid if isinstance(error, CallFailed) else Reply("")
             sent, got = sent + reply.prompt_tokens, got + reply.completion_tokens
             self._spent.dollars += reply.cost
             self._spent.tokens += reply.prompt_tokens + reply.completion_tokens
-            if reply.problem != EMPTY:
+            reply = replace(
+                reply, prompt_tokens=sent, completion_tokens=got, cost=endpoint.cost(sent, got),
+                seconds=round(time.perf_counter() - started, 4),
+            )  # fmt: skip
+            if failed and not (isinstance(failed, CallFailed) and tries_left):
+                failed = self._unanswered(step, failed)
+                failed.paid = reply if sent or got else Reply("")
+                raise failed from None
+            if not failed and reply.problem != EMPTY:
                 break
         self._heard.add(step)
         self._missed[step] = 0
-        reply = replace(
-            reply, prompt_tokens=sent, completion_tokens=got, cost=endpoint.cost(sent, got),
-            seconds=round(time.perf_counter() - started, 4),
-        )  # fmt: skip
+        # a model that was told its own key may say it
+        said = {k: self._hidden(getattr(reply, k), 12) for k in ("text", "reasoning", "problem")}
+        reply = replace(reply, **said)
         self._ledger.put(key, step, reply)
         return reply
 
     def _unanswered(self, step: str, error: Exception) -> Exception:
         """Count a call without a reply; return what it means: for its record, or for the run."""
         status, said = getattr(error, "status_code", None), self._told(error)
+        self._last[step] = said
+        self._lost[step] += 1
         is_refusal = status in ABOUT_THE_RECORD
         self._has_refused |= is_refusal
+        reason = self._hidden(error.reason) if isinstance(error, CallFailed) else ""
+        is_half = reason.startswith(UNFINISHED)
+        if is_half:
+            self._heard.add(step)
         # where it answers others and refuses this one, the record is at fault
         self._missed[step] = 0 if is_refusal and step in self._heard else self._missed[step] + 1
         # ours: two rounds of failures by every worker mean that nobody is there
         patience = max(8, 2 * self._limits.concurrency)
-        if status in FATAL or self._missed[step] >= patience:
+        is_fatal = status in FATAL or (status and 300 <= status < 400)
+        if is_fatal or self._missed[step] >= patience:
             what = f"{self._missed[step]} calls in a row got no reply, last: {said}"
             self._end = self._unreachable(step, what)
             return self._end
         if is_refusal:
             return CallFailed(f"refused by the endpoint (HTTP {status})", said)
         kind = f"HTTP {status}" if status else type(error).__name__.removeprefix("API")
-        kind = error.reason if isinstance(error, CallFailed) else kind
-        return CallFailed(f"no reply from the endpoint ({kind})", said)
+        kind = reason or kind
+        return CallFailed(reason if is_half else f"no reply from the endpoint ({kind})", said)
 
     def _unreachable(self, step: str, what: str) -> VlaaError:
         return VlaaError(
-            f"teacher of {step} at {self._clients[step].base_url}: {what}; check the address, the "
-            "key and the model name and start again: finished calls are in the ledger"
+            f"{self._teacher(step)}: {what}; check the address, the key and the model name and "
+            "start again: finished calls are in the ledger"
         )
 
+    def _teacher(self, step: str) -> str:
+        return f"teacher of {step} at {shown_address(str(self._clients[step].base_url))}"
+
     def _told(self, error: Exception) -> str:
-        """Return an error's text without any key: endpoints like to quote the one they refuse."""
+        """Return an error's text in one line, without control characters and without any key."""
         text = error.detail if isinstance(error, CallFailed) else str(error.__cause__ or error)
-        if (response := getattr(error, "response", None)) and len(text) <= 40:
-            # where the client finds no message of OpenAI's shape it says the status alone
-            text += f": {response.text}"
-        for secret in {client.api_key for client in self._clients.values()}:
-            text = text.replace(secret, "***") if len(secret) > 4 else text
-        return text[:400] or "no end of the reply in time"
+        if response := getattr(error, "response", None):
+            if response.has_redirect_location:
+                to = response.headers["location"]
+                text = (f"HTTP {response.status_code} to {to}, and redirects are never followed; "
+                        "where you trust it, give it as the address")  # fmt: skip
+            elif len(text) <= 40:
+                # where the client finds no message of OpenAI's shape it says the status alone
+                text += f": {response.text}"
+        text = unmasked(self._hidden(text[:4000]), self._keys)
+        shown = "".join(char if char.isprintable() else " " for char in text)
+        return " ".join(shown.split())[:400] or type(error).__name__
 
-
-def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on its own loop in its own thread: Jupyter's thread has a loop already.
-
-    An interrupt of the waiting thread cancels the coroutine and lets it clean up.
-    """
-    started: queue.Queue[tuple[asyncio.AbstractEventLoop, Any]] = queue.Queue()
-
-    async def wrapped() -> T:
-        started.put((asyncio.get_running_loop(), asyncio.current_task()))
-        return await main()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="construct") as pool:
-        future = pool.submit(lambda: asyncio.run(wrapped()))
-        loop, task = started.get()
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            paid = "calls in flight are paid: waiting for them; interrupt again to give up"
-            for said in (paid, "given up"):
-                # RuntimeError: the loop has closed in the meantime
-                with contextlib.suppress(KeyboardInterrupt, RuntimeError):
-                    loop.call_soon_threadsafe(task.cancel)
-                    print(said)
-                    wait([future])
-            raise
+    def _hidden(self, text: str, least: int = 6) -> str:
+        return redacted(text, self._keys, least)

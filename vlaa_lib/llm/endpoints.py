@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import NonNegativeFloat, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlaa_lib import VlaaError
+
+from .transport import is_loopback, shown_address
 
 # ours: the paper states none; greedy but for the reasoner, whose values are DeepSeek-R1's advice
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -51,12 +53,17 @@ class Endpoint:
 
     def key(self, base_url: str) -> str:
         """Return the API key for an address; it is read from the environment only."""
-        if not self.api_key_env and urlsplit(base_url).hostname in ("127.0.0.1", "localhost"):
+        if not self.api_key_env and is_loopback(base_url):
             return "none"
         name = self.api_key_env or "OPENAI_API_KEY"
-        if not os.environ.get(name):
-            raise VlaaError(f"no key for {base_url}: set the environment variable {name}")
-        return os.environ[name]
+        # whoever put the key itself there must not read it in an error
+        shown = name if re.fullmatch("[A-Z][A-Z0-9_]{0,40}", name) else "that api_key_env names"
+        key = os.environ.get(name, "").strip()  # what was read from a file ends in a line break
+        if not re.fullmatch("[!-~]+", key):
+            why = "holds what no header can: copy the key again" if key else "is not set: set it"
+            place = shown_address(base_url)
+            raise VlaaError(f"no key for {place}: the environment variable {shown} {why}")
+        return key
 
 
 # the local teacher's; real ones: paper §2 names GPT-4o, DeepSeek-R1 and GPT-3.5-turbo
@@ -78,7 +85,11 @@ def read_endpoints(
 
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:  # its own text quotes lines, and so a key that stands there
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", "")
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise VlaaError(f"{path}: cannot be read as YAML ({place}{why})") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise VlaaError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(given, dict):
         raise VlaaError(f"{path}: expected a section for each of {', '.join(known)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import VlaaError
+from vlaa_lib import VlaaError, folders
 
 VERSION = 2  # of the tables below, kept in the file's `user_version`
 
@@ -50,39 +51,45 @@ def call_key(
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Reply))
-_SETUP = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-    f"PRAGMA user_version={VERSION}",
-    """CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, step TEXT, text TEXT, model TEXT,
-    reasoning TEXT, problem TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL,
-    cost REAL) WITHOUT ROWID""",
-    "CREATE TEMP TABLE met (key TEXT PRIMARY KEY) WITHOUT ROWID",
-)
+_TABLE = """CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, step TEXT, text TEXT,
+    model TEXT, reasoning TEXT, problem TEXT, prompt_tokens INTEGER, completion_tokens INTEGER,
+    seconds REAL, cost REAL) WITHOUT ROWID"""
 
 
 class Ledger:
     """Replies by key; each `put` is one transaction, so a killed run loses no finished call.
 
-    Write-ahead log with `synchronous=NORMAL`: safe against the death of the process; a power cut
-    can cost the last moments, never the file. A context manager, for the thread that opened it.
+    Safe against the death of the process; a power cut can cost the last moments, never the file. A
+    context manager, for the thread that opened it.
 
+    Args:
+        is_alone: the caller holds the folder's lock. Then, and on a disk of this machine, a
+            write-ahead log makes each `put` a hundred times faster. SQLite forbids one where
+            several machines share the file, as they do the output of a training.
     Raises:
-        VlaaError: the file is no ledger of this version, damaged, locked, or the disk is full.
+        VlaaError: the file is no ledger of this version, damaged, locked, or the disk is full or
+            cannot lock.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, is_alone: bool = False) -> None:
         self.path, self._db = Path(path), None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folders.check_locks(self.path.parent)
         try:
             ((version,),) = self._run("PRAGMA user_version")
-            if self._run("SELECT 1 FROM sqlite_master") and version != VERSION:
+            is_old = bool(self._run("SELECT 1 FROM sqlite_master"))
+            if is_old and version != VERSION:
                 raise VlaaError(
                     f"{self.path}: a ledger of version {version}, this library writes {VERSION}; "
                     "use another folder, or the library that wrote it"
                 )
-            for statement in _SETUP:
-                self._run(statement)
+            if is_alone:
+                has_log = folders.is_on_this_machine(self.path.parent)
+                self._run(f"PRAGMA journal_mode={'WAL' if has_log else 'DELETE'}")
+                self._run(f"PRAGMA synchronous={'NORMAL' if has_log else 'FULL'}")
+            if not is_old:
+                self._run(_TABLE)
+                self._run(f"PRAGMA user_version={VERSION}")
+            self._run("CREATE TEMP TABLE met (key TEXT PRIMARY KEY) WITHOUT ROWID")
         except VlaaError:
             self.__exit__()
             raise
@@ -94,10 +101,11 @@ class Ledger:
                 self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
             return self._db.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
-            raise VlaaError(
-                f"{self.path}: cannot be used ({error}); free space, check the rights or wait for "
-                "the other program, then start again: what it holds already is safe"
-            ) from None
+            remedy = "free space and check the rights"
+            if "locked" in str(error):
+                remedy = "another program is writing to it: wait for that"
+            raise VlaaError(f"{self.path}: cannot be used ({error}); {remedy}, then start again: "
+                            "what it holds already is safe") from None  # fmt: skip
         except sqlite3.DatabaseError as error:
             raise VlaaError(
                 f"{self.path}: not a ledger, or damaged ({error}); use another folder, or a copy"
@@ -113,6 +121,15 @@ class Ledger:
         slots = ", ".join("?" * len(values))
         into = f"INSERT OR IGNORE INTO calls (key, step, {_COLUMNS})"
         self._run(f"{into} VALUES ({slots})", *values)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Keep what is put inside in one transaction, which costs as much as a single `put`."""
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self._run("COMMIT")
 
     def knows(self, step: str, model: str) -> bool:
         """Return whether a model has ever replied in a step."""

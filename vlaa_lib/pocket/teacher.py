@@ -10,6 +10,7 @@ import hashlib
 import random
 import re
 import string
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -19,6 +20,7 @@ from vlaa_lib import prompts, rewards
 from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
 from vlaa_lib.rewards.boxes import iou, parse_box
+from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS
 from vlaa_lib.traces.measures import check_steps, measure
 
 from . import microworld
@@ -116,7 +118,7 @@ _SEEN = (
     (rf"\b(?:the|this) (?:{_WORDS})\b", "the image"),
 )
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w%])")
+_NUMBER = re.compile(r"(?<![\w./])[-+]?\d+(?:\.\d+)?(?![\w%/])")
 _LETTER = re.compile(
     r"\b(?:option|choice|answer(?: is)?):?\s*\(?([A-H])\b|^\W*([A-H])\W*$", re.IGNORECASE
 )
@@ -140,8 +142,8 @@ def agrees(gold: str, pred: str) -> bool:
 
     Boxes agree at an intersection over union of 0.5; of several numbers or letters in prose the
     last counts; texts are equal without case, spaces and punctuation, or a gold of plain words
-    stands as such in the answer; a description shares a fact with the gold. Ours: rules a fair
-    reader would accept on the micro-world; mathematics is compared as text.
+    stands as such in the answer; a description shares a fact with the gold; mathematics goes
+    through the reward's verifier. Ours: rules a fair reader would accept on the micro-world.
 
     >>> agrees("3", "There are 3 left."), agrees("C", "So it is 2 (Option C)"), agrees("3", "4")
     (True, True, False)
@@ -154,7 +156,9 @@ def agrees(gold: str, pred: str) -> bool:
     if plain[0] and plain[0] == plain[1]:
         return True
     if _NUMBER.fullmatch(gold.strip()):
-        numbers = [] if "\\" in pred or "^" in pred else _NUMBER.findall(pred)
+        if "\\" in pred or "^" in pred:
+            return _is_same_maths(gold, pred)
+        numbers = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3}\b)", "", pred))
         return bool(numbers) and float(numbers[-1]) == float(gold)
     if re.fullmatch(r"[A-H]", gold.strip()):
         letters = ["".join(found).upper() for found in _LETTER.findall(pred)]
@@ -162,7 +166,25 @@ def agrees(gold: str, pred: str) -> bool:
     is_words = re.fullmatch(r"[A-Za-z' -]{3,}", gold.strip())
     if is_words and f" {_bare(gold)} " in f" {_bare(pred)} ":
         return True
-    return bool(set(facts.extract(gold)) & set(facts.extract(pred)))
+    if known := set(facts.extract(gold)):
+        return bool(known & set(facts.extract(pred)))
+    return not is_words and _is_same_maths(gold, pred)
+
+
+_ONE_AT_A_TIME = threading.Lock()  # the server answers from many threads, the verifier is one
+_EXPRESSION = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)")
+
+
+def _is_same_maths(gold: str, pred: str) -> bool:
+    """Ask the verifier whether the answer, or the last expression in its prose, equals the gold."""
+    record = Record("verify", "", "", gold, reward="math")
+    last = ["".join(found) for found in _EXPRESSION.findall(pred[-MAX_ANSWER_CHARS:])][-1:]
+    try:
+        with _ONE_AT_A_TIME:
+            said = [prompts.join_think_answer("so", text) for text in (pred, *last) if text.strip()]
+            return any(rewards.score(record, text).value == 1.0 for text in said)
+    except rewards.GoldError:  # the gold is no mathematics
+        return False
 
 
 def _bare(text: str) -> str:

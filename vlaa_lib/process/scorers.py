@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlaa_lib import VlaaError, evaluate, folders, llm, traces
-from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
+from vlaa_lib.evaluate.generate import Ask, Limits, complete, fingerprint
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_file
 from vlaa_lib.rewards.reward_models import Judge
@@ -169,7 +169,7 @@ class StepJudge:
         self, records: Sequence[Record], solutions: Sequence[list[str]]
     ) -> list[list[float]]:
         requests = [
-            llm.Request("judge", llm.fill(STEP_JUDGE_PROMPT, question=record.question,
+            llm.Request("judge", llm.fill(STEP_JUDGE_PROMPT, question=llm.quoted(record.question),
                                           input=shown(steps, i, self.view)), record.image)
             for record, steps in zip(records, solutions, strict=True)
             for i in range(len(steps))
@@ -185,6 +185,7 @@ class StepJudge:
 
 def shown(steps: Sequence[str], i: int, view: str) -> str:
     """Return what the judge is shown of step i (from 0)."""
+    steps = [llm.quoted(step) for step in steps]
     if view == "step":
         return steps[i]
     if view == "prefix" or i == 0:
@@ -237,10 +238,13 @@ def policy_judge(
                 part = todo[start : start + batch]
                 # a text may spell a special token, such as the one that stands for the picture
                 asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r in part]
-                texts = answer(policy, asks, images, batch, max_new_tokens)
-                for request, text in zip(part, texts, strict=True):
-                    problem = "" if text.strip() else llm.EMPTY
-                    kept.put(keys[request], "judge", llm.Reply(text, policy.path, problem=problem))
+                said = complete(policy, asks, images, Limits(max_new_tokens))
+                with kept.together():
+                    for request, made in zip(part, said, strict=True):
+                        problem = "" if made.text.strip() else llm.EMPTY
+                        problem = llm.CUT if made.is_truncated else problem
+                        reply = llm.Reply(made.text, policy.path, problem=problem)
+                        kept.put(keys[request], "judge", reply)
             found |= {request: kept.get(key) for request, key in keys.items()}
         return [found[request] for request in requests]
 

@@ -171,8 +171,10 @@ class Kept:
             found = [float(reply.text) if reply else None for reply in kept]
             new = [i for i, reply in enumerate(kept) if reply is None]
             asked = [records[i] for i in new], [answers[i] for i in new]
-            for i, score in zip(new, self.model.score(*asked) if new else [], strict=True):
-                found[i] = score
-                if score is not None:
-                    ledger.put(keys[i], "score", Reply(repr(float(score)), self.name))
+            scores = self.model.score(*asked) if new else []
+            with ledger.together():
+                for i, score in zip(new, scores, strict=True):
+                    found[i] = score
+                    if score is not None:
+                        ledger.put(keys[i], "score", Reply(repr(float(score)), self.name))
         return found

@@ -212,9 +212,10 @@ class Judge(_Sighted):
 
     def score(self, records: Sequence[Record], answers: Sequence[str]) -> list[float | None]:
         requests = [
-            llm.Request("judge", llm.fill(JUDGE_PROMPT, question=r.question, pred=answer), r.image)
+            llm.Request("judge", llm.fill(JUDGE_PROMPT, question=llm.quoted(r.question),
+                                          pred=llm.quoted(answer)), r.image)
             for r, answer in zip(records, answers, strict=True)
-        ]
+        ]  # fmt: skip
         texts = self.texts(requests)
         scores = [None if text is None else read_score(text) for text in texts]
         if lost := scores.count(None) - texts.count(None):
