@@ -95,7 +95,7 @@ def endpoint(answer):
 
 # what the official client asks again by itself, and what it hands on as if it were a reply
 RETRIED = ("http_429", "http_500", "http_503", "disconnect", "half_reply")
-HANDED_ON = ("garbage", "html", "wrong_shape", "drip", "empty", "truncated")
+HANDED_ON = ("garbage", "html", "wrong_shape", "drip", "empty", "truncated", "unfinished")
 KINDS = RETRIED + HANDED_ON
 
 _CHOICE = {"index": 0, "finish_reason": "stop"}
@@ -107,6 +107,7 @@ WRONG_SHAPES = tuple(json.dumps(shape).encode() for shape in (
     {"choices": [_CHOICE | {"message": {"role": "assistant", "content": 42}}]},
 ))  # fmt: skip
 _PAGE = b"<!doctype html><title>502</title><h1>The gateway is having a rest</h1>"
+_ENDS = {"empty": "stop", "truncated": "length", "unfinished": "error"}
 _INSTEAD = {"garbage": GARBAGE, "wrong_shape": WRONG_SHAPES, "html": (_PAGE,)}
 
 
@@ -130,11 +131,11 @@ def faulty_teacher(scenes, rate, kinds=KINDS, persistent=False):
         if kind in _INSTEAD:
             return 200, chance.choice(_INSTEAD[kind]), {}
         status, payload = server.completion(asked.encode(), teacher)
-        if kind in ("empty", "truncated") and status == 200:
+        if kind in _ENDS and status == 200:
             choice = payload["choices"][0]
             text = choice["message"]["content"]
             choice["message"]["content"] = "" if kind == "empty" else text[: len(text) // 2]
-            choice["finish_reason"] = "stop" if kind == "empty" else "length"
+            choice["finish_reason"] = _ENDS[kind]
         data = json.dumps(payload).encode()
         if kind in ("disconnect", "half_reply", "drip"):
             pieces = [data[at : at + 40] for at in range(0, len(data), 40)]

@@ -323,14 +323,17 @@ def ask(base_url, text, folder, **limits):
     return llm.ask_all(said, made, folder / "l.sqlite", limits=limits)[0]
 
 
-READ = {"drip": "", "empty": "empty reply", "truncated": "reply cut at the token limit"}
+READ = {"drip": "", "empty": "empty reply", "truncated": "reply cut at the token limit",
+        "unfinished": "unfinished reply (error)"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_that_stays_is_told(tmp_path, kind):
     with faulty_teacher({}, 1.0, (kind,)) as (base_url, outcomes):
         if kind in READ:
-            assert ask(base_url, "The caption has 3.", tmp_path).problem == READ[kind]
+            said = ask(base_url, "The caption has 3.", tmp_path)
+            problem = said.reason if isinstance(said, CallFailed) else said.problem
+            assert problem == READ[kind]
         else:
             # the only call of a run is unanswered: then nobody is there
             with pytest.raises(VlaaError, match="teacher of rewrite at .*no call was answered"):

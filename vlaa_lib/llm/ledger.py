@@ -14,6 +14,7 @@ from typing import Any
 from vlaa_lib import VlaaError, folders
 
 VERSION = 2  # of the tables below, kept in the file's `user_version`
+WAIT_S = 30.0  # ours: for a second program that writes
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class Ledger:
     def _run(self, statement: str, *values: Any) -> list[tuple]:
         try:
             if self._db is None:
-                # ours: 30 s, for a second program; autocommit: one statement, one transaction
-                self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+                # autocommit: one statement, one transaction
+                self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
             return self._db.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
             remedy = "free space and check the rights"
