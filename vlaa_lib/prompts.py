@@ -200,10 +200,10 @@ line, then end with a line that holds only the word Score, a colon and the grade
 ### Your reason, then the line with the score"""
 # what stands in {input} where the step is graded in view of those before it
 STEP_IN_CONTEXT = """\
-#### The steps so far, not to be graded
+### (the steps so far, not to be graded)
 {caption}
 
-#### The step to grade
+### (the step to grade)
 {input}"""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlaa_lib import VlaaError, evaluate, folders, llm, traces
-from vlaa_lib.evaluate.generate import Ask, Limits, complete, fingerprint
+from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_file
 from vlaa_lib.rewards.reward_models import Judge
@@ -238,12 +238,12 @@ def policy_judge(
                 part = todo[start : start + batch]
                 # a text may spell a special token, such as the one that stands for the picture
                 asks = [Ask(r.text.replace("<|", "< |"), "", (r.image,)) for r in part]
-                said = complete(policy, asks, images, Limits(max_new_tokens))
+                # one that is cut off has no line with the score
+                texts = answer(policy, asks, images, batch, max_new_tokens)
                 with kept.together():
-                    for request, made in zip(part, said, strict=True):
-                        problem = "" if made.text.strip() else llm.EMPTY
-                        problem = llm.CUT if made.is_truncated else problem
-                        reply = llm.Reply(made.text, policy.path, problem=problem)
+                    for request, text in zip(part, texts, strict=True):
+                        problem = "" if text.strip() else llm.EMPTY
+                        reply = llm.Reply(text, policy.path, problem=problem)
                         kept.put(keys[request], "judge", reply)
             found |= {request: kept.get(key) for request, key in keys.items()}
         return [found[request] for request in requests]
