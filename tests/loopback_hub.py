@@ -25,6 +25,7 @@ class Hub:
         self.files, self.faults, self.downloads = files, {}, []
         self.revisions = {"main": COMMIT, COMMIT: COMMIT, "old": OTHER, OTHER: OTHER}
         self.listing_fault, self.listing_changes = None, {}
+        self.chunked = False  # say no length: a body goes on until the connection ends
 
     def siblings(self) -> list[dict]:
         """Return the listing: git's sha1 for texts, sha256 for what is in LFS."""
@@ -77,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        if status != 200 or keep is not None or not self.hub.chunked:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:keep])
         self.close_connection = True

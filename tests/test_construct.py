@@ -20,6 +20,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 
 from fault_server import GOOD, by_step, endpoint, trace
 from vlaa_lib import ROOT, Halted, VlaaError, construct, folders, pocket, prompts, records
@@ -699,6 +700,59 @@ def test_the_card_and_the_exports_read_back(sixty, tmp_path, capsys):
     empty.mkdir()
     assert main(["construct", "card", "--out", str(empty)]) == 2
     assert "no finished run here" in capsys.readouterr().err
+
+
+COUNTS = {"step": "caption", "source": "CLEVR-Math", "in": 2, "out": 1, "dropped": 1,
+          "reasons": "<img src=http://evil.invalid/a>|![x](http://evil.invalid/b): 1",
+          "prompt_tokens": 0, "completion_tokens": 0, "seconds": 0.0, "cost": 0.0}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Return the folder of a finished run of one record, and its image root."""
+    root = tmp_path / "images"
+    (root / "vg").mkdir(parents=True)
+    Image.new("RGB", (30, 30)).save(root / "vg/a.png")
+    row = {"id": "1", "image": "vg/a.png", "question": "q", "gt": "g", "answer": trace()}
+    records.write([records.from_json(row)], tmp_path / "out/sft.jsonl")
+    folders.write_lines(tmp_path / "out/rl.jsonl", [])
+    folders.write_csv(tmp_path / "out/counts.csv", [COUNTS])
+    return tmp_path / "out", root
+
+
+def test_a_card_holds_no_markup_of_a_record(small):
+    construct.export(*small)
+    text = (small[0] / "hub/README.md").read_text(encoding="utf-8")
+    assert "<img" not in text and "&lt;img" in text and "](http" not in text.replace("\\]", "")
+
+
+@pytest.mark.parametrize("way", ["file", "folder", "missing", "no image root"])
+def test_a_card_publishes_nothing_from_outside_the_image_root(small, tmp_path, capsys, way):
+    out, root = small
+    (tmp_path / "secret").mkdir()
+    shutil.move(root / "vg/a.png", tmp_path / "secret/a.png")
+    if way == "file":
+        (root / "vg/a.png").symlink_to(tmp_path / "secret/a.png")
+    elif way == "folder":
+        (root / "vg").rmdir()
+        (root / "vg").symlink_to(tmp_path / "secret")
+    arguments = ["construct", "card", "--out", str(out), "--images"]
+    assert main([*arguments, str(root / "none" if way == "no image root" else root)]) == 2
+    said = capsys.readouterr().err
+    assert "image 'vg/a.png' is" in said and said.count("\n") == 1
+    assert not list(out.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("counts.csv", "a,b\n1,2\n", "counts.csv: not the counts of a construction"),
+    ("counts.csv", "\0", "counts.csv: not"), ("sft.jsonl", "{}\n", "sft.jsonl:1: (no id): key"),
+    ("ledger.sqlite", "none", "ledger.sqlite"),
+])  # fmt: skip
+def test_a_damaged_run_has_no_card(small, capsys, name, text, said):
+    (small[0] / name).write_text(text, encoding="utf-8")
+    assert main(["construct", "card", "--out", str(small[0])]) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]  # bars of parquet files stand above
+    assert last.startswith("error: ") and said in last
 
 
 def test_released_rows_hold_no_more_than_reading_back_needs(sixty):

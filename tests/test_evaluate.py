@@ -558,7 +558,7 @@ def test_spreadsheets_are_read_with_numbers_and_holes(tmp_path, logic, monkeypat
         ("p.tsv", b"index\tprediction\n99\tA\n", "no prediction for a row.*no row of LogicVista"),
         ("p.json", b"[1, 2]", "no prediction for a row.*not a JSON object"),
         ("p.json", b'[{"index": 1', "no prediction for a row.*cut off"),
-        ("p.json", b"\xff\xfe", "not UTF-8"),
+        ("p.json", b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
 def test_a_bad_file_is_one_clear_error(tmp_path, logic, name, content, message):

@@ -1,5 +1,6 @@
 """The released dataset: fetched from a hub on loopback, unpacked as what it is, hostile input."""
 
+import gzip
 import io
 import json
 import shutil
@@ -194,7 +195,26 @@ def test_room_is_looked_for_first(hub, tmp_path, monkeypatch, capsys):
     assert hub.downloads == [] and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("change", [{"rfilename": "../evil.json"}, {"size": None}, {"lfs": 3}])
+def test_no_more_bytes_are_written_than_were_promised(hub, tmp_path, capsys):
+    hub.chunked, hub.faults[JSON] = True, [hub.files[JSON] + b"x" * 2**23]
+    assert fetch(tmp_path) == 2
+    assert f"{JSON}: more than the {len(hub.files[JSON]):,} bytes" in capsys.readouterr().err
+    written = [p.stat().st_size for p in tmp_path.rglob("*.incomplete")]
+    assert not (tmp_path / JSON).exists() and sum(written) <= len(hub.files[JSON])
+    hub.chunked = False
+    assert fetch(tmp_path) == 0 and (tmp_path / JSON).read_bytes() == hub.files[JSON]
+
+
+def test_gits_own_file_is_passed_over(hub, tmp_path):
+    hub.files[".gitattributes"] = b"*.json filter=lfs"
+    assert fetch(tmp_path) == 0 and not (tmp_path / ".gitattributes").exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"rfilename": "../evil.json"}, {"size": None}, {"lfs": 3}, {"rfilename": ".bashrc"},
+    {"rfilename": "images/.fetch/x.json"}, {"rfilename": ".fetch/a.tar.unpacked"},
+    {"rfilename": "./REVISION"},
+])  # fmt: skip
 def test_a_hostile_listing_is_refused(hub, tmp_path, change, capsys):
     hub.listing_changes[JSON] = change
     assert fetch(tmp_path / "data") == 2
@@ -270,6 +290,13 @@ HOSTILE = {
     "zip bomb": (zipped(BOMB), "a bomb"),
     "cut tar.gz": (tar(GOOD.items())[:-20], "cut short"),
     "cut tar": (tar([("ok", b"1"), ("b", b"b" * 3000)], "w")[:3000], "cut short"),
+    "tar cut before a header": (tar([("ok", b"1"), ("b", b"2")], "w")[:1024], "breaks off"),
+    "tar cut in a header": (tar([("ok", b"1"), ("b", b"2")], "w")[:1300], "breaks off"),
+    "tar.gz cut before a header": (
+        gzip.compress(tar([("ok", b"1"), ("b", b"2")], "w")[:1024]), "breaks off"),
+    "rubbish for a header": (tar([("a", b"1")], "w")[:1024] + b"x" * 2048, "breaks off"),
+    **{f"{make.__name__}: a name twice as {n}": (make([("x/a", b"1"), (n, b"2")]), "there twice")
+       for n in ("x/a", "./x//a") for make in (tar, zipped)},
     "cut zip": (zipped(GOOD.items())[:-30], "cut short"),
     "no archive": (b"<html>not found</html>", "broken"),
     "a file as a folder": (tar([("a", b"1"), ("a/b", b"2")]), "broken"),
@@ -285,6 +312,12 @@ def test_hostile_archives_leave_nothing(tmp_path, case):
     assert {p.name for p in tmp_path.rglob("*")} == {"out", "x.tar.gz"}
 
 
+def test_a_folder_may_be_named_twice_and_after_what_is_in_it(tmp_path):
+    folder = (tarfile.DIRTYPE,)
+    unpack(tmp_path, tar([("x/", folder), ("x/a", b"1"), ("x/", folder), ("./", folder)]))
+    assert tree(tmp_path / "out") == {"x/a": b"1"}
+
+
 @pytest.mark.parametrize("name", ["/tmp/evil-here", "\\evil-here"])
 @pytest.mark.parametrize("make", [tar, zipped])
 def test_absolute_names_stay_below_the_folder(tmp_path, make, name):
@@ -295,8 +328,10 @@ def test_absolute_names_stay_below_the_folder(tmp_path, make, name):
 
 def test_a_bomb_of_many_files(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "MAX_MEMBERS", 10)
-    with pytest.raises(VlaaError, match="a bomb"):
-        unpack(tmp_path, tar((str(i), b"") for i in range(11)))
+    for names in ([str(i) for i in range(11)], ["/".join("abcdefghijk")]):  # folders count as well
+        with pytest.raises(VlaaError, match="a bomb"):
+            unpack(tmp_path, tar((name, b"") for name in names))
+    unpack(tmp_path, tar([("/".join("abcdefghij"), b"")]))
 
 
 def test_which_names_are_archives():

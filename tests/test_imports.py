@@ -9,7 +9,7 @@ from vlaa_lib import ROOT
 
 # from the bottom up: a room imports from its own line and from those above it in this list
 FLOORS = (
-    ("vlaa_lib", "worlds"), ("folders", "prompts", "progress", "tables"), ("records",),
+    ("vlaa_lib", "worlds"), ("escape", "folders", "prompts", "progress", "tables"), ("records",),
     ("images", "profiles"), ("models", "llm"), ("rewards", "options"),
     ("sources", "construct", "traces"), ("train",), ("subsets", "evaluate"),
     ("process", "checks"), ("show",), ("pocket",), ("study",), ("cli", "commands", "__main__"),

@@ -1,6 +1,7 @@
 """Records: two file shapes, bad rows with their line and reason, atomic writes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlaa_lib import images, records, rewards
+from vlaa_lib import folders, images, records, rewards
 from vlaa_lib.records import Record, RecordError, Reject
 
 SAMPLES = Path(__file__).parents[2] / "shared/samples/vlaa_thinking"
@@ -70,6 +71,85 @@ def lines(*rows):
     return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
 
 
+def deep(levels, name="deep"):
+    """Return the JSON of a record whose `meta` holds so many objects inside each other."""
+    return json.dumps(ROW | {"id": name, "meta": {"x": 0}}).replace(
+        '{"x": 0}', '{"x": ' * levels + "0" + "}" * levels)
+
+
+HOSTILE = {  # a record -> the reason of its reject
+    deep(600): "deeper than 64 levels", deep(100_000): "",
+    json.dumps(ROW | {"id": "n", "meta": {"x": float("nan")}}): "holds NaN",
+    json.dumps(ROW | {"id": "n", "gt": float("inf")}): "holds NaN, infinity",
+    json.dumps(ROW | {"id": "n", "image": "clevr_math/" + "x/" * 3000}): "too long; fix",
+    json.dumps(ROW | {"id": "n", "image": "clevr_math/" + "x" * 6000}): "too long; fix",
+    json.dumps(ROW | {"id": "n", "image": "clevr_math/\0"}): "is not below",
+    json.dumps(ROW).replace(": 3", ": " + "1" * 5000): "",
+    json.dumps(ROW | {"id": "n"}).replace("many?", "m\udcff"): "",  # a byte that is no UTF-8
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+@pytest.mark.parametrize("bad", HOSTILE, ids=lambda text: text[-40:].encode("ascii", "replace"))
+def test_a_hostile_record_is_a_reject_and_the_others_go_on(tmp_path, bad, as_array):
+    (tmp_path / "clevr_math").mkdir()
+    (tmp_path / "clevr_math/a.png").write_bytes(b"x")
+    texts = json.dumps(ROW), bad, json.dumps(ROW | {"id": "last"})
+    text = f"[{', '.join(texts)}]" if as_array else "\n".join(texts)
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    loaded = records.load(tmp_path / "a.json", tmp_path)
+    assert [record.id for record in loaded.records] == ["r1", "last"]
+    (reject,) = loaded.rejects
+    assert HOSTILE[bad] in reject.reason and len(str(reject)) < 400
+    records.write([*loaded.records, *loaded.rejects], tmp_path / "b.jsonl")
+    assert "NaN" not in (tmp_path / "b.jsonl").read_text(encoding="utf-8").replace("holds NaN", "")
+
+
+def test_a_depth_that_is_allowed_goes_through(tmp_path):
+    (tmp_path / "a.jsonl").write_text(deep(records.MAX_DEPTH - 1), encoding="utf-8")
+    (record,) = records.load(tmp_path / "a.jsonl").records
+    records.write([record], tmp_path / "b.jsonl")
+    assert records.load(tmp_path / "b.jsonl").records == [record]
+
+
+def test_a_line_is_what_a_line_break_ends(tmp_path):
+    question = "two\u2028of\x85them\x0b\x0c\x1c?"
+    rows = [ROW | {"id": f"r{i}", "question": question} for i in range(3)]
+    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8", newline="")
+    loaded = records.load(tmp_path / "a.jsonl")
+    assert [r.question for r in loaded.records] == [question] * 3 and not loaded.rejects
+    records.write(loaded.records, tmp_path / "b.jsonl")
+    assert records.load(tmp_path / "b.jsonl").records == loaded.records
+    assert [row["question"] for row in folders.whole_lines(tmp_path / "b.jsonl")] == [question] * 3
+
+
+def test_a_line_without_an_end_is_one_reject(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_RECORD_CHARS", 1000)
+    long = [ROW | {"id": "long", "question": "x" * n} for n in (950, 5000)]
+    write_rows(tmp_path / "a.jsonl", [ROW, *long, ROW | {"id": "last"}])
+    loaded = records.load(tmp_path / "a.jsonl")
+    assert [r.id for r in loaded.records] == ["r1", "last"]
+    assert [(r.line, r.reason[:23]) for r in loaded.rejects] == [
+        (2, "longer than 1,000 chara"), (3, "longer than 1,000 chara")]
+
+
+def test_a_long_first_element_costs_its_length_once(tmp_path):
+    rows = [ROW | {"question": "x" * 2**22}, *({"n": i} for i in range(40_000))]
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    start = time.process_time()
+    assert sum(1 for _ in records.iter_file(tmp_path / "a.json")) == len(rows)
+    assert time.process_time() - start < 5  # 0.1 s; a copy of what is left each time: a minute
+
+
+def test_a_flat_folder_of_pictures_is_one_source(tmp_path):
+    rows = [ROW | {"id": name, "image": f"{name}.png", "reward": "digit"} for name in "abc"]
+    rows += [ROW | {"id": "d", "image": "mine/d.png", "reward": "digit"},
+             ROW | {"id": "e", "image": "e.png", "reward": "digit", "source": "stated"}]
+    sources = [r.source for r in records.load(write_rows(tmp_path / "a.jsonl", rows)).records]
+    assert sources == [records.FLAT] * 3 + ["mine", "stated"]
+
+
 @pytest.mark.parametrize(("text", "kept", "line", "reason"), [
     (lines(ROW, [1]), 1, 2, "expected a JSON object, found list"),
     (lines(ROW, "5"), 1, 2, "expected a JSON object, found int"),
@@ -104,9 +184,12 @@ def test_empty_files_are_an_error(tmp_path, content):
 def test_missing_file_and_archive_are_errors(tmp_path):
     with pytest.raises(RecordError, match="no such file"):
         records.load(tmp_path / "none.jsonl")
-    (tmp_path / "a.json").write_bytes(b"\x1f\x8b\x08\x00\xff\xfe")
-    with pytest.raises(RecordError, match="not UTF-8 text"):
-        records.load(tmp_path / "a.json")
+    for data in (b"\x1f\x8b\x08\x00\xff\xfe", b"PK\x03\x04", "[1]".encode("utf-16")):
+        (tmp_path / "a.json").write_bytes(data)
+        with pytest.raises(RecordError, match=r"a.json: not UTF-8 text; is it an archive"):
+            records.load(tmp_path / "a.json")
+    with pytest.raises(RecordError, match="a folder; name a file in it"):
+        records.load(tmp_path)
 
 
 def test_missing_image_is_a_reject(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from staged import noted, process_of
 from test_run import is_alive, wait_for
 from test_train import with_traces
-from vlaa_lib import ROOT, Halted, profiles, records, study
+from vlaa_lib import ROOT, Halted, VlaaError, profiles, records, study
 from vlaa_lib.__main__ import main
 from vlaa_lib.study import artefacts, stages
 from vlaa_lib.train import launch
@@ -53,8 +54,38 @@ def test_an_unfinished_build_keeps_what_it_has(tmp_path):
             tmp_path / "stage", settings, lambda path: kept.append((path / "ledger").exists())
         )
         assert kept[-1] is wanted
-        (tmp_path / "stage" / "done.json").unlink()
-        (tmp_path / "stage" / "begun.json").unlink()
+        shutil.rmtree(tmp_path / "stage")
+
+
+FOREIGN = {
+    "a file": ("thesis.txt", "mine"), "a folder": ("chapter/thesis.txt", "mine"),
+    "a marker of theirs": ("done.json", '{"status": "finished"}'),
+    "a broken marker": ("begun.json", "{"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_bears_no_marker_of_ours_is_never_removed(tmp_path, case):
+    name, text = FOREIGN[case]
+    theirs = tmp_path / "models" / "sft" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text(text, encoding="utf-8")
+    with pytest.raises(VlaaError, match=f"not built by us|{name}: not a JSON object"):
+        artefacts.once(tmp_path / "models" / "sft", {"n": 1}, lambda path: None)
+    assert theirs.read_text(encoding="utf-8") == text
+    elsewhere = tmp_path / "link"
+    elsewhere.symlink_to(tmp_path / "models")
+    with pytest.raises(VlaaError, match="link: not built by us"):
+        artefacts.once(elsewhere, {"n": 1}, lambda path: None)
+
+
+def test_an_empty_folder_and_the_draft_of_a_killed_process_are_in_nobodys_way(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / f".begun.json.{dead.pid}.0123456789ab").write_text("{", encoding="utf-8")
+    artefacts.once(tmp_path / "stage", {"n": 1}, lambda path: None)
+    assert {p.name for p in (tmp_path / "stage").iterdir()} == {"begun.json", "done.json"}
 
 
 def test_what_two_need_is_built_by_one(tmp_path):

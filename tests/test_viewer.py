@@ -16,9 +16,10 @@ from PIL import Image
 import viewer_cases
 from viewer_cases import spoken
 from vlaa_lib import traces
+from vlaa_lib.escape import visible
 from vlaa_lib.pocket import microworld
 from vlaa_lib.show import AskAgain, TraceViewer, html, prepare
-from vlaa_lib.show.style import picture, visible
+from vlaa_lib.show.style import picture
 
 SCENE = {"kind": "bars", "bars": [{"color": "red", "value": 3}, {"color": "blue", "value": 5}]}
 TEXT = (

@@ -18,7 +18,8 @@ from vlaa_lib.prompts import MAX_NEW_TOKENS
 
 from . import options as o
 from .commands import construct, data, microworld, models, process, subset
-from .options import loaded, one_of, show
+from .escape import say
+from .options import loaded, one_line, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
 LAUNCH = f"run on several processes: {', '.join(profiles.LAUNCHERS)}"
@@ -98,7 +99,7 @@ def traces(
     from vlaa_lib.study import curation
 
     card = curation.curate(run_dir, out, per_source, seed)
-    print(f"{out}: {card['records']} records, {card['flips']} flips")
+    say(f"{out}: {card['records']} records, {card['flips']} flips")
 
 
 # --- the method ----------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def train(
         mode = getattr(cfg, method).mode
         given = launch, words, gpus, machines, machine_rank, main_ip, main_port, mode
         command = launcher.command(*given)
-        print(shlex.join(command), flush=True)
+        say(shlex.join(command))
         if not print_only:
             name = f"launch-{machine_rank}.log" if machine_rank else "launch.log"
             launcher.run(command, Path(out) / name)
@@ -155,7 +156,7 @@ def train(
     if rank_setup.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         show([{k: v for k, v in row.items() if k in shown} for row in log])
-        print(f"saved {out}")
+        say(f"saved {out}")
 
 
 @app.command(rich_help_panel=METHOD)
@@ -180,12 +181,12 @@ def plan(
     made = planner.plan(planner.setup_of(cfg, method, gpus, model, records=records, **asked))
     if json:
         folders.write_json(json, made)
-    print("all of it arithmetic, an estimate")
+    say("all of it arithmetic, an estimate")
     for rows in planner.tables(made):
         show(rows)
     for problem in made["problems"]:
-        print(f"does not fit: {problem}")
-    print("verdict: does not fit" if made["problems"] else "verdict: fits")
+        say(f"does not fit: {problem}")
+    say("verdict: does not fit" if made["problems"] else "verdict: fits")
     raise typer.Exit(1 if made["problems"] else 0)
 
 
@@ -256,7 +257,7 @@ def evaluate(
         policy = models.load_policy(model)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
         folders.write_lines(Path(out) / "rows.jsonl", runner.lines(rows))
-        print(*runner.report([row for row in rows if not row["blank"]]), sep="\n", file=sys.stderr)
+        say(*runner.report([row for row in rows if not row["blank"]]), is_error=True)
         return show(evaluation.summary(rows))
     if not tsv or bool(model) == bool(predictions):
         raise ValueError("--benchmark needs --tsv FILE, and either --model or --predictions")
@@ -272,22 +273,22 @@ def evaluate(
         reader = Judge(endpoint, Path(out) / "judge.sqlite")  # a reply is paid for once
     chosen = asking(model, system_prompt_file, preset, template, **limits)
     asked = read(benchmark, tsv, Path(tsv).with_suffix(".images"), image_root)
-    print(asked)
+    say(asked)
     if predictions:
         found = kit.read(predictions, asked)
     else:
         given = [asked], chosen, out, models.resolve(model), None, batch or 16
         found = runner.answer(*given, blank, shard, mode, backend)[asked.name]
-    print(*asked.rejects, sep="\n", end="\n" * bool(asked.rejects), file=sys.stderr)
+    say(*asked.rejects, is_error=True)
     if missing := len(asked.rows) - len(found):
-        print(f"{missing} of {len(asked.rows)} rows have no answer", file=sys.stderr)
+        say(f"{missing} of {len(asked.rows)} rows have no answer", is_error=True)
         if not predictions:
-            print("once every shard is done, score with the same command without --shard")
+            say("once every shard is done, score with the same command without --shard")
             return None
     if export:
         kit.write(export, asked, found)
     rows, table = runner.finish(out, asked, found, extraction, reader)
-    print(*runner.report(rows, reader), sep="\n", file=sys.stderr)
+    say(*runner.report(rows, reader), is_error=True)
     return show(table)
 
 
@@ -299,11 +300,11 @@ def asking(
     from vlaa_lib.evaluate import prompting
 
     if not prompt_file and "vlaa-thinker" in str(model).lower():
-        print(
+        say(
             "note: the released VLAA-Thinker checkpoints want the authors' own system prompt; "
             "copy it from inference.py of github.com/UCSC-VLAA/VLAA-Thinking into a file and name "
             "that with --system-prompt-file. Now they get ours.",
-            file=sys.stderr,
+            is_error=True,
         )
     prompt = prompting.read_text(prompt_file) if prompt_file else None
     return prompting.settings(preset, prompt, template, **limits)
@@ -329,9 +330,9 @@ def generate(
     picture = Path(image)
     answer = model_of(model, picture.parent, chosen, mode, "hf")
     (said,) = answer([Ask(question, chosen.system_prompt, (picture.name,))])
-    print(said.text)
+    say(said.text)
     if said.is_truncated:
-        print(f"cut off after {said.num_tokens} tokens; see --max-new-tokens", file=sys.stderr)
+        say(f"cut off after {said.num_tokens} tokens; see --max-new-tokens", is_error=True)
 
 
 # --- the entry -----------------------------------------------------------------------------------
@@ -363,11 +364,14 @@ def spelt_out(words: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the errors that a user can mend become one clear line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # what others print, on a terminal that is not UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(spelt_out(sys.argv[1:] if argv is None else argv), prog_name="python -m vlaa_lib")
     except SystemExit as end:
         return int(end.code or 0)
     except (ValueError, OSError, Halted) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {one_line(error)}", is_error=True)
         return 2
     return 0

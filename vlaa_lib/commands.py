@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typer import Argument, Option
 from vlaa_lib import Halted, folders
 
 from . import options as o
+from .escape import say
 from .options import loaded, one_of, show
 from .prompts import MAX_NEW_TOKENS
 from .tables import read
@@ -47,7 +47,7 @@ def construct(
     from vlaa_lib.records import kept
 
     if what == "card":
-        print("\n".join(map(str, building.export(out, images))))
+        say(*building.export(out, images))
         return
     if not (records and images):
         raise ValueError("construct needs --records FILE and --images FOLDER")
@@ -65,10 +65,10 @@ def construct(
     else:
         foreign = sum("scene" not in record.meta for record in kept(records, images))
         if foreign:
-            print(
+            say(
                 f"warning: {records}: {foreign} records are not of the micro-world, and without "
                 "--base-url or --endpoints the local teacher answers, which has rules for that "
-                "world alone; give real ones a real teacher (data/CONSTRUCT.md)", file=sys.stderr,
+                "world alone; give real ones a real teacher (data/CONSTRUCT.md)", is_error=True,
             )  # fmt: skip
         teacher = pocket.serve_teacher(pocket.scenes_of(kept(records, images), images))
     try:
@@ -76,10 +76,10 @@ def construct(
             result = building.run(made, images, url, out, limits=limits, **asked)
     except (Halted, KeyboardInterrupt) as stop:  # not at its end: the same command goes on
         said = str(stop) or f"interrupted; finished calls are kept in {out}, start again to go on"
-        print(f"stopped: {said}", file=sys.stderr)
+        say(f"stopped: {said}", is_error=True)
         raise typer.Exit(3) from None
     show(result.counts)
-    print(result.summary)
+    say(result.summary)
 
 
 def subset(
@@ -113,19 +113,19 @@ def subset(
             policy = models.load_policy(model)
             scores[model] = subsets.score(policy, made, images, place, *limits)
     if shard != (1, 1):
-        print("scored; once every shard is done, choose with the same command without --shard")
+        say("scored; once every shard is done, choose with the same command without --shard")
         return
     if scores:
         table, rejects = subsets.average(made, scores)
         folders.write_csv(folder / "perplexity.csv", table)
         recording.write(rejects, folder / "not_scored.jsonl")
-        print(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
+        say(f"{len(table)} records in {out}/perplexity.csv, {len(rejects)} in not_scored.jsonl")
     chosen = {f"top-{k}": subsets.select(made, scores, k).records for k in top}
     if aha:
         chosen[f"aha-{aha}"] = subsets.aha(made, aha, seed)
     for name, kept in chosen.items():
         recording.write(kept, folder / f"{name}.jsonl")
-        print(f"{len(kept)} records in {out}/{name}.jsonl")
+        say(f"{len(kept)} records in {out}/{name}.jsonl")
 
 
 # --- data: the released dataset, and the nine public ones behind it -------------------------------
@@ -145,10 +145,10 @@ def fetch(
     found = fetch.plan(root, revision, only or None)
     show(found.rows)
     download, unpack = map(fetch.megabytes, found.needs)
-    print(f"commit {found.commit}: {download} to download, about {unpack} to unpack", flush=True)
+    say(f"commit {found.commit}: {download} to download, about {unpack} to unpack")
     if not plan:
         fetch.download(found)
-        print(f"done; next: python -m vlaa_lib data check --root {root}")
+        say(f"done; next: python -m vlaa_lib data check --root {root}")
 
 
 @data.command()
@@ -162,7 +162,7 @@ def check(
 
     rows, wrong = fetch.check(root, records or None, deep)
     show(rows)
-    print("\n".join(wrong) or "every record has its picture")
+    say(*wrong or ["every record has its picture"])
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -180,7 +180,7 @@ def prepare(
     homes = {name: Path(root) / reader.folder for name, reader in sources.READERS.items()}
     there = [name for name, folder in homes.items() if folder.is_dir()]
     for name in [] if source else sorted(homes.keys() - there):
-        print(f"left out: {name}, as there is no folder {homes[name]}", file=sys.stderr)
+        say(f"left out: {name}, as there is no folder {homes[name]}", is_error=True)
     counts = sources.paper_counts(scale)
     chosen = source or there
     if unknown := [name for name in chosen if name not in counts]:
@@ -188,7 +188,7 @@ def prepare(
     if not chosen:
         raise ValueError(f"{root}: no dataset's folder here; see data/SOURCES.md")
     show(sources.write(out, {name: counts[name] for name in chosen}, root, seed))
-    print(f"records and pictures in {out}; what was left out is in rejects.jsonl")
+    say(f"records and pictures in {out}; what was left out is in rejects.jsonl")
 
 
 # --- process: sample a pool, score its steps, compare ways of choosing, train ---------------------
@@ -215,7 +215,7 @@ def pool(
     given = models.load_policy(model), made, images, out, name, candidates, temperature, seed
     found = pools.sample(*given, batch=batch, max_new_tokens=max_new_tokens)
     show(best_of_n.table([found], {}, [n for n in pools.SIZES if n <= found.reach], resamples=200))
-    print(f"{len(found.candidates)} questions of {name} in {out}")
+    say(f"{len(found.candidates)} questions of {name} in {out}")
 
 
 @process.command("judge")
@@ -259,8 +259,8 @@ def judge_steps(
     scorers.write(out, name, found)
     if isinstance(scorer, scorers.StepJudge):
         show([{"no score": k, "steps": n} for k, n in scorer.unusable.most_common()])
-        print(f"{scorer.failure_rate:.1%} of {scorer.asked} steps have no score")
-    print(f"scores of {len(found)} candidates by {name} in {out}")
+        say(f"{scorer.failure_rate:.1%} of {scorer.asked} steps have no score")
+    say(f"scores of {len(found)} candidates by {name} in {out}")
 
 
 @process.command("best-of-n")
@@ -279,7 +279,7 @@ def best_of_n(
     folders.write_csv(out, rows)
     largest = max((row["n"] for row in rows), default=0)
     show([{key: row[key] for key in SHOWN} for row in rows if row["n"] == largest])
-    print(f"{len(rows)} rows in {out}")
+    say(f"{len(rows)} rows in {out}")
 
 
 @process.command()
@@ -302,7 +302,7 @@ def search(
     policy = models.load_policy(model or m.policy, *given)
     trees = run(policy, made, images, out, cfg.search, cfg.seed)
     show(statistics(trees))
-    print(f"{len(rows(trees))} rows of {len(trees)} questions in {Path(out) / 'processes.json'}")
+    say(f"{len(rows(trees))} rows of {len(trees)} questions in {Path(out) / 'processes.json'}")
 
 
 @process.command("train-prm")
@@ -321,7 +321,7 @@ def train_prm(
 
     found = read_processes(rows, images)
     for reject in found.rejects:
-        print(f"rejected: {reject}")
+        say(f"rejected: {reject}")
     log = prm.train(cfg, found.rows, images, out, start)
     show([{key: row[key] for key in ("step", "loss") if key in row} for row in log])
     for name in ("held_out", "calibration"):
@@ -350,10 +350,10 @@ def microworld(
         if source or split != "train":
             raise ValueError("--benchmark has its own sources and split")
         rows = benchmarks.write_tsv(benchmark, out, n, seed)
-        print(f"{len(rows)} rows of {benchmark} in {out}")
+        say(f"{len(rows)} rows of {benchmark} in {out}")
         return
     made = world.write_split(out, list(dict.fromkeys(source or world.SOURCES)), split, n, seed)
-    print(f"{len(made)} records in {out}/records.jsonl")
+    say(f"{len(made)} records in {out}/records.jsonl")
 
 
 def models(

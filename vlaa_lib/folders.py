@@ -9,6 +9,7 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -28,6 +29,8 @@ from vlaa_lib import ROOT, VlaaError
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
             "plotly", "torch", "transformers", "trl")  # what results can depend on
 
+_DRAFT = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}")  # see `staged`; the number: its process
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -35,19 +38,33 @@ PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft
 def staged(path: str | Path) -> Iterator[Path]:
     """Give a draft, one's own, that becomes the file at the end; on an error it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:12]}")
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Let an error of the system name the file, which it does not where a disk is full."""
     try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[TextIO]:
     """Open a text that is there whole or not at all, on the disk too."""
-    with staged(path) as draft, draft.open("w", encoding="utf-8") as stream:
+    # half a surrogate pair, which no file can hold, becomes the escape that JSON has for it
+    given = {"encoding": "utf-8", "errors": "backslashreplace"}
+    with staged(path) as draft, draft.open("w", **given) as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
@@ -66,7 +83,27 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON for people too, atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value, indent=1) + "\n")
+
+
+def as_json(value: Any, **layout: Any) -> str:
+    """Write a value as JSON; NaN and infinity, which JSON does not know, become null.
+
+    >>> as_json({"reward": float("nan"), "of": (1, 2)})
+    '{"reward": null, "of": [1, 2]}'
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **layout)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -77,6 +114,45 @@ def write_csv(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_text(path: str | Path) -> str:
+    """Read UTF-8, whatever the locale; the mark (BOM) that some editors put first is no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        said = f"not UTF-8 text ({error.reason}); save it as UTF-8"
+        raise VlaaError(f"{path}: {said}") from None
+
+
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """Read a JSON file of ours, an object or, where `kind` is list, a list."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        said = "object" if kind is dict else "list"
+        raise VlaaError(f"{path}: not a JSON {said}; delete it, or take it from where it was made")
+    return found
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        # never its whole text, which quotes lines, and so a key that stands there
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", str(error))
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise VlaaError(f"{path}: cannot be read as YAML ({place}{why}); mend it") from None
+    except OSError as error:
+        raise VlaaError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if not isinstance(found, dict):
+        raise VlaaError(f"{path}: expected `key: value` lines, found {type(found).__name__}")
+    return found
 
 
 def whole_lines(path: str | Path, cut: bool = False) -> list[dict[str, Any]]:
@@ -98,7 +174,7 @@ def whole_lines(path: str | Path, cut: bool = False) -> list[dict[str, Any]]:
 def _object(text: str | bytes, problem: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise VlaaError(problem)
@@ -107,8 +183,9 @@ def _object(text: str | bytes, problem: str) -> dict[str, Any]:
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
     """Add one row to a JSON Lines file, in one write: it is whole, or the half line at the end."""
-    with Path(path).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    given = {"encoding": "utf-8", "errors": "backslashreplace"}  # as `atomic`
+    with named(path), Path(path).open("a", **given) as stream:
+        stream.write(as_json(row) + "\n")
 
 
 # --- whose folder it is --------------------------------------------------------------------------
@@ -129,8 +206,7 @@ def claim(
     if not path.is_file():
         write_json(path, settings)
         return Path(folder)
-    problem = f"{path}: not a JSON object; delete {folder}, or give another folder"
-    held = _object(path.read_bytes(), problem)
+    held = read_json(path)
     keys = sorted((held.keys() | settings) - set(names))
     if differ := [key for key in keys if held.get(key) != settings.get(key)]:
         said = ", ".join(f"{k} {held.get(k)!r} instead of {settings.get(k)!r}" for k in differ)
@@ -139,6 +215,9 @@ def claim(
             "settings, or delete it"
         )
     return Path(folder)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -155,8 +234,11 @@ def lock(folder: str | Path) -> Iterator[None]:
             f"{folder} is in use by another process; wait for it, or give another folder"
         ) from None
     except OSError as error:
-        raise _unlockable(folder, error) from None
+        if error.errno in _NO_LOCKS:
+            raise _unlockable(folder, error) from None
+        raise  # read-only, say
     try:
+        sweep(folder)
         yield
     finally:
         held.release()
@@ -176,7 +258,7 @@ def check_locks(folder: str | Path) -> None:
     except ImportError:  # Windows has locks of its own
         return
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno in _NO_LOCKS:
             raise _unlockable(folder, error) from None
 
 
@@ -203,6 +285,23 @@ def is_on_this_machine(folder: str | Path) -> bool:
         if place.is_relative_to(at) and len(at) >= depth:  # of two at one place the last one counts
             kind, depth = found, len(at)
     return kind in _LOCAL
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the drafts that killed processes left in a folder (see `staged`)."""
+    for left in Path(folder).glob(".*"):
+        if (made := _DRAFT.fullmatch(left.name)) and not _is_alive(int(made[1])):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def fingerprint(model: str | Path) -> str:
@@ -249,7 +348,7 @@ def machine() -> str:
     """Describe this machine in a line: system, processor, cores we may use, memory, GPUs."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    said = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    said = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     if found := re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE):
         model = found[1]
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
@@ -269,8 +368,9 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
+    text = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30, **text)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -109,7 +109,7 @@ def bounded(seconds: float) -> Iterator[None]:
         return
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with contextlib.suppress(ValueError, OSError):  # macOS has none
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        held = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, limits[1]))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

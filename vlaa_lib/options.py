@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Annotated, Any, Literal
 
 import typer
 from typer import Option
 
 from vlaa_lib import profiles
+from vlaa_lib.escape import say
 from vlaa_lib.prompts import MAX_NEW_TOKENS
 from vlaa_lib.tables import text_table
 
@@ -20,13 +22,39 @@ def one_of(**given: Any) -> None:
 
 def loaded(profile: str, changes: list[str], **more: Any) -> profiles.Settings:
     """Load a profile with KEY=VALUE changes; `more` wins where it holds a value."""
+    if wrong := [pair for pair in changes if "=" not in pair]:
+        raise ValueError(f"--set {wrong[0]}: write KEY=VALUE, such as grpo.beta=0.01")
     changed = dict(pair.split("=", 1) for pair in changes)
     return profiles.load(profile, **changed | {k: v for k, v in more.items() if v})
 
 
+# what to do about an error of the system; any other: see to the path
+REMEDIES = {
+    errno.ENOSPC: "make room, then run the same command again",
+    errno.EDQUOT: "make room, then run the same command again",
+    errno.EFBIG: "raise the limit on the size of files, then run the same command again",
+    errno.EROFS: "name a folder that may be written",
+    errno.EACCES: "name one that you may read, or write",
+    errno.ENAMETOOLONG: "name a shorter one",
+    errno.EISDIR: "name a file in it",
+}
+
+
+def one_line(error: Exception) -> str:
+    """Say an error in one line; of the system's: which file, why, what to do.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'a.csv: no such file or directory; check the path'
+    """
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
+        why = (error.strerror or str(error)).lower()
+        error = f"{error.filename}: {why}; {REMEDIES.get(error.errno, 'check the path')}"
+    return " ".join(str(error).split())
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table."""
-    print(text_table(rows))
+    say(text_table(rows))
 
 
 def shard_of(text: str) -> tuple[int, int]:

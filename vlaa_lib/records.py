@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from vlaa_lib import VlaaError
-from vlaa_lib.folders import write_lines
+from vlaa_lib.folders import as_json, write_lines
 
 REWARDS = ("digit", "mcq", "math", "iou", "open")
 # what a training's rewards and traces need of a record, as columns of its dataset
 COLUMNS = ("id", "source", "question", "gt", "solution", "reward", "frame", "meta")
 FRAMES = ("norm01", "norm1000", "pixel_original", "pixel_resized")
 CHUNK_CHARS = 2**16  # read at a time: files are larger than memory
+MAX_RECORD_CHARS = 2**26  # ours: a thousand times the longest record of the release
+MAX_DEPTH = 64  # ours, of lists and objects inside each other; a scene has six
+FLAT = "images"  # the source of pictures that lie in no folder of the image root
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # never in JSON, early in archives and UTF-16
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)  # or a whole string
 
 # Image folder of the released files -> (source, reward). Paper figure 4; chartqa is in the release
 # but not in the figure: open-ended is our choice.
@@ -55,7 +61,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the flat object that `from_json` reads; empty fields left out."""
-        row = {k: v for k, v in asdict(self).items() if k != "extra" and v not in ("", {})}
+        row = {k: v for k, v in vars(self).items() if k != "extra" and v not in ("", {})}
         return row | self.extra
 
     def to_columns(self) -> dict[str, Any]:
@@ -78,7 +84,7 @@ class Reject:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " * bool(self.file)
-        return f"{place}{self.id or '(no id)'}: {self.reason}"
+        return f"{place}{brief(self.id) or '(no id)'}: {self.reason}"
 
 
 class Loaded(NamedTuple):
@@ -90,6 +96,11 @@ class Loaded(NamedTuple):
 
 class RecordError(VlaaError):
     """A record, or a whole file, that cannot be used; the message says why and what to do."""
+
+
+def brief(text: str, chars: int = 80) -> str:
+    """Return what a message quotes of a text, which may be a megabyte."""
+    return text if len(text) <= chars else f"{text[:chars]}… ({len(text):,} characters)"
 
 
 def normalise_gold(gt: Any) -> str:
@@ -111,7 +122,7 @@ def clean_image_path(image: str) -> str:
     if not parts:
         raise RecordError("'image' is empty; give a path below the image root")
     if ".." in parts or ":" in parts[0]:
-        raise RecordError(f"image {image!r} leaves the image root; use a path below it")
+        raise RecordError(f"image {brief(image)!r} leaves the image root; use a path below it")
     return "/".join(parts)
 
 
@@ -124,8 +135,12 @@ def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
 def image_below(image: str, images: str | Path | None) -> str:
     """Return the clean path of an image, which must exist where the root is given."""
     image = clean_image_path(image)
-    if images is not None and not (Path(images) / image).is_file():
-        raise RecordError(f"image {image!r} is not below {images}; fetch it or fix it")
+    try:
+        is_there = images is None or (Path(images) / image).is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise RecordError(f"image {brief(image)!r}: {error.strerror}; fix the path") from None
+    if not is_there:
+        raise RecordError(f"image {brief(image)!r} is not below {images}; fetch it or fix it")
     return image
 
 
@@ -144,12 +159,28 @@ def check(row: Any, needed: Iterable[str], kinds: Mapping[str, tuple[Any, str]])
         if row.get(key) is None or row[key] in ("", []):
             raise RecordError(f"key {key!r} is missing or empty")
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        text.encode()
     except UnicodeEncodeError:  # JSON can escape what no file can hold
         raise RecordError("a text holds half a character (a lone surrogate); repair it") from None
+    except (ValueError, RecursionError) as error:
+        is_deep = isinstance(error, RecursionError)
+        said = "is nested too deeply" if is_deep else "holds NaN, infinity or a number as large"
+        raise RecordError(f"it {said}; repair or delete it") from None
+    if text.count("{") + text.count("[") > MAX_DEPTH < _depth(row):
+        raise RecordError(f"it is nested deeper than {MAX_DEPTH} levels; flatten or delete it")
     for key, (kind, said) in kinds.items():
         if row.get(key) is not None and not isinstance(row[key], kind):
             raise RecordError(f"key {key!r} is {type(row[key]).__name__}, expected {said}")
+
+
+def _depth(value: Any) -> int:
+    """Count the levels of lists and objects, without recursion."""
+    level, depth = [value], 0
+    while level := [held for one in level if isinstance(one, (dict, list))
+                    for held in (one.values() if isinstance(one, dict) else one)]:  # fmt: skip
+        depth += 1
+    return depth
 
 
 def from_json(row: Any) -> Record:
@@ -165,17 +196,19 @@ def from_json(row: Any) -> Record:
     source, reward = FOLDERS.get(image.split("/")[0], ("", ""))
     reward = row.get("reward") or reward
     if reward not in REWARDS:
-        said = f"unknown reward {reward!r}" if reward else f"no known source for image {image!r}"
+        said = f"unknown reward {brief(reward)!r}" if reward else (
+            f"no known source for image {brief(image)!r}"
+        )
         raise RecordError(f"{said}; set 'reward' to one of {', '.join(REWARDS)}")
     frame = row.get("frame") or ("norm01" if reward == "iou" else "")
     if frame and frame not in FRAMES:
-        raise RecordError(f"unknown frame {frame!r}; use one of {', '.join(FRAMES)}")
+        raise RecordError(f"unknown frame {brief(frame)!r}; use one of {', '.join(FRAMES)}")
     known = {f.name for f in fields(Record)} - {"extra"}
     values = {k: row[k] for k in known & row.keys() if row[k] is not None}
     values |= {
         "id": str(row["id"]),
         "image": image,
-        "source": row.get("source") or source or image.split("/")[0],
+        "source": row.get("source") or source or (image.split("/")[0] if "/" in image else FLAT),
         "reward": reward,
         "frame": frame,
         "solution": str(row.get("solution") or normalise_gold(row["gt"])),
@@ -200,10 +233,21 @@ def iter_json(
     if first == "[" or key:
         yield from _iter_array(stream, key, chunk_chars)
         return
-    for number, line in enumerate(stream, 1):
-        if text := line.strip("\ufeff \t\r\n"):
+    # by its line breaks alone: `str.splitlines` would also cut at U+2028 and U+0085 inside a text
+    number = 0
+    while line := stream.readline(MAX_RECORD_CHARS):
+        number += 1
+        if len(line) == MAX_RECORD_CHARS and not line.endswith("\n"):
+            while not (rest := stream.readline(MAX_RECORD_CHARS)).endswith("\n") and rest:
+                pass
+            said = f"longer than {MAX_RECORD_CHARS:,} characters; delete this line"
+            yield number, RecordError(said)
+        elif text := line.strip("\ufeff \t\r\n"):
             try:
+                text.encode()
                 yield number, json.loads(text)
+            except UnicodeEncodeError:  # see `iter_file`
+                yield number, RecordError("not UTF-8 text; repair or delete this line")
             except (ValueError, RecursionError) as error:  # also: a number of thousands of digits
                 yield number, RecordError(f"not valid JSON ({error}); repair or delete this line")
 
@@ -219,37 +263,63 @@ def _iter_array(stream: TextIO, key: str, chunk_chars: int) -> Iterator[tuple[in
             yield 1, RecordError(f"no list under the key {key!r}; is this the dataset's own file?")
             return
         buffer = buffer[-kept_chars:] + more
-    end, decoder, gap = match.end(), json.JSONDecoder(), re.compile(r"[\s,]*")
+    decoder, gap = json.JSONDecoder(parse_int=_integer), re.compile(r"[\s,]*")
+    at, counted = match.end(), 0
     while True:
-        end = gap.match(buffer, end).end()
-        line, buffer, end = line + buffer.count("\n", 0, end), buffer[end:], 0
-        if buffer.startswith("]"):
-            if not key and (buffer[1:] + stream.read(chunk_chars)).strip():
+        at = gap.match(buffer, at).end()
+        line, counted = line + buffer.count("\n", counted, at), at
+        if buffer.startswith("]", at):
+            if not key and (buffer[at + 1 :] + stream.read(chunk_chars)).strip():
                 yield line, RecordError("text after the end of the array; make it one array")
             return
         try:
-            value, end = decoder.raw_decode(buffer)
-        except (ValueError, RecursionError):  # also: a number with thousands of digits
+            value, end = decoder.raw_decode(buffer, at)
+        except RecursionError:
+            value, end = RecordError("it is nested too deeply; delete it"), _end(buffer, at)
+        except ValueError:  # cut off by the chunk, as a rule
             end = len(buffer)
         if end < len(buffer):  # a number could go on in the next chunk: something must follow
             yield line, value
-        elif more := stream.read(max(chunk_chars, len(buffer))):
-            buffer, end = buffer + more, 0
+            at = end
+        elif (left := len(buffer) - at) <= MAX_RECORD_CHARS and (
+            more := stream.read(max(chunk_chars, left))  # each time twice: all of it is linear
+        ):
+            buffer, at, counted = buffer[at:] + more, 0, 0
         else:
             broken = "the JSON array is broken or cut off here; nothing after it can be read"
             yield line, RecordError(broken)
             return
 
 
+def _integer(digits: str) -> float:
+    """Read a whole number; one of thousands of digits, which Python refuses, is infinite."""
+    return int(digits) if len(digits) < 4300 else math.inf
+
+
+def _end(buffer: str, start: int) -> int:
+    """Return where an element of brackets ends, or the end of the buffer."""
+    depth = 0
+    for found in _BRACKETS.finditer(buffer, start):
+        depth += (found[0] in "[{") - (found[0] in "]}")
+        if not depth:
+            return found.end()
+    return len(buffer)
+
+
 def iter_file(path: str | Path, key: str = "") -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of a file as `iter_json` does; a RecordError where there is no text."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            yield from iter_json(stream, key)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 text ({error.reason}); is it an archive?") from None
-    except (FileNotFoundError, IsADirectoryError):
+        with open(path, "rb") as file:
+            if _BINARY.search(file.peek(2**12)[: 2**12]):
+                raise RecordError(f"{path}: not UTF-8 text; is it an archive?")
+            # a byte that is no UTF-8 makes its own record a reject, not the file
+            yield from iter_json(io.TextIOWrapper(file, "utf-8", "surrogateescape"), key)
+    except FileNotFoundError:
         raise RecordError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise RecordError(f"{path}: a folder; name a file in it") from None
+    except io.UnsupportedOperation:
+        raise RecordError(f"{path}: no regular file; write what it holds to one first") from None
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[Record | Reject]:
@@ -292,8 +362,7 @@ def load(path: str | Path, images: str | Path | None = None) -> Loaded:
 
 def line_of(row: Record | Reject) -> str:
     """Return a record's or a reject's line of a JSON Lines file."""
-    fields = row.to_json() if isinstance(row, Record) else asdict(row)
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return as_json(row.to_json() if isinstance(row, Record) else vars(row)) + "\n"
 
 
 def write(rows: Iterable[Record | Reject], path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables: rows as Markdown for a terminal, as HTML for a page.
+"""Tables: rows as text for a terminal, as Markdown for a file, as HTML for a page.
 
 Not by pandas' writers: numbers stand to the right, with four digits, texts wrap, all is escaped.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from vlaa_lib import VlaaError
+from vlaa_lib.escape import markdown
 
 Rows = Iterable[dict[str, Any]]
 
@@ -19,10 +22,14 @@ _GREY_TEXT = "color:#767676;font-style:italic"  # the paper's lines; its grey is
 
 def read(rows: str | Path | Rows) -> list[dict[str, Any]]:
     """Return rows as a list; a path is read as CSV."""
-    if isinstance(rows, (str, Path)):
-        with open(rows, encoding="utf-8", newline="") as stream:
+    if not isinstance(rows, (str, Path)):
+        return list(rows)
+    try:
+        with open(rows, encoding="utf-8-sig", newline="") as stream:
             return list(csv.DictReader(stream))
-    return list(rows)
+    except (csv.Error, UnicodeDecodeError) as error:
+        said = f"not a CSV file in UTF-8 ({error}); write it again"
+        raise VlaaError(f"{rows}: {said}") from None
 
 
 def number(value: Any) -> float | None:
@@ -83,8 +90,11 @@ class Table:
         return html_table(self.rows, self.columns, self.grey_from)
 
 
-def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
-    """Write rows as an aligned Markdown table, readable as plain text too; see `Table`.
+def text_table(
+    rows: str | Path | Rows, columns: list[str] | None = None,
+    escaped: Callable[[str], str] = lambda text: text.replace("|", "\\|"),
+) -> str:  # fmt: skip
+    """Write rows as an aligned table for people; see `Table`, and `markdown_table` for a file.
 
     >>> print(text_table([{"model": "sft", "accuracy": 0.51234}, {"model": "a|b"}]))
     | model | accuracy |
@@ -95,7 +105,7 @@ def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
     lines, numeric = _cells(rows, columns)
     if not numeric:
         return "(no rows)"
-    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
+    lines = [[escaped(text) for text in line] for line in lines]
     written = []
     for is_right, (head, *body) in zip(numeric, zip(*lines, strict=True), strict=True):
         width = max(3, *map(len, (head, *body)))
@@ -103,6 +113,11 @@ def text_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str
         texts = [head, f"{rule}:" if is_right else f":{rule}", *body]
         written.append([t.rjust(width) if is_right else t.ljust(width) for t in texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*written, strict=True))
+
+
+def markdown_table(rows: str | Path | Rows, columns: list[str] | None = None) -> str:
+    """Write a `text_table` for a Markdown file, in which no cell's text becomes markup."""
+    return text_table(rows, columns, markdown)
 
 
 def html_table(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlaa_lib import ROOT, VlaaError, folders, tables, worlds
 from vlaa_lib import records as files
+from vlaa_lib.images import image_file
 from vlaa_lib.llm import Ledger
 from vlaa_lib.records import Record, RecordError
 
@@ -20,6 +19,7 @@ from .pipeline import LEDGER
 PAPER = ROOT / "data" / "paper" / "vlaa_thinking.json"
 # keys of the released files
 RELEASED = ("id", "image", "question", "gt", "answer", "caption", "meta")
+TAKEN, TOKENS = ("seconds", "cost"), ("prompt_tokens", "completion_tokens")  # columns of counts
 # column of table 1 -> step and key of our counts, key of the paper's row
 TABLE_1 = {
     "original": ("caption", "in", "original"),
@@ -40,7 +40,7 @@ def table_1(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = ours.setdefault(stands_for.get(row["source"], row["source"]), Counter())
         for column, (step, key, _) in TABLE_1.items():
             found[column] += int(row[key]) if row["step"] == step else 0
-    paper = json.loads(PAPER.read_text())["table1_dataset"]
+    paper = folders.read_json(PAPER)["table1_dataset"]
     theirs = {row[0]: dict(zip(paper["columns"], row, strict=True)) for row in paper["rows"]}
     table = []
     for name in dict.fromkeys([*theirs, *ours]):
@@ -67,20 +67,36 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
     if not (out / "counts.csv").is_file():
         raise VlaaError(f"{out}: no finished run here (counts.csv is missing); run construct")
     counts, written, sizes = tables.read(out / "counts.csv"), [], {}
+    try:
+        found = table_1(counts)
+        [float(row[key]) for row in counts for key in (*TAKEN, *TOKENS)]
+        if not counts:
+            raise ValueError("no rows")
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"not the counts of a construction ({error!r}); run construct again"
+        raise VlaaError(f"{out / 'counts.csv'}: {said}") from None
     for split, name in (("sft", "SFT"), ("rl", "GRPO")):
         path = out / f"{split}.jsonl"
-        sizes[split] = sum(1 for _ in files.kept(path))
+        sizes[split] = sum(1 for _ in _whole(path))
         if sizes[split]:
-            lines = (json.dumps(released(r), ensure_ascii=False) + "\n" for r in files.kept(path))
+            lines = (folders.as_json(released(r)) + "\n" for r in _whole(path))
             written.append(out / "released" / f"{name}-{sizes[split]}.json")
             folders.write_lines(written[-1], lines)
             written.append(out / "hub" / "data" / f"{split}-00000-of-00001.parquet")
             _write_parquet(path, written[-1], images)
     if not written:
         raise VlaaError(f"{out}: the run kept no record; counts.csv says where they went")
-    folders.write_csv(out / "table1.csv", table_1(counts))
+    folders.write_csv(out / "table1.csv", found)
     folders.write_text(out / "hub" / "README.md", card(out, counts, sizes))
     return [*written, out / "table1.csv", out / "hub" / "README.md"]
+
+
+def _whole(path: Path) -> Iterator[Record]:
+    """Read a split of a finished run, which holds no reject: nothing is left out in silence."""
+    for row in files.read(path):
+        if not isinstance(row, Record):
+            raise RecordError(f"{row}; run construct again")
+        yield row
 
 
 def released(record: Record) -> dict[str, Any]:
@@ -102,11 +118,11 @@ def _write_parquet(split: Path, target: Path, images: str | Path | None) -> None
     import datasets
 
     def flat() -> Iterator[dict[str, Any]]:
-        for record in files.kept(split):
-            row = asdict(record)
-            row |= {key: json.dumps(row[key], ensure_ascii=False) for key in ("meta", "extra")}
-            if images:
-                held = (Path(images) / record.image).read_bytes()
+        for record in _whole(split):
+            row = dict(vars(record))
+            row |= {key: folders.as_json(row[key]) for key in ("meta", "extra")}
+            if images:  # what is published: nothing from outside the root, no link followed there
+                held = image_file(record.image, images).read_bytes()
                 row["image"] = {"bytes": held, "path": record.image}
             yield row
 
@@ -116,7 +132,11 @@ def _write_parquet(split: Path, target: Path, images: str | Path | None) -> None
     # through a file of its own: the pictures of a whole split need not fit into memory
     with tempfile.TemporaryDirectory() as cache, folders.staged(target) as draft:
         features = datasets.Features(columns)
-        datasets.Dataset.from_generator(flat, features=features, cache_dir=cache).to_parquet(draft)
+        try:
+            made = datasets.Dataset.from_generator(flat, features=features, cache_dir=cache)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise error.__cause__ from None  # of a picture, say: the library wraps it
+        made.to_parquet(draft)
 
 
 def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
@@ -129,8 +149,8 @@ def card(out: Path, counts: list[dict[str, Any]], sizes: dict[str, int]) -> str:
         for row in counts
         for reason, number in re.findall(r"(.+?): (\d+)(?:; |$)", row["reasons"])
     ]
-    spent = {key: sum(float(row[key]) for row in counts) for key in ("seconds", "cost")}
-    tokens = sum(int(row["prompt_tokens"]) + int(row["completion_tokens"]) for row in counts)
+    spent = {key: sum(float(row[key]) for row in counts) for key in TAKEN}
+    tokens = sum(int(row[key]) for row in counts for key in TOKENS)
     is_micro = any(row["source"] in worlds.known().sources for row in counts)
     nature = (
         "The pictures are drawn (a micro-world), the teacher is a program with stated error "
@@ -155,15 +175,15 @@ caption, distil, rewrite, verify and split after VLAA-Thinking (arXiv 2504.11468
 
 ## Counts, beside the paper's table 1
 
-{tables.text_table(table_1(counts))}
+{tables.markdown_table(table_1(counts))}
 
 ## Where records were lost
 
-{tables.text_table(lost) if lost else "None was."}
+{tables.markdown_table(lost) if lost else "None was."}
 
 ## Who answered, and what it took
 
-{tables.text_table(models)}
+{tables.markdown_table(models)}
 
 {tokens:,} tokens, {spent["cost"]:.4f} US dollars at the prices given, {spent["seconds"]:,.0f}
 seconds of waiting for replies (many at a time).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -178,9 +177,6 @@ def run(
 @contextmanager
 def _writer(out: Path) -> Iterator[Callable[[Record | Dropped], None]]:
     """Open the three files, each there whole or not at all, and give what writes an outcome."""
-    for name in ("sft.jsonl", "rl.jsonl", "drops.jsonl", "rejects.jsonl", "counts.csv"):
-        for left in out.glob(f".{name}.*"):  # half-written by a run that was killed
-            left.unlink()
     with (folders.atomic(out / "sft.jsonl") as sft, folders.atomic(out / "rl.jsonl") as rl,
           folders.atomic(out / "drops.jsonl") as drops):  # fmt: skip
 
@@ -188,7 +184,7 @@ def _writer(out: Path) -> Iterator[Callable[[Record | Dropped], None]]:
             if isinstance(outcome, Record):
                 (rl if has_aha(outcome.answer) else sft).write(files.line_of(outcome))
             else:
-                drops.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
+                drops.write(folders.as_json(outcome._asdict()) + "\n")
 
         yield write
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlaa_lib import VlaaError, prompts
+from vlaa_lib.folders import read_text
 from vlaa_lib.llm import NO_TEXT, Reply, Request, fill, quoted
 from vlaa_lib.llm.messages import SLOT
 from vlaa_lib.records import Record
@@ -61,9 +62,9 @@ def read_templates(folder: str | Path) -> Templates:
         if not path.exists():
             continue
         try:
-            found[step] = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise VlaaError(f"{path}: cannot be read ({error})") from None
+            found[step] = read_text(path)
+        except OSError as error:
+            raise VlaaError(f"{path}: cannot be read ({error.strerror}); mend or move it") from None
         slots = set(SLOT.findall(found[step]))
         if missing := set(needed) - slots:
             raise VlaaError(f"{path}: no slot {{{min(missing)}}}; the step cannot do without")

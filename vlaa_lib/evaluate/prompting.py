@@ -10,7 +10,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from vlaa_lib import VlaaError, images, prompts
+from vlaa_lib import VlaaError, folders, images, prompts
 
 from .benchmarks import HELD_OUT, Benchmark, Row, family, is_missing
 from .generate import Ask, Limits, ask
@@ -94,20 +94,12 @@ def settings(
 
 def read_text(path: str | Path) -> str:
     """Read a prompt's file, less the line break that editors put at its end."""
-    try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise VlaaError(f"{path}: not UTF-8 text ({error.reason})") from None
+    return folders.read_text(path).removesuffix("\n")
 
 
 def _read_template(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise VlaaError(f"{path}: not YAML ({error})") from None
-    template = found.get("template") if isinstance(found, dict) else None
+    found = folders.read_yaml(path)
+    template = found.get("template")
     if not isinstance(template, str) or "{question}" not in template:
         raise VlaaError(f"{path}: no text under 'template' with the slot {{question}}; add it")
     given = found.get("instructions") or {}

@@ -7,7 +7,6 @@ order), `scores-MODE.csv`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -164,7 +163,7 @@ def finish(
 
 def lines(rows: list[Row]) -> Iterator[str]:
     """Return rows as JSON Lines."""
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return (folders.as_json(row) + "\n" for row in rows)
 
 
 def report(rows: list[Row], judge: Judge | None = None) -> list[str]:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
+
+from vlaa_lib.escape import say
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 # RuntimeError: the loop has closed in the meantime
                 with contextlib.suppress(KeyboardInterrupt, RuntimeError):
                     loop.call_soon_threadsafe(task.cancel)
-                    print(said, file=sys.stderr)
+                    say(said, is_error=True)
                     wait([future])
             raise
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vlaa_lib import Halted, VlaaError
+from vlaa_lib.escape import say
 
 from .apart import GRACE_S, run_apart
 from .endpoints import Endpoint
@@ -197,7 +197,7 @@ class Client:
         finally:
             for step, said in self._last.items():
                 lost = f"{self._lost[step]} calls got no reply"
-                print(f"{self._teacher(step)}: {lost}, last: {said}", file=sys.stderr)
+                say(f"{self._teacher(step)}: {lost}, last: {said}", is_error=True)
         if any(self._missed.values()) and not self._heard and not self._has_refused:
             step = next(iter(self._missed))
             raise self._unreachable(step, f"no call was answered, last: {self._last[step]}")
@@ -219,7 +219,7 @@ class Client:
                 call.cancel()
             if late:
                 lost = f"{len(late)} calls had no reply after {within_s:g} s"
-                print(f"{lost}: the next run asks them again", file=sys.stderr)
+                say(f"{lost}: the next run asks them again", is_error=True)
 
     async def _in_order(
         self, items: Iterable[S], work: Callable[[S], Awaitable[T]], write: Callable[[T], None]

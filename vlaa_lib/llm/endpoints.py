@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import NonNegativeFloat, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vlaa_lib import VlaaError
+from vlaa_lib import VlaaError, folders
 
 from .transport import is_loopback, shown_address
 
@@ -80,19 +80,9 @@ def read_endpoints(
     Raises:
         VlaaError: names file, section, key and what to write instead.
     """
-    import yaml
     from openai.resources.chat.completions import AsyncCompletions
 
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:  # its own text quotes lines, and so a key that stands there
-        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", "")
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise VlaaError(f"{path}: cannot be read as YAML ({place}{why})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlaaError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(given, dict):
-        raise VlaaError(f"{path}: expected a section for each of {', '.join(known)}")
+    given = folders.read_yaml(path)
     settable = inspect.signature(AsyncCompletions.create).parameters.keys() - OURS
     found = dict(known)
     for name, values in given.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def measure(folder: Path, stage: str, per_source: int = 56) -> tuple[list[dict],
 
 def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
     """Measure a checkpoint on held-out records and write its card."""
-    from vlaa_lib.tables import text_table
+    from vlaa_lib.tables import markdown_table
 
     rows, found = measure(folder, stage, per_source)
     table = [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()
@@ -59,7 +58,7 @@ def write_card(stage: str, folder: Path, per_source: int = 56) -> None:
         "base": "Describes pictures and answers bare questions; knows no chat.",
         "instruct": "Chats; replies in plain words or, less often, in the think/answer format.",
     }[stage]
-    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe = folders.read_json(folder / "recipe.json")
     folders.write_text(
         folder / "README.md",
         f"""# Pocket VLM, {stage}
@@ -76,7 +75,7 @@ Rebuild: `python -m vlaa_lib models build-pocket --stage {stage}`. Measure again
 Greedy on {per_source} held-out records a source (`test` split, seed 1), beside the same prompts
 with a blank picture:
 
-{text_table(table)}
+{markdown_table(table)}
 
 Over the sources whose answers a rule checks (solids, figure, plot, panel, locate, relation):
 {found["closed"]:.1%} right. Sampled at temperature 0.8, {found["format_at_08"]:.1%} of the replies

@@ -29,6 +29,7 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlaa_lib import folders, prompts
+from vlaa_lib.escape import say
 from vlaa_lib.models import IMAGE_PAD, VISION_END, VISION_START, ImageProcessor
 
 from . import microworld
@@ -263,7 +264,7 @@ def train(
             row = {"stage": stage, "step": number, "loss": round(statistics.mean(losses), 4)}
             row |= {"seen": round(statistics.mean(right), 4) if right else None}
             log.append(row | {"seconds": round(spent)})
-            print(json.dumps(log[-1] | {"of": steps}), flush=True)
+            say(folders.as_json(log[-1] | {"of": steps}))
             losses.clear()
             right.clear()
         if number % KEEP == 0 and number < steps:
@@ -333,7 +334,7 @@ def build(
     steps = {stage: getattr(recipe, f"{stage}_steps") for stage in stages
              if not (work / f"{stage}.pt").is_file()}  # fmt: skip
     minutes = sum(PACE_S[stage] * number for stage, number in steps.items()) / 60
-    print(f"{steps} steps; {minutes:.0f} minutes on two cores at our pace")
+    say(f"{steps} steps; {minutes:.0f} minutes on two cores at our pace")
     for stage in stages:
         kept = work / f"{stage}.pt"
         if kept.is_file():
@@ -362,7 +363,7 @@ def save(
     processor.chat_template = BASE_TEMPLATE if stage == "base" else CHAT_TEMPLATE
     processor.save_pretrained(folder)
     folders.write_json(folder / "recipe.json", asdict(recipe))
-    folders.write_lines(folder / "training_log.jsonl", (json.dumps(row) + "\n" for row in log))
+    folders.write_lines(folder / "training_log.jsonl", (folders.as_json(row) + "\n" for row in log))
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     folders.write_text(folder / "SHA256", f"{digest}  {weights.name}\n")

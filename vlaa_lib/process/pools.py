@@ -66,7 +66,7 @@ def sample(
     """Sample n solutions of each record into a folder, and one greedy answer.
 
     Killed and started again it makes what is missing, the same as if it had never stopped:
-    candidates are drawn from the seed and the questions of their part.
+    candidates are drawn from the seed and the questions of their part. One process at a time.
 
     Args:
         temperature: ours, as the paper's is not known; VLAA-Thinking §4, GRPO's rollouts.
@@ -80,22 +80,23 @@ def sample(
                 "questions": questions, "batch": batch, "max_new_tokens": max_new_tokens,
                 "records": zlib.crc32(repr([(r.id, r.question) for r in records]).encode()),
                 **fingerprint(policy)}  # fmt: skip
-    folders.claim(folder, settings, "pool.json", names=["policy"])
-    store, done = traces.TraceStore(folder), {row["record_id"] for row in _rows(folder)}
     given = images, batch, max_new_tokens
-    for start in range(0, len(records), questions):
-        part = records[start : start + questions]
-        if part[0].id in done:
-            continue
-        torch.manual_seed(seed + start)
-        asked = [record for record in part for _ in range(n)]
-        texts = evaluate.generate(policy, asked, *given, temperature)
-        rows = evaluate.score_rows(asked, texts, model=generator)
-        for i, row in enumerate(rows):
-            row["sample"] = i % n
-        texts = evaluate.generate(policy, part, *given)
-        rows += evaluate.score_rows(part, texts, model=generator, sample=GREEDY)
-        store.append(traces.from_evaluation(rows, part, seed=seed))
+    with folders.lock(folder):
+        folders.claim(folder, settings, "pool.json", names=["policy"])
+        store, done = traces.TraceStore(folder), {row["record_id"] for row in _rows(folder)}
+        for start in range(0, len(records), questions):
+            part = records[start : start + questions]
+            if part[0].id in done:
+                continue
+            torch.manual_seed(seed + start)
+            asked = [record for record in part for _ in range(n)]
+            texts = evaluate.generate(policy, asked, *given, temperature)
+            rows = evaluate.score_rows(asked, texts, model=generator)
+            for i, row in enumerate(rows):
+                row["sample"] = i % n
+            texts = evaluate.generate(policy, part, *given)
+            rows += evaluate.score_rows(part, texts, model=generator, sample=GREEDY)
+            store.append(traces.from_evaluation(rows, part, seed=seed))
     return load(folder)
 
 

@@ -6,7 +6,6 @@ a score between 0 and 1. Ours: one linear unit and a sigmoid, squared error on t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers.conversion_mapping import (
 )
 
 from vlaa_lib import VlaaError, folders, models
+from vlaa_lib.escape import say
 from vlaa_lib.images import fit_image, open_image
 from vlaa_lib.models import Policy
 from vlaa_lib.profiles import Settings
@@ -142,7 +142,7 @@ def load(path: str | Path, **budget: int) -> Policy:
             f"{path}: no ViLPRM (no {CARD}); train one with `python -m vlaa_lib process train-prm`"
         )
     # an adapter that was trained beside 4-bit weights scores otherwise on whole ones
-    is_4bit = json.loads(card.read_text(encoding="utf-8"))["mode"] == "4bit"
+    is_4bit = folders.read_json(card)["mode"] == "4bit"
     mode = "4bit" if is_4bit else "full"
     policy = models.load_policy(path, mode, kind=StepScorer, merge=not is_4bit, **budget)
     policy.model.step_head.float()
@@ -317,7 +317,7 @@ def within(policy: Policy, made: Sequence[Solution], limit: int) -> list[Solutio
         if tokens <= limit:
             kept.append(one)
         else:
-            print(f"left out: {one.image}: {tokens} tokens of text, the limit is {limit}")
+            say(f"left out: {one.image}: {tokens} tokens of text, the limit is {limit}")
     if not kept:
         raise RecordError(f"all {len(made)} solutions are too long; raise prm.max_tokens")
     return kept

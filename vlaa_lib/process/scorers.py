@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -95,7 +94,7 @@ def write(path: str | Path, scorer: str, scores: Scores) -> None:
          "scores": [None if math.isnan(score) else score for score in values]}
         for (generator, record_id, sample), values in scores.items()
     )  # fmt: skip
-    folders.write_lines(path, (json.dumps(row) + "\n" for row in rows))
+    folders.write_lines(path, (folders.as_json(row) + "\n" for row in rows))
 
 
 def read(*paths: str | Path) -> dict[str, Scores]:

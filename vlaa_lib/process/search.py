@@ -203,8 +203,8 @@ def search(
             begin = int(sha256(f"{seed} {part[0].id}".encode()).hexdigest()[:8], 16)
             found = grow(part, sampler, verifier or is_right, s, begin)
             for file, tree in zip(files, found, strict=True):
-                folders.write_text(file, json.dumps(tree, ensure_ascii=False) + "\n")
-        trees += [json.loads(file.read_text(encoding="utf-8")) for file in files]
+                folders.write_text(file, folders.as_json(tree) + "\n")
+        trees += map(folders.read_json, files)
     return trees
 
 
@@ -230,7 +230,7 @@ def run(
 
     trees = search(made, sample, out, s, seed, fingerprint(policy)["weights"])
     # one JSON array, as the released file is; `read_processes` reads both
-    text = json.dumps(rows(trees), ensure_ascii=False, indent=0) + "\n"
+    text = folders.as_json(rows(trees), indent=0) + "\n"
     folders.write_text(Path(out) / "processes.json", text)
     folders.write_csv(Path(out) / "statistics.csv", statistics(trees))
     return trees

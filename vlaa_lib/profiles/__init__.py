@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from vlaa_lib import VlaaError
+from vlaa_lib import VlaaError, folders
 from vlaa_lib.records import REWARDS
 
 FOLDER = Path(__file__).parent
@@ -210,14 +210,17 @@ def load(profile: str, **overrides: Any) -> Settings:
             as text, as on a command line, is read as YAML.
     """
     if profile.endswith(".json"):
-        values = json.loads(Path(profile).read_text(encoding="utf-8"))
+        values = folders.read_json(profile)
     else:
         values = {"profile": profile}
         for text in _texts(profile):
             _merge(values, yaml.safe_load(text))
         values.pop("like", None)
     for key, value in _flat(overrides):
-        nested = yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            nested = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            raise VlaaError(f"{key}={value}: not a value of YAML ({error.problem})") from None
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(values, nested)

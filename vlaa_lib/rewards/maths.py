@@ -100,7 +100,7 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(ValueError, OSError):  # macOS has none; the time limit still holds
         # beyond what it holds: a script's main module, imported here again, may have loaded torch
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        held = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     logging.disable(logging.WARNING)  # Math-Verify warns that its own timer is off
     from math_verify import grader  # before the first task's clock starts

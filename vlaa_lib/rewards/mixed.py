@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import prompts
+from vlaa_lib.escape import say
 from vlaa_lib.folders import atomic
 from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, numbered
 
@@ -162,7 +162,7 @@ def usable(
                     found += 1
                     yield row
                     continue
-                print(f"rejected: {reject}", file=sys.stderr)
+                say(f"rejected: {reject}", is_error=True)
                 if rejects:
                     rejects.write(line_of(reject))
     if not seen:

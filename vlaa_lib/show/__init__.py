@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import ROOT
+from vlaa_lib import ROOT, folders
 from vlaa_lib.tables import Table
 
 from .html import trace_html
@@ -42,7 +41,7 @@ def source(fn: Callable | type) -> Any:
 def minutes(notebook: str) -> Table:
     """Say how long a notebook took in the measured runs of `data/results`, as a table."""
     files = sorted((ROOT / "data" / "results").glob("**/run_card.json"))
-    cards = [json.loads(path.read_text()) for path in files]
+    cards = map(folders.read_json, files)
     rows = [{"profile": card["profile"], "minutes": round(card["minutes"][notebook], 1),
              "on": card["machine"]}
             for card in cards if card["minutes"].get(notebook) is not None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from vlaa_lib.escape import in_figure
 from vlaa_lib.folders import write_csv
 from vlaa_lib.images import font, sheet
 from vlaa_lib.rewards.boxes import iou
@@ -69,8 +69,8 @@ def finish(
     lines = textwrap.wrap(title, 70)
     return figure.update_layout(
         template="simple_white", width=WIDTH_PX, height=HEIGHT_PX, showlegend=legend,
-        title={"text": "<br>".join(map(plain, lines)), "font": {"size": 15}},
-        xaxis_title=plain(x_title), yaxis_title=plain(y_title),
+        title={"text": "<br>".join(map(in_figure, lines)), "font": {"size": 15}},
+        xaxis_title=in_figure(x_title), yaxis_title=in_figure(y_title),
         legend={"orientation": "h", "y": -0.32},
         margin={"l": 60, "r": 20, "t": 32 + 18 * max(1, len(lines)), "b": 60},
     )
@@ -82,14 +82,9 @@ def html(figure: go.Figure) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config=options)
 
 
-def plain(value: Any) -> Any:
-    """Return a text that plotly shows as it is: it would read some of HTML's tags as such."""
-    return escape(value, quote=False) if isinstance(value, str) else value
-
-
 def frame(rows: Given) -> pd.DataFrame:
-    """Return rows as a data frame; its texts are `plain`, and those of a CSV stay texts."""
-    return pd.DataFrame(read(rows)).map(plain)
+    """Return rows as a data frame, its texts as plotly shows them; those of a CSV stay texts."""
+    return pd.DataFrame(read(rows)).map(in_figure)
 
 
 def numbers(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -138,7 +133,7 @@ def learning_curve(
     rows = read(rows)
     split, marks = groups(frame(rows), group), []
     for index, (name, mine) in enumerate(split):
-        style = style_of(name or y, index)
+        style = style_of(name or in_figure(y), index)
         found = numbers(mine, x, y, "low", "high").dropna(subset=[x, y])
         band = found.dropna()
         if len(split) <= _BANDS and len(band):
@@ -185,7 +180,7 @@ def bars(
         data["place"] += "<br>of " + data[note].astype(str)
     marks = []
     for index, (name, mine) in enumerate(groups(data, x if is_model else group)):
-        style = style_of(name or y, index)
+        style = style_of(name or in_figure(y), index)
         look = {"shape": style.pattern, "fgcolor": "white", "size": 5}
         edge = {"color": "black", "width": 0.5}
         marks.append(go.Bar(

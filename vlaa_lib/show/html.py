@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders
+from vlaa_lib.escape import visible
 from vlaa_lib.tables import known, number
 
 from .prepare import prepare
-from .style import beginning, picture, segments, visible
+from .style import beginning, picture, segments
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "viewer.css").read_text(encoding="utf-8")

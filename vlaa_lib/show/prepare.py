@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import traces
+from vlaa_lib.escape import visible
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import split_think_answer
 from vlaa_lib.tables import known, number
 from vlaa_lib.traces.measures import untagged
 
-from .style import MAX_NAME_CHARS, beginning, segments, style_of, visible
+from .style import MAX_NAME_CHARS, beginning, segments, style_of
 
 Span = tuple[int, Any]  # (end, value): a layer of spans covers a text from its start
 

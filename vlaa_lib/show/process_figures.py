@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from functools import cache
 from typing import Any
 
 import plotly.graph_objects as go
 
-from vlaa_lib import ROOT
+from vlaa_lib import ROOT, folders
+from vlaa_lib.escape import in_figure
 from vlaa_lib.process.best_of_n import AVERAGE
 from vlaa_lib.tables import Rows, number, read
 
-from .figures import Figure, Given, finish, kept, learning_curve, plain
+from .figures import Figure, Given, finish, kept, learning_curve
 from .style import HEIGHT_PX
 
 PAPER = ROOT / "data" / "paper" / "vilbench_digitised.json"
@@ -25,7 +25,7 @@ _APART = 1.03  # ours: scorers stand a little apart, so that their intervals can
 @cache
 def paper() -> dict[str, Any]:
     """Return the authors' published numbers, in percent, and what is wrong with them."""
-    return json.loads(PAPER.read_text(encoding="utf-8"))
+    return folders.read_json(PAPER)
 
 
 def paper_rows(table: str = "vilprm_avg") -> list[dict[str, Any]]:
@@ -125,10 +125,10 @@ def tree(found: dict[str, Any]) -> Figure:
     column = {key: [row[key] for row in table] for key in table[0]}
     boxes = go.Icicle(
         ids=column["name"], parents=column["above"], sort=False, tiling_pad=2, textfont_size=12,
-        labels=["<br>".join(map(plain, textwrap.wrap(step, 26, max_lines=4)))  # fit the box
+        labels=["<br>".join(map(in_figure, textwrap.wrap(step, 26, max_lines=4)))  # fit the box
                 for step in column["step"]],
         text=column["said"], texttemplate="%{text}<br>%{label}",
-        hovertext=list(map(plain, column["step"])), hoverinfo="text",
+        hovertext=list(map(in_figure, column["step"])), hoverinfo="text",
         marker={"colors": column["value"], "cmin": 0, "cmax": 1,
                 # vermilion to blue through white, told apart by colour-blind people
                 "colorscale": ["#D55E00", "#FFFFFF", "#0072B2"],
@@ -139,6 +139,6 @@ def tree(found: dict[str, Any]) -> Figure:
     root, leaves = found["root"], len(set(column["name"]) - set(column["above"]))
     question = textwrap.shorten(found["question"], 90)
     total = f"{found['status']}; {root['right']} of {root['rollouts']} answers right at the root"
-    subtitle = {"text": f"{plain(question)}<br>{plain(total)}", "font": {"size": 12}}
+    subtitle = {"text": f"{in_figure(question)}<br>{in_figure(total)}", "font": {"size": 12}}
     margin = {"l": 5, "r": 5, "t": 90, "b": 5}
     return figure.update_layout(title_subtitle=subtitle, height=100 + 70 * leaves, margin=margin)

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlaa_lib.escape import visible
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import AHA_KEYWORDS, ANSWER_CLOSE, ANSWER_OPEN, TAGS
 from vlaa_lib.tables import known
@@ -67,27 +68,12 @@ def style_of(name: str, index: int = 0) -> Style:
 
 # --- a trace's text for the eye ------------------------------------------------------------------
 
-# what cannot be seen but turns, hides or breaks what is seen: controls, marks of direction,
-# zero-width characters, halves of surrogate pairs
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ud800-\udfff]"
-)
 _PARTS = re.compile(
     f"(?P<tag>{'|'.join(map(re.escape, TAGS))})"
     # longest first: "double-check" is one word, not its parts
     f"|(?P<aha>{'|'.join(map(re.escape, sorted(AHA_KEYWORDS, key=len, reverse=True)))})",
     re.IGNORECASE,
 )
-
-
-def visible(text: str) -> str:
-    r"""Spell out characters that nobody sees, such as those that turn the direction of reading.
-
-    >>> visible("3 \u202eabc")
-    '3 ‹U+202E›abc'
-    """
-    return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text.replace("\r\n", "\n"))
 
 
 def beginning(text: Any, chars: int) -> str:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +95,7 @@ def paper_counts(scale: float = 1.0) -> dict[str, int]:
     """Return how many pictures to sample of each public source (table 1, `original`), scaled."""
     if not 0 < scale < math.inf:
         raise VlaaError(f"scale {scale} is not a positive number; 1 is the paper's size")
-    paper = json.loads((ROOT / "data/paper/vlaa_thinking.json").read_text(encoding="utf-8"))
+    paper = folders.read_json(ROOT / "data/paper/vlaa_thinking.json")
     original = {row[0]: row[2] or GEOQA_COUNT for row in paper["table1_dataset"]["rows"]}
     return {name: max(1, round(original[name] * scale)) for name in READERS}
 
@@ -159,12 +158,11 @@ def locate(root: str | Path, path: str, folders: Iterable[str]) -> str:
 
 def place(source: Path, target: Path) -> None:
     """Put a picture below the new root: a second name of the same file, or a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+    with folders.staged(target) as draft:
+        try:
+            os.link(source.resolve(), draft)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, draft)
 
 
 # --- rows to records -----------------------------------------------------------------------------
@@ -256,12 +254,13 @@ def write(
         A row a source: pictures asked for, records written, rejects, golds repaired or left so.
     """
     out, kept, summary = Path(out), {}, []
-    with folders.atomic(out / "rejects.jsonl") as stream:  # more of them than memory holds
+    # more rejects than memory holds
+    with folders.lock(out), folders.atomic(out / "rejects.jsonl") as stream:
         rejected: Counter[str] = Counter()
 
         def reject(why: Reject) -> None:
             rejected[source] += 1
-            stream.write(json.dumps(asdict(why)) + "\n")  # ASCII: names may be broken
+            stream.write(records.line_of(why))
 
         for source, n in counts.items():
             repairs: Counter[str] = Counter()
@@ -305,9 +304,8 @@ def _chosen(
     for name, wanted in embedded.items():
         for _, number, row in lines([root / name]):
             if number in wanted:
-                target = images / wanted[number]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(row["image"]["bytes"])
+                with folders.staged(images / wanted[number]) as draft:
+                    draft.write_bytes(row["image"]["bytes"])
 
 
 def _joined(

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 from vlaa_lib import VlaaError, folders, records
 from vlaa_lib.images import ImageError, open_image
 from vlaa_lib.progress import progress_bar
-from vlaa_lib.records import FOLDERS, RecordError, clean_image_path
+from vlaa_lib.records import FOLDERS, RecordError, brief, clean_image_path
 
 DATASET = "UCSC-VLAA/VLAA-Thinking"  # the authors' README
 SPLITS = {"sft": "VLAA-Thinking-SFT-126K.json", "rl": "VLAA-Thinking-GRPO-25K.json"}  # its files
@@ -83,16 +83,17 @@ def plan(root: str | Path, revision: str | None = None, only: list[str] | None =
         only: patterns such as `*.json`; by default every file.
     """
     root = Path(root)
-    pinned = (root / "REVISION").read_text().strip() if (root / "REVISION").is_file() else ""
+    pin = root / "REVISION"
+    pinned = folders.read_text(pin).strip() if pin.is_file() else ""
     wanted = revision or pinned or "main"
     with _explained(f"{DATASET}, revision {wanted!r}"):
         info = _hub().dataset_info(
             DATASET, revision=wanted, files_metadata=True, timeout=API_TIMEOUT_S
         )
         listed = [  # a mirror may say anything: these become paths on this disk
-            RemoteFile(clean_image_path(f.rfilename), int(f.size),
+            RemoteFile(_checked_name(f.rfilename), int(f.size),
                        f.lfs.sha256 if f.lfs else f.blob_id)
-            for f in info.siblings
+            for f in info.siblings if f.rfilename != ".gitattributes"  # git's own: every hub has it
         ]  # fmt: skip
         if not re.fullmatch("[0-9a-f]{40}", info.sha):
             raise ValueError(f"{info.sha!r} is no commit")
@@ -111,7 +112,7 @@ def plan(root: str | Path, revision: str | None = None, only: list[str] | None =
         states[path] = "there" if is_there else "fetch"
     for name, paths in archives([*files]).items():
         mark, digests = _mark(root, name, parts := [files[path] for path in paths])
-        if mark.is_file() and mark.read_text() == digests:
+        if mark.is_file() and folders.read_text(mark) == digests:
             states |= dict.fromkeys(paths, "unpacked")  # the archive itself may be deleted
         else:
             unpack[name] = parts
@@ -141,8 +142,9 @@ def download(plan: Plan) -> None:
         for file in plan.download:
             with _explained(file.path):
                 _hub().hf_hub_download(
-                    DATASET, file.path, repo_type="dataset", revision=plan.commit, local_dir=root
-                )
+                    DATASET, file.path, repo_type="dataset", revision=plan.commit, local_dir=root,
+                    tqdm_class=_bounded(file),
+                )  # fmt: skip
             # the hub's digests: sha256 of what is in LFS, git's sha1 of the rest
             is_lfs = len(file.digest) == 64
             found = hashlib.sha256() if is_lfs else hashlib.sha1(b"blob %d\0" % file.size)
@@ -167,6 +169,41 @@ def _hub() -> Any:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
+def _checked_name(name: str) -> str:
+    """Return a listed file's path below the root, unless it would pass for one of our own there."""
+    try:
+        path = clean_image_path(name)
+    except RecordError:
+        path = ""
+    if path in ("", "REVISION") or any(part.startswith(".") for part in path.split("/")):
+        raise ValueError(f"it lists {name!r}, which is hidden, ours, or outside the folder")
+    return path
+
+
+def _bounded(file: RemoteFile) -> type:
+    """Return a progress bar that ends a download beyond the size that the listing promised.
+
+    The hub's library tells its bar of each piece before it writes it, and has no limit itself.
+    """
+    from huggingface_hub.utils import tqdm
+
+    class Bounded(tqdm):
+        def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
+            self.come = initial  # of an earlier try
+            super().__init__(*args, initial=initial, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.come += n or 0
+            if self.come > file.size:
+                raise VlaaError(
+                    f"{file.path}: more than the {file.size:,} bytes that the listing promised; "
+                    "it was stopped. Use another HF_ENDPOINT"
+                )
+            return super().update(n)
+
+    return Bounded
+
+
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn the hub library's and the system's errors into one line with a remedy."""
@@ -176,6 +213,8 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
         return
+    except VlaaError:
+        raise
     except errors.GatedRepoError:
         reason = "access is gated; accept the terms on its page, then set HF_TOKEN to your token"
     except errors.RevisionNotFoundError:
@@ -221,8 +260,8 @@ def archives(paths: list[str]) -> dict[str, list[str]]:
 def unpack(parts: list[Path], folder: Path) -> None:
     """Unpack a zip or tar, whole or in parts, beside what is in a folder; all of it or nothing.
 
-    What was downloaded is hostile input: names that leave the folder, links, devices, and archives
-    that grow beyond all measure are refused.
+    What was downloaded is hostile input: names that leave the folder or are there twice, links,
+    devices, a tar without its end mark, and archives that grow beyond all measure are refused.
     """
     staging = folder / f".unpacking-{parts[0].name}"
     shutil.rmtree(staging, ignore_errors=True)  # of an earlier run that was killed
@@ -252,35 +291,55 @@ def _joined(parts: list[Path], folder: Path) -> IO[bytes]:
     return whole
 
 
-def _extract(source: IO[bytes], staging: Path, limit: int) -> None:
-    count = total = 0
+class _Member(tarfile.TarInfo):
+    """A member that tells its archive when the end mark was read: without it a tar is cut short."""
 
-    def check(name: str, size: int, is_plain: bool) -> None:
-        nonlocal count, total
-        count, total = count + 1, total + size
-        if clean_image_path(name).startswith("."):  # refuses a path that leaves the folder
-            raise VlaaError(f"member {name!r} is hidden, as our own files are")
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.has_end = True
+            raise
+
+
+def _extract(source: IO[bytes], staging: Path, limit: int) -> None:
+    total, made = 0, {}  # path -> is it a folder; those that no member names, too
+
+    def check(name: str, size: int, is_plain: bool, is_folder: bool) -> None:
+        nonlocal total
+        path, total = clean_image_path(name), total + size  # refuses one that leaves the folder
+        if path.startswith("."):
+            raise VlaaError(f"member {brief(name)!r} is hidden, as our own files are")
         if not is_plain:
-            raise VlaaError(f"member {name!r} is a link or a device")
-        if total > limit or count > MAX_MEMBERS:
+            raise VlaaError(f"member {brief(name)!r} is a link or a device")
+        if path in made and not (is_folder and made[path]):
+            raise VlaaError(f"member {brief(name)!r} is there twice")
+        made[path] = is_folder
+        while (path := path.rpartition("/")[0]) and path not in made:
+            made[path] = True
+        if total > limit or len(made) > MAX_MEMBERS:
             raise VlaaError(f"it grows beyond {limit:,} bytes or {MAX_MEMBERS:,} files: a bomb")
 
     def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         if member.name not in (".", "./"):
-            check(member.name, member.size, member.isreg() or member.isdir())
+            is_folder = member.isdir()
+            check(member.name, member.size, member.isreg() or is_folder, is_folder)
         return tarfile.data_filter(member, path)  # no foreign owner, no set-user bit
 
     is_zip = source.read(2) == b"PK"
     source.seek(0)
     if not is_zip:
-        with tarfile.open(fileobj=source) as archive:
+        with tarfile.open(fileobj=source, tarinfo=_Member) as archive:
             archive.extractall(staging, filter=checked)
+            if not getattr(archive, "has_end", False):
+                raise VlaaError("it breaks off between two members")
         return
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)  # zero where it was not made on Unix
             is_plain = info.is_dir() or kind in (0, stat.S_IFREG)
-            check(info.filename, info.file_size, is_plain)
+            check(info.filename, info.file_size, is_plain, info.is_dir())
         archive.extractall(staging)
 
 

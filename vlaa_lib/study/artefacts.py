@@ -22,7 +22,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from vlaa_lib import ROOT, Halted, folders, profiles
+from vlaa_lib import ROOT, Halted, VlaaError, folders, profiles
+from vlaa_lib.escape import say
 from vlaa_lib.profiles import Settings
 from vlaa_lib.progress import progress_bar
 
@@ -30,13 +31,19 @@ from vlaa_lib.progress import progress_bar
 def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """Build `path` unless its marker says that it was built from these settings.
 
-    An unfinished build of the same settings is continued, what others left is removed first.
+    An unfinished build of the same settings is continued; one of other settings is removed first.
+
+    Raises:
+        VlaaError: the folder holds something without our marker, which is never removed.
     """
     settings = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
     done, begun = path / "done.json", path / "begun.json"
 
     def says(marker: Path) -> bool:
-        return marker.is_file() and json.loads(marker.read_text())["settings"] == settings
+        return marker.is_file() and folders.read_json(marker).get("settings") == settings
+
+    def is_ours(marker: Path) -> bool:
+        return marker.is_file() and "settings" in folders.read_json(marker)
 
     if says(done):
         return path
@@ -44,17 +51,24 @@ def once(path: Path, settings: dict[str, Any], build: Callable[[Path], None]) ->
     with FileLock(path.parent / f".{path.name}.lock"):  # two processes may need the same
         if says(done):
             return path
+        folders.sweep(path)
         if path.exists() and not says(begun):
+            is_empty = path.is_dir() and not any(path.iterdir())
+            if path.is_symlink() or not (is_empty or is_ours(begun) or is_ours(done)):
+                raise VlaaError(
+                    f"{path}: not built by us (no begun.json or done.json of ours in it), so it is "
+                    "left alone; move it away, or give another --run-dir"
+                )
             shutil.rmtree(path)
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        print(f"building {shown} ...", flush=True)
+        say(f"building {shown} ...")
         done.unlink(missing_ok=True)
         folders.write_json(begun, {"settings": settings})
         start = time.monotonic()
         build(path)
         marker = {"settings": settings, "seconds": round(time.monotonic() - start, 1)}
         folders.write_json(done, marker)
-        print(f"built {shown} in {marker['seconds']} s", flush=True)
+        say(f"built {shown} in {marker['seconds']} s")
     return path
 
 
@@ -64,7 +78,7 @@ def origin(path: Path | str) -> dict[str, Any]:
     What the user gave, or the repository holds, has none: then its path.
     """
     marker = Path(path) / "done.json"
-    return {"from": json.loads(marker.read_text()) if marker.is_file() else str(path)}
+    return {"from": folders.read_json(marker) if marker.is_file() else str(path)}
 
 
 def at_once(
@@ -91,7 +105,7 @@ def at_once(
             begun = [workers.submit(_apart, stage, cfg, run, one) for one in which]
             try:
                 for done in as_completed(begun):
-                    print(done.result(), flush=True)
+                    say(done.result())
                     bar.update()
             except Exception:  # an hour of the others is not to be lost for it
                 workers.shutdown(cancel_futures=True)

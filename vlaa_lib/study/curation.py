@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
+import re
 import shutil
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import folders, records
+from vlaa_lib import VlaaError, folders, records
+from vlaa_lib.images import image_file
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.pocket.teacher import taught
 from vlaa_lib.records import Record
 from vlaa_lib.traces import CARD, FOLDER, TraceStore, flipped, from_evaluation, is_right
 
 MODELS = ("instruct", "sft", "grpo", "sft_grpo")
+OURS = re.compile(r"card\.json|records\.jsonl|images|part-.*\.parquet")  # of a curated folder
 
 
 def curate(
@@ -33,8 +35,8 @@ def curate(
         ValueError: `out` holds something else.
     """
     run, out = Path(run), Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
-        raise ValueError(f"{out}: holds other files; name a new folder")
+    if out.exists() and any(not OURS.fullmatch(path.name) for path in out.iterdir()):
+        raise VlaaError(f"{out}: holds other files than curated traces; name a new folder")
     made, runs, card = _read(run)
     kinds = {
         "flips": set(flipped(runs["sft"], runs["grpo"])),
@@ -58,12 +60,13 @@ def curate(
         **{kind: sum(record.id in ids for record in chosen) for kind, ids in kinds.items()},
     }
 
+    pictures = run / "world/test/images"
     staged = out.with_name(f".{out.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     records.write(chosen, staged / "records.jsonl")
     for record in chosen:
         (staged / "images" / record.image).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run / "world/test/images" / record.image, staged / "images" / record.image)
+        shutil.copy(image_file(record.image, pictures), staged / "images" / record.image)
     ids = {record.id for record in chosen}
     kept = [row for rows in runs.values() for row in rows if row["record_id"] in ids]
     TraceStore(staged).append(kept)
@@ -83,12 +86,12 @@ def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dic
                 f"{path}: not there; finish the run first: python -m vlaa_lib run --run-dir {run}"
             )
     made = records.load(world).records
-    runs = {"teacher": taught(made, Rates(**json.loads(done.read_text())["settings"]["rates"]))}
+    runs = {"teacher": taught(made, Rates(**folders.read_json(done)["settings"]["rates"]))}
     for name, path in files.items():
         if rows := [row for row in folders.whole_lines(path) if not row["blank"]]:
             runs[name] = rows
     path = run / "run_card.json"
-    whole = json.loads(path.read_text()) if path.is_file() else {}
+    whole = folders.read_json(path) if path.is_file() else {}
     # what tells one run from another; None for what is not written down
     card = {key: whole.get(key) for key in ("profile", "seed", "commit", "machine", "finished")}
     stamp = made, card["profile"], card["seed"]

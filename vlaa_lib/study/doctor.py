@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders, records, rewards
+from vlaa_lib.escape import say
 from vlaa_lib.records import Record, RecordError
 from vlaa_lib.rewards import signs
 from vlaa_lib.rewards.verifiers import excerpt
@@ -44,22 +44,22 @@ def examine(
         rejects = folders.whole_lines(Path(folder) / "rejects.jsonl")
     sampled = read(completions, made) if completions else _sample(model, made[:n], images)
     found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
-    print(text_table({k: v for k, v in row.items() if k != "bad_golds"} for row in found.table))
-    print(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
+    say(text_table({k: v for k, v in row.items() if k != "bad_golds"} for row in found.table))
+    say(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
     asked = len({record.id for record in sampled.records})
-    print(f"completions: {len(sampled.completions)}, for {asked} of {len(made)} usable records")
+    say(f"completions: {len(sampled.completions)}, for {asked} of {len(made)} usable records")
     if sampled.unknown:
         total, ids = sampled.unknown.total(), len(sampled.unknown)
-        print(f"not scored: {total} completions of {ids} unknown ids, named above")
+        say(f"not scored: {total} completions of {ids} unknown ids, named above")
     seen = [signs.kinds(text, record.question, record.reward) for record, text in found.usable]
     counts = Counter(kind for kinds in seen for kind in kinds)
     details = "".join(f"; {count} {signs.KINDS[kind]}" for kind, count in counts.most_common())
-    print(f"suspicious: {sum(map(bool, seen))} of {len(seen)}{details}\n")
-    print(text_table(found.reasons[:SHOWN]))
+    say(f"suspicious: {sum(map(bool, seen))} of {len(seen)}{details}\n")
+    say(text_table(found.reasons[:SHOWN]))
     if len(found.reasons) > SHOWN:
-        print(f"and {len(found.reasons) - SHOWN} rarer reasons")
-    print("".join(f"\nwarning: {text}" for text in found.warnings))
-    print(found.problem or "the reward is alive")
+        say(f"and {len(found.reasons) - SHOWN} rarer reasons")
+    say("".join(f"\nwarning: {text}" for text in found.warnings))
+    say(found.problem or "the reward is alive")
     return not found.problem
 
 
@@ -83,7 +83,7 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
         try:
             name, completion, group = _fields(row)
         except RecordError as error:
-            print(f"error: {place}: {error}", file=sys.stderr)
+            say(f"error: {place}: {error}", is_error=True)
             bad += 1
             continue
         if name in by_id:
@@ -92,8 +92,8 @@ def read(path: str | Path, made: list[Record]) -> Sampled:
             sampled.groups.append(group)
             continue
         if name not in sampled.unknown:
-            print(f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, or "
-                  "sample again from these", file=sys.stderr)  # fmt: skip
+            say(f"unknown id: {place}: {excerpt(name)} is no usable record's; add the record, or "
+                "sample again from these", is_error=True)  # fmt: skip
         sampled.unknown[name] += 1
     if bad:
         raise RecordError(f"{path}: {bad} bad lines, named above; repair or delete them")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -129,14 +128,14 @@ def judged(cfg: Settings, run: Path) -> tuple[Rows, Rows]:
         _score(path / "scores.jsonl", JUDGE, grader, found, made)
         replies = {"a score": grader.asked - sum(grader.unusable.values())} | grader.unusable
         rows = [{"reply": reply, "steps": n} for reply, n in replies.items()]
-        folders.write_text(path / "replies.json", json.dumps(rows) + "\n")
+        folders.write_json(path / "replies.json", rows)
 
     settings = {"questions": [r.id for r in made], "search": asdict(s), "model": asdict(cfg.model)}
     settings |= {"pools": [origin(_pool_folder(run, p.generator)) for p in found]}
     path = once(run / "process" / "judge", settings, build)
     rows = _table(cfg, found, scores(cfg, run) | scorers.read(path / "scores.jsonl"))
     write_csv(run / "results" / "best_of_n_judged.csv", rows)
-    return rows, json.loads((path / "replies.json").read_text())
+    return rows, folders.read_json(path / "replies.json", list)
 
 
 # --- ViLPRM --------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
 def vilprms(cfg: Settings, run: Path) -> list[Path]:
     """Return a ViLPRM of each seed; their held-out measures are `results/vilprm.csv`."""
     made = at_once(vilprm, cfg, run, range(cfg.process.seeds))
-    cards = [json.loads((path / "vilprm.json").read_text()) for path in made]
+    cards = [folders.read_json(path / "vilprm.json") for path in made]
     rows = [{"seed": seed} | card["held_out"] for seed, card in enumerate(cards)]
     write_csv(run / "results" / "vilprm.csv", rows)
     return made

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import plotly.io
 
 from vlaa_lib import ROOT, VlaaError, folders
+from vlaa_lib.escape import say
 from vlaa_lib.records import REWARDS
 from vlaa_lib.show import figures, process_figures
 from vlaa_lib.show.figures import Figure
@@ -170,7 +171,7 @@ def _card(run: Path) -> list[str]:
     file = run / "run_card.json"
     if not file.is_file():
         return [_missing("run_card.json", "the driver writes it after each notebook")]
-    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    card: dict[str, Any] = folders.read_json(file)
     keys = ("profile", "seed", "started", "finished", "machine", "python", "commit", "dirty")
     rows = {key: card.get(key) for key in keys} | card.get("versions", {})
     settings = escape(json.dumps(card.get("settings", {}), indent=1, ensure_ascii=False))
@@ -210,7 +211,7 @@ def _missing(what: str, why: str) -> str:
 
 def _paper() -> str:
     """Return the paper's main results, greyed and named as the paper's."""
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    paper = folders.read_json(PAPER)
     averages = paper["table2_sft_only_qwen25vl3b_avg"].items()
     curves = dict(paper["figure5_small_sft_then_grpo_qwen25vl3b"])
     order = curves.pop("order")
@@ -229,4 +230,4 @@ def _paper() -> str:
 
 
 if __name__ == "__main__":
-    print(*export(sys.argv[1], pattern="traces_*.csv"), sep="\n")
+    say(*export(sys.argv[1], pattern="traces_*.csv"))

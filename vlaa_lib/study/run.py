@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlaa_lib import ROOT, Halted, VlaaError, folders, profiles
+from vlaa_lib.escape import printable, say
 
 NOTEBOOKS, RUNS = ROOT / "notebooks", ROOT / "runs"
 START_TIMEOUT_S = 120  # ours: a kernel starts in 3 s; a busy machine may take ten times that
-say = partial(print, flush=True)  # a log that is followed shows each line at once
 
 
 def run(
@@ -110,7 +108,7 @@ def check_parameters(path: Path) -> None:
 
 def _card(folder: Path) -> dict[str, Any]:
     file = folder / "run_card.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return folders.read_json(file) if file.is_file() else {}
 
 
 def _unfinished(card: dict[str, Any]) -> Path | None:
@@ -208,11 +206,10 @@ def explain(error: Exception, lines: int = 15) -> str:
 
     Colours and control characters go: what a notebook prints may hold a model's text.
     """
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", str(error))
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text).strip() or type(error).__name__
+    text = printable(error).strip() or type(error).__name__
     if type(error).__name__ == "DeadKernelError":
         text += "\nthe kernel's process was killed; out of memory?"
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(text.split("\n")[-lines:])
 
 
 def _keep(folder: Path, card: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Notebooks call these functions; a notebook run alone builds the earlier artefact
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -265,7 +264,7 @@ def answered(
         sizes = {"max_pixels": m.max_pixels, "min_pixels": m.min_pixels}
         chosen = prompting.settings(max_new_tokens=e.max_new_tokens, **sizes)
         rows = evaluate.run(policy(cfg, path), asked, chosen, out, model, e.batch, blanks)
-        folders.write_lines(out / "rows.jsonl", (json.dumps(row) + "\n" for row in rows))
+        folders.write_lines(out / "rows.jsonl", (folders.as_json(row) + "\n" for row in rows))
 
     settings = {"evaluate": asdict(cfg.evaluate), "model": origin(path)} | origin(data)
     return folders.whole_lines(once(into, settings, build) / "rows.jsonl")

@@ -11,6 +11,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from vlaa_lib import Halted, folders
+from vlaa_lib.escape import say
 from vlaa_lib.progress import progress_bar
 
 from . import rank_setup
@@ -72,7 +73,7 @@ class Guard(TrainerCallback):
         # GRPO's loss is near zero by construction; of one loss there is no usual one yet
         usual = math.inf if "reward" in logs or len(before) < 2 else statistics.median(before)
         if last > SPIKE * usual and state.is_world_process_zero:
-            print(f"step {step}: loss spike, {last:.3f} after a usual {usual:.3f}")
+            say(f"step {step}: loss spike, {last:.3f} after a usual {usual:.3f}")
 
 
 def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import Halted, folders, models
+from vlaa_lib.escape import say
 from vlaa_lib.profiles import Settings
 
 STAGING = "checkpoint.writing"  # a checkpoint stands here until it is whole
@@ -92,7 +93,7 @@ class Resumable:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.restore(json.loads((Path(checkpoint) / STATE).read_text()))
+            self.restore(folders.read_json(Path(checkpoint) / STATE))
 
 
 def step_of(checkpoint: str | Path | None) -> int:
@@ -109,14 +110,14 @@ def latest(out: str | Path) -> Path | None:
         problem = ""
         for name in ("trainer_state.json", STATE):
             try:
-                json.loads((folder / name).read_text())
+                folders.read_json(folder / name)
             except (OSError, ValueError):
                 problem = f"{name} is missing or broken"
         weights = ("*.safetensors", "pytorch_model*", "global_step*")
         if not any(path.stat().st_size for pattern in weights for path in folder.glob(pattern)):
             problem = "it holds no weights"
         if problem:
-            print(f"passing over {folder}: half-written, {problem}")
+            say(f"passing over {folder}: half-written, {problem}")
         else:
             whole.append(folder)
     return max(whole, key=step_of, default=None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlaa_lib import VlaaError, folders, prompts
+from vlaa_lib.escape import say
 from vlaa_lib.images import ImageError, fit_image, open_image
 from vlaa_lib.models import ImageProcessor, Policy
 from vlaa_lib.progress import progress_bar
@@ -36,11 +37,11 @@ def dataset(
     made, rejects = rows(records, images, Path(out) / "images", with_trace, max_pixels=max_pixels)
     made, too_long = within(made, policy.processor, max_tokens)
     for reject in (*rejects, *too_long):
-        print(f"left out: {reject}")
+        say(f"left out: {reject}")
     if not made:
         raise RecordError(f"none of the {len(records)} records can be trained on; see above")
     if len(made) < len(records):
-        print(f"training on {len(made)} of {len(records)} records; the others are named above")
+        say(f"training on {len(made)} of {len(records)} records; the others are named above")
     preflight(made, policy.processor, policy.model)
     return table(made)
 

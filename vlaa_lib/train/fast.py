@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlaa_lib.escape import say
 from vlaa_lib.models import whole_patches
 from vlaa_lib.profiles import FAST as PATHS
 
@@ -176,7 +177,7 @@ class FastPaths:
             reasons[LENGTHS] = "the loss depends on which rows share a micro-batch"
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
-                print(f"grpo.fast: without {path}: {reason}")
+                say(f"grpo.fast: without {path}: {reason}")
         return {path for path in self.fast if not reasons.get(path)}
 
     def _tower_moves(self) -> str:

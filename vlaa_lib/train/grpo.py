@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import VlaaError, models, rewards, traces
+from vlaa_lib.escape import say
 from vlaa_lib.profiles import Settings, accumulation
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import open_ended, reward_models
@@ -110,7 +111,7 @@ def _scored(
         scorer = model or open_ended.default_model()
         problem = open_ended.problem_of(scorer, record) if record.reward == "open" else ""
         if problem:
-            print(f"left out: {record.id}: {problem}")
+            say(f"left out: {record.id}: {problem}")
         else:
             yield record
 

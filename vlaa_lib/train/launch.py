@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlaa_lib import ROOT, VlaaError, folders, profiles
 from vlaa_lib.progress import progress_bar
 
@@ -95,8 +93,12 @@ def command(
             f"--launch {config}: use one of {', '.join(profiles.LAUNCHERS)}, or a .yaml file of "
             "accelerate"
         )
-    stated = yaml.safe_load(path.read_text())
-    kind, gpus = stated["distributed_type"], stated["num_processes"] if gpus is None else gpus
+    stated = folders.read_yaml(path)
+    kind, count = stated.get("distributed_type"), stated.get("num_processes")
+    if not isinstance(kind, str) or not isinstance(count, int):
+        said = "no distributed_type and num_processes; is it a file of `accelerate config`?"
+        raise VlaaError(f"{path}: {said}")
+    gpus = count if gpus is None else gpus
     if gpus < 1 or machines < 1 or not 0 <= machine_rank < machines:
         raise VlaaError(
             f"--gpus {gpus} --machines {machines} --machine-rank {machine_rank}: at least one GPU "

@@ -25,6 +25,7 @@ from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
 from vlaa_lib import Halted, rewards
+from vlaa_lib.escape import say
 from vlaa_lib.prompts import has_aha
 from vlaa_lib.records import from_columns
 from vlaa_lib.rewards.signs import Watch, kinds
@@ -265,7 +266,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
                 "transformers"
             )
         if found > SAMPLER_DIFFERS and self.accelerator.is_main_process:
-            print(f"{said}: rounding, or a small difference between the two models")
+            say(f"{said}: rounding, or a small difference between the two models")
 
     def _look_at_round(self, inputs: list[Row]) -> None:
         """Log what TRL does not, and stop where nothing has been learnt for long."""
