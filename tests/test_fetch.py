@@ -18,6 +18,7 @@ from loopback_hub import COMMIT, OTHER, serve
 from vlaa_lib import VlaaError, folders, profiles, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.sources import fetch as fetching
+from vlaa_lib.sources import unpack as unpacking
 from vlaa_lib.study import stages
 from vlaa_lib.train import plan
 
@@ -246,7 +247,7 @@ def unpack(folder, data: bytes, name="x.tar.gz", cuts=()) -> None:
     parts = [folder / f"{name}.{i:03}" if cuts else folder / name for i in range(len(edges) - 1)]
     for part, start, end in zip(parts, edges, edges[1:], strict=False):
         part.write_bytes(data[start:end])
-    fetching.unpack(parts, folder / "out")
+    unpacking.unpack(parts, folder / "out")
 
 
 def tree(folder) -> dict[str, bytes]:
@@ -279,7 +280,7 @@ def test_good_archives_join_what_is_there(tmp_path, way):
 
 
 NAMES = ("../evil", "a/../../evil", "C:/evil", "..\\evil", ".fetch/mark")
-BOMB = [("zeros", bytes(fetching.MIN_LIMIT_BYTES + 1))]
+BOMB = [("zeros", bytes(unpacking.MIN_LIMIT_BYTES + 1))]
 HOSTILE = {
     **{f"{make.__name__} {n}": (make([("ok", b"1"), (n, b"2")]), n.rpartition("evil")[0])
        for n in NAMES for make in (tar, zipped)},
@@ -327,7 +328,7 @@ def test_absolute_names_stay_below_the_folder(tmp_path, make, name):
 
 
 def test_a_bomb_of_many_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_MEMBERS", 10)
+    monkeypatch.setattr(unpacking, "MAX_MEMBERS", 10)
     for names in ([str(i) for i in range(11)], ["/".join("abcdefghijk")]):  # folders count as well
         with pytest.raises(VlaaError, match="a bomb"):
             unpack(tmp_path, tar((name, b"") for name in names))
@@ -336,7 +337,7 @@ def test_a_bomb_of_many_files(tmp_path, monkeypatch):
 
 def test_which_names_are_archives():
     others = ["a.tar.xz", "a.zip.json", "zip", "a.gz", "tar.gz", "a.targz"]
-    assert fetching.archives([*others, "a.tar.part-1", "images/a.TGZ"]) == {
+    assert unpacking.archives([*others, "a.tar.part-1", "images/a.TGZ"]) == {
         "a.tar": ["a.tar.part-1"], "images/a.TGZ": ["images/a.TGZ"]
     }  # fmt: skip; parts in their order: see the function's example
 
