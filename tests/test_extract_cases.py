@@ -9,7 +9,7 @@ import pytest
 from vlaa_lib import ROOT
 from vlaa_lib.evaluate import score_rows
 from vlaa_lib.evaluate.extract import extract
-from vlaa_lib.evaluate.scoring import score_row
+from vlaa_lib.evaluate.scoring import score_all, score_row
 from vlaa_lib.records import Record
 
 FILE = Path(__file__).parent / "data" / "extract_cases.csv"
@@ -65,6 +65,49 @@ def test_a_choice_is_read_alike_in_every_benchmark(name):
     wanted = [case["extracted"] for case in told]
     assert [extract(name, row, text).answer for text in texts] == wanted
     assert [found["answer"] for found in score_rows([made] * len(texts), texts)] == wanted
+
+
+REWARDS = FILE.with_name("reward_cases.csv")
+# evaluation takes the box as what a reply ends in; the reward wants the answer alone
+BOXED = ("4, \\boxed{3}", "7, hence \\boxed{3}")
+
+
+@pytest.mark.parametrize("name", ["MathVision", "MathVerse_MINI"])
+def test_mathematics_has_the_same_verdicts_as_in_the_rewards(name):
+    with REWARDS.open(encoding="utf-8", newline="") as stream:
+        told = [case for case in csv.DictReader(stream)
+                if case["reward"] == "math" and "†" not in case["gold"]]  # fmt: skip
+    rows = [{"index": 2, "question": case["question"], "choices": "[]", "question_type": "free",
+             "answer": case["gold"]} for case in told]  # fmt: skip
+    scored = score_all(name, rows, [case["answer"] for case in told])
+    other = [case["answer"] for case, row in zip(told, scored, strict=True)
+             if row["hit"] is not (case["expected"] == "1")]  # fmt: skip
+    assert len(told) > 400 and tuple(other) == BOXED
+
+
+NUMBERS = {
+    "DynaMath": {"index": 4, "qid": 4, "varid": 1, "question": "x?", "answer_type": "float"},
+    "MathVista_MINI": {"index": 3, "question": "x?", "question_type": "free_form",
+                       "answer_type": "float", "precision": "1.0", "choices": ""},
+    "LogicVista": {"index": 6, "question": "Which?", "skill": "[]"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "gold", "right", "wrong"), [
+    ("DynaMath", "0.0000012", ("1.2e-6", r"1.2 \times 10^{-6}"), ("0.0000013", "0", "1.2e6")),
+    ("DynaMath", "1.6e-19", ("1.6e-19", "1.60e-19"), ("9.1e-31", "0", "1.6e19")),
+    ("DynaMath", "0.333", ("1/3", "0.3333"), ("0.335", "1/4")),
+    ("DynaMath", "45", ("45 degrees", r"45^{\circ}", "45°"), ("54 degrees", "4.5°", "45 or 46")),
+    ("DynaMath", "12 m", ("12m", "12 metres", "12"), ("12 cm", "21 m", "12 m^2")),
+    ("DynaMath", "12.5", ("$12.50", "12.50"), ("$12.05", "1250", "$12 or 13")),
+    ("MathVista_MINI", "3.14", ("3.1", "3.14159"), ("3.2", "3")),
+    ("MathVista_MINI", "0.0012", ("0.0012", "1.2e-3"), ("0.0013", "0")),
+    ("LogicVista", "3", ("3", "(3)", "The answer is 3."), ("4", "C", "3 or 4")),
+])  # fmt: skip
+def test_numbers_are_compared_by_their_size_and_unit(name, gold, right, wrong):
+    row = NUMBERS[name] | {"answer": gold}
+    for text in (*right, *wrong):
+        assert score_row(name, row, text)["hit"] is (text in right), text
 
 
 def test_the_table_has_both_verdicts_of_each_kind_and_no_row_twice():

@@ -136,7 +136,7 @@ VERB = re.compile(
     r"\b(?:is|are|was|were|equals|measures|becomes)\b(?:\s(?:equal\sto|exactly|only)\b)?"
 )
 UNSURE = re.compile(  # premises, guesses, denials; but the month of May is none
-    r"\A\s{0,3}(?:if|given|since|because|as|when|let)\b|\b(?:if|unless|suppose|assum(?:e|ing)|"
+    r"\A\s{0,3}(?:if|given|since|because|as|when|let|not)\b|\b(?:if|unless|suppose|assum(?:e|ing)|"
     r"whether|maybe|perhaps|probably|possibly|might|(?-i:may)|could|guess|doubt|unlikely|wrong|"
     r"incorrect|false|untrue|cannot|never|but|except|not\s(?:true|correct|right|think|the\scase))\b"
     r"|n['’]t\b",
