@@ -158,6 +158,7 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM; calls in flight were given `llm.apart.GRACE_S`.
     """
     out, counts = Path(out), Counts()
+    folders.check_locks(out)
     total = len(records) if isinstance(records, list) else None
     bar = progress_bar(total=total, desc="construct", unit="record", disable=not progress)
 

@@ -194,13 +194,15 @@ class Client:
 
         try:
             run_apart(main)
+            if any(self._missed.values()) and not self._heard and not self._has_refused:
+                step = next(iter(self._missed))
+                said = f"no call was answered, last: {self._last[step]}"
+                self._end = self._unreachable(step, said)
+                raise self._end
         finally:
-            for step, said in self._last.items():
+            for step, said in () if self._end else self._last.items():
                 lost = f"{self._lost[step]} calls got no reply"
                 say(f"{self._teacher(step)}: {lost}, last: {said}", is_error=True)
-        if any(self._missed.values()) and not self._heard and not self._has_refused:
-            step = next(iter(self._missed))
-            raise self._unreachable(step, f"no call was answered, last: {self._last[step]}")
 
     async def _finish(self, within_s: float | None) -> None:
         """Wait for what is asked, since it is paid, so that the ledger has it.
@@ -358,7 +360,7 @@ class Client:
                 to = response.headers["location"]
                 text = (f"HTTP {response.status_code} to {to}, and redirects are never followed; "
                         "where you trust it, give it as the address")  # fmt: skip
-            elif len(text) <= 40:
+            elif len(text) <= 40 and response.text:
                 # where the client finds no message of OpenAI's shape it says the status alone
                 text += f": {response.text}"
         text = unmasked(self._hidden(text[:4000]), self._keys)

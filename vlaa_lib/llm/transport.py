@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import zlib
 from collections.abc import Iterable
@@ -29,6 +30,14 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def keep_from_proxy(address: str) -> None:
+    """Let other libraries of this process reach a server on this machine without a proxy too."""
+    if is_loopback(address):
+        for name in ("NO_PROXY", "no_proxy"):
+            hosts = [os.environ.get(name, ""), urlsplit(address).hostname]
+            os.environ[name] = ",".join(filter(None, hosts))
 
 
 def shown_address(address: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vlaa_lib import VlaaError, models, rewards, traces
 from vlaa_lib.escape import say
+from vlaa_lib.llm.transport import keep_from_proxy
 from vlaa_lib.profiles import Settings, accumulation
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import open_ended, reward_models
@@ -185,6 +186,7 @@ def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:
         "vllm_importance_sampling_correction": True,
     }
     if g.sampler == "vllm-server":
+        keep_from_proxy(g.sampler_url)
         return args | {"vllm_server_base_url": g.sampler_url}
     return args | {
         "vllm_gpu_memory_utilization": MEMORY_SHARE,
