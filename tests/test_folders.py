@@ -73,6 +73,65 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+FULL = """
+import resource, sys
+from vlaa_lib.options import one_line
+from vlaa_lib import folders
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (folders.write_text, lambda path, text: folders.append_line(path, {"a": text})):
+    try: write(sys.argv[1], "x" * 5000)
+    except OSError as error: print(one_line(error))
+"""
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    folders.append_line(path, {"a": 1})
+    made = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True,
+                          encoding="utf-8", check=True, cwd=ROOT)  # fmt: skip
+    first, second = made.stdout.strip().split("\n")
+    assert first.startswith(f"{path}: file too large; raise") and first == second
+    assert folders.whole_lines(path, cut=True) == [{"a": 1}]
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_lock_sweeps_the_drafts_of_the_dead_alone(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with folders.staged(tmp_path / "mine") as mine:
+        mine.write_bytes(b"")
+        left = tmp_path / f".sft.jsonl.{dead.pid}.0123456789ab"
+        others = [tmp_path / ".bashrc", tmp_path / ".git.1.x", tmp_path / "a.1.0123456789ab"]
+        for path in (left, *others):
+            path.write_bytes(b"")
+        with folders.lock(tmp_path):
+            assert not left.exists() and mine.exists() and all(p.exists() for p in others)
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (float("nan"), "null"), ([1, (float("inf"),)], "[1, [null]]"), ({"a": "é\ud800"}, '{"a": "é'),
+])
+def test_what_json_does_not_know_is_null(tmp_path, value, text):
+    folders.append_line(tmp_path / "a", {"v": value})
+    assert text in (tmp_path / "a").read_text(encoding="utf-8")
+    assert len(folders.whole_lines(tmp_path / "a")) == 1
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (b"\xef\xbb\xbfa: 1\n", None), (b"a: [\n", "line 2: "), (b"- a\n", "key: value"),
+    (b"\xff\xfe", "not UTF-8 text"), (b"!!python/name:os.system\n", "line 1: "),
+    (b"key: sk-123: x\n", "line 1: mapping"),
+])
+def test_yaml_is_read_safely_and_never_quoted(tmp_path, data, said):
+    (tmp_path / "a.yaml").write_bytes(data)
+    if said is None:
+        assert folders.read_yaml(tmp_path / "a.yaml") == {"a": 1}
+        return
+    with pytest.raises(VlaaError, match=f"a.yaml: .*{said}") as caught:
+        folders.read_yaml(tmp_path / "a.yaml")
+    assert "sk-123" not in str(caught.value)
+
+
 def test_a_fingerprint_follows_the_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden": 1}))
     weights = tmp_path / "model.safetensors"

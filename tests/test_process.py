@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fault_server import endpoint
 from scoring import record, wrap
-from vlaa_lib import ROOT, construct, folders, records
+from vlaa_lib import ROOT, VlaaError, construct, folders, records
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate import score_rows
 from vlaa_lib.process import aggregate, best_of_n, pools, scorers, search, steps
@@ -165,6 +165,13 @@ def test_rows_that_are_no_pool(rows, said, tmp_path):
         pools.collect(rows)
     with pytest.raises(RecordError, match="no pool; `python -m vlaa_lib process pool`"):
         pools.load(tmp_path)
+
+
+def test_a_pool_is_sampled_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlaa_lib.evaluate.generate.fingerprint", lambda policy: {})
+    with folders.lock(tmp_path), pytest.raises(VlaaError, match="in use by another process"):
+        pools.sample(None, [], "images", tmp_path, "pocket")
+    assert not (tmp_path / "pool.json").exists()
 
 
 @pytest.mark.slow

@@ -38,6 +38,41 @@ HOSTILE = (
     "𝒳🧊" * 50,
     "",
 )
+_RUNS, _EVIL = "window.hit=1", "http://evil.invalid/z"
+MORE = (  # with the others 96: elements, attributes, addresses and other languages of markup
+    *(f"<{tag} {event}={_RUNS}>" for tag, event in (
+        ("img src=x", "onerror"), ("body", "onload"), ("video src=x", "onerror"),
+        ("audio src=x", "onerror"), ("details open", "ontoggle"), ("marquee", "onstart"),
+        ("input autofocus", "onfocus"), ("select autofocus", "onfocus"), ("svg", "onload"),
+        ("textarea autofocus", "onfocus"), ("p style=animation-name:x", "onanimationstart"),
+        ("object data=x", "onerror"), ("embed src=x", "onerror"), ("iframe", "onload"))),
+    *(f"<{tag}={_EVIL}>" for tag in (
+        "img src", "img srcset", "iframe src", "object data", "embed src", "video poster",
+        "audio autoplay src", "link rel=stylesheet href", "link rel=prefetch href",
+        "script src", "script type=module src", "base href", "body background",
+        "table background", "input type=image src", "frame src", "track src",
+        "image xlink:href", "svg><image href", "svg><use href", "math href")),
+    *(f"<{tag}>" for tag in (
+        f"style>@import '{_EVIL}';</style", f"style>body{{background:url({_EVIL})}}</style",
+        f"div style=\"background:url({_EVIL})\"", f"meta http-equiv=refresh content='0;{_EVIL}'",
+        f"a href={_EVIL} ping={_EVIL} id=hit", f"svg><style>*{{fill:url({_EVIL})}}</style",
+        f"svg><script>{_RUNS}</script", f"math><mtext><img src=x onerror={_RUNS}></mtext",
+        f"template><img src=x onerror={_RUNS}></template", f"noscript><img src={_EVIL}></noscript",
+        f"title></title><script>{_RUNS}</script", f"textarea></textarea><img src={_EVIL}",
+        "plaintext", "xmp", f"?php {_RUNS} ?")),
+    # what plotly reads: tags of its own, templates, formulas
+    f"<a href='{_EVIL}' target=_self>click</a>", f"<a xlink:href='{_EVIL}'>click</a>",
+    f"<span style='fill:url({_EVIL})'>x</span>", "<b>b</b><i>i</i><br><sub>s</sub><em>e</em>",
+    "%{y} %{customdata[0]} %{fullData.name}", f"$\\href{{{_EVIL}}}{{x}}$",
+    "$$\\unicode{x41}$$ \\(x\\)", f"<b style='background:url({_EVIL})'>x</b>",
+    # Markdown
+    f"![x]({_EVIL})", f"[x](javascript:{_RUNS})", f"[![x]({_EVIL})]({_EVIL})", f"<{_EVIL}>",
+    f"[x]: {_EVIL}", f"| a | ![x]({_EVIL}) |", f"`<img src={_EVIL}>`", f"\\![x]({_EVIL})",
+    f"\\<img src={_EVIL}>", f"```\n<img src={_EVIL}>\n```",
+    # spreadsheets, templates, entities, encodings
+    f'=HYPERLINK("{_EVIL}")', f"{{{{ {_RUNS} }}}} {{% {_RUNS} %}}", f"&lt;img src={_EVIL}&gt;",
+    f"&#60;script&#62;{_RUNS}&#60;/script&#62;",
+)
 STRANGE_NUMBERS = (math.nan, math.inf, -math.inf, None, "0.5", "<b>", -3, 1e300)
 
 
