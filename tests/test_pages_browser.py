@@ -38,12 +38,13 @@ def rows(**more):
 
 def drawn():
     """Draw figures whose titles, axes, groups, places and notes are the strings."""
-    for text in STRINGS:
-        name = text or "none"
-        yield figures.bars([{"x": text, "y": 1, "g": text, "n": text}], "x", "y", "g", text, name,
-                           name, "n")
-        yield figures.learning_curve([{name: s, "v": s, "g": text} for s in (1, 2)], name, "v", "g",
-                                     text, name, name)
+    for start in range(0, len(STRINGS), 16):
+        some = STRINGS[start : start + 16]
+        titles = [" ".join(some)] * 3
+        places = [{"x": text, "y": 1, "g": text, "n": text} for text in some]
+        yield figures.bars(places, "x", "y", "g", *titles, "n")
+        lines = [{"s": s, "v": s, "g": text} for text in some for s in (1, 2)]
+        yield figures.learning_curve(lines, "s", "v", "g", *titles)
     root = {"step": "", "right": 1, "rollouts": 2, "visits": 1, "is_end": False, "children": [
         {"step": text, "right": 1, "rollouts": 2, "visits": 1, "is_end": True, "children": []}
         for text in STRINGS if text]}  # fmt: skip

@@ -84,7 +84,8 @@ def html(figure: go.Figure) -> str:
 
 def frame(rows: Given) -> pd.DataFrame:
     """Return rows as a data frame, its texts as plotly shows them; those of a CSV stay texts."""
-    return pd.DataFrame(read(rows)).map(in_figure)
+    # before pandas, which cannot hold half a surrogate pair
+    return pd.DataFrame([{k: in_figure(v) for k, v in row.items()} for row in read(rows)])
 
 
 def numbers(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
