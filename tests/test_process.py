@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -168,7 +169,8 @@ def test_rows_that_are_no_pool(rows, said, tmp_path):
 
 
 def test_a_pool_is_sampled_by_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("vlaa_lib.evaluate.generate.fingerprint", lambda policy: {})
+    generate = sys.modules["vlaa_lib.evaluate.generate"]  # the package's name is its function
+    monkeypatch.setattr(generate, "fingerprint", lambda policy: {})
     with folders.lock(tmp_path), pytest.raises(VlaaError, match="in use by another process"):
         pools.sample(None, [], "images", tmp_path, "pocket")
     assert not (tmp_path / "pool.json").exists()

@@ -69,11 +69,12 @@ def shape_of(model: str | Path) -> Shape:
     try:
         place = model if Path(model).is_file() else models.resolve(model)
         config = AutoConfig.from_pretrained(place, local_files_only=True, **models.SAFE)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises whatever a broken config makes it
         if (config := _published(model)) is None:
+            why = (str(error) or type(error).__name__).split("\n")[0]
             raise VlaaError(
-                f"{model}: no config here ({str(error).splitlines()[0]}); download it, name its "
-                f"config.json, or use one of {', '.join(PAPER_POLICIES)}"
+                f"{model}: no config here ({why}); download it, name its config.json, or use one "
+                f"of {', '.join(PAPER_POLICIES)}"
             ) from None
         origin = f"its published shape: {model} is not downloaded"
     if config.model_type not in VISION:
