@@ -185,7 +185,7 @@ def test_documents_hold_right_answers():
         assert row["correct"], (question, reply, answer)
         if reward != "open":
             assert rewards.score(record, prompts.join_think_answer("x", answer)).value == 1.0
-    assert forms == {"tags", "phrase", "plain"}
+    assert forms == {"tags", "plain:phrase", "plain"}
 
 
 def test_descriptions_are_true_and_of_scenes_kept_for_pretraining():
