@@ -20,7 +20,7 @@ from vlaa_lib.records import Record
 from . import notation
 from .notation import clean, comparable, is_one
 from .quantities import SCIENTIFIC, nouns_of, split_unit
-from .verifiers import GoldError, Score, bare, excerpt, gold_text, said_number, scored, told
+from .verifiers import UNSURE, GoldError, Score, bare, excerpt, gold_text, said_number, scored, told
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -267,6 +267,8 @@ def submit(record: Record, answer: str) -> Future | Score:
         raise GoldError(_bad_gold(record))
     if len(said) > MAX_MATH_CHARS:
         return scored("math", 0.0, f"the answer has more than {MAX_MATH_CHARS} characters")
+    if UNSURE.search(said) and not UNSURE.search(gold):  # but a function may have cases
+        return scored("math", 0.0, f"{excerpt(said)} is a premise, a guess or a denial")
     if not is_one(answer := clean(told(said))):
         return scored("math", 0.0, f"{excerpt(said)} is not one expression")
     if wanted := notation.words(gold):
