@@ -101,7 +101,8 @@ def test_print_shows_the_command_and_keeps_the_settings(tmp_path, capsys):
     first, second = map(shlex.split, capsys.readouterr().out.splitlines())
     assert first == second
     settings = tmp_path / launch.SETTINGS
-    assert first[-2:] == ["--profile", str(settings)] and list(tmp_path.iterdir()) == [settings]
+    assert first[-2:] == ["--profile", str(settings)]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", settings.name}
     args = as_accelerate_reads(first)
     assert args.num_processes == 2 and args.training_script_args[:2] == ["train", "grpo"]
     cfg = profiles.load(str(settings))

@@ -2,18 +2,23 @@
 
 import csv
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from test_hostile_checkpoints import Payload
 from test_train import settings, with_traces
 from vlaa_lib import ROOT, Halted, VlaaError, traces, train
 from vlaa_lib.pocket import microworld
-from vlaa_lib.train import checkpoints
+from vlaa_lib.train import checkpoints, launch
 from vlaa_lib.train.trainer import AdaptiveKL, SupervisedTrainer
 
 WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
@@ -69,6 +74,7 @@ def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_
         betas = [row["beta"] for row in log]
         assert betas[0] == betas[1] != betas[2] == betas[3]  # the controller moves once a round
         state = json.loads((tmp_path / "whole" / "checkpoint-4" / checkpoints.STATE).read_text())
+        del state[checkpoints.FILES]
         assert state == {"beta": betas[3], "round_kl": [row["kl"] for row in log[2:]], "silent": 2}
 
 
@@ -82,7 +88,9 @@ def write(out, step):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"x")
     (folder / "trainer_state.json").write_text("{}")
-    (folder / checkpoints.STATE).write_text("{}")
+    (folder / "optimizer.pt").write_bytes(b"o")
+    state = {checkpoints.FILES: checkpoints.sizes(folder)}
+    (folder / checkpoints.STATE).write_text(json.dumps(state))
     return folder
 
 
@@ -95,7 +103,8 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     (tmp_path / "checkpoint-old").mkdir()
     assert checkpoints.latest(tmp_path) == two
     said = capsys.readouterr().out
-    assert "checkpoint-10" in said and "trainer_state.json" in said and "no weights" in said
+    assert "checkpoint-10" in said and "trainer_state.json" in said
+    assert "checkpoint-4: not whole, model.safetensors missing" in said
 
 
 def test_a_folder_of_other_settings_is_refused(tiny_model, micro_data, tmp_path):
@@ -130,7 +139,114 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
     monkeypatch.undo()
     assert len(run("sft", cfg, micro_data, tmp_path)) == 4
     assert checkpoints.latest(tmp_path).name == "checkpoint-4"
-    assert not list((tmp_path / checkpoints.STAGING).glob("*"))
+    assert not (tmp_path / checkpoints.STAGING).exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, micro_data, tmp_path_factory):
+    """A run with a checkpoint after 2 and after 4 steps."""
+    out = tmp_path_factory.mktemp("trained") / "sft"
+    run("sft", short(tiny_model, "sft", "lora"), micro_data, out)
+    return out
+
+
+PARTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
+         "adapter_config.json", "trainer_state.json", checkpoints.STATE)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut"])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_checkpoint_without_a_part_is_not_whole(name, how, trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "out")
+    assert checkpoints.latest(tmp_path / "out").name == "checkpoint-4"
+    path = tmp_path / "out" / "checkpoint-4" / name
+    if how == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, 0 if how == "empty" else path.stat().st_size // 2)
+    assert checkpoints.latest(tmp_path / "out").name == "checkpoint-2"
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_a_checkpoint_is_refused(name, trained, tiny_model, micro_data, tmp_path):
+    out, marker = tmp_path / "out", tmp_path / "marker"
+    shutil.copytree(trained, out)
+    (out / "checkpoint-4" / name).write_bytes(pickle.dumps(Payload(marker)))
+    listed(out / "checkpoint-4")
+    cfg = short(tiny_model, "sft", "lora")
+    with pytest.raises(VlaaError, match="checkpoint-4: does not load .*; delete it"):
+        run("sft", cfg, micro_data, out)
+    assert not marker.exists()
+
+
+def listed(checkpoint):
+    """List a changed checkpoint's files anew, as if it had been written so."""
+    state = json.loads((checkpoint / checkpoints.STATE).read_text())
+    state[checkpoints.FILES] = checkpoints.sizes(checkpoint)
+    (checkpoint / checkpoints.STATE).write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_checkpoint_of_other_names_is_refused(mode, tiny_model, micro_data, tmp_path):
+    cfg, out = short(tiny_model, "sft", mode), tmp_path / "out"
+    run("sft", cfg, micro_data, out)
+    path = out / "checkpoint-4" / WEIGHTS[mode]
+    weights = load_file(path)
+    key = next(key for key in weights if "down_proj" in key)
+    weights[key.replace("layers.", "blocks.")] = weights.pop(key)
+    save_file(weights, path, {"format": "pt"})
+    listed(out / "checkpoint-4")
+    with pytest.raises(VlaaError, match="checkpoint-4: its weights .* 1 missing .* 1 unexpected"):
+        run("sft", cfg, micro_data, out)
+
+
+def test_a_disk_that_is_full_at_the_last_save_is_named(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    def full(self, folder, **_):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    cfg = short(tiny_model, "sft", "lora")
+    run("sft", cfg, micro_data, tmp_path)
+    before = (tmp_path / WEIGHTS["lora"]).read_bytes()
+    written = SupervisedTrainer.save_model
+    monkeypatch.setattr(SupervisedTrainer, "save_model", lambda self, folder, **_: (
+        Path(folder).mkdir(parents=True), full(self, folder)))  # fmt: skip
+    with pytest.raises(Halted, match="trained model could not .*No space.*from checkpoint-4"):
+        run("sft", cfg, micro_data, tmp_path)
+    assert (tmp_path / WEIGHTS["lora"]).read_bytes() == before
+    assert not (tmp_path / "model.safetensors").exists()
+    monkeypatch.setattr(SupervisedTrainer, "save_model", written)
+    assert len(run("sft", cfg, micro_data, tmp_path)) == 4  # no step more, and the same weights
+    assert (tmp_path / WEIGHTS["lora"]).read_bytes() == before
+    assert not (tmp_path / checkpoints.STAGING).exists()
+
+
+HOLDS = """
+from vlaa_lib import folders
+with folders.lock({out!r}):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_two_trainings_in_one_folder_are_refused(method, tiny_model, micro_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    other = subprocess.Popen([sys.executable, "-c", HOLDS.format(out=str(out))], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(VlaaError, match=f"{out} is in use by another process"):
+            run(method, short(tiny_model, method, "lora"), micro_data, out)
+        with pytest.raises(VlaaError, match="in use"):
+            launch.words_of(short(tiny_model, method, "lora"), method, "r", "i", out)
+    finally:
+        other.kill()
+        other.wait()
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_adaptive_kl_follows_openrlhf():

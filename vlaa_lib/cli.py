@@ -135,7 +135,7 @@ def train(
 
     cfg = loaded(profile, changes, **{f"{method}.max_steps": steps})
     if launch:
-        words = launcher.words_of(cfg, method, records, images, out, start)
+        words = launcher.words_of(cfg, method, records, images, out, start, machine_rank)
         mode = getattr(cfg, method).mode
         given = launch, words, gpus, machines, machine_rank, main_ip, main_port, mode
         command = launcher.command(*given)

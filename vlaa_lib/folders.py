@@ -29,16 +29,26 @@ from vlaa_lib import ROOT, VlaaError
 PACKAGES = ("accelerate", "datasets", "math-verify", "numpy", "papermill", "peft", "pillow",
             "plotly", "torch", "transformers", "trl")  # what results can depend on
 
-_DRAFT = re.compile(r"\..+\.(\d+)\.[0-9a-f]{12}")  # see `staged`; the number: its process
+# see `draft_of`; its machine and its process
+_DRAFT = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.[0-9a-f]{12}")
 
 # --- files ---------------------------------------------------------------------------------------
+
+
+def draft_of(path: str | Path) -> Path:
+    """Return a name beside a file, or folder, for what becomes it: this process's own."""
+    made = f"{_here()}-{os.getpid()}.{uuid4().hex[:12]}"
+    return Path(path).with_name(f".{Path(path).name}.{made}")
+
+
+def _here() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
     """Give a draft, one's own, that becomes the file at the end; on an error it is removed."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:12]}")
+    path, draft = Path(path), draft_of(path)
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -288,9 +298,14 @@ def is_on_this_machine(folder: str | Path) -> bool:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove the drafts that killed processes left in a folder (see `staged`)."""
-    for left in Path(folder).glob(".*"):
-        if (made := _DRAFT.fullmatch(left.name)) and not _is_alive(int(made[1])):
+    """Remove the drafts that killed processes of this machine left in a folder and below."""
+    for left in list(Path(folder).rglob(".*")):
+        made = _DRAFT.fullmatch(left.name)
+        if not made or made[1] != _here() or _is_alive(int(made[2])):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
 
 

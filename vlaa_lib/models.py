@@ -30,6 +30,10 @@ NOT_QUANTISED = ["model.visual", "lm_head", "step_head"]  # a bare "visual" woul
 
 PROGRAM_S = 20  # ours: a chat template, or names' patterns, take a thousandth of that
 MEMORY_BYTES = 2**30  # ours: they take a thousandth of that, too
+ANOTHER = (
+    "fetch it again, or take another checkpoint: a Qwen2-VL or Qwen2.5-VL as safetensors, without "
+    "Python code of its own"
+)
 # a checkpoint brings no code that we run: also where others load (TRL the reference) nobody is
 # asked, which a `y` on standard input would answer
 SAFE = {"trust_remote_code": False}
@@ -131,7 +135,7 @@ def said(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def readable(path: str | Path) -> Iterator[None]:
+def readable(path: str | Path, remedy: str = ANOTHER) -> Iterator[None]:
     """Say in one line why a checkpoint does not load, whatever its files make others raise.
 
     By design a checkpoint's own Python code and pickled weights are refused: nothing of it runs.
@@ -143,10 +147,7 @@ def readable(path: str | Path) -> Iterator[None]:
     except (VlaaError, FileNotFoundError, MemoryError, torch.OutOfMemoryError, ImportError):
         raise
     except Exception as error:  # broken JSON, cut weights, pickles, code, other shapes...
-        raise VlaaError(
-            f"{path}: does not load ({said(error)}); fetch it again, or take another checkpoint: "
-            "Qwen2-VL or Qwen2.5-VL, as safetensors, without Python code of its own"
-        ) from error
+        raise VlaaError(f"{path}: does not load ({said(error)}); {remedy}") from error
 
 
 def check_keys(
@@ -290,9 +291,8 @@ def load_policy(
 
 def adapted(model: Any, path: str | Path, config: Any) -> Any:
     """Put the adapter of a folder on its base; refuse weights that are not those it would save."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
     from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils import load_peft_weights
 
     # names of modules may be patterns, and a pattern can take for ever
     named = (*config.rank_pattern, *config.alpha_pattern, *(config.modules_to_save or ()))
@@ -304,14 +304,19 @@ def adapted(model: Any, path: str | Path, config: Any) -> Any:
             chosen = {name for name in names if check_target_module_exists(config, name)}
         config.target_modules, config.exclude_modules = chosen, None
         config.layers_to_transform = config.layers_pattern = None
-    given = load_peft_weights(str(path), device="cpu").keys()
-    if config.target_modules:
-        model = PeftModel.from_pretrained(model, path, config=config)
-        held = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-    else:
-        held = set()
-    check_keys(path, held - given, given - held)
+    model = PeftModel.from_pretrained(model, path, config=config)
+    check_adapter(model, path)
     return model
+
+
+def check_adapter(model: Any, path: str | Path) -> None:
+    """Refuse the adapter of a folder where a model with it holds, or would save, other weights."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    given = load_peft_weights(str(path), device="cpu").keys()
+    held = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    check_keys(path, held - given, given - held)
 
 
 def whole(path: str | Path, into: str | Path, kind: Any = None) -> str:
@@ -323,13 +328,26 @@ def whole(path: str | Path, into: str | Path, kind: Any = None) -> str:
     if not (Path(resolve(path)) / "adapter_config.json").is_file():
         return str(path)
     if not Path(into).is_dir():
-        policy, draft = load_policy(path, kind=kind), Path(f"{into}.{os.getpid()}")
+        policy, draft = load_policy(path, kind=kind), folders.draft_of(into)
         policy.model.save_pretrained(draft)
         policy.processor.save_pretrained(draft)
         with contextlib.suppress(OSError):  # another process of this run was first
             draft.replace(into)
         shutil.rmtree(draft, ignore_errors=True)
     return str(into)
+
+
+def spelt(processor: Any, text: str) -> str:
+    """Return the first special token that a text spells, or nothing: it would be read as one."""
+    added = processor.tokenizer.added_tokens_decoder.values()
+    return next((token.content for token in added if token.special and token.content in text), "")
+
+
+def plain(processor: Any, text: str) -> str:
+    """Take special tokens out of a text: a spelt image token would ask for another picture."""
+    while token := spelt(processor, text):
+        text = text.replace(token, " ")
+    return text
 
 
 def resolve(path: str | Path) -> str:

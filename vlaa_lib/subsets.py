@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from vlaa_lib import VlaaError, folders, prompts
+from vlaa_lib import VlaaError, folders, models, prompts
 from vlaa_lib.evaluate.generate import by_length, fingerprint
 from vlaa_lib.images import ImageError, fit_image, open_image
 from vlaa_lib.progress import progress_bar
@@ -121,8 +121,7 @@ class _Encoded:
         collator = DataCollatorForVisionLanguageModeling
         self.collate = collator(policy.processor, completion_only_loss=True)
         self.max_pixels = policy.processor.image_processor.size["longest_edge"]
-        added = policy.processor.tokenizer.added_tokens_decoder.values()
-        self.special = [token.content for token in added if token.special]
+        self.processor = policy.processor
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,9 +129,8 @@ class _Encoded:
     def __getitem__(self, index: int) -> tuple[Record, dict[str, Any] | str]:
         record = self.records[index]
         try:
-            # a trace that spells an image token would ask for features that are not there
-            if spelt := [s for s in self.special if s in record.question + record.answer]:
-                raise RecordError(f"the text spells the special token {spelt[0]}; delete it")
+            if token := models.spelt(self.processor, record.question + record.answer):
+                raise RecordError(f"the text spells the special token {token}; delete it")
             picture = fit_image(open_image(record.image, self.images), max_pixels=self.max_pixels)
             inputs = self.collate([data.row(record, picture, with_trace=True)])
         except (RecordError, ImageError) as error:

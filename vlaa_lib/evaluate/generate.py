@@ -232,8 +232,10 @@ def render(processor: Any, ask: Ask) -> str:
     """Write an ask with the checkpoint's own chat template, pictures first, up to its reply."""
     from trl.data_utils import prepare_multimodal_messages
 
+    from vlaa_lib.models import plain
+
     chat = [{"role": "system", "content": ask.system}] if ask.system else []
-    chat.append({"role": "user", "content": ask.user})
+    chat.append({"role": "user", "content": plain(processor, ask.user)})
     chat = prepare_multimodal_messages(chat, images=list(ask.images))
     text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     return text + ask.reply

@@ -27,7 +27,7 @@ from transformers.conversion_mapping import (
 from vlaa_lib import VlaaError, folders, models
 from vlaa_lib.escape import say
 from vlaa_lib.images import fit_image, open_image
-from vlaa_lib.models import Policy
+from vlaa_lib.models import Policy, plain
 from vlaa_lib.profiles import Settings
 from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
 from vlaa_lib.records import Record, RecordError, from_columns
@@ -177,13 +177,6 @@ def encode(policy: Policy, images: str | Path, made: Sequence[Solution]) -> dict
     return batch
 
 
-def plain(processor: Any, text: str) -> str:
-    """Take special tokens out of a text: a spelt image token would ask for another picture."""
-    for token in processor.tokenizer.added_tokens_decoder.values():
-        text = text.replace(token.content, " ") if token.special else text
-    return text
-
-
 def step_ids(processor: Any, step: str) -> list[int]:
     """Return a step's tokens with its separator, at which the head reads."""
     return processor.tokenizer.encode(plain(processor, step) + SEPARATOR, add_special_tokens=False)
@@ -246,6 +239,7 @@ class PrmTrainer(checkpoints.Resumable, Trainer):
     """Trainer whose checkpoints are whole, and resumed with the weights that they hold."""
 
 
+@checkpoints.alone
 def train(
     cfg: Settings,
     rows: Sequence[Process],

@@ -14,7 +14,7 @@ from vlaa_lib import Halted, folders
 from vlaa_lib.escape import say
 from vlaa_lib.progress import progress_bar
 
-from . import rank_setup
+from . import checkpoints, rank_setup
 
 SPIKE = 2.0  # ours: times the median of the last losses
 WINDOW = 20  # ours: losses that the median is taken of
@@ -90,5 +90,5 @@ def complete(trainer: Any, out: str | Path, resume: str | None) -> list[dict[str
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(OneBar())
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(str(out))
+    checkpoints.save(trainer, out)
     return steps_of(trainer.state.log_history)

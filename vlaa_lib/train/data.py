@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlaa_lib import VlaaError, folders, prompts
 from vlaa_lib.escape import say
 from vlaa_lib.images import ImageError, fit_image, open_image
-from vlaa_lib.models import ImageProcessor, Policy
+from vlaa_lib.models import ImageProcessor, Policy, spelt
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.records import Record, RecordError, Reject
 
@@ -124,14 +124,18 @@ def within(
     """Split rows into those of at most `limit` tokens, image included, and rejects; none is cut.
 
     A cut prompt would lose part of its picture ("image features and image tokens do not match"),
-    a cut trace its answer.
+    a cut trace its answer; a text that spells an image token asks for features that are not there.
     """
     kept, rejects = [], []
     for row in progress_bar(rows, desc="lengths", unit="record", leave=False, delay=2):
-        if (tokens := count_tokens(row, processor)) <= limit:
+        said = (row["question"], *(turn["content"] for turn in row.get("completion", ())))
+        token = spelt(processor, "\n".join(said))
+        if not token and (tokens := count_tokens(row, processor)) <= limit:
             kept.append(row)
         else:
-            reason = f"{tokens} tokens with its image, the limit is {limit}"
+            reason = f"its text spells the special token {token}; delete it"
+            if not token:
+                reason = f"{tokens} tokens with its image, the limit is {limit}"
             rejects.append(Reject("", None, row["id"], reason))
     return kept, rejects
 

@@ -16,7 +16,7 @@ from typing import Any
 from vlaa_lib import VlaaError, models, rewards, traces
 from vlaa_lib.escape import say
 from vlaa_lib.llm.transport import keep_from_proxy
-from vlaa_lib.profiles import Settings, accumulation
+from vlaa_lib.profiles import Grpo, Settings, accumulation
 from vlaa_lib.records import Record
 from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
@@ -27,6 +27,7 @@ from .sft import num_processes, starting_policy, trainer_args
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
 
 
+@checkpoints.alone
 def grpo(
     cfg: Settings,
     records: list[Record],
@@ -66,15 +67,12 @@ def grpo(
     judged = {"reward model": reward_model.name if reward_model else ""}
     resume = checkpoints.begin(cfg, "grpo", records, out, start, **judged)
     wanted = list(_scored(records, g.parts, reward_model))
+    _check_enough(g, len(wanted))
     policy = starting_policy(cfg, g.mode, out, start)
     rows = data.dataset(
         wanted, policy, images, out, cfg.model.max_pixels, g.max_prompt_tokens, with_trace=False
     )
-    if len(rows) < g.rollout_prompts:
-        raise VlaaError(
-            f"{len(rows)} records are fewer than one sampling round's {g.rollout_prompts}; lower "
-            "grpo.rollout_prompts"
-        )
+    _check_enough(g, len(rows))
     # --- the trainer; TRL names a reward by its __name__
     mixed = partial(rewards.mixed_reward, reward_model=reward_model)
     update_wrapper(mixed, rewards.mixed_reward)
@@ -100,6 +98,29 @@ def grpo(
     trainer.watch = Watch(Path(out) / "watch.csv" if is_first else None, step)
     # --- the loop: `TracingGRPOTrainer`, from top to bottom
     return complete(trainer, out, resume)
+
+
+def _check_enough(g: Grpo, records: int) -> None:
+    """Refuse fewer records than a sampling round takes, and say which batches they would fill."""
+    if records >= g.rollout_prompts:
+        return
+    processes = num_processes()
+    for prompts in range(records, 0, -1):
+        rollouts = prompts * g.num_generations
+        whole = [n for n in range(1, g.train_batch + 1) if rollouts % n == 0 and n % processes == 0]
+        if not whole:
+            continue
+        each = whole[-1] // processes  # a process's share of the largest batch that fits
+        size = max(n for n in range(1, g.per_device_batch + 1) if each % n == 0)
+        raise VlaaError(
+            f"{records} records are fewer than one sampling round's {g.rollout_prompts}; this "
+            f"would fit them: --set grpo.rollout_prompts={prompts} grpo.train_batch={whole[-1]} "
+            f"grpo.per_device_batch={size}"
+        )
+    raise VlaaError(
+        f"{records} records are fewer than one sampling round's {g.rollout_prompts}, and fill no "
+        f"batch of {processes} processes; give more records, or fewer processes"
+    )
 
 
 def _scored(

@@ -56,10 +56,13 @@ def words_of(
     images: str | Path,
     out: str | Path,
     start: str | Path | None = None,
+    machine_rank: int = 0,
 ) -> list[str]:
     """Return what each process runs; the settings go beside the results, as one file of JSON."""
     settings = Path(out) / SETTINGS
-    folders.write_json(settings, asdict(cfg))
+    # of another training that runs there; further machines come while the first one trains
+    with contextlib.nullcontext() if machine_rank else folders.lock(out):
+        folders.write_json(settings, asdict(cfg))
     words = ["-m", "vlaa_lib", "train", method, "--records", records, "--images", images]
     words += ["--out", out, "--profile", settings, *(["--start", start] if start else [])]
     return [str(word) for word in words]

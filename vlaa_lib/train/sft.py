@@ -17,6 +17,7 @@ from vlaa_lib.records import Record
 from . import checkpoints, data
 
 
+@checkpoints.alone
 def sft(
     cfg: Settings,
     records: list[Record],
