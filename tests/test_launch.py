@@ -1,9 +1,11 @@
 """Launching: the right command, a child that never outlives its parent, errors with a name."""
 
+import json
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +34,8 @@ def as_accelerate_reads(made: list[str]):
     """Return the arguments that accelerate itself would run with, its file and ours merged."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    assert made[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = "accelerate.commands.launch" if "--num_machines" in made else "vlaa_lib.loopback"
+    assert made[:3] == [sys.executable, "-m", launcher]
     return _validate_launch_command(launch_command_parser().parse_args(made[3:]))[0]
 
 
@@ -264,6 +267,31 @@ def test_a_leash_without_a_holder_ends_at_once():
     command = [sys.executable, "-I", rank_setup.__file__, str(os.getpid() + 10**6), "true"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "is gone" in done.stderr
+
+
+LISTENS = """
+import json, os, sys, psutil, torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+dist.barrier()
+if dist.get_rank() == 0:
+    family = psutil.Process(os.getppid()).children(recursive=True) + [psutil.Process(os.getppid())]
+    found = {c.laddr.ip for p in family for c in p.net_connections() if c.status == "LISTEN"}
+    open(sys.argv[1], "w").write(json.dumps(sorted(found)))
+dist.barrier()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil needs rights elsewhere")
+@pytest.mark.parametrize("port", [0, "taken"])
+def test_on_one_machine_nothing_listens_beyond_it(port, tmp_path):
+    script, found = tmp_path / "listens.py", tmp_path / "found.json"
+    script.write_text(LISTENS)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if port == "taken" else port
+        command = launch.command("cpu2", [str(script), str(found)], gpus=2, main_port=port)
+        launch.run(command, tmp_path / "launch.log")
+    assert json.loads(found.read_text()) == ["127.0.0.1"]
 
 
 # who samples

@@ -1,6 +1,7 @@
 """Maths: Math-Verify on whole answers, in workers that a slow or greedy answer cannot hold up."""
 
 import faulthandler
+import itertools
 import os
 import subprocess
 import sys
@@ -80,6 +81,15 @@ def _hung(gold, answer, seconds):
 def test_a_right_answer_does_not_time_out_because_the_machine_is_busy(monkeypatch):
     monkeypatch.setattr(maths, "TIMEOUT_S", 1.5)
     monkeypatch.setattr(maths, "_check", _stalled)
+    assert score("2", "1 + 1") == Score(1.0, "math: '1 + 1' is right", "math")
+
+
+def test_a_step_of_the_clock_costs_no_answer(monkeypatch):
+    """NTP, or a laptop that slept: a day passes between any two looks at the time of day."""
+    days, clock = itertools.count(), time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 86_400 * next(days))
+    monkeypatch.setattr(maths, "_check", _stalled)
+    monkeypatch.setattr(maths, "TIMEOUT_S", 1.5)
     assert score("2", "1 + 1") == Score(1.0, "math: '1 + 1' is right", "math")
 
 

@@ -1,6 +1,7 @@
 """Training: SFT and GRPO move the language model, never the tower, and keep what happened."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from transformers import TrainerControl, TrainerState
 
 from vlaa_lib import Halted, VlaaError, models, profiles, prompts, records, rewards, traces, train
 from vlaa_lib.__main__ import main
+from vlaa_lib.evaluate.generate import generate
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import callbacks, data
-from vlaa_lib.train.grpo import _scored, grpo_config
+from vlaa_lib.train.grpo import _check_enough, _scored, grpo_config
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "vlaa_thinking"
 
@@ -158,6 +160,57 @@ def test_grpo_says_when_records_are_too_few(tiny_model, micro_data, tmp_path):
     cfg = settings(tiny_model, **{"grpo.rollout_prompts": 400})
     with pytest.raises(ValueError, match="lower grpo.rollout_prompts"):
         train.grpo(cfg, made, folder / "images", tmp_path)
+
+
+def test_grpo_names_batches_that_three_records_fit(tiny_model, micro_data, tmp_path):
+    """All settings at once, and they train."""
+    folder, made = micro_data
+    cfg = settings(tiny_model, **{"grpo.rollout_prompts": 16, "grpo.train_batch": 32})
+    with pytest.raises(ValueError, match="3 records are fewer") as caught:
+        train.grpo(cfg, made[:3], folder / "images", tmp_path)
+    named = dict(re.findall(r"(grpo\.\w+)=(\d+)", str(caught.value)))
+    assert len(named) == 3
+    short = {"grpo.max_steps": 1, "grpo.max_completion_tokens": 8}
+    fitting = settings(tiny_model, **short, **{key: int(n) for key, n in named.items()})
+    assert len(train.grpo(fitting, made[:3], folder / "images", tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("n", "processes"), [(1, 1), (2, 3), (5, 8), (7, 4), (1, 7)])
+def test_named_batches_are_valid_for_any_number_of_processes(n, processes, tiny_model, monkeypatch):
+    monkeypatch.setitem(_check_enough.__globals__, "num_processes", lambda: processes)
+    g = settings(tiny_model, **{"grpo.rollout_prompts": 16, "grpo.train_batch": 32}).grpo
+    with pytest.raises(VlaaError) as caught:
+        _check_enough(g, n)
+    named = {k: int(v) for k, v in re.findall(r"grpo\.(\w+)=(\d+)", str(caught.value))}
+    if not named:
+        assert "give more records, or fewer processes" in str(caught.value)
+        assert (n * g.num_generations) % processes
+        return
+    made = replace(g, **named)
+    assert made.rollout_prompts <= n and profiles.accumulation(
+        made.train_batch, made.per_device_batch, processes, "grpo.train_batch", made.rollouts)
+
+
+def test_three_records_are_enough_for_sft(tiny_model, micro_data, tmp_path):
+    folder, made = micro_data
+    cfg = settings(tiny_model, **{"sft.max_steps": 1})
+    assert train.sft(cfg, with_traces(made[:3]), folder / "images", tmp_path)
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|vision_start|>"])
+def test_a_text_that_spells_a_special_token_is_left_out(token, tiny_model, micro_data, tmp_path,
+                                                        capsys):  # fmt: skip
+    folder, made = micro_data
+    made = with_traces(made)
+    made[0] = replace(made[0], question=f"What is {token}?")
+    made[1] = replace(made[1], answer=made[1].answer.replace("<think>", f"<think>{token}"))
+    train.sft(settings(tiny_model, **{"sft.max_steps": 1}), made, folder / "images", tmp_path)
+    said = capsys.readouterr().out
+    for record in made[:2]:
+        assert f"{record.id}: its text spells the special token {token}; delete it" in said
+    assert f"training on {len(made) - 2} of {len(made)} records" in said
+    policy = models.load_policy(tiny_model)  # asked of a model, the token is taken out
+    assert len(generate(policy, made[:1], folder / "images", max_new_tokens=4)) == 1
 
 
 def test_grpo_takes_the_reward_model_that_the_profile_names(tiny_model, micro_data, tmp_path):

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 from collections import OrderedDict
-from concurrent.futures import Future, TimeoutError
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from functools import cache, lru_cache
@@ -97,7 +98,8 @@ def _prepare_worker() -> None:
     import resource
 
     # the pool's own handler would wait for a long multiplication to end; the kernel does not
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(ValueError, OSError):  # macOS has none; the time limit still holds
         # beyond what it holds: a script's main module, imported here again, may have loaded torch
         held = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
@@ -185,8 +187,6 @@ def _check(gold: str, answer: str, seconds: float) -> str:
 
     # processor time: the kernel kills the worker, also in the midst of one long multiplication
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    # the parent kills a worker that only waits; should the parent be gone, the kernel does
-    signal.alarm(int(2 * WALL_FACTOR * seconds) + 5)
     try:
         for wanted, said in notation.pairs(gold, answer) or [("0", "1")]:
             if (right := _parse(wanted)) is None:
@@ -201,7 +201,18 @@ def _check(gold: str, answer: str, seconds: float) -> str:
         return "bad answer"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.alarm(0)
+
+
+def _within(wall_s: float, check: Callable[..., str], *args: str | float) -> str:
+    """Make a check in a worker that the kernel kills should it only wait.
+
+    Not by the pool's own limit: it goes by the time of day, which NTP and a laptop's sleep move.
+    """
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
+    try:
+        return check(*args)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @dataclass
@@ -295,7 +306,7 @@ def _schedule(*args: str | float) -> Future:
     workers = _workers()
     future = workers.checks.pop(args, None)
     if future is None or _was_stopped(future):
-        future = workers.pool.schedule(_check, args=args, timeout=WALL_FACTOR * TIMEOUT_S)
+        future = workers.pool.schedule(_within, args=(WALL_FACTOR * TIMEOUT_S, _check, *args))
     workers.checks[args] = future
     if len(workers.checks) > KEPT:
         workers.checks.popitem(last=False)
@@ -320,12 +331,13 @@ def collect(record: Record, answer: str, pending: Future | Score) -> Score:
         return pending
     try:
         verdict = pending.result()
-    except TimeoutError:
-        return scored("math", 0.0, f"timed out after {WALL_FACTOR * TIMEOUT_S:g} s of waiting")
     except ProcessExpired as error:  # else out of memory or stack, and Python could not say
-        is_late = error.exitcode == -signal.SIGPROF
-        late = f"timed out after {TIMEOUT_S:g} s of processor time"
-        return scored("math", 0.0, late if is_late else "the worker died on this answer")
+        limits = {-signal.SIGPROF: f"{TIMEOUT_S:g} s of processor time",
+                  -signal.SIGALRM: f"{WALL_FACTOR * TIMEOUT_S:g} s of waiting"}  # fmt: skip
+        limit = limits.get(error.exitcode)
+        return scored(
+            "math", 0.0, f"timed out after {limit}" if limit else "the worker died on this answer"
+        )
     except BrokenProcessPool as error:
         raise RuntimeError(
             "the math workers cannot start; a script needs `if __name__ == '__main__':` around its "

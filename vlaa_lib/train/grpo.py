@@ -113,9 +113,9 @@ def _check_enough(g: Grpo, records: int) -> None:
         each = whole[-1] // processes  # a process's share of the largest batch that fits
         size = max(n for n in range(1, g.per_device_batch + 1) if each % n == 0)
         raise VlaaError(
-            f"{records} records are fewer than one sampling round's {g.rollout_prompts}; this "
-            f"would fit them: --set grpo.rollout_prompts={prompts} grpo.train_batch={whole[-1]} "
-            f"grpo.per_device_batch={size}"
+            f"{records} records are fewer than one sampling round's {g.rollout_prompts}; lower "
+            f"grpo.rollout_prompts, and what hangs on it: --set grpo.rollout_prompts={prompts} "
+            f"grpo.train_batch={whole[-1]} grpo.per_device_batch={size} fits"
         )
     raise VlaaError(
         f"{records} records are fewer than one sampling round's {g.rollout_prompts}, and fill no "

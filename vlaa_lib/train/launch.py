@@ -78,7 +78,9 @@ def command(
     main_port: int | None = None,
     mode: str = "full",
 ) -> list[str]:
-    """Build the `accelerate launch` command.
+    """Build the `accelerate launch` command; on one machine nobody else reaches its processes.
+
+    On several its store and their messages are open to their network: use one that you trust.
 
     Args:
         config: an accelerate file in `profiles/accelerate`, without its suffix; or a path to one.
@@ -114,7 +116,9 @@ def command(
             f"--launch {config}: packed 4-bit weights are not cut into shares; use ddp, gpu1 or "
             "cpu2, or mode lora"
         )
-    made = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    # on one machine nobody else's packets count
+    launcher = "accelerate.commands.launch" if machines > 1 else "vlaa_lib.loopback"
+    made = [sys.executable, "-m", launcher, "--config_file", str(path)]
     made += ["--num_processes", str(gpus * machines)]  # of all machines together
     if machines > 1:
         if not main_ip:
