@@ -1,6 +1,7 @@
 """Folders: files whole or not at all, one owner, half lines, fingerprints."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -100,7 +101,8 @@ def test_a_lock_sweeps_the_drafts_of_the_dead_alone(tmp_path):
     dead.wait()
     with folders.staged(tmp_path / "mine") as mine:
         mine.write_bytes(b"")
-        left = tmp_path / f".sft.jsonl.{dead.pid}.0123456789ab"
+        left = folders.draft_of(tmp_path / "sft.jsonl")
+        left = left.with_name(left.name.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
         others = [tmp_path / ".bashrc", tmp_path / ".git.1.x", tmp_path / "a.1.0123456789ab"]
         for path in (left, *others):
             path.write_bytes(b"")
@@ -130,6 +132,29 @@ def test_yaml_is_read_safely_and_never_quoted(tmp_path, data, said):
     with pytest.raises(VlaaError, match=f"a.yaml: .*{said}") as caught:
         folders.read_yaml(tmp_path / "a.yaml")
     assert "sk-123" not in str(caught.value)
+
+
+LEAVES = """
+import os, signal
+from pathlib import Path
+from vlaa_lib import folders
+folders.draft_of({out!r} + "/start").mkdir()
+with folders.staged({out!r} + "/deep/file.txt") as draft:
+    draft.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_drafts_of_killed_processes_go_when_the_folder_is_held_again(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LEAVES.format(out=str(tmp_path))], cwd=ROOT)
+    assert done.returncode < 0 and len(list(tmp_path.rglob(".*"))) == 2
+    mine = folders.draft_of(tmp_path / "mine")  # this process runs
+    elsewhere = mine.with_name(mine.name.replace(folders._here(), "0" * 8))
+    for path in (mine, elsewhere, tmp_path / ".hidden"):
+        path.touch()
+    with folders.lock(tmp_path):
+        left = {path.name for path in tmp_path.rglob(".*")}
+        assert left == {".lock", ".hidden", mine.name, elsewhere.name}
 
 
 def test_a_fingerprint_follows_the_weights(tmp_path):

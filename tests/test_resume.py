@@ -172,10 +172,11 @@ def test_a_checkpoint_without_a_part_is_not_whole(name, how, trained, tmp_path, 
 def test_a_pickle_in_a_checkpoint_is_refused(name, trained, tiny_model, micro_data, tmp_path):
     out, marker = tmp_path / "out", tmp_path / "marker"
     shutil.copytree(trained, out)
-    (out / "checkpoint-4" / name).write_bytes(pickle.dumps(Payload(marker)))
-    listed(out / "checkpoint-4")
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "checkpoint-2" / name).write_bytes(pickle.dumps(Payload(marker)))
+    listed(out / "checkpoint-2")
     cfg = short(tiny_model, "sft", "lora")
-    with pytest.raises(VlaaError, match="checkpoint-4: does not load .*; delete it"):
+    with pytest.raises(VlaaError, match="checkpoint-2: does not load .*; delete it"):
         run("sft", cfg, micro_data, out)
     assert not marker.exists()
 
