@@ -171,7 +171,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
                  AutoTokenizer.from_pretrained):  # others' loads, as TRL's, ask nobody either
         try:
             load(folder)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:  # torchvision is not needed here
             print(folder.name, error)
 print("done")
 """
