@@ -306,7 +306,7 @@ def test_a_slow_drip_ends_at_the_time_limit(one, tmp_path):
         ("verify: {model: m, settings: {top_k: 3}}", "settings.top_k: .*extra_body"),
         ("verify: {model: m, settings: {stream: true}}", "settings.stream: .*not to be set"),
         ("verify: [", "cannot be read as YAML"),
-        ("- a", "expected a section"),
+        ("- a", "expected `key: value` lines, found list"),
     ],
 )
 def test_a_wrong_endpoints_file_is_named(tmp_path, text, match):

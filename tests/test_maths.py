@@ -41,7 +41,7 @@ def test_math_right(gold, answer):
 
 @pytest.mark.parametrize(("gold", "answer", "reason"), [
     ("y = 2x + 1", "2x - 1", "is wrong"), ("y = 2x", "x = 2y", "is wrong"),
-    ("2x", "not 2x", "is wrong"), ("2x", "2x or 3x", "is wrong"), ("x = 3", "y = 3", "is wrong"),
+    ("2x", "not 2x", "a denial"), ("2x", "2x or 3x", "is wrong"), ("x = 3", "y = 3", "is wrong"),
     ("\\sqrt{2}", "1.4", "is wrong"), ("3", "3 = 7", "not both equations"),
     ("2x", "y = 2x = 3x", "not both equations"), ("2x", "2x + 1 = 2x", "not both equations"),
     ("2x", "\\frac{", "cannot be read"), ("2x", "?", "cannot be read"),

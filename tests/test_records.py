@@ -213,7 +213,7 @@ def test_unparseable_gold_is_found_by_the_audit(tmp_path, reward, gt, question):
     row = ROW | {"image": "x/a.png", "reward": reward, "gt": gt, "question": question}
     (record,) = records.load(write_rows(tmp_path / "a.jsonl", [row])).records
     (reject,) = rewards.audit([record], file="a.jsonl")
-    assert (reject.file, reject.line, reject.id) == ("a.jsonl", 0, "r1")
+    assert (reject.file, reject.line, reject.id) == ("a.jsonl", None, "r1")
     assert reward in reject.reason and ";" in reject.reason  # what is wrong; what to do
 
 

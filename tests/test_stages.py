@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from staged import noted, process_of
 from test_run import is_alive, wait_for
 from test_train import with_traces
-from vlaa_lib import ROOT, Halted, VlaaError, profiles, records, study
+from vlaa_lib import ROOT, Halted, VlaaError, folders, profiles, records, study
 from vlaa_lib.__main__ import main
 from vlaa_lib.study import artefacts, stages
 from vlaa_lib.train import launch
@@ -83,7 +83,7 @@ def test_an_empty_folder_and_the_draft_of_a_killed_process_are_in_nobodys_way(tm
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "stage").mkdir()
-    (tmp_path / "stage" / f".begun.json.{dead.pid}.0123456789ab").write_text("{", encoding="utf-8")
+    (tmp_path / "stage" / f".begun.json.{folders._here()}-{dead.pid}.0123456789ab").write_text("{", encoding="utf-8")
     artefacts.once(tmp_path / "stage", {"n": 1}, lambda path: None)
     assert {p.name for p in (tmp_path / "stage").iterdir()} == {"begun.json", "done.json"}
 

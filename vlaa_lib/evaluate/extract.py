@@ -117,7 +117,7 @@ _LIST = re.compile(r"\[[^\[\]]{1,400}\]")
 
 
 def extract_answer(completion: str) -> Extracted:
-    """Return the text in which a completion gives its answer, and where that stands (see above).
+    r"""Return the text in which a completion gives its answer, and where that stands (see above).
 
     >>> extract_answer("<answer>B</answer>")[:], extract_answer("<think>so B")[:]
     (('B', 'answer-tag'), ('', 'unclosed'))
