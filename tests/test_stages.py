@@ -83,7 +83,8 @@ def test_an_empty_folder_and_the_draft_of_a_killed_process_are_in_nobodys_way(tm
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "stage").mkdir()
-    (tmp_path / "stage" / f".begun.json.{folders._here()}-{dead.pid}.0123456789ab").write_text("{", encoding="utf-8")
+    draft = f".begun.json.{folders._here()}-{dead.pid}.0123456789ab"
+    (tmp_path / "stage" / draft).write_text("{", encoding="utf-8")
     artefacts.once(tmp_path / "stage", {"n": 1}, lambda path: None)
     assert {p.name for p in (tmp_path / "stage").iterdir()} == {"begun.json", "done.json"}
 
