@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import pytest
 
+import fault_server
 from fault_server import GOOD, by_step, completion, endpoint
 from scoring import record as open_record
 from test_construct import num_paid, run
@@ -145,6 +146,16 @@ def test_slow_headers_end_at_the_time_limit(one, tmp_path, line):
     with dripping(line) as url, pytest.raises(VlaaError, match="no end of the reply within 0.5 s"):
         run(*one, url, tmp_path, timeout_s=0.5)
     assert time.monotonic() - started < 15
+
+
+def test_a_slow_drip_ends_at_the_time_limit(one, tmp_path):
+    """Each piece comes well within any pause that a client would bear."""
+    drip = fault_server.Pieces([b" " * 100] * 10_000, 1_000_000, pause_s=0.05)
+    started = time.monotonic()
+    stops = pytest.raises(VlaaError, match="no call was answered")
+    with endpoint(lambda body: (200, drip, {})) as (base_url, _), stops:
+        run(*one, base_url, tmp_path, timeout_s=0.5)
+    assert time.monotonic() - started < 30, "whole, the reply would take eight minutes"
 
 
 # --- locks ---------------------------------------------------------------------------------------
