@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import io
 import json
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -40,6 +42,21 @@ def one(world):
     """A counting record without a caption, in a list, and the image root."""
     items, images = world
     return [replace(items[0], solution="3", gt="3")], images
+
+
+def test_an_end_by_one_call_leaves_no_traceback_of_the_others(world, tmp_path, capfd):
+    asked = []
+
+    def answer(body):
+        asked.append(body)
+        time.sleep(0.5 if len(asked) > 16 else 0)  # in flight when the sixteenth ends the run
+        return 400, "no such model", {}
+
+    stops = pytest.raises(VlaaError, match="calls in a row got no reply.*no such model")
+    with endpoint(answer) as (url, _), stops:
+        run(*world, url, tmp_path)
+    gc.collect()  # a task's error is complained of when the task goes
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def read(content, **fields):

@@ -161,7 +161,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise VlaaError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     if not isinstance(found, dict):
-        raise VlaaError(f"{path}: expected a section or `key: value` lines, found {type(found).__name__}")
+        kind = type(found).__name__
+        raise VlaaError(f"{path}: expected a section or `key: value` lines, found {kind}")
     return found
 
 

@@ -216,7 +216,9 @@ class Client:
                 if call not in self._traffic.calls:  # it waits for another try
                     call.cancel()
         if calls := list(self._in_flight.values()):
-            _, late = await asyncio.wait(calls, timeout=within_s)
+            done, late = await asyncio.wait(calls, timeout=within_s)
+            for call in done:  # looked at, or the loop complains of an error that nobody minds
+                call.cancelled() or call.exception()
             for call in late:
                 call.cancel()
             if late:
