@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from commands import parsed
 from vlaa_lib.__main__ import main
@@ -153,3 +154,53 @@ def test_a_missing_model_says_how_to_build_it(micro, capsys):
     assert call("evaluate", "--records", micro / "records.jsonl", "--images", micro / "images",
                 "--model", "data/pocket/none", "--out", micro / "rows.jsonl") == 2  # fmt: skip
     assert "models build-pocket" in capsys.readouterr().err
+
+
+# --- every reader, whatever the file is
+
+RUBBISH = {
+    "missing": None, "folder": None, "empty": b"", "nul": bytes(99), "gzip": b"\x1f\x8b\x08abc",
+    "text": b"hello\n", "list": b"[1, 2]", "object": b"{}", "null": b"null", "half": b'{"a": [',
+    "deep": b"[" * 5000, "utf16": '{"a": 1}'.encode("utf-16"), "latin": b'{"id": "\xe9"}\n',
+    "types": b'{"id": [1], "image": {}, "settings": 3, "judge": 7, "template": 5, "scores": "x"}',
+    "yaml": b"judge: {model: [1\n", "keys": b"? [a]\n: b\n", "csv": b'a,b\n1\n"x',
+    "code": b"!!python/object/apply:os.mkdir ['owned']\n",
+}
+READERS = {  # what is given to each reader of the command line: FILE
+    "records": "doctor --records FILE --images images --completions r.jsonl",
+    "completions": "doctor --records r.jsonl --images images --completions FILE",
+    "pictures": "data check --root images --records FILE",
+    "endpoints": "process judge --records r.jsonl --images images --pools p --out s "
+                 "--endpoints FILE",
+    "prompts": "construct --plan --records r.jsonl --images images --out o --prompts-dir FILE",
+    "a finished run": "construct card --out FILE",
+    "pools": "process judge --records r.jsonl --images images --pools FILE --out s --truth steps",
+    "scores": "process best-of-n --pools p --out s --scores FILE",
+    "a benchmark": "evaluate --benchmark LogicVista --tsv FILE --predictions FILE --out o",
+    "a judge": "evaluate --benchmark LogicVista --tsv t --predictions t --out o --judge FILE",
+    "a template": "evaluate --benchmark LogicVista --tsv t --predictions t --out o --template FILE",
+    "a profile": "plan --profile FILE.json",
+    "a config": "plan --model FILE",
+    "a launch file": "train sft --records r.jsonl --images images --out o --print "
+                     "--launch FILE.yaml",
+    "processes": "process train-prm --rows FILE --images images --out o --profile smoke",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_any_file_is_read_or_refused_in_one_line(tmp_path, monkeypatch, capsys, reader):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (56, 56)).save("images/a.png")
+    row = {"id": "r1", "image": "a.png", "question": "How many?", "gt": 3, "reward": "digit"}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row | {"completion": "3"}), encoding="utf-8")
+    for name, data in RUBBISH.items():
+        place = READERS[reader].partition("FILE")[2].partition(" ")[0]  # an extension, if any
+        if name == "folder":
+            (tmp_path / f"{name}{place}").mkdir()
+        elif data is not None:
+            (tmp_path / f"{name}{place}").write_bytes(data)
+        code = main(READERS[reader].replace("FILE", name).split())  # an exception is a failure
+        said = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
+        assert bool(said) == (code == 2), name  # `doctor` names each bad line, too
+    assert not (tmp_path / "owned").exists()

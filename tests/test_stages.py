@@ -79,6 +79,15 @@ def test_what_bears_no_marker_of_ours_is_never_removed(tmp_path, case):
         artefacts.once(elsewhere, {"n": 1}, lambda path: None)
 
 
+def test_a_run_stays_out_of_a_folder_of_others(tmp_path, capsys):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_tour.ipynb").write_text("mine", encoding="utf-8")
+    for command in (["run", "--profile", "smoke", "--notebooks", "00"], ["stage", "dataset"]):
+        assert main([*command, "--run-dir", str(tmp_path)]) == 2
+        assert "holds other files than a run's" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.rglob("*")] == ["notebooks", "00_tour.ipynb"]
+
+
 def test_an_empty_folder_and_the_draft_of_a_killed_process_are_in_nobodys_way(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

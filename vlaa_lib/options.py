@@ -46,9 +46,10 @@ def one_line(error: Exception) -> str:
     >>> one_line(FileNotFoundError(2, "No such file or directory", "a.csv"))
     'a.csv: no such file or directory; check the path'
     """
-    if isinstance(error, OSError) and error.errno and error.filename is not None:
+    if isinstance(error, OSError) and error.errno:
+        place = f"{error.filename}: " if error.filename is not None else ""
         why = (error.strerror or str(error)).lower()
-        error = f"{error.filename}: {why}; {REMEDIES.get(error.errno, 'check the path')}"
+        error = f"{place}{why}; {REMEDIES.get(error.errno, 'check the path')}"
     return " ".join(str(error).split())
 
 

@@ -41,7 +41,10 @@ def run(
     Raises:
         VlaaError: unknown notebook, one without our parameters, or a folder that holds another run.
     """
-    settings, paths = asdict(profiles.load(profile)), find_notebooks(notebooks)
+    from . import stages
+
+    cfg = profiles.load(profile)
+    settings, paths = asdict(cfg), find_notebooks(notebooks)
     for path in paths:  # all of them now: a mistake must not wait for the first hour to pass
         check_parameters(path)
     card = {  # what a result must travel with
@@ -59,7 +62,7 @@ def run(
     # like Ctrl-C, so that the kernel is shut down and the card is written
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with folders.lock(folder):
+        with folders.lock(stages.folder(cfg, folder)):
             folders.claim(folder, card["settings"])
             return _run_all(paths, folder, card)
     finally:

@@ -27,8 +27,16 @@ Rows = list[dict[str, Any]]
 
 
 def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
-    """Return the run folder: the one given, or `runs/<profile>` for a notebook run alone."""
+    """Return the run folder: the one given, or `runs/<profile>` for a notebook run alone.
+
+    Raises:
+        VlaaError: it holds other files than a run's, which would stand among them or be replaced.
+    """
     path = ROOT / (run_dir or f"runs/{cfg.profile}")
+    is_run = any((path / name).exists() for name in ("results", "settings.json"))
+    if path.is_dir() and not is_run and any(p.name[0] != "." for p in path.iterdir()):
+        said = "holds other files than a run's; give a new or an empty folder as --run-dir"
+        raise VlaaError(f"{path}: {said}")
     (path / "results").mkdir(parents=True, exist_ok=True)
     return path
 

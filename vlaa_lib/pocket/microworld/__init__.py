@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlaa_lib import VlaaError, records
+from vlaa_lib import VlaaError, folders, records
 from vlaa_lib.images import sheet
 from vlaa_lib.records import Record
 
@@ -46,7 +46,8 @@ class Sample:
         """Write the picture to where the record says, below an image root."""
         target = Path(images) / self.record.image
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.image.save(target)
+        with folders.named(target):
+            self.image.save(target)
 
 
 def generate(
