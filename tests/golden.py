@@ -214,7 +214,8 @@ def construction() -> Net:
         with pocket.serve_teacher(scenes, Rates(0.15, 0.15, 0.15, 0.4, 0.3)) as base_url:
             construct.run(made, world / "images", base_url, out, progress=False)
         files = [world / "records.jsonl", *(out / f"{n}.jsonl" for n in ("sft", "rl", "drops"))]
-        made = {f.name: [f.read_text().count("\n"), sha(f.read_bytes())] for f in files}
+        made = {f.name: [f.read_text(
+            encoding="utf-8").count("\n"), sha(f.read_bytes())] for f in files}
         return made | {"counts.csv": _timeless(out / "counts.csv")}
 
 

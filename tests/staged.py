@@ -19,15 +19,16 @@ def noted(cfg, run: Path, which: str) -> dict:
         while len(list(run.glob("*.begun"))) < 2 and time.monotonic() < end:
             time.sleep(0.1)
         row = {"which": which, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
-        (path / "note.json").write_text(json.dumps(row | {"seed": cfg.seed}))
+        (path / "note.json").write_text(json.dumps(row | {"seed": cfg.seed}), encoding="utf-8")
         assert time.monotonic() < end, "no other has begun"
 
     artefacts.once(run / "base", {}, lambda path: print("the base"))
-    return json.loads((artefacts.once(run / which, {}, build) / "note.json").read_text())
+    return json.loads((artefacts.once(run / which, {}, build) / "note.json").read_text(
+        encoding="utf-8"))
 
 
 def sleeps(cfg, run: Path, which: str) -> None:
-    (run / f"{which}.pid").write_text(str(os.getpid()))
+    (run / f"{which}.pid").write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(600)
 
 

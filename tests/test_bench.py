@@ -123,4 +123,4 @@ def test_the_command_writes_what_was_found(tmp_path):
     words = ["-m", "tests.bench", "rewards", "--set", "n=16", "repeats=1", "--out", str(out)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "serial Math-Verify" in done.stdout, done.stderr
-    assert json.loads(out.read_text())["benchmark"] == "rewards"
+    assert json.loads(out.read_text(encoding="utf-8"))["benchmark"] == "rewards"

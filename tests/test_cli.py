@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from commands import parsed
+from vlaa_lib import folders
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
 
@@ -31,12 +32,12 @@ def test_microworld_then_construct(tmp_path, capsys):
     assert construct(tmp_path) == 0
     out = capsys.readouterr().out
     assert "caption" in out and "dropped" in out
-    assert (tmp_path / "out" / "rejects.jsonl").read_text() == ""
+    assert (tmp_path / "out" / "rejects.jsonl").read_text(encoding="utf-8") == ""
 
 
 def test_microworld_draws_each_source_once(tmp_path):
     assert call("microworld", "--out", tmp_path, "--n", 2, "--source", "solids", "solids") == 0
-    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
 BAD = {
@@ -50,21 +51,21 @@ BAD = {
 def test_a_bad_record_is_a_row_in_the_rejects_table(micro, name, capsys):
     change, reason = BAD[name]
     path = micro / "records.jsonl"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     if isinstance(change, dict):
         change = json.dumps(json.loads(lines[0]) | {"id": "bad"} | change)
-    path.write_text("\n".join([*lines, change]))
+    path.write_text("\n".join([*lines, change]), encoding="utf-8")
     assert construct(micro) == 0
-    rejects = [json.loads(r) for r in (micro / "out" / "rejects.jsonl").read_text().splitlines()]
+    rejects = folders.whole_lines(micro / "out" / "rejects.jsonl")
     assert len(rejects) == 1 and reason in rejects[0]["reason"]
     assert reason in capsys.readouterr().err
 
 
 def test_a_corrupt_picture_drops_its_record(micro):
-    first = json.loads((micro / "records.jsonl").read_text().splitlines()[0])
+    first = json.loads((micro / "records.jsonl").read_text(encoding="utf-8").splitlines()[0])
     (micro / "images" / first["image"]).write_bytes(b"\x89PNG\r\n\x1a\nnope")
     assert construct(micro) == 0
-    drops = [json.loads(r) for r in (micro / "out" / "drops.jsonl").read_text().splitlines()]
+    drops = folders.whole_lines(micro / "out" / "drops.jsonl")
     assert first["id"] in {drop["id"] for drop in drops}
 
 
@@ -82,7 +83,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message, capsys):
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
     (tmp_path / "images").mkdir()
     assert construct(tmp_path) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

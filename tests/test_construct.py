@@ -146,7 +146,7 @@ def test_counts_add_up_and_are_written(finished):
         unanswered = sum(drop.step == step and "HTTP" in drop.reason for drop in finished.drops)
         assert sum(row["calls"] for row in rows) == sum(row["in"] for row in rows) - unanswered
         assert all(row["prompt_tokens"] > 0 and row["seconds"] > 0 for row in rows if row["in"])
-    with (finished.out / "counts.csv").open() as stream:
+    with (finished.out / "counts.csv").open(encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
     assert [{k: str(v) for k, v in row.items()} for row in finished.counts] == written
     sizes = len(finished.sft), len(finished.rl), len(finished.drops)
@@ -255,7 +255,7 @@ def test_each_reason_drops_the_record_and_is_counted(one, tmp_path, step, reason
     assert (drop.id, drop.step, drop.reason) == (record.id, step, reason)
     (row,) = [row for row in result.counts if row["dropped"]]
     assert (row["step"], row["reasons"]) == (step, f"{reason}: 1")
-    (line,) = (tmp_path / "drops.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "drops.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["reason"] == reason
 
 
@@ -384,7 +384,8 @@ def test_equal_requests_are_one_call(world, tmp_path):
 
 def test_endpoints_by_step_from_a_file(one, tmp_path):
     record, images = one
-    (tmp_path / "e.yaml").write_text("verify: {model: judge, settings: {seed: 7}, price: [1, 2]}")
+    (tmp_path / "e.yaml").write_text("verify: {model: judge, settings: {seed: 7}, price: [1, 2]}",
+        encoding="utf-8")
     chosen = construct.read_endpoints(tmp_path / "e.yaml")
     with endpoint(by_step(judge="Yes")) as (base_url, bodies):
         result = run([record], images, base_url, tmp_path, endpoints=chosen)
@@ -586,7 +587,7 @@ def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
     path = images.parent
     priced = tmp_path / "e.yaml"
     lines = [f"{s}: {{model: teacher-{s}, price: [10, 20]}}\n" for s in construct.ENDPOINTS]
-    priced.write_text("".join(lines))
+    priced.write_text("".join(lines), encoding="utf-8")
     chosen = construct.read_endpoints(priced)
     made = records.load(path / "records.jsonl").records
     table = construct.plan(made, images, tmp_path, endpoints=chosen)
@@ -611,7 +612,8 @@ def test_the_plan_asks_nobody_and_knows_what_is_done(sixty, tmp_path):
 
 def test_own_prompts_are_used_and_checked(sixty, tmp_path):
     items, images = sixty
-    (tmp_path / "2.r1cot.txt").write_text("LOOK {caption} ASK {question} {braces}")
+    (tmp_path / "2.r1cot.txt").write_text("LOOK {caption} ASK {question} {braces}",
+        encoding="utf-8")
     own = construct.read_templates(tmp_path)
     record = replace(items[0], caption="There are 3 things.")
     with endpoint(GOOD) as (base_url, bodies):
@@ -619,7 +621,7 @@ def test_own_prompts_are_used_and_checked(sixty, tmp_path):
     said = bodies[0]["messages"][0]["content"]
     assert said == f"LOOK There are 3 things. ASK {record.question} {{braces}}"
     for text, match in (("{caption}", "no slot {question}"), ("{caption}{question}{gold}", "gold")):
-        (tmp_path / "2.r1cot.txt").write_text(text)
+        (tmp_path / "2.r1cot.txt").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=f"2.r1cot.txt.*{match}"):
             construct.read_templates(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -663,7 +665,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path, count):
         [sys.executable, "-c", MANY, str(count), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
     )
     assert child.returncode == 0
-    with (tmp_path / "sft.jsonl").open() as stream:
+    with (tmp_path / "sft.jsonl").open(encoding="utf-8") as stream:
         assert sum(1 for _ in stream) == count
     assert int(child.stdout) / 1024 < 500, "MiB at the peak"
 
@@ -694,7 +696,7 @@ def test_the_card_and_the_exports_read_back(sixty, tmp_path, capsys):
     assert (clevr["original"], clevr["original (paper)"]) == (20, 35000)
     assert clevr["pipeline"] == clevr["SFT"] + clevr["RL"] == kept
     assert table["DocVQA"]["original"] is None, "not run: no number of ours"
-    text = (tmp_path / "hub" / "README.md").read_text()
+    text = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
     assert "35000" in text and "teacher-verify" in text
     empty = tmp_path / "empty"
     empty.mkdir()

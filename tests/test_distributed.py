@@ -62,7 +62,7 @@ def alone(tiny_model, data, tmp_path_factory) -> Path:
 
 
 def log_of(folder: Path) -> list[dict]:
-    return list(csv.DictReader((folder / "training_log.csv").open()))
+    return list(csv.DictReader((folder / "training_log.csv").open(encoding="utf-8")))
 
 
 SHARDED = [pytest.param(name, marks=pytest.mark.distributed) for name in (FSDP2, *ZERO)]
@@ -74,7 +74,7 @@ def test_two_processes_train_as_one(config, tiny_model, data, alone, tmp_path):
     command = launch.command(config, words, gpus=2, main_port=0)
     command[3:3] = ["--mixed_precision", "no"]  # to compare in float32
     launch.run(command, tmp_path / "launch.log")
-    lines = (tmp_path / "launch.log").read_text(errors="replace").splitlines()
+    lines = (tmp_path / "launch.log").read_text(errors="replace", encoding="utf-8").splitlines()
     heard = [event for event in map(launch.read_event, lines) if event]
     kinds = [event["name"] for event in heard if event["event"] == "kind"]
     assert kinds == [KINDS[config]] * 2
@@ -113,12 +113,12 @@ def test_a_killed_worker_is_a_named_error_and_no_hang(tmp_path):
         "if dist.get_rank() == 1:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "dist.barrier()\n"
-    )
+    , encoding="utf-8")
     command = launch.command("cpu2", [str(script)])
     with pytest.raises(launch.LaunchError, match="code 1; process 1 was killed by SIGKILL"):
         launch.run(command, tmp_path / "launch.log")
-    assert "SIGKILL" in (tmp_path / "launch.log").read_text()
-    assert sys.executable in (tmp_path / "launch.log").read_text()
+    assert "SIGKILL" in (tmp_path / "launch.log").read_text(encoding="utf-8")
+    assert sys.executable in (tmp_path / "launch.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.distributed
@@ -234,4 +234,4 @@ def test_the_paper_recipe_through_the_launcher(tiny_model, data, tmp_path):
     words += ["--launch", "cpu2", "--main-port", "0"]
     assert main([*words, "--set", f"model.policy={tiny_model}", *SMALL["sft"]]) == 0
     assert (tmp_path / "model.safetensors").is_file()
-    assert "accelerate.commands.launch" in (tmp_path / "launch.log").read_text()
+    assert "accelerate.commands.launch" in (tmp_path / "launch.log").read_text(encoding="utf-8")

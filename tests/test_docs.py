@@ -9,9 +9,9 @@ from commands import parsed
 from vlaa_lib import ROOT, cli, profiles
 from vlaa_lib.sources import fetch
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = [
-    (ROOT / "data" / f"{name}.md").read_text()
+    (ROOT / "data" / f"{name}.md").read_text(encoding="utf-8")
     for name in ("CONSTRUCT", "TRAINING", "EVALUATION", "PROCESS")
 ]
 BLOCKS, GUIDED, *OTHERS = (
@@ -34,7 +34,8 @@ def test_readme_is_short_and_complete():
 def test_the_example_of_endpoints_is_read(tmp_path):
     from vlaa_lib import construct
 
-    (tmp_path / "teachers.yaml").write_text(next(t for kind, t in GUIDED if kind == "yaml"))
+    (tmp_path / "teachers.yaml").write_text(next(t for kind, t in GUIDED if kind == "yaml"),
+        encoding="utf-8")
     found = construct.read_endpoints(tmp_path / "teachers.yaml")
     assert found["distil"].api_key_env == "DEEPSEEK_API_KEY"
     assert found["caption"].cost(1e6, 1e6) == 12.5
@@ -66,7 +67,8 @@ def test_tree_is_the_tree():
 def test_commands_parse(command):
     words = shlex.split(command)
     if words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(
+            encoding="utf-8"), re.MULTILINE)
         assert words[1] in targets
     elif words[0] == "papermill":
         assert (ROOT / words[1]).is_file()
@@ -92,7 +94,7 @@ def test_the_readme_trains_and_evaluates_on_other_pictures_of_its_first_run():
 def test_the_released_dataset_is_where_all_look_for_it():
     folders = {profiles.load(name).data.folder for name in ("single", "paper")}
     files = {f"{folder}/{name}" for folder in folders for name in fetch.SPLITS.values()}
-    slurm = (ROOT / "data/slurm/grpo.sbatch").read_text()
+    slurm = (ROOT / "data/slurm/grpo.sbatch").read_text(encoding="utf-8")
     found = re.findall(r"data/vlaa[\w./-]*", "\n".join((README, *GUIDES, slurm)))
     assert files <= set(found) <= {*files, *folders, *(f"{folder}/images" for folder in folders)}
 
@@ -114,7 +116,7 @@ def test_the_readmes_results_are_the_measured_ones():
         return [f"{round(float(row[column]), 3):g}" for column in columns]
 
     lines = [re.findall(r"[\w.]+", line) for line in README.splitlines() if line.startswith("|")]
-    with (ROOT / "data/results/laptop/accuracy.csv").open() as stream:
+    with (ROOT / "data/results/laptop/accuracy.csv").open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["source"] == "all"]
     columns = ("accuracy", "low", "high", "blank_accuracy", "reward", "format_rate")
     for row in rows:

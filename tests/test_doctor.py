@@ -29,7 +29,7 @@ def rows_of(made, *answers):
 def run(folder, rows, *words):
     """Write the completions and call the doctor; text stands as it is."""
     lines = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "c.jsonl").write_text(lines)
+    (folder / "c.jsonl").write_text(lines, encoding="utf-8")
     return call(folder, "--completions", folder / "c.jsonl", *words)
 
 
@@ -101,9 +101,9 @@ def test_unknown_ids_are_listed_once_and_counted(micro, capsys):
 
 def test_a_bad_gold_is_in_the_audits_count_and_its_completions_are_named(micro, capsys):
     folder, made = micro
-    lines = (folder / "records.jsonl").read_text().splitlines()
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
     bad = json.loads(lines[0]) | {"id": "bad", "gt": "a few", "solution": ""}
-    (folder / "records.jsonl").write_text("\n".join([*lines, json.dumps(bad)]))
+    (folder / "records.jsonl").write_text("\n".join([*lines, json.dumps(bad)]), encoding="utf-8")
     rows = [*rows_of(made, None, "x"), {"id": "bad", "completion": "3"}]
     assert run(folder, rows) == 0
     said = capsys.readouterr()
@@ -145,7 +145,7 @@ def test_a_trace_store_is_read_with_its_groups(micro):
 def test_an_id_that_is_a_number_and_an_array_are_read(tmp_path):
     made = [record("digit", "3", id="7")]
     rows = [{"id": 7, "completion": "a", "group": None}, {"record_id": "7", "completion": "b"}]
-    (tmp_path / "c.json").write_text(json.dumps(rows))
+    (tmp_path / "c.json").write_text(json.dumps(rows), encoding="utf-8")
     sampled = doctor.read(tmp_path / "c.json", made)
     assert sampled.completions == ["a", "b"] and sampled.groups == ["7", "7"]
 

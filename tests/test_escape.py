@@ -47,6 +47,16 @@ def test_one_function_prints():
         assert not calls or path.name in ("escape.py", "checks.py"), path
 
 
+def test_no_text_is_read_or_written_as_the_locale_has_it():
+    for path in (*(ROOT / "vlaa_lib").rglob("*.py"), *(ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", "")
+            if name in ("read_text", "write_text") and len(node.args) == (name == "write_text"):
+                ours = getattr(node.func.value, "id", "") in ("folders", "prompting")
+                given = [key.arg for key in node.keywords]
+                assert ours or {"encoding", None} & {*given}, f"{path}:{node.lineno}"
+
+
 def test_a_record_cannot_write_to_the_terminal(tmp_path, capsys):
     row = {"id": "\x1b]0;owned\x07r1\x1b[2J", "image": "a\x1b[31m.png", "question": "q", "gt": "3",
            "reward": "digit"}  # fmt: skip

@@ -90,7 +90,7 @@ def test_fetch_verifies_unpacks_and_pins(hub, tmp_path, capsys):
     assert files_below(root) == {*hub.files, "REVISION", *(f"images/{n}" for n in PICTURES)}
     assert all((root / name).read_bytes() == data for name, data in hub.files.items())
     assert all((root / "images" / n).read_bytes() == data for n, data in PICTURES.items())
-    assert (root / "REVISION").read_text() == COMMIT + "\n"
+    assert (root / "REVISION").read_text(encoding="utf-8") == COMMIT + "\n"
     assert COMMIT in capsys.readouterr().out
     assert main(["data", "check", "--root", str(root), "--records", str(root / JSON)]) == 0
 
@@ -106,7 +106,7 @@ def test_what_was_fetched_is_what_a_profile_trains_on(hub, tmp_path, capsys):
         found = records.load(stages.split(data, name), images)
         assert [record.id for record in found.records] == ["0", "1"]
         assert plan.number_of_records(cfg, method) == lines
-    (tmp_path / "rl.jsonl").write_text("")  # ours come first
+    (tmp_path / "rl.jsonl").write_text("", encoding="utf-8")  # ours come first
     assert stages.split(data, "rl").name == "rl.jsonl"
 
 
@@ -169,7 +169,7 @@ def test_two_revisions_are_not_mixed(hub, tmp_path, capsys):
     assert fetch(tmp_path, "--only", "README.md") == 0
     hub.revisions["main"] = OTHER  # the branch moved: what is pinned stays
     assert fetch(tmp_path, "--only", "README.md") == 0
-    assert (tmp_path / "REVISION").read_text() == COMMIT + "\n"
+    assert (tmp_path / "REVISION").read_text(encoding="utf-8") == COMMIT + "\n"
     assert fetch(tmp_path, "--revision", "main") == 2
     assert COMMIT in (message := capsys.readouterr().err) and OTHER in message
     assert fetch(tmp_path, "--revision", "none") == 2
@@ -347,7 +347,7 @@ def test_which_names_are_archives():
 
 def write(root, images, name="records.json", extra=()):
     lines = [json.dumps({"id": str(i), "image": image}) for i, image in enumerate(images)]
-    root.joinpath(name).write_text("\n".join([*lines, *extra]))
+    root.joinpath(name).write_text("\n".join([*lines, *extra]), encoding="utf-8")
 
 
 def place(root, name, data=None):
@@ -430,7 +430,7 @@ def test_a_file_that_is_none(tmp_path, data, code, message, capsys):
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     row = {"image": "9/7.png", "text": "x" * 2000}
-    (tmp_path / "r.json").write_text(json.dumps([row] * 3000))
+    (tmp_path / "r.json").write_text(json.dumps([row] * 3000), encoding="utf-8")
     tracemalloc.start()
     (row,), _ = fetching.check(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]

@@ -92,7 +92,7 @@ def test_learning_curve_draws_a_line_a_run_and_skips_gaps(tmp_path):
     assert [line.name for line in figure.data] == ["GRPO", "SFT+GRPO"]
     assert figure.layout.title.text == "A title"
     assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
-    (tmp_path / "a.csv").write_text("step,loss\n1,2.5\n2,\n")
+    (tmp_path / "a.csv").write_text("step,loss\n1,2.5\n2,\n", encoding="utf-8")
     figure = figures.learning_curve(tmp_path / "a.csv", "step", "loss")
     assert list(figure.data[0].y) == [2.5] and figure.layout.yaxis.rangemode == "nonnegative"
 
@@ -256,9 +256,10 @@ def test_an_export_without_numbers_says_so(tmp_path):
 def test_export_writes_svg(tmp_path, monkeypatch):
     pytest.importorskip("kaleido")
     monkeypatch.setenv("BROWSER_PATH", chromium.program())
-    (tmp_path / "aha.csv").write_text(f"model,aha_rate\n{'<script>'},0.5\n")
+    (tmp_path / "aha.csv").write_text(f"model,aha_rate\n{'<script>'},0.5\n", encoding="utf-8")
     (file,) = report.export(tmp_path)
     assert file.name == "aha.svg"
-    drawing = ElementTree.fromstring(file.read_text())  # well-formed: no text became markup
+    drawing = ElementTree.fromstring(file.read_text(
+        encoding="utf-8"))  # well-formed: no text became markup
     tags = {element.tag.rpartition("}")[2] for element in drawing.iter()}
     assert "script" not in tags and "<script>" in "".join(drawing.itertext())

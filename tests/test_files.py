@@ -183,12 +183,13 @@ def test_dynamath_asks_for_its_two_keys_and_one_sentence_by_type(load):
 
 def test_a_users_own_template(load, tmp_path):
     path = tmp_path / "t.yaml"
-    path.write_text("template: 'Q {question} {x} {instruction}'\ninstructions: {float: Digits.}\n")
+    path.write_text("template: 'Q {question} {x} {instruction}'\ninstructions: {float: Digits.}\n",
+        encoding="utf-8")
     said = asked(load, "DynaMath", template_file=path)
     assert said[0] == f"Q {rows('DynaMath')[0]['question']} {{x}} Digits."
     assert said[1].endswith(prompting.INSTRUCTIONS["multiple choice"])
     for bad in ("template: nothing", "a: [", "just text"):
-        path.write_text(bad)
+        path.write_text(bad, encoding="utf-8")
         with pytest.raises(ValueError, match="t.yaml"):
             prompting.settings(template_file=path)
 

@@ -26,7 +26,7 @@ def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "null"])
 def test_a_broken_marker_is_one_clear_error(tmp_path, text):
-    (tmp_path / "settings.json").write_text(text)
+    (tmp_path / "settings.json").write_text(text, encoding="utf-8")
     with pytest.raises(VlaaError, match=r"settings.json: not a JSON object; delete"):
         folders.claim(tmp_path, {"beta": 0.1})
 
@@ -54,13 +54,13 @@ def test_the_half_line_of_a_killed_process_is_no_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert folders.whole_lines(path) == []
     folders.append_line(path, {"id": "a", "text": "line\nbreak é"})
-    with path.open("a") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         stream.write('{"id": "b"')
     assert [row["id"] for row in folders.whole_lines(path)] == ["a"]
     folders.whole_lines(path, cut=True)
     folders.append_line(path, {"id": "c"})
     assert [row["id"] for row in folders.whole_lines(path)] == ["a", "c"]
-    path.write_text('{"id": "a"}\n[1]\n')
+    path.write_text('{"id": "a"}\n[1]\n', encoding="utf-8")
     with pytest.raises(VlaaError, match=r"rows.jsonl:2: not a JSON object; delete this line"):
         folders.whole_lines(path)
 
@@ -71,7 +71,8 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt), folders.atomic(path) as stream:
         stream.write("new")
         raise KeyboardInterrupt
-    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
+    assert path.read_text(
+        encoding="utf-8") == "old" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
 FULL = """
@@ -158,7 +159,7 @@ def test_drafts_of_killed_processes_go_when_the_folder_is_held_again(tmp_path):
 
 
 def test_a_fingerprint_follows_the_weights(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"hidden": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden": 1}), encoding="utf-8")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"\0" * 2**17)
     first = folders.fingerprint(tmp_path)
@@ -176,13 +177,13 @@ def test_the_origin_names_commit_and_changes_only_in_git(tmp_path, monkeypatch):
     found = folders.provenance()
     assert found["commit"] is None and found["dirty"] is None
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    (tmp_path / "new.txt").write_text("x")
+    (tmp_path / "new.txt").write_text("x", encoding="utf-8")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
     subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-qm", "one"], check=True)
     found = folders.provenance()
     assert len(found["commit"]) == 40 and found["dirty"] is False
-    (tmp_path / "new.txt").write_text("y")
+    (tmp_path / "new.txt").write_text("y", encoding="utf-8")
     assert folders.provenance()["dirty"] is True
     assert "cores" in found["machine"] and "GiB" in found["machine"]
 

@@ -102,12 +102,12 @@ def test_what_fits_loads(tiny_model, tiny_adapter, tmp_path):
         weights["model.visual.rotary_pos_emb.inv_freq"] = torch.zeros(2)
 
     models.load_policy(changed(tiny_model, tmp_path / "older", older))
-    config = json.loads((tiny_adapter / "adapter_config.json").read_text())
+    config = json.loads((tiny_adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj",
                                 "gate_proj", "up_proj", "down_proj"]
     config["exclude_modules"] = r".*visual.*"
     shutil.copytree(tiny_adapter, tmp_path / "names")
-    (tmp_path / "names" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "names" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     one, two = (models.load_policy(at).model.state_dict()
                 for at in (tiny_adapter, tmp_path / "names"))  # fmt: skip
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -120,11 +120,12 @@ ODD = '{"model_type": "qwen2_5_vl", "text_config": 3}'
     lambda folder: os.truncate(folder / WEIGHTS, 20_000),
     lambda folder: (folder / WEIGHTS).write_bytes(b""),
     lambda folder: (folder / WEIGHTS).unlink(),
-    lambda folder: (folder / "config.json").write_text("{"),
-    lambda folder: (folder / "config.json").write_text(ODD),
-    lambda folder: (folder / "tokenizer.json").write_text("{}"),
-    lambda folder: (folder / "adapter_config.json").write_text("{}"),
-    lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+    lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"),
+    lambda folder: (folder / "config.json").write_text(ODD, encoding="utf-8"),
+    lambda folder: (folder / "tokenizer.json").write_text("{}", encoding="utf-8"),
+    lambda folder: (folder / "adapter_config.json").write_text("{}", encoding="utf-8"),
+    lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}',
+        encoding="utf-8"),
 ], ids=["cut", "empty", "none", "json", "type", "tokenizer", "adapter", "no base"])  # fmt: skip
 def test_a_broken_checkpoint_is_one_line(break_it, tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "bad")
@@ -138,7 +139,7 @@ def test_a_trained_head_may_not_be_missing(tiny_model, tmp_path):
     """A head that is to be trained may; one of a ViLPRM's own folder may not."""
     prm.begin(settings(tiny_model), None, tmp_path)
     shutil.copytree(tiny_model, tmp_path / "headless")
-    (tmp_path / "headless" / prm.CARD).write_text('{"mode": "full"}')
+    (tmp_path / "headless" / prm.CARD).write_text('{"mode": "full"}', encoding="utf-8")
     with pytest.raises(VlaaError, match=r"2 missing \(e\.g\. step_head\.bias"):
         prm.load(tmp_path / "headless")
 
@@ -185,11 +186,11 @@ def test_a_checkpoints_own_code_never_runs(tiny_model, tmp_path):
             for kind in ("known", "unknown"):
                 folder = cases / f"{file}-{name}-{kind}"
                 shutil.copytree(tiny_model, folder)
-                (folder / "mine.py").write_text(CODE.format(marker=str(marker)))
+                (folder / "mine.py").write_text(CODE.format(marker=str(marker)), encoding="utf-8")
                 (folder / "custom_generate").mkdir()
                 shutil.copy(folder / "mine.py", folder / "custom_generate" / "generate.py")
                 path = folder / file
-                held = json.loads(path.read_text()) if path.is_file() else {}
+                held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
                 own = ["mine.Mine", None] if name == "AutoTokenizer" else "mine.Mine"
                 held["auto_map"] = {name: own}
                 if kind == "unknown":
@@ -198,7 +199,7 @@ def test_a_checkpoints_own_code_never_runs(tiny_model, tmp_path):
                              "processor_config.json": "processor_class",
                              "preprocessor_config.json": "image_processor_type"}  # fmt: skip
                     held[other[file]] = "mine"
-                path.write_text(json.dumps(held))
+                path.write_text(json.dumps(held), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(cases)], input="y\n" * 10_000, cwd=ROOT,
         capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -242,7 +243,7 @@ def test_pickles_are_refused(name, zipped, tiny_model, tiny_adapter, tmp_path):
 def test_a_template_may_not_run_for_ever(template, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "PROGRAM_S", 0.5)
     shutil.copytree(tiny_model, tmp_path / "bad")
-    (tmp_path / "bad" / "chat_template.jinja").write_text(template)
+    (tmp_path / "bad" / "chat_template.jinja").write_text(template, encoding="utf-8")
     processor, start = models.load_processor(tmp_path / "bad"), time.monotonic()
     with pytest.raises(VlaaError, match="the checkpoint's chat template fails"):
         processor.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
@@ -257,7 +258,8 @@ def test_a_pattern_may_not_run_for_ever(setting, tiny_adapter, tmp_path, monkeyp
     monkeypatch.setattr(models, "PROGRAM_S", 0.5)
     shutil.copytree(tiny_adapter, tmp_path / "bad")
     path = tmp_path / "bad" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    path.write_text(json.dumps(json.loads(path.read_text(
+        encoding="utf-8")) | setting), encoding="utf-8")
     start = time.monotonic()
     with pytest.raises(VlaaError, match="stopped after 0.5 s|has the pattern"):
         models.load_policy(tmp_path / "bad")

@@ -43,11 +43,11 @@ def as_accelerate_reads(made: list[str]):
 def test_every_file_is_read_by_accelerate_and_gives_its_command(path, capsys):
     from accelerate.commands.config import load_config_from_file
 
-    stated = yaml.safe_load(path.read_text())
+    stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = load_config_from_file(str(path))
     assert config.distributed_type == stated["distributed_type"]
     assert config.num_processes == stated["num_processes"]
-    assert f"--launch {path.stem}" in path.read_text()
+    assert f"--launch {path.stem}" in path.read_text(encoding="utf-8")
     assert main(["train", "--help"]) == 0
     assert path.stem in re.findall(r"\w+", capsys.readouterr().out)
 
@@ -141,7 +141,7 @@ def test_settings_reach_the_processes_as_one_file(method, tmp_path, monkeypatch)
 
 
 def python(tmp_path, code: str) -> list[str]:
-    (tmp_path / "child.py").write_text(LIGHT + code)
+    (tmp_path / "child.py").write_text(LIGHT + code, encoding="utf-8")
     return [sys.executable, str(tmp_path / "child.py")]
 
 
@@ -156,7 +156,7 @@ def test_events_move_the_bar_and_all_output_reaches_the_log(tmp_path, capsys):
     launch.run(command, tmp_path / "out" / "launch.log")
     launch.run(command, tmp_path / "out" / "launch.log")
     assert re.search(r"out: +50%.* 1/2 .*loss=0.5", capsys.readouterr().err)
-    log = (tmp_path / "out" / "launch.log").read_text()
+    log = (tmp_path / "out" / "launch.log").read_text(encoding="utf-8")
     assert log.count("no newline at the end") == log.count('{"event": half') == 2
     assert log.startswith("$ ")
 
@@ -215,7 +215,8 @@ def wait_for(found, timeout_s: float = 120):
 
 
 def family(log: Path) -> list[int]:
-    found = re.search(r"pids (\d+) (\d+)", log.read_text()) if log.is_file() else None
+    found = re.search(r"pids (\d+) (\d+)", log.read_text(
+        encoding="utf-8")) if log.is_file() else None
     return [int(number) for number in found.groups()] if found else []
 
 
@@ -286,12 +287,12 @@ dist.barrier()
 @pytest.mark.parametrize("port", [0, "taken"])
 def test_on_one_machine_nothing_listens_beyond_it(port, tmp_path):
     script, found = tmp_path / "listens.py", tmp_path / "found.json"
-    script.write_text(LISTENS)
+    script.write_text(LISTENS, encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1] if port == "taken" else port
         command = launch.command("cpu2", [str(script), str(found)], gpus=2, main_port=port)
         launch.run(command, tmp_path / "launch.log")
-    assert json.loads(found.read_text()) == ["127.0.0.1"]
+    assert json.loads(found.read_text(encoding="utf-8")) == ["127.0.0.1"]
 
 
 # who samples
@@ -348,7 +349,7 @@ def test_vllm_where_it_cannot_work_is_refused(policy, monkeypatch):
 def test_the_slurm_example_is_a_valid_script_with_a_valid_command():
     path = ROOT / "data" / "slurm" / "grpo.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
-    text = path.read_text().replace("\\\n", " ")
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     words = shlex.split(next(line for line in text.splitlines() if "-m vlaa_lib" in line))
     words = words[words.index("vlaa_lib") + 1 :]
     stand_ins = {"$SLURM_NNODES": "2", "$SLURM_NODEID": "1"}

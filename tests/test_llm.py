@@ -299,7 +299,7 @@ def test_empty_replies_are_asked_for_again_and_paid(world, tmp_path):
     ],
 )
 def test_a_wrong_endpoints_file_is_named(tmp_path, text, match):
-    (tmp_path / "e.yaml").write_text(text)
+    (tmp_path / "e.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(VlaaError, match=f"e.yaml: .*{match}"):
         construct.read_endpoints(tmp_path / "e.yaml")
 

@@ -253,7 +253,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_script_that_loads_much_leaves_its_workers_their_memory(tmp_path):
     """Each worker imports the script's main module again, and with it all of torch."""
-    (tmp_path / "large.py").write_text(LARGE)
+    (tmp_path / "large.py").write_text(LARGE, encoding="utf-8")
     words = [sys.executable, str(tmp_path / "large.py")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, env=env)

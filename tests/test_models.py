@@ -35,10 +35,10 @@ def test_processor_reloads_and_counts_visual_tokens(tiny_model):
 def test_processor_loads_a_folder_of_a_real_checkpoint(tiny_model, tmp_path):
     """The hub folders name Qwen2_5_VLProcessor and bring a video processor."""
     models.load_processor(tiny_model).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "processor_config.json").read_text())
+    config = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
     config["processor_class"] = "Qwen2_5_VLProcessor"
     config["video_processor"] = {"video_processor_type": "Qwen2VLVideoProcessor"}
-    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    (tmp_path / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
     processor = models.load_processor(tmp_path, max_pixels=50_000, min_pixels=12_544)
     size = processor.image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == (12_544, 50_000)
@@ -49,7 +49,7 @@ def test_saved_folders_name_what_other_programs_know(tiny_model, tmp_path):
     policy = models.load_policy(tiny_model)
     policy.processor.save_pretrained(tmp_path)
     for folder in (tmp_path, *(ROOT / "data" / "pocket" / name for name in ("base", "instruct"))):
-        saved, tokens = (json.loads((folder / f"{name}_config.json").read_text())
+        saved, tokens = (json.loads((folder / f"{name}_config.json").read_text(encoding="utf-8"))
                          for name in ("processor", "tokenizer"))  # fmt: skip
         assert saved["processor_class"] == tokens["processor_class"] == "Qwen2_5_VLProcessor"
         assert tokens["backend"] == "tokenizers"
@@ -59,7 +59,7 @@ def test_saved_folders_name_what_other_programs_know(tiny_model, tmp_path):
         assert video == {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     policy.processor.stock = "Qwen2VLProcessor"  # as load_policy says of the older family
     policy.processor.save_pretrained(tmp_path)
-    assert "Qwen2VLProcessor" in (tmp_path / "tokenizer_config.json").read_text()
+    assert "Qwen2VLProcessor" in (tmp_path / "tokenizer_config.json").read_text(encoding="utf-8")
     # read again by ours, cut with PIL whatever else is installed
     again = models.ImageProcessor.from_pretrained(tmp_path)
     assert type(again.image_processor).__name__ == "Qwen2VLImageProcessorPil"
@@ -184,17 +184,17 @@ def test_committed_checkpoints_are_what_their_card_says(name):
     import hashlib
 
     folder = ROOT / "data" / "pocket" / name
-    digest, file = (folder / "SHA256").read_text().split()
+    digest, file = (folder / "SHA256").read_text(encoding="utf-8").split()
     assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     assert (folder / file).stat().st_size < 16 * 2**20
-    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     policy = models.load_policy(f"data/pocket/{name}")
     assert policy.model.config.text_config.hidden_size == recipe["hidden"]
 
 
 def test_instruct_meets_its_targets():
     """As its card says, which `python -m vlaa_lib models card` measures."""
-    card = (ROOT / "data/pocket/instruct/README.md").read_text()
+    card = (ROOT / "data/pocket/instruct/README.md").read_text(encoding="utf-8")
     lines = [line.strip("| ").split("|") for line in card.splitlines() if line.startswith("| ")]
     header, _, *rows = [[cell.strip() for cell in line] for line in lines]
     found = {row[0]: dict(zip(header[1:], map(float, row[1:]), strict=True)) for row in rows}

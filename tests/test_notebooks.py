@@ -23,7 +23,7 @@ NAMES = ["00_tour", "01_dataset_construction", "02_sft", "03_mixed_reward", "04_
 
 
 def cells(path, kind):
-    found = json.loads(path.read_text())["cells"]
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [cell for cell in found if cell["cell_type"] == kind]
 
 
@@ -38,14 +38,14 @@ def test_the_road_is_complete_and_in_order():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestShape:
     def test_is_small_clean_and_says_its_kernel(self, path):
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_text(encoding="utf-8"))
         assert path.stat().st_size < 60_000
         assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
         assert notebook["metadata"].keys() <= {"kernelspec", "language_info"}
         assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
     def test_every_cell_has_an_id_and_no_output(self, path):
-        found = json.loads(path.read_text())["cells"]
+        found = json.loads(path.read_text(encoding="utf-8"))["cells"]
         ids = [cell["id"] for cell in found]
         assert len(set(ids)) == len(ids)
         for cell in cells(path, "code"):
@@ -55,7 +55,7 @@ class TestShape:
     def test_cells_are_short_and_balanced(self, path):
         assert all(len(text.splitlines()) <= 12 for text in code(path))
         assert all(len(line) <= 100 for text in code(path) for line in text.splitlines())
-        assert 20 <= len(json.loads(path.read_text())["cells"]) <= 50
+        assert 20 <= len(json.loads(path.read_text(encoding="utf-8"))["cells"]) <= 50
         assert 12 <= len(code(path)) <= 26
 
     def test_one_parameters_cell_with_typed_one_liners(self, path):

@@ -16,10 +16,10 @@ if sys.version_info >= (3, 11):
 else:  # pip brings the same parser along
     from pip._vendor import tomli as tomllib
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LINES = [
     line.split("  #")[0].strip()
-    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if line.strip() and not line.startswith("#")
 ]
 PINS = [Requirement(line) for line in LINES if not line.startswith("-e")]
@@ -70,7 +70,7 @@ def test_pins_agree_with_what_the_package_declares(version):
 
 
 def test_every_pin_is_exact_and_has_its_reason():
-    text = (ROOT / "requirements.txt").read_text().splitlines()
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     reasons = {}
     for line in filter(lambda t: t and not t.startswith(("#", "-e")), text):
         assert re.match(r"[\w-]+==[\w.]+", line), line
@@ -83,10 +83,10 @@ def test_every_pin_is_exact_and_has_its_reason():
 
 
 def test_files_of_a_fresh_clone():
-    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()[:200]
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:200]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
-    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text(encoding="utf-8")
 
 
 def make(*arguments: str) -> str:
@@ -110,7 +110,7 @@ def test_make_clean_keeps_data_and_the_environment():
 
 def test_installing_again_only_when_its_files_change(tmp_path):
     stamp = tmp_path / ".installed"
-    stamp.write_text("")
+    stamp.write_text("", encoding="utf-8")
     later = time.time() + 60
     os.utime(stamp, (later, later))
     assert "pip install" not in make("test", f"VENV={tmp_path}")

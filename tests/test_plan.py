@@ -258,12 +258,12 @@ def test_the_command(tmp_path, capsys):
     assert main(["plan", "--profile", "smoke", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "verdict: fits" in printed and "too small for an estimate" in printed
-    made = json.loads(out.read_text())
+    made = json.loads(out.read_text(encoding="utf-8"))
     assert made["trained_parameters"] == 3_646_720 - 1_172_800
     assert made["peak_bytes"]["training"] == sum(made["memory_bytes"]["training"].values())
     assert main(["plan", "--profile", "smoke", "--card-gb", "0.5"]) == 1
     assert "does not fit: sampling" in capsys.readouterr().out
-    (tmp_path / "config.json").write_text('{"a":')
+    (tmp_path / "config.json").write_text('{"a":', encoding="utf-8")
     for option, value, said in (
         ("--gpus", "0", "above 0"), ("--card-gb", "0", "above 0"),
         ("--model", "who/knows", "no config here"),

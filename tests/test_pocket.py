@@ -47,7 +47,7 @@ def test_a_small_build_learns(built):
     for stage in ("tower", "base", "instruct"):
         first, last = (loss for name, _, loss in losses(built / "instruct") if name == stage)
         assert last < first
-    card = (built / "instruct" / "README.md").read_text()
+    card = (built / "instruct" / "README.md").read_text(encoding="utf-8")
     assert "models build-pocket --stage instruct" in card and "temperature 0.8" in card
     policy = models.load_policy(built / "base")
     assert policy.processor.chat_template == recipe.BASE_TEMPLATE

@@ -151,11 +151,11 @@ def test_what_was_saved_scores_as_it_was_measured(trained, micro_data):
     out, _, rows = trained
     held_out = prm.parted(rows, settings("x").prm.held_out)[1]
     found, table = prm.report(prm.load(out), micro_data[0] / "images", held_out)
-    kept = json.loads((out / prm.CARD).read_text())
+    kept = json.loads((out / prm.CARD).read_text(encoding="utf-8"))
     assert kept["held_out"]["mse"] == pytest.approx(found["mse"], abs=1e-6)
     assert found["steps"] == len(held_out) == kept["held_out"]["steps"]
     assert sum(row["steps"] for row in table) == len(held_out)
-    with (out / "calibration.csv").open() as stream:
+    with (out / "calibration.csv").open(encoding="utf-8") as stream:
         assert [int(row["steps"]) for row in csv.DictReader(stream)] == [r["steps"] for r in table]
 
 
@@ -169,7 +169,7 @@ def test_an_adapter_is_saved_with_its_head_and_reloads(mode, tiny_model, micro_d
     assert not (tmp_path / "model.safetensors").exists()
     held_out = prm.parted(rows, cfg.prm.held_out)[1]
     found, _ = prm.report(prm.load(tmp_path), folder / "images", held_out)
-    kept = json.loads((tmp_path / prm.CARD).read_text())["held_out"]
+    kept = json.loads((tmp_path / prm.CARD).read_text(encoding="utf-8"))["held_out"]
     assert kept["mse"] == pytest.approx(found["mse"], abs=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_training_learns_which_step_is_wrong(tiny_model, micro_data, tmp_path):
     folder, made = micro_data
     cfg = settings(tiny_model, **{"prm.max_steps": 80, "prm.learning_rate": 3.0e-3})
     prm.train(cfg, rows_of(made, 18), folder / "images", tmp_path)
-    held_out = json.loads((tmp_path / prm.CARD).read_text())["held_out"]
+    held_out = json.loads((tmp_path / prm.CARD).read_text(encoding="utf-8"))["held_out"]
     assert held_out["mse"] < held_out["mse_constant"] / 2
     assert held_out["spearman_within"] > 0.5
 

@@ -243,7 +243,7 @@ def test_scores_of_a_pool_go_through_a_file(tmp_path):
     found = scorers.score_pools(scorers.step_truth, [truth_pool()], [BARS])
     scorers.write(tmp_path / "s.jsonl", "truth", found)
     assert str(scorers.read(tmp_path / "s.jsonl")) == str({"truth": found})
-    assert "NaN" not in (tmp_path / "s.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "s.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_scorer_that_does_not_score_each_step_is_an_error(made, said):
 )
 def test_bad_lines_of_scores_are_named(tmp_path, line, said):
     good = '{"scorer":"x","generator":"g","record_id":"a","sample":7,"scores":[null]}\n'
-    (tmp_path / "s.jsonl").write_text(good + line)
+    (tmp_path / "s.jsonl").write_text(good + line, encoding="utf-8")
     with pytest.raises(RecordError, match=f"s.jsonl:2: .*{said}"):
         scorers.read(tmp_path / "s.jsonl")
 
@@ -440,7 +440,7 @@ ROW = {"index": 7, "image_path": "a/b.png", "question": "Q?", "process": "Step 1
 def test_vilreward_rows_are_read(tmp_path, is_array):
     rows = [ROW, ROW | {"value": 1, "process": "Step 1: y"}]
     text = json.dumps(rows) if is_array else "\n".join(map(json.dumps, rows))
-    (tmp_path / "r.json").write_text(text)
+    (tmp_path / "r.json").write_text(text, encoding="utf-8")
     found = search.read_processes(tmp_path / "r.json")
     assert found.rejects == [] and [p.value for p in found.rows] == [0.2, 1.0]
     assert found.rows[0] == search.Process("7", "a/b.png", "Q?", "Step 1: x", 0.2)
@@ -460,7 +460,8 @@ def test_vilreward_rows_are_read(tmp_path, is_array):
     ],
 )  # fmt: skip
 def test_bad_vilreward_rows_are_rejected_with_reasons(tmp_path, change, said):
-    (tmp_path / "r.json").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n[]\n{{")
+    (tmp_path / "r.json").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n[]\n{{",
+        encoding="utf-8")
     found = search.read_processes(tmp_path / "r.json")
     assert len(found.rows) == 1 and [r.line for r in found.rejects] == [2, 3, 4]
     assert said in found.rejects[0].reason and str(found.rejects[1]).startswith("r.json:3: ")
@@ -500,7 +501,7 @@ def test_figures_draw_every_line_and_the_paper_in_grey(tmp_path):
 
 
 def test_the_papers_tables_are_facts_with_caveats():
-    shared = json.loads((ROOT / "data/paper/vilbench_digitised.json").read_text())
+    shared = json.loads((ROOT / "data/paper/vilbench_digitised.json").read_text(encoding="utf-8"))
     assert len(shared["caveats"]) > 3 and "nothing measured by this project" in shared["source"]
     rows = {row["paper"]: row for row in process_figures.paper_rows()}
     assert rows["ViLPRM-3B"]["Avg"] == 31.5

@@ -47,9 +47,9 @@ def test_the_road_from_search_to_a_reward_of_steps(tiny_model, tmp_path, monkeyp
     assert {row["questions"] for row in judged} == {1}
     arms = road.rewarded(cfg, run)
     assert [row["reward"] for row in arms] == [road.BEFORE, road.ANSWERS, road.STEPS]
-    with (run / "results" / "grpo_answers_and_steps.csv").open() as stream:
+    with (run / "results" / "grpo_answers_and_steps.csv").open(encoding="utf-8") as stream:
         assert "rewards/process/mean" in next(csv.reader(stream))
-    with (run / "results" / "search.csv").open() as stream:
+    with (run / "results" / "search.csv").open(encoding="utf-8") as stream:
         assert list(csv.DictReader(stream))[-1]["source"] == "sum"
 
     marks = {path: path.stat().st_mtime_ns for path in run.rglob("done.json")}
@@ -95,7 +95,7 @@ def test_the_report_draws_what_notebook_07_leaves(tmp_path):
     folders.write_csv(tmp_path / "results" / "best_of_n.csv", rows)
     arms = [{"reward": "before", "false_share": 0.5}, {"reward": "answers", "false_share": 0.25}]
     folders.write_csv(tmp_path / "results" / "process_reward.csv", arms)
-    page = report.write_report(tmp_path).read_text()
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "Accuracy of the chosen answer" in page and '"text":"Share of false steps"' in page
     assert "oracle" in page and "missing: results/vilprm.csv; notebook 07 writes it" in page
 
@@ -115,9 +115,10 @@ def test_search_and_train_prm_through_the_command_line(
     words = ["process", "search", "--records", str(tmp_path / "r.jsonl"), "--images", images]
     words += ["--out", str(out), "--n", "12", *small, "search.max_new_tokens=8"]
     assert main(words) == 0
-    rows = json.loads((out / "processes.json").read_text())
+    rows = json.loads((out / "processes.json").read_text(encoding="utf-8"))
     assert rows and f"{len(rows)} rows of 12 questions" in capsys.readouterr().out
-    (out / "processes.json").write_text(json.dumps([*rows, rows[0] | {"value": float("nan")}]))
+    (out / "processes.json").write_text(json.dumps([*rows, rows[0] | {"value": float("nan")}]),
+        encoding="utf-8")
     words = ["process", "train-prm", "--rows", str(out / "processes.json"), "--images", images]
     assert main([*words, "--out", str(tmp_path / "prm"), *small, "prm.max_steps=1"]) == 0
     said = capsys.readouterr().out

@@ -120,8 +120,10 @@ def test_unknown_profile_lists_those_that_exist():
     ],
 )
 def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, text, message):
-    (tmp_path / "paper.yaml").write_text((profiles.FOLDER / "paper.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "paper.yaml").write_text((profiles.FOLDER / "paper.yaml").read_text(
+        encoding="utf-8"),
+        encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     with pytest.raises(VlaaError, match=message):
         profiles.load("mine")
@@ -129,7 +131,7 @@ def test_a_bad_file_is_refused_by_key(tmp_path, monkeypatch, text, message):
 
 def test_resolved_settings_are_read_back_from_json(tmp_path):
     cfg, path = profiles.load("paper", **{"grpo.learning_rate": 1e-6, "sft.epochs": 2}), "cfg.json"
-    (tmp_path / path).write_text(json.dumps(asdict(cfg)))
+    (tmp_path / path).write_text(json.dumps(asdict(cfg)), encoding="utf-8")
     assert profiles.load(str(tmp_path / path)) == cfg
     assert profiles.load(str(tmp_path / path), seed=3) == replace(cfg, seed=3)
 

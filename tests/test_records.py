@@ -163,7 +163,7 @@ def test_a_flat_folder_of_pictures_is_one_source(tmp_path):
     (json.dumps([ROW, ROW | {"id": "r2"}], indent=1)[:-60], 1, 8, "JSON array is broken"),
 ])
 def test_what_is_whole_is_kept_and_the_rest_named(tmp_path, text, kept, line, reason):
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
     loaded = records.load(tmp_path / "a.json")
     assert len(loaded.records) == kept and (not kept or loaded.records[0].gt == 3)
     (reject,) = loaded.rejects
@@ -223,7 +223,7 @@ def test_unknown_keys_survive_the_round_trip(tmp_path):
     assert loaded.records[0].extra == {"rating": 4.5, "tags": ["x"]}
     records.write(loaded.records, tmp_path / "b.jsonl")
     assert records.load(tmp_path / "b.jsonl").records == loaded.records
-    assert json.loads((tmp_path / "b.jsonl").read_text())["rating"] == 4.5
+    assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8"))["rating"] == 4.5
 
 
 @pytest.mark.parametrize(("gt", "solution"), [
@@ -237,7 +237,7 @@ def test_golds_are_normalised(gt, solution):
 
 def test_rejects_are_written_as_a_table(tmp_path):
     records.write([Reject("a.jsonl", 2, "r", "why")], tmp_path / "rejects.jsonl")
-    row = json.loads((tmp_path / "rejects.jsonl").read_text())
+    row = json.loads((tmp_path / "rejects.jsonl").read_text(encoding="utf-8"))
     assert row == {"file": "a.jsonl", "line": 2, "id": "r", "reason": "why"}
 
 

@@ -18,13 +18,13 @@ def test_the_smoke_profile_runs_every_notebook(smoke_run):
     notebooks = sorted(path.name for path in (home / "notebooks").glob("*.ipynb"))
     assert notebooks == [path.name for path in run.find_notebooks()]
     for name in RESULTS:
-        with (home / "results" / f"{name}.csv").open() as stream:
+        with (home / "results" / f"{name}.csv").open(encoding="utf-8") as stream:
             assert list(csv.DictReader(stream)), name
-    with (home / "results" / "accuracy.csv").open() as stream:
+    with (home / "results" / "accuracy.csv").open(encoding="utf-8") as stream:
         assert {row["model"] for row in csv.DictReader(stream)} == set(stages.MODELS)
-    card = json.loads((home / "run_card.json").read_text())
+    card = json.loads((home / "run_card.json").read_text(encoding="utf-8"))
     assert card["profile"] == "smoke" and card["settings"]["seed"] == 0
-    page = (home / "report.html").read_text()
+    page = (home / "report.html").read_text(encoding="utf-8")
     assert "04_grpo" in page and "<script src" not in page and 'class="missing"' not in page
     assert traces.load(home / "models" / "grpo" / "traces")
     # again: what took the time is there

@@ -63,7 +63,7 @@ def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_
     timeless = ("step_time", "epoch", "num_tokens")
     assert [strip(row, timeless) for row in again] == [strip(row, timeless) for row in log]
     assert [row["step"] for row in again] == [1, 2, 3, 4]
-    kept = list(csv.DictReader((tmp_path / "resumed" / "training_log.csv").open()))
+    kept = list(csv.DictReader((tmp_path / "resumed" / "training_log.csv").open(encoding="utf-8")))
     assert len(kept) == 4
     if method == "grpo":
         rows = [
@@ -73,7 +73,8 @@ def test_four_steps_equal_two_and_two(method, mode, tiny_model, micro_data, tmp_
         assert rows[0] == rows[1] and len(rows[0]) == 2 * cfg.grpo.rollouts
         betas = [row["beta"] for row in log]
         assert betas[0] == betas[1] != betas[2] == betas[3]  # the controller moves once a round
-        state = json.loads((tmp_path / "whole" / "checkpoint-4" / checkpoints.STATE).read_text())
+        state = json.loads((tmp_path / "whole" / "checkpoint-4" / checkpoints.STATE).read_text(
+            encoding="utf-8"))
         del state[checkpoints.FILES]
         assert state == {"beta": betas[3], "round_kl": [row["kl"] for row in log[2:]], "silent": 2}
 
@@ -87,10 +88,10 @@ def write(out, step):
     folder = out / f"checkpoint-{step}"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"x")
-    (folder / "trainer_state.json").write_text("{}")
+    (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
     (folder / "optimizer.pt").write_bytes(b"o")
     state = {checkpoints.FILES: checkpoints.sizes(folder)}
-    (folder / checkpoints.STATE).write_text(json.dumps(state))
+    (folder / checkpoints.STATE).write_text(json.dumps(state), encoding="utf-8")
     return folder
 
 
@@ -98,7 +99,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     assert checkpoints.latest(tmp_path) is None
     two, four, ten = (write(tmp_path, step) for step in (2, 4, 10))
     assert checkpoints.latest(tmp_path) == ten  # 10 comes after 4
-    (ten / "trainer_state.json").write_text('{"step": 1')
+    (ten / "trainer_state.json").write_text('{"step": 1', encoding="utf-8")
     (four / "model.safetensors").unlink()
     (tmp_path / "checkpoint-old").mkdir()
     assert checkpoints.latest(tmp_path) == two
@@ -183,9 +184,9 @@ def test_a_pickle_in_a_checkpoint_is_refused(name, trained, tiny_model, micro_da
 
 def listed(checkpoint):
     """List a changed checkpoint's files anew, as if it had been written so."""
-    state = json.loads((checkpoint / checkpoints.STATE).read_text())
+    state = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
     state[checkpoints.FILES] = checkpoints.sizes(checkpoint)
-    (checkpoint / checkpoints.STATE).write_text(json.dumps(state))
+    (checkpoint / checkpoints.STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

@@ -172,9 +172,9 @@ def checkpoint(tmp_path_factory):
     auto = {"AutoConfig": "configuration_standin.StandInConfig",
             "AutoModel": "modeling_standin.StandIn"}  # fmt: skip
     config = {"model_type": "standin_reward", "auto_map": auto, "architectures": ["StandIn"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "configuration_standin.py").write_text(CONFIGURATION)
-    (folder / "modeling_standin.py").write_text(MODELING)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "configuration_standin.py").write_text(CONFIGURATION, encoding="utf-8")
+    (folder / "modeling_standin.py").write_text(MODELING, encoding="utf-8")
     weights = {"head.weight": torch.tensor([[1.0, 0.01]]), "head.bias": torch.tensor([-2.0])}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))

@@ -10,7 +10,7 @@ from functools import partial, update_wrapper
 import pytest
 
 from scoring import COLON, columns, record, score, wrap
-from vlaa_lib import records, rewards
+from vlaa_lib import folders, records, rewards
 from vlaa_lib.rewards import GoldError, Score, maths, mixed, open_ended, verifiers
 from vlaa_lib.rewards.verifiers import MAX_ANSWER_CHARS, bare
 
@@ -158,10 +158,10 @@ def test_a_math_gold_that_is_no_answer_is_named_with_its_line(tmp_path, capsys):
     (tmp_path / "images/synthesis").mkdir(parents=True)
     (tmp_path / "images/synthesis/a.png").touch()
     path = tmp_path / "r.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = [made.id for made in rewards.usable(path, tmp_path / "images", tmp_path)]
     assert found == [str(len(NO_GOLDS)), str(len(NO_GOLDS) + 1)]
-    told = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    told = folders.whole_lines(tmp_path / "rejects.jsonl")
     assert [(row["file"], row["line"]) for row in told] == [
         ("r.jsonl", n) for n in range(1, len(NO_GOLDS) + 1)]  # fmt: skip
     assert "r.jsonl:15: 14: math: gold 'it cannot be read off here'" in capsys.readouterr().err

@@ -37,11 +37,11 @@ def note(folder: Path, word: str) -> str:
 
 def ran(folder: Path) -> list[str]:
     path = folder / "ran.txt"
-    return path.read_text().split() if path.exists() else []
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
 
 
 def status(run_dir: Path) -> dict[str, str]:
-    return json.loads((run_dir / "run_card.json").read_text())["status"]
+    return json.loads((run_dir / "run_card.json").read_text(encoding="utf-8"))["status"]
 
 
 @pytest.mark.parametrize(("declared", "message"), [
@@ -55,7 +55,7 @@ def test_what_takes_other_parameters_stops_the_run_before_it_starts(tmp_path, de
     with pytest.raises(VlaaError, match=message):
         run.run("smoke", [good, bad], tmp_path / "run")
     assert not ran(tmp_path) and not (tmp_path / "run").exists()
-    (tmp_path / "bad.ipynb").write_text("{")
+    (tmp_path / "bad.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(VlaaError, match="bad.ipynb: cannot read its parameters"):
         run.check_parameters(tmp_path / "bad.ipynb")
 
@@ -91,15 +91,16 @@ def test_a_failed_run_goes_on_in_its_folder_and_no_other_takes_it(tmp_path, caps
     assert "ZeroDivisionError" in out and "goes on from 01_second" in out
     assert ran(tmp_path) == ["first", "second"]  # the third waits
     assert status(folder) == {"00_first": "done", "01_second": "failed", "02_third": "waiting"}
-    assert (folder / "logs" / "00_first.log").read_text().split() == ["smoke", str(folder)]
-    assert "failed" in (folder / "report.html").read_text()
-    before = json.loads((folder / "run_card.json").read_text())
+    assert (folder / "logs" / "00_first.log").read_text(
+        encoding="utf-8").split() == ["smoke", str(folder)]
+    assert "failed" in (folder / "report.html").read_text(encoding="utf-8")
+    before = json.loads((folder / "run_card.json").read_text(encoding="utf-8"))
     assert before["finished"] is None and set(before["minutes"]) == {"00_first", "01_second"}
 
     notebook(tmp_path, "01_second", note(tmp_path, "second"))
     assert go() == 0
     assert ran(tmp_path)[2:] == ["first", "second", "third"]
-    card = json.loads((folder / "run_card.json").read_text())
+    card = json.loads((folder / "run_card.json").read_text(encoding="utf-8"))
     assert set(card["minutes"]) == {"00_first", "01_second", "02_third"}
     assert card["minutes"]["00_first"] > before["minutes"]["00_first"]  # of all tries
     assert card["finished"] and card["seed"] == 0 and card["versions"]["papermill"]
@@ -142,8 +143,8 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> str:
     """Return a file's text once there is some, unless the process that writes it has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        if path.exists() and path.read_text():
-            return path.read_text()
+        if path.exists() and path.read_text(encoding="utf-8"):
+            return path.read_text(encoding="utf-8")
         time.sleep(0.05)
     raise TimeoutError(path)
 
@@ -154,7 +155,8 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     stat = Path(f"/proc/{pid}/stat")  # a zombie waits for its parent and does nothing more
-    return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+    return not (stat.exists() and stat.read_text(
+        encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z")
 
 
 @pytest.mark.slow
@@ -177,7 +179,7 @@ def test_killed_driver_takes_its_kernel_along_and_the_next_one_goes_on(tmp_path)
         time.sleep(0.1)
     assert not is_alive(kernel)
 
-    (tmp_path / "go").write_text("")
+    (tmp_path / "go").write_text("", encoding="utf-8")
     process = driver(tmp_path, first, second)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said

@@ -158,7 +158,7 @@ def test_rows_are_prefixes_in_the_released_schema(tmp_path):
     tree = toy_tree()
     found = search.rows([tree])
     assert found and all(list(row) == list(search.COLUMNS) for row in found)
-    (tmp_path / "rows.json").write_text(json.dumps(found))
+    (tmp_path / "rows.json").write_text(json.dumps(found), encoding="utf-8")
     read = search.read_processes(tmp_path / "rows.json")
     assert not read.rejects and [r.process for r in read.rows] == [r["process"] for r in found]
     by_text = {row["process"]: row["value"] for row in found}

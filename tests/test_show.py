@@ -128,23 +128,24 @@ def write_run(folder, payload="") -> str:
     """Write a small run with a text everywhere, and its report; return the page."""
     (folder / "results").mkdir(parents=True)
     (folder / "notebooks").mkdir()
-    (folder / "notebooks" / "00_tour.ipynb").write_text("{}")
+    (folder / "notebooks" / "00_tour.ipynb").write_text("{}", encoding="utf-8")
     card = {"profile": f"smoke{payload}", "status": {"00_tour": "done", f"01{payload}": "failed"},
             "minutes": {"00_tour": 1.25}, "versions": {"torch": payload},
             "settings": {"note": payload}, "machine": payload}
-    (folder / "run_card.json").write_text(json.dumps(card))
+    (folder / "run_card.json").write_text(json.dumps(card), encoding="utf-8")
     quoted = '"' + payload.replace('"', '""') + '"'
     (folder / "results" / "accuracy.csv").write_text(
         f"model,source,accuracy,low,high\ngrpo,{quoted},0.61234567,0.5,0.7\n"
-    )
-    (folder / "results" / "grpo_a.csv").write_text("step,reward,kl\n1,0.1,0\n2,0.4,0.01\n")
-    (folder / "results" / "own.csv").write_text(f"{quoted},b\n{quoted},2\n")
+    , encoding="utf-8")
+    (folder / "results" / "grpo_a.csv").write_text("step,reward,kl\n1,0.1,0\n2,0.4,0.01\n",
+        encoding="utf-8")
+    (folder / "results" / "own.csv").write_text(f"{quoted},b\n{quoted},2\n", encoding="utf-8")
     return without_plotly(report.write_report(folder))
 
 
 def without_plotly(file) -> str:
     """Return a report without plotly's own script; what stays is ours, and the figures' numbers."""
-    page = file.read_text()
+    page = file.read_text(encoding="utf-8")
     assert page.count(get_plotlyjs()) == 1
     return page.replace(get_plotlyjs(), "")
 

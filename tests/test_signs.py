@@ -138,13 +138,13 @@ def test_the_curve_is_kept_and_a_resumed_training_goes_on_with_it(tmp_path):
     for step, batch in enumerate(batches):
         assert followed.add(batch)["watch/suspicious_tags"] == (0.5 if step < 2 else 0.0)
         assert silent.add(batch)["watch/suspicious"] == (0.5 if step < 2 else 0.0)
-    whole = path.read_text()
+    whole = path.read_text(encoding="utf-8")
     kept = list(csv.DictReader(whole.splitlines()))
     assert [int(r["step"]) for r in kept] == [0, 1, 2, 3] and kept[0]["suspicious"] == "0.5"
     resumed = signs.Watch(path, step=2)
     for batch in batches[2:]:
         resumed.add(batch)
-    assert path.read_text() == whole
+    assert path.read_text(encoding="utf-8") == whole
 
 
 def test_grpo_logs_the_watch(tiny_model, micro_data, tmp_path):
@@ -152,7 +152,7 @@ def test_grpo_logs_the_watch(tiny_model, micro_data, tmp_path):
     smoke = {"model.policy": str(tiny_model), "grpo.max_steps": 2, "grpo.max_completion_tokens": 12}
     cfg = profiles.load("smoke", **smoke)
     log = train.grpo(cfg, made, folder / "images", tmp_path)
-    with (tmp_path / "watch.csv").open() as stream:
+    with (tmp_path / "watch.csv").open(encoding="utf-8") as stream:
         kept = list(csv.DictReader(stream))
     rollouts = traces.load(tmp_path / "traces")
     steps = [[r for r in rollouts if r["optimizer_step"] == int(k["step"])] for k in kept]
@@ -168,7 +168,7 @@ def test_grpo_logs_the_watch(tiny_model, micro_data, tmp_path):
 def test_the_report_draws_the_curve(tmp_path):
     rounds = [signs.measure([row(optimizer_step=i), row(reward=0.0)]) for i in range(4)]
     folders.write_csv(tmp_path / "results" / "watch_sft_grpo.csv", rounds)
-    page = report.write_report(tmp_path).read_text()
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "Signs of reward hacking" in page
     assert "Share of completions with a suspicious sign" in page
     assert "Reward by kind of question" in page
@@ -178,5 +178,5 @@ def test_the_report_draws_the_curve(tmp_path):
 def test_the_report_survives_a_broken_file(tmp_path):
     broken = [{"step": "<b>", "n": 1}, {"step": 2, "n": "x"}]
     folders.write_csv(tmp_path / "results" / "watch_sft_grpo.csv", broken)
-    page = report.write_report(tmp_path).read_text()
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "watch_sft_grpo.csv" in page and "<b>" not in page

@@ -145,11 +145,11 @@ def make(folder, source, *extra):
     good, file, written, picture, *_ = FORMATS[source]
     root = folder / sources.READERS[source].folder
     put(root, picture)
-    (root / file).write_text(written([good, *extra]))
+    (root / file).write_text(written([good, *extra]), encoding="utf-8")
     if source in SECOND:
         name, text = SECOND[source]
         (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(text)
+        (root / name).write_text(text, encoding="utf-8")
     return root
 
 
@@ -282,12 +282,13 @@ def test_parquet_with_pictures_inside(tmp_path):
 def test_a_list_inside_an_object_streams(tmp_path, chunk):
     path = tmp_path / "a.json"
     whole = {"info": {"n": [1]}, "data": [{"a": i} for i in range(50)], "end": {"data": 1}}
-    path.write_text(json.dumps(whole, indent=1))
-    with path.open() as stream:
+    path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    with path.open(encoding="utf-8") as stream:
         numbers, rows = zip(*records.iter_json(stream, "data", chunk), strict=True)
     assert list(rows) == whole["data"]
     assert list(numbers) == [
-        i for i, text in enumerate(path.read_text().splitlines(), 1) if text == "  {"
+        i for i, text in enumerate(path.read_text(
+            encoding="utf-8").splitlines(), 1) if text == "  {"
     ]
 
 
@@ -447,7 +448,7 @@ def test_prepare_writes_all_sources(everything, capsys):
     loaded = records.load(out / "records.jsonl", out / "images")
     assert loaded.rejects == [] and {r.source for r in loaded.records} == set(FORMATS)
     assert len(loaded.records) == 11
-    assert (out / "rejects.jsonl").read_text() == ""
+    assert (out / "rejects.jsonl").read_text(encoding="utf-8") == ""
     by_source = {record.source: record for record in loaded.records}
     assert "2 objects" not in by_source["CLEVR-Math"].question
     assert by_source["CLEVR-Math"].meta["rationale"].endswith(
@@ -469,7 +470,7 @@ def test_a_second_file_that_does_not_know_the_picture(tmp_path):
     root = make(tmp_path, "CLEVR-Math", CLEVR | {"image_filename": "CLEVR_train_000002.png"})
     put(root, "CLEVR_v1.0/images/train/CLEVR_train_000002.png")
     assert written(tmp_path, "CLEVR-Math") == (1, 1)
-    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text(encoding="utf-8"))
     assert reject["file"] == "CLEVR_train_scenes.json" and "000002" in reject["reason"]
 
 
@@ -489,7 +490,7 @@ def test_a_failure_leaves_the_old_tables(tmp_path, monkeypatch):
 def test_broken_text_reaches_no_table(tmp_path):
     root = make(tmp_path, "ALLaVA-LAION", ALLAVA | {"id": "\ud800"})
     caption = ALLAVA | {"conversations": talk("D?", "\ud800")}
-    (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]))
+    (root / "ALLaVA-Caption-LAION-4V.json").write_text(json.dumps([caption]), encoding="utf-8")
     assert written(tmp_path, "ALLaVA-LAION") == (0, 2)
 
 
@@ -500,7 +501,7 @@ def test_ids_used_twice_are_rejected(tmp_path):
 
 
 def test_the_page_names_what_is_read():
-    page = (ROOT / "data/SOURCES.md").read_text()
+    page = (ROOT / "data/SOURCES.md").read_text(encoding="utf-8")
     for name, reader in sources.READERS.items():
         for part in (name, f"`{reader.folder}/`", reader.home.split(" ")[0]):
             assert part in page

@@ -29,7 +29,7 @@ def test_once_builds_once_and_again_for_other_settings(tmp_path):
 
     def build(path):
         calls.append(sorted(p.name for p in path.iterdir()))
-        (path / "made").write_text("x")
+        (path / "made").write_text("x", encoding="utf-8")
 
     target = tmp_path / "stage"
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_an_unfinished_build_keeps_what_it_has(tmp_path):
     """A ledger that was paid for must survive a kill, but not a change of settings."""
 
     def stop(path):
-        (path / "ledger").write_text("paid")
+        (path / "ledger").write_text("paid", encoding="utf-8")
         raise KeyboardInterrupt
 
     kept = []
@@ -129,7 +129,8 @@ def test_stages_at_once_share_the_cores(cores, tmp_path, capsys):
     assert (one["which"], two["which"], one["seed"]) == ("one", "two", 3)
     assert len({one["pid"], two["pid"], os.getpid()}) == 3
     assert one["threads"] == two["threads"] == "2"
-    logs = [(tmp_path / "logs" / f"noted-{name}.log").read_text() for name in ("one", "two")]
+    logs = [(tmp_path / "logs" / f"noted-{name}.log").read_text(
+        encoding="utf-8") for name in ("one", "two")]
     assert "".join(logs).count("the base") == 1  # what both need: by the first of them
     assert "noted two is there after" in capsys.readouterr().out
     assert artefacts.at_once(noted, cfg, tmp_path, ["one"]) == [one]
@@ -141,7 +142,7 @@ def test_a_failure_lets_the_others_end_and_names_its_log(cores, tmp_path):
         artefacts.at_once(noted, profiles.load("smoke"), tmp_path, ("fails", "other"))
     assert (tmp_path / "other" / "done.json").is_file()
     assert not (tmp_path / "fails" / "done.json").exists()
-    assert "Traceback" in (tmp_path / "logs" / "noted-fails.log").read_text()
+    assert "Traceback" in (tmp_path / "logs" / "noted-fails.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("where", ["one core", "a GPU", "a launch"])
@@ -185,7 +186,7 @@ def test_two_models_answer_at_once(tmp_path, monkeypatch):
     cfg = profiles.load("smoke", **small)
     artefacts.at_once(stages.answers, cfg, tmp_path, ("base", "instruct"))
     for model in ("base", "instruct"):
-        log = (tmp_path / "logs" / f"answers-{model}.log").read_text()
+        log = (tmp_path / "logs" / f"answers-{model}.log").read_text(encoding="utf-8")
         assert f"evaluation/{model}-micro in" in log
     assert len(stages.evaluation(cfg, tmp_path, "base")) == 2 * len(cfg.data.sources)
 
@@ -209,7 +210,7 @@ def test_the_road_is_open_with_a_tiny_model(tiny_model, tmp_path):
     assert {len(found) for found in rows.values()} == {per_model}
     for made in ("construct_counts", "sft_log", "grpo_sft_grpo"):
         assert (run / "results" / f"{made}.csv").stat().st_size > 50
-    done = json.loads((run / "models" / "sft_grpo" / "done.json").read_text())
+    done = json.loads((run / "models" / "sft_grpo" / "done.json").read_text(encoding="utf-8"))
     assert done["settings"]["start"]["from"]["settings"]["sft"]["max_steps"] == 2
     assert not (run / "models" / "grpo").exists()  # nobody asked for it
     before = (run / "models" / "sft" / "model.safetensors").stat().st_mtime_ns
@@ -224,8 +225,8 @@ def test_a_launched_training_leaves_what_one_here_leaves(tiny_model, micro_data,
     data = tmp_path / "data"
     data.mkdir()
     (data / "images").symlink_to(folder / "images")
-    (data / "rl.jsonl").write_text("")
-    (data / "sft.jsonl").write_text("")
+    (data / "rl.jsonl").write_text("", encoding="utf-8")
+    (data / "sft.jsonl").write_text("", encoding="utf-8")
     settings = {"model.policy": str(tiny_model), "data.folder": str(data)}
     settings |= {"seed": 3, "sft.learning_rate": 1e-4}  # not the profile's: they have to travel
     cfg = profiles.load("smoke", launch="cpu2", gpus=1, **settings)
@@ -237,11 +238,11 @@ def test_a_launched_training_leaves_what_one_here_leaves(tiny_model, micro_data,
     records.write(with_traces(made), data / "sft.jsonl")
     here = stages.folder(cfg, tmp_path / "here")
     out, other = stages.sft(cfg, run), stages.sft(profiles.load("smoke", **settings), here)
-    logs = [(path / "results" / "sft_log.csv").read_text() for path in (run, here)]
+    logs = [(path / "results" / "sft_log.csv").read_text(encoding="utf-8") for path in (run, here)]
     assert logs[0] == logs[1] and logs[0].count("\n") == 3
     weights = [load_file(path / "model.safetensors") for path in (out, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    assert "accelerate.commands.launch" in (out / "launch.log").read_text()
+    assert "accelerate.commands.launch" in (out / "launch.log").read_text(encoding="utf-8")
 
 
 def test_unknown_model_is_refused(tmp_path):

@@ -81,7 +81,8 @@ def test_steps_that_policies_said():
 
     Each step was read against its scene by hand.
     """
-    rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open()]
+    rows = [json.loads(line) for line in (Path(__file__).parent / "data/policy_steps.jsonl").open(
+        encoding="utf-8")]
     read = [truth for row in rows for truth in row["truths"]]
     assert read.count(True) >= 80 and read.count(False) >= 30
     missed = []

@@ -129,15 +129,16 @@ def test_a_killed_run_goes_on_where_it_stopped(policy, traced, scored, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         subsets.score(policy, made, images, tmp_path, batch_tokens=700)
     path = tmp_path / "scores.jsonl"
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     assert before.count("\n") == sum(seen) < len(made)
-    path.write_text(before + '{"id": "solids-dev-')  # killed in the middle of a line
+    path.write_text(before + '{"id": "solids-dev-',
+        encoding="utf-8")  # killed in the middle of a line
     most = math.inf
     resumed = subsets.score(policy, made, images, tmp_path, batch_tokens=700)
     assert sum(seen) == len(made)  # nothing was scored twice
     assert values(resumed) == pytest.approx(values(scored), rel=1e-4)
-    assert path.read_text().startswith(before)
-    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert path.read_text(encoding="utf-8").startswith(before)
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_shards_together_equal_one_run(policy, traced, scored, tmp_path):
@@ -183,7 +184,7 @@ def test_a_training_step_is_another_policy(policy):
 def test_a_broken_line_is_named(policy, traced, tmp_path, line):
     images, made = traced
     subsets.score(policy, made[:1], images, tmp_path)
-    with (tmp_path / "scores.jsonl").open("a") as file:
+    with (tmp_path / "scores.jsonl").open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(VlaaError, match=r"scores.jsonl:2: (not a score|not a JSON object); delete"):
         subsets.load(tmp_path, made)
@@ -215,7 +216,7 @@ def test_a_model_that_says_nan_is_a_problem_not_a_number(traced, tiny_model, tmp
         broken.model.get_parameter("model.language_model.norm.weight").fill_(math.nan)
     scores = subsets.score(broken, made[:2], images, tmp_path)
     assert all("likelihood is nan" in row["problem"] for row in scores.values())
-    assert "NaN" not in (tmp_path / "scores.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "scores.jsonl").read_text(encoding="utf-8")
     with pytest.raises(records.RecordError, match="0 records have a perplexity"):
         subsets.select(made[:2], {"broken": scores}, 1)
 
@@ -238,8 +239,9 @@ def test_a_lora_policy_is_scored_with_its_adapter(traced, tiny_model, tmp_path):
     base.processor.save_pretrained(tmp_path / "lora")
     config = tmp_path / "lora" / "adapter_config.json"
     config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tiny_model)})
-    )
+        json.dumps(json.loads(config.read_text(
+            encoding="utf-8")) | {"base_model_name_or_path": str(tiny_model)})
+    , encoding="utf-8")
     adapted = models.load_policy(tmp_path / "lora")
     after = subsets.score(adapted, made[:2], images, tmp_path / "lora-scores")
     assert values(after) != pytest.approx(values(before), rel=1e-3)

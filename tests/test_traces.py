@@ -325,7 +325,7 @@ def test_curation_prefers_flips_and_loads_as_examples(run, tmp_path, capsys):
     flips = [e["id"] for e in shown if any(side.get("correct") for side in e["sides"])]
     assert len(flips) == 3, "one a source, never by the grey twin"
     assert {row["profile"] for row in traces.load(out)} == {"smoke"}
-    assert json.loads((out / "card.json").read_text())["commit"] == "abc"
+    assert json.loads((out / "card.json").read_text(encoding="utf-8"))["commit"] == "abc"
     before = sorted((p.name, p.read_bytes()) for p in out.rglob("*.jsonl"))
     assert main(words) == 0  # again: the same set in the same place
     assert before == sorted((p.name, p.read_bytes()) for p in out.rglob("*.jsonl"))
@@ -335,7 +335,7 @@ def test_curation_prefers_flips_and_loads_as_examples(run, tmp_path, capsys):
 
 def test_curation_shows_gain_and_damage_alike(run, tmp_path):
     path = run / "evaluation" / "sft" / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = folders.whole_lines(path)
     lost = {row["record_id"] for row in rows[:: 2 * 6]}  # the first of each source
     for row in rows:
         row["correct"] = row["record_id"] in lost and not row["blank"]
@@ -354,15 +354,16 @@ def test_the_set_in_the_repository_opens_and_is_small():
     assert all(example["image"] and example["scene"] for example in shown)
     files = [path for path in curation.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1_000_000
-    results = json.loads((ROOT / "data" / "results" / "laptop" / "run_card.json").read_text())
-    card = json.loads((curation.FOLDER / "card.json").read_text())
+    results = json.loads((ROOT / "data" / "results" / "laptop" / "run_card.json").read_text(
+        encoding="utf-8"))
+    card = json.loads((curation.FOLDER / "card.json").read_text(encoding="utf-8"))
     same = (card["commit"], card["finished"]) == (results["commit"], results["finished"])
     assert same, "curate again from the run that is now in data/results"
 
 
 def test_curation_refuses_a_foreign_folder_and_an_unfinished_run(run, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (tmp_path / "mine" / "thesis.tex").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match="holds other files"):
         curation.curate(run, tmp_path / "mine")
     (run / "evaluation" / "grpo" / "rows.jsonl").unlink()

@@ -42,7 +42,7 @@ def test_grpo_fills_every_column(
         assert row["mean_logp"] < 0 < row["entropy"] and row["kl"] >= 0
         assert row["steps"] is not None and row["parts"][0]["name"] == "format"
     if steps_per_round == 1:  # then TRL's log averages the same tokens
-        with (tmp_path / "tiny" / "training_log.csv").open() as stream:
+        with (tmp_path / "tiny" / "training_log.csv").open(encoding="utf-8") as stream:
             logged = [row for row in csv.DictReader(stream) if row["entropy"]]
         assert len(logged) == 2
         for step, log in enumerate(logged):

@@ -46,7 +46,7 @@ def test_sft_moves_language_and_not_vision(tiny_model, micro_data, tmp_path):
     changed = moved(tiny_model, tmp_path / "sft")
     assert not any(flag for name, flag in changed.items() if "visual" in name)
     assert all(flag for name, flag in changed.items() if "proj" in name and "visual" not in name)
-    kept = list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open()))
+    kept = list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open(encoding="utf-8")))
     assert [float(row["loss"]) for row in kept] == [row["loss"] for row in log]
 
 
@@ -261,7 +261,8 @@ def test_the_real_records_train(tmp_path):
     short = ["--profile", "smoke", "--steps", 2, "--set", "grpo.rollout_prompts=2",
              "grpo.train_batch=8", "grpo.per_device_batch=8"]  # fmt: skip
     call("train sft", tmp_path / "all.jsonl", "sft", *short)
-    assert len(list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open()))) == 2
+    assert len(list(csv.DictReader((tmp_path / "sft" / "training_log.csv").open(
+        encoding="utf-8")))) == 2
     call("train grpo", tmp_path / "all.jsonl", "grpo", *short)
     rows = traces.load(tmp_path / "grpo" / "traces")
     assert len(rows) == 2 * 2 * 4 and {row["part"] for row in rows} == {"digit", "mcq"}

@@ -182,12 +182,13 @@ def test_unseen_characters_are_spelt_out():
     ([example(side_logps=3)], r"`logps` of side 'sft' is of type int; give a list"),
 ])
 def test_malformed_examples_are_named(wrong, said, tmp_path):
-    (tmp_path / "a.html").write_text("old")
+    (tmp_path / "a.html").write_text("old", encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         prepare.prepare(wrong)
     with pytest.raises(ValueError, match=said):
         html.to_html(wrong, tmp_path / "a.html")
-    assert (tmp_path / "a.html").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "a.html").read_text(
+        encoding="utf-8") == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_a_table_leaves_out_is_not_known(tmp_path):
@@ -310,7 +311,7 @@ def test_a_filter_that_no_example_could_pass_is_refused(key, wrong, right):
 
 
 def test_a_missing_picture_is_said_not_raised(tmp_path):
-    (tmp_path / "text.png").write_text("<svg onload=alert(1)>")
+    (tmp_path / "text.png").write_text("<svg onload=alert(1)>", encoding="utf-8")
     for name, said in (("gone.png", r"no picture: .*gone\.png"), ("text.png", ".*not one of")):
         given_examples = [example(image=tmp_path / name)]
         assert re.match(said, TraceViewer(given_examples).pictures["a"])
@@ -368,7 +369,8 @@ def test_hostile_text_is_inert_in_the_page(tmp_path):
     assert not re.search(r"[<>&\u2028\u2029]", data)
     said = [found["question"] for found in json.loads(data)["examples"]]
     assert said == [visible(text) for text in viewer_cases.HOSTILE]
-    titled = html.to_html([], tmp_path / "t.html", "</title><script>\u202e\ud800").read_text()
+    titled = html.to_html([], tmp_path / "t.html", "</title><script>\u202e\ud800").read_text(
+        encoding="utf-8")
     assert "<script>" not in titled and "\u202e" not in titled
 
 

@@ -60,7 +60,7 @@ def jupyter_lab(folder: Path):
         home.mkdir()
     settings = homes["JUPYTER_CONFIG_DIR"] / "labconfig" / "page_config.json"
     settings.parent.mkdir()
-    settings.write_text(json.dumps({"disabledExtensions": {NEWS: True}}))
+    settings.write_text(json.dumps({"disabledExtensions": {NEWS: True}}), encoding="utf-8")
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
         "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
@@ -69,7 +69,7 @@ def jupyter_lab(folder: Path):
     ]
     env = os.environ | {key: str(home) for key, home in homes.items()}
     env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    with (folder / "server.log").open("w") as log:
+    with (folder / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
         try:
             wait_for(f"{base}/api?token=test", server, folder / "server.log")
@@ -91,15 +91,15 @@ def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def copied(folder: Path, run_dir: Path) -> None:
     """Copy the notebook with the parameters of a finished run in it."""
-    notebook = json.loads((ROOT / "notebooks" / NOTEBOOK).read_text())
+    notebook = json.loads((ROOT / "notebooks" / NOTEBOOK).read_text(encoding="utf-8"))
     cell = next(c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
     cell["source"] = f"profile = 'smoke'\nrun_dir = {str(run_dir)!r}"
-    (folder / NOTEBOOK).write_text(json.dumps(notebook))
+    (folder / NOTEBOOK).write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def test_notebook_06_in_jupyterlab(request, tmp_path):

@@ -82,7 +82,8 @@ def peak() -> Iterator[dict[str, float | None]]:
         return
     before = None
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+        Path("/proc/self/clear_refs").write_text("5",
+            encoding="utf-8")  # the peak starts again at what is held now
         before = _resident_peak()
     yield found
     if before is not None:
@@ -91,5 +92,5 @@ def peak() -> Iterator[dict[str, float | None]]:
 
 def _resident_peak() -> int:
     """Return the process's largest resident size so far (kB)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
