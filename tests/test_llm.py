@@ -295,7 +295,7 @@ def test_empty_replies_are_asked_for_again_and_paid(world, tmp_path):
         ("verify: {model: m, settings: {top_k: 3}}", "settings.top_k: .*extra_body"),
         ("verify: {model: m, settings: {stream: true}}", "settings.stream: .*not to be set"),
         ("verify: [", "cannot be read as YAML"),
-        ("- a", "expected `key: value` lines, found list"),
+        ("- a", "expected a section or `key: value` lines, found list"),
     ],
 )
 def test_a_wrong_endpoints_file_is_named(tmp_path, text, match):
