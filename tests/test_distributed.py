@@ -234,4 +234,4 @@ def test_the_paper_recipe_through_the_launcher(tiny_model, data, tmp_path):
     words += ["--launch", "cpu2", "--main-port", "0"]
     assert main([*words, "--set", f"model.policy={tiny_model}", *SMALL["sft"]]) == 0
     assert (tmp_path / "model.safetensors").is_file()
-    assert "accelerate.commands.launch" in (tmp_path / "launch.log").read_text(encoding="utf-8")
+    assert "vlaa_lib.loopback" in (tmp_path / "launch.log").read_text(encoding="utf-8")

@@ -122,5 +122,5 @@ def test_search_and_train_prm_through_the_command_line(
     words = ["process", "train-prm", "--rows", str(out / "processes.json"), "--images", images]
     assert main([*words, "--out", str(tmp_path / "prm"), *small, "prm.max_steps=1"]) == 0
     said = capsys.readouterr().out
-    assert "rejected:" in said and "value nan" in said and "mse_constant" in said
+    assert "rejected:" in said and "it holds NaN" in said and "mse_constant" in said
     assert prm.load(tmp_path / "prm").model.step_head.out_features == 1

@@ -242,7 +242,7 @@ def test_a_launched_training_leaves_what_one_here_leaves(tiny_model, micro_data,
     assert logs[0] == logs[1] and logs[0].count("\n") == 3
     weights = [load_file(path / "model.safetensors") for path in (out, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    assert "accelerate.commands.launch" in (out / "launch.log").read_text(encoding="utf-8")
+    assert "vlaa_lib.loopback" in (out / "launch.log").read_text(encoding="utf-8")
 
 
 def test_unknown_model_is_refused(tmp_path):
