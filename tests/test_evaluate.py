@@ -151,7 +151,7 @@ def test_killed_and_started_again_is_the_same_file(tmp_path, bench, batches):
         [sys.executable, "-c", KILLED, tmp_path, broken, str(batches)], cwd=ROOT, timeout=600
     )
     assert ended.returncode == -signal.SIGKILL
-    left = (broken / "answers.jsonl").read_text()
+    left = (broken / "answers.jsonl").read_text(encoding="utf-8")
     assert not left.endswith("\n") and left.count("\n") == 3 * batches + 1
     asked_again = []
 
@@ -170,7 +170,7 @@ def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
     answers = [Completion(text, 5, True)] * 3
     found = answer(bench, tmp_path, lambda asks: answers[: len(asks)], batch=3)
     made, table = runner.finish(tmp_path, bench, found, "kit-2026-08")
-    lines = (tmp_path / "rows-kit-2026-08.jsonl").read_text().splitlines()
+    lines = (tmp_path / "rows-kit-2026-08.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == made
     assert [row["index"] for row in made] == [row["index"] for row in bench.rows]
     assert made[0]["prediction"] == text and {row["path"] for row in made} == {"kit-judge"}
@@ -181,7 +181,7 @@ def test_rows_are_in_the_files_order_with_what_was_measured(tmp_path, bench):
     assert made[0]["aha"] == {"wait": 2, "check": 1} and made[0]["category"] == "algebra"
     assert made[0]["question"] == rows("MathVision")[0]["question"]
     assert (table[0]["extraction"], table[0]["n"], table[0]["points"]) == ("ours", 10, 1)
-    header, first, *_ = (tmp_path / "scores-ours.csv").read_text().splitlines()
+    header, first, *_ = (tmp_path / "scores-ours.csv").read_text(encoding="utf-8").splitlines()
     assert header.startswith("extraction,benchmark,metric") and first.startswith("ours,MathVision")
 
 
@@ -203,7 +203,7 @@ def test_shards_together_are_the_whole_and_no_two_processes_write_one_file(tmp_p
 )
 def test_a_broken_answer_is_named(tmp_path, bench, line):
     good = '{"benchmark": "b", "index": "1", "prediction": ""}'
-    (tmp_path / "answers.jsonl").write_text(f"{good}\n{line}\n")
+    (tmp_path / "answers.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     with pytest.raises(VlaaError, match="answers.jsonl:2: .*delete"):
         answer(bench, tmp_path, said)
 
@@ -227,7 +227,7 @@ def test_another_model_or_prompt_is_refused_in_the_same_folder(tmp_path, bench):
     (tmp_path / "moved" / "model.safetensors").write_bytes(b"\0" * 100_000 + b"2")
     with pytest.raises(VlaaError, match=r"weights '\w+' instead of"):
         start(at=tmp_path / "moved")
-    card = json.loads((out / "run.json").read_text())
+    card = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert card["rows"] == ["MathVision: 10 rows (the paper's split has 3040)"]
     assert {"weights", "prompts_sha256", "max_pixels", "machine", "versions"} <= card.keys()
 
@@ -276,7 +276,7 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(VlaaError, match="vLLM is not installed.*--backend hf"):
         generation.loaded(tmp_path, tmp_path, chosen, backend="vllm")
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(VlaaError, match="is an adapter"):
         generation.loaded(tmp_path, tmp_path, chosen, backend="vllm")
 
@@ -322,9 +322,9 @@ def call(name, folder, *words):
 
 
 def read(folder, label="ours"):
-    with (folder / "out" / f"scores-{label}.csv").open() as stream:
+    with (folder / "out" / f"scores-{label}.csv").open(encoding="utf-8") as stream:
         scores = list(csv.DictReader(stream))
-    lines = (folder / "out" / f"rows-{label}.jsonl").read_text().splitlines()
+    lines = (folder / "out" / f"rows-{label}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], scores
 
 
@@ -343,7 +343,8 @@ def test_every_benchmark_runs_from_its_file_to_its_scores(name, tmp_path, tiny_m
     limit = 100 if is_micro else 4
     assert call(name, tmp_path, "--model", model, "--max-new-tokens", limit) == 0
     made, scores = read(tmp_path)
-    assert 7 <= len(made) <= 10 and not (tmp_path / "out" / "rejects.jsonl").read_text()
+    assert 7 <= len(made) <= 10 and not (tmp_path / "out" / "rejects.jsonl").read_text(
+        encoding="utf-8")
     for row in made:
         assert row["benchmark"] == name and row["hit"] in (True, False) and row["path"]
         assert 0 < row["tokens"] <= limit and row["gold"] and row["reason"]
@@ -402,7 +403,7 @@ def test_bad_input_is_counted_and_named_and_never_right(tmp_path, monkeypatch, c
     } == found  # fmt: skip
     assert "1 empty" in shown.err and "1 unclosed" in shown.err and "0 truncated" in shown.err
     assert (scores[0]["n"], scores[0]["undecided"], scores[0]["full_rows"]) == ("8", "1", "3040")
-    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["1", "3"]
     assert [len(row["prediction"]) for row in scored if row["index"] in "25"] == [100_000, 100_000]
 
@@ -418,7 +419,8 @@ def test_a_judge_reads_what_no_rule_can_and_is_paid_once(tmp_path, monkeypatch, 
         return 200, next(said[reply] for reply in said if reply in text), {}
 
     with endpoint(reply) as (url, bodies):
-        (tmp_path / "j.yaml").write_text(f"judge: {{model: reader, base_url: '{url}'}}\n")
+        (tmp_path / "j.yaml").write_text(f"judge: {{model: reader, base_url: '{url}'}}\n",
+            encoding="utf-8")
         words = ("--model", tiny_model, "--judge", tmp_path / "j.yaml")
         assert call("WeMath", tmp_path, *words) == 0
         assert len(bodies) == 3  # not what was cut off while thinking
@@ -439,7 +441,7 @@ def test_records_go_from_their_file_to_the_summary(tmp_path, tiny_model, micro_d
              "--model", tiny_model, "--out", tmp_path / "out", "--max-new-tokens", 3]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     assert "blank_accuracy" in capsys.readouterr().out
-    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * len(made) and json.loads(lines[0])["record_id"] == made[0].id
 
 
@@ -456,7 +458,7 @@ def test_generate_prints_and_asks_for_the_authors_prompt(tmp_path, monkeypatch, 
     shown = capsys.readouterr()
     assert shown.out == "three\n"
     assert "authors' own system prompt" in shown.err and "cut off after 800" in shown.err
-    (tmp_path / "prompt.txt").write_text("Their prompt.\n")
+    (tmp_path / "prompt.txt").write_text("Their prompt.\n", encoding="utf-8")
     assert main([*words, "--system-prompt-file", str(tmp_path / "prompt.txt")]) == 0
     assert "authors'" not in capsys.readouterr().err
     assert asked[0].system == prompting.settings().system_prompt

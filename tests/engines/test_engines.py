@@ -60,7 +60,7 @@ def trained(data, out, *changes, flags=()) -> subprocess.CompletedProcess:
 
 
 def differences(out) -> list[float]:
-    rows = list(csv.DictReader((Path(out) / "training_log.csv").open()))
+    rows = list(csv.DictReader((Path(out) / "training_log.csv").open(encoding="utf-8")))
     assert float(rows[0]["grad_norm"]) > 0 and float(rows[0]["learning_rate"]) > 0  # it moved
     return [float(row["sampling/sampling_logp_difference/mean"]) for row in rows]
 
@@ -113,7 +113,7 @@ def test_vllm_answers_a_trained_folder_as_hugging_face_does(data, tmp_path):
                  "--out", tmp_path / backend]  # fmt: skip
         done = command(*words)
         assert done.returncode == 0, done.stderr[-3000:]
-        lines = (tmp_path / backend / "answers.jsonl").read_text().splitlines()
+        lines = (tmp_path / backend / "answers.jsonl").read_text(encoding="utf-8").splitlines()
         rows = sorted(map(json.loads, lines), key=lambda row: row["index"])
         texts.append([(row["prediction"], row["tokens"], row["truncated"]) for row in rows])
     assert texts[0] == texts[1] and len(texts[0]) >= 10
@@ -136,7 +136,7 @@ def served(data):
             with contextlib.suppress(OSError):
                 if urllib.request.urlopen(f"http://127.0.0.1:{port}/health").status == 200:
                     break
-            assert server.poll() is None, (data / "serve.log").read_text()[-3000:]
+            assert server.poll() is None, (data / "serve.log").read_text(encoding="utf-8")[-3000:]
             time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
