@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+from dataclasses import replace
 
 # before torch is imported anywhere: two cores are shared with the workers
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -60,6 +61,23 @@ def micro_data(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("micro")
     return folder, microworld.write_split(folder, list(microworld.SOURCES), "dev", 2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twenty micro-world records and their image root."""
+    from vlaa_lib.pocket import microworld
+
+    path = tmp_path_factory.mktemp("world")
+    sources = ["solids", "panel", "plot", "locate", "describe"]
+    return microworld.write_split(path, sources, "train", 4, seed=3), path / "images"
+
+
+@pytest.fixture
+def one(world):
+    """A counting record without a caption, in a list, and the image root."""
+    items, images = world
+    return [replace(items[0], solution="3", gt="3")], images
 
 
 @pytest.fixture(scope="session")

@@ -39,13 +39,6 @@ NOBODY = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Twenty micro-world records and their image root."""
-    path = tmp_path_factory.mktemp("world")
-    return microworld.write_split(path, SOURCES, "train", 4, seed=3), path / "images"
-
-
-@pytest.fixture(scope="module")
 def teacher_url(world):
     """The local teacher, who knows the twenty."""
     with pocket.serve_teacher(pocket.scenes_of(*world)) as base_url:

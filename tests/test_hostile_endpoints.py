@@ -24,24 +24,8 @@ from vlaa_lib import VlaaError, construct, llm, pocket, prompts
 from vlaa_lib.evaluate.judge import Judge as Reader
 from vlaa_lib.images import open_image
 from vlaa_lib.llm import CallFailed, Ledger, messages
-from vlaa_lib.pocket import microworld
 from vlaa_lib.process import scorers
 from vlaa_lib.rewards.reward_models import Judge
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Twenty micro-world records and their image root."""
-    path = tmp_path_factory.mktemp("world")
-    sources = ["solids", "panel", "plot", "locate", "describe"]
-    return microworld.write_split(path, sources, "train", 4, seed=3), path / "images"
-
-
-@pytest.fixture
-def one(world):
-    """A counting record without a caption, in a list, and the image root."""
-    items, images = world
-    return [replace(items[0], solution="3", gt="3")], images
 
 
 def test_an_end_by_one_call_leaves_no_traceback_of_the_others(world, tmp_path, capfd):

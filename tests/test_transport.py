@@ -25,23 +25,7 @@ from test_construct import num_paid, run
 from vlaa_lib import ROOT, VlaaError, construct, folders, llm, rewards
 from vlaa_lib.__main__ import main
 from vlaa_lib.llm import Ledger, transport
-from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards.reward_models import Judge
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Twenty micro-world records and their image root."""
-    path = tmp_path_factory.mktemp("world")
-    sources = ["solids", "panel", "plot", "locate", "describe"]
-    return microworld.write_split(path, sources, "train", 4, seed=3), path / "images"
-
-
-@pytest.fixture
-def one(world):
-    """A counting record without a caption, in a list, and the image root."""
-    items, images = world
-    return [replace(items[0], solution="3", gt="3")], images
 
 
 def judge_of(url, folder, images, **settings):

@@ -256,7 +256,7 @@ def evaluate(
         chosen = asking(model, system_prompt_file, preset, **limits)
         policy = models.load_policy(model)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
-        folders.write_lines(Path(out) / "rows.jsonl", runner.lines(rows))
+        folders.write_rows(Path(out) / "rows.jsonl", rows)
         say(*runner.report([row for row in rows if not row["blank"]]), is_error=True)
         return show(evaluation.summary(rows))
     if not tsv or bool(model) == bool(predictions):

@@ -91,6 +91,11 @@ def write_text(path: str | Path, text: str) -> None:
     write_lines(path, [text])
 
 
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines, atomically; `whole_lines` reads them."""
+    write_lines(path, (as_json(row) + "\n" for row in rows))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON for people too, atomically."""
     write_text(path, as_json(value, indent=1) + "\n")

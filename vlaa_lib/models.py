@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -93,7 +92,7 @@ class ImageProcessor(Qwen2_5_VLProcessor):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
         files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
         path = Path(save_directory) / "tokenizer_config.json"  # it names this class there
-        held = json.loads(path.read_text(encoding="utf-8")) | {"processor_class": self.stock}
+        held = folders.read_json(path) | {"processor_class": self.stock}
         folders.write_json(path, held)
         return files
 

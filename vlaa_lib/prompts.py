@@ -30,7 +30,7 @@ TASK_INSTRUCTIONS = {
     "open": "Answer in short plain sentences.",
 }
 
-_ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
+ANY_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
 _BLOCKS = re.compile(
     rf"\s*{THINK_OPEN}(?P<think>.*){THINK_CLOSE}\s*{ANSWER_OPEN}(?P<answer>.*){ANSWER_CLOSE}\s*",
     re.DOTALL,
@@ -56,7 +56,7 @@ def split_think_answer(text: str) -> Parsed:
     >>> split_think_answer("3").problem
     'no think or answer tags'
     """
-    tags = _ANY_TAG.findall(text)
+    tags = ANY_TAG.findall(text)
     if not tags:
         return Parsed("", "", "no think or answer tags")
     if tags != list(TAGS):  # repeated, nested, not closed, in capitals: no longer one answer

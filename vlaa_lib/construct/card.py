@@ -79,9 +79,8 @@ def export(out: str | Path, images: str | Path | None = None) -> list[Path]:
         path = out / f"{split}.jsonl"
         sizes[split] = sum(1 for _ in _whole(path))
         if sizes[split]:
-            lines = (folders.as_json(released(r)) + "\n" for r in _whole(path))
             written.append(out / "released" / f"{name}-{sizes[split]}.json")
-            folders.write_lines(written[-1], lines)
+            folders.write_rows(written[-1], map(released, _whole(path)))
             written.append(out / "hub" / "data" / f"{split}-00000-of-00001.parquet")
             _write_parquet(path, written[-1], images)
     if not written:

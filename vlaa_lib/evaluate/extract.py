@@ -52,7 +52,6 @@ Reader = Callable[[str], "str | None"]
 
 # Bounded quantifiers throughout: model text may be built to make a pattern backtrack.
 _OPEN, _CLOSE = prompts.ANSWER_OPEN, prompts.ANSWER_CLOSE
-_TAG = re.compile("|".join(map(re.escape, prompts.TAGS)), re.IGNORECASE)
 _LABEL = re.compile(r"<(?:thought process|(answer))>\s{0,3}[:：]", re.IGNORECASE)  # We-Math's own
 _END_OF_TURN = re.compile(r"(?:\s{0,9}(?:<\|[a-z_]{2,20}\|>|</s>|<eos>|<end_of_turn>)){1,9}\s*\Z")
 _LEAD = re.compile(
@@ -130,7 +129,7 @@ def extract_answer(completion: str) -> Extracted:
     parsed = prompts.split_think_answer(text)
     if parsed.problem is None:
         return Extracted(parsed.answer, "tags")
-    tags, labels = list(_TAG.finditer(text)), list(_LABEL.finditer(text))
+    tags, labels = list(prompts.ANY_TAG.finditer(text)), list(_LABEL.finditer(text))
     names = [tag[0].lower() for tag in tags]
     ends = [label.start() for label in labels[1:]] + [len(text)]
     if labels and _CLOSE not in names:

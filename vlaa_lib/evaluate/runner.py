@@ -8,7 +8,7 @@ order), `scores-MODE.csv`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -155,15 +155,10 @@ def finish(
     rows = score(benchmark, found, mode, judge)
     label, rule = (f"{mode}-judge", f"{mode}, then {judge.name}") if judge else (mode, mode)
     table = [{"extraction": rule} | row for row in summarise(benchmark.name, rows, resamples=1000)]
-    folders.write_lines(Path(out) / f"rows-{label}.jsonl", lines(rows))
+    folders.write_rows(Path(out) / f"rows-{label}.jsonl", rows)
     folders.write_csv(Path(out) / f"scores-{label}.csv", table)
     records.write(benchmark.rejects, Path(out) / "rejects.jsonl")
     return rows, table
-
-
-def lines(rows: list[Row]) -> Iterator[str]:
-    """Return rows as JSON Lines."""
-    return (folders.as_json(row) + "\n" for row in rows)
 
 
 def report(rows: list[Row], judge: Judge | None = None) -> list[str]:

@@ -363,7 +363,7 @@ def save(
     processor.chat_template = BASE_TEMPLATE if stage == "base" else CHAT_TEMPLATE
     processor.save_pretrained(folder)
     folders.write_json(folder / "recipe.json", asdict(recipe))
-    folders.write_lines(folder / "training_log.jsonl", (folders.as_json(row) + "\n" for row in log))
+    folders.write_rows(folder / "training_log.jsonl", log)
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     folders.write_text(folder / "SHA256", f"{digest}  {weights.name}\n")

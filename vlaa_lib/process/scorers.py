@@ -94,7 +94,7 @@ def write(path: str | Path, scorer: str, scores: Scores) -> None:
          "scores": [None if math.isnan(score) else score for score in values]}
         for (generator, record_id, sample), values in scores.items()
     )  # fmt: skip
-    folders.write_lines(path, (folders.as_json(row) + "\n" for row in rows))
+    folders.write_rows(path, rows)
 
 
 def read(*paths: str | Path) -> dict[str, Scores]:

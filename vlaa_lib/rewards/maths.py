@@ -272,9 +272,10 @@ def forget() -> None:
 def submit(record: Record, answer: str) -> Future | Score:
     """Send an answer to the workers; a Score at once where no maths is needed to refuse it."""
     gold, said = gold_text(record), bare(answer)
-    if len(gold) > MAX_MATH_CHARS or not is_one(gold := clean(gold)) or _NO_GOLD.fullmatch(gold):
-        raise GoldError(_bad_gold(record))
-    if notation.is_prose(gold):
+    is_long = len(gold) > MAX_MATH_CHARS
+    if is_long or not is_one(gold := clean(gold)) or (
+        _NO_GOLD.fullmatch(gold) or notation.is_prose(gold)
+    ):
         raise GoldError(_bad_gold(record))
     if len(said) > MAX_MATH_CHARS:
         return scored("math", 0.0, f"the answer has more than {MAX_MATH_CHARS} characters")

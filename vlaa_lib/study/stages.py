@@ -212,7 +212,7 @@ def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
 
 def publish(run: Path, name: str, table: Path) -> None:
     """Put a training's table among the results."""
-    folders.write_text(run / "results" / f"{name}.csv", table.read_text(encoding="utf-8"))
+    folders.write_text(run / "results" / f"{name}.csv", folders.read_text(table))
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def answered(
         sizes = {"max_pixels": m.max_pixels, "min_pixels": m.min_pixels}
         chosen = prompting.settings(max_new_tokens=e.max_new_tokens, **sizes)
         rows = evaluate.run(policy(cfg, path), asked, chosen, out, model, e.batch, blanks)
-        folders.write_lines(out / "rows.jsonl", (folders.as_json(row) + "\n" for row in rows))
+        folders.write_rows(out / "rows.jsonl", rows)
 
     settings = {"evaluate": asdict(cfg.evaluate), "model": origin(path)} | origin(data)
     return folders.whole_lines(once(into, settings, build) / "rows.jsonl")
