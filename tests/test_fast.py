@@ -7,7 +7,7 @@ import torch
 import trl
 
 from test_train import settings
-from vlaa_lib import models, prompts, rewards
+from vlaa_lib import models, prompts, rewards, train
 from vlaa_lib.evaluate.generate import Limits, ask, complete
 from vlaa_lib.train import data, fast, rounds
 from vlaa_lib.train.decoding import decode
@@ -104,6 +104,35 @@ def test_the_numbers_are_those_of_stock_trl(mode, tiny_model, micro_data, tmp_pa
     ours = numbers(trainer("ours", tiny_model, micro_data, tmp_path / "ours", mode))
     assert all(row["grad_norm"] > 0 for row in stock) and any(row["kl"] > 0 for row in stock)
     assert worst(stock, ours) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [
+    {"grpo.loss_type": "cispo"}, {"grpo.loss_type": "sapo"},
+    {"grpo.extra": {"epsilon_high": 0.28, "mask_truncated_completions": True}},
+    {"grpo.extra": {"delta": 1.01}},
+    {"grpo.extra": {"entropy_coef": 0.01}},
+    pytest.param({"grpo.extra": {"top_entropy_quantile": 0.5}}, marks=pytest.mark.slow),
+], ids=str)  # fmt: skip
+def test_the_numbers_are_those_of_stock_trl_with_other_settings(
+    changes, tiny_model, micro_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", sampler(flat=True))
+    stock, ours, plain = (
+        numbers(trainer(kind, tiny_model, micro_data, tmp_path / str(at), **given))
+        for at, (kind, given) in enumerate((("stock", changes), ("ours", changes), ("ours", {})))
+    )
+    assert worst(stock, ours) < 1e-5
+    assert worst(ours, plain) > 0  # the setting does something here
+
+
+def test_paths_are_left_under_a_setting_that_was_not_compared(
+    tiny_model, micro_data, tmp_path, capsys
+):
+    folder, made = micro_data
+    changes = {"grpo.extra": {"importance_sampling_level": "sequence"}, "grpo.max_steps": 1}
+    train.grpo(settings(tiny_model, **changes), made, folder / "images", tmp_path)
+    said = capsys.readouterr().out
+    assert all(f"grpo.fast: without {path}: not compared" in said for path in fast.PATHS)
 
 
 @pytest.mark.slow

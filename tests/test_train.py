@@ -2,7 +2,9 @@
 
 import csv
 import re
+import zlib
 from dataclasses import replace
+from functools import update_wrapper
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +89,49 @@ def test_grpo_keeps_every_rollout_with_its_own_record(tiny_model, micro_data, tm
         group = rows[start : start + cfg.grpo.num_generations]
         assert len({row["record_id"] for row in group}) == 1
         assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
+
+
+def test_groups_without_spread_are_drawn_anew(tiny_model, micro_data, tmp_path, monkeypatch):
+    """Half the records never have a spread; with and without the fast paths."""
+    folder, made = micro_data
+    mixed = {record.id for record in made[::2]}
+
+    def coin(prompts, completions, log_extra=None, log_metric=None, **columns):
+        told = [rewards.mixed.text_of(completion) for completion in completions]
+        earned = [float(name in mixed and zlib.crc32(text.encode()) % 3 == 0)
+                  for name, text in zip(columns["id"], told, strict=True)]  # fmt: skip
+        if log_extra:
+            log_extra("reason", [""] * len(earned))
+        return earned
+
+    monkeypatch.setattr(rewards, "mixed_reward", update_wrapper(coin, rewards.mixed_reward))
+    kept = {}
+    for redraws, fast in ((0, profiles.FAST), (9, profiles.FAST), (9, ())):
+        changes = {"grpo.max_steps": 2, "grpo.max_completion_tokens": 12, "grpo.redraws": redraws}
+        out = tmp_path / f"{redraws} {len(fast)}"
+        cfg = settings(tiny_model, **changes, **{"grpo.fast": list(fast)})
+        log = train.grpo(cfg, made, folder / "images", out)
+        rows = traces.load(out / "traces")
+        assert len(rows) == 2 * cfg.grpo.rollouts
+        size, by_id = cfg.grpo.num_generations, {record.id: record for record in made}
+        groups = [rows[at : at + size] for at in range(0, len(rows), size)]
+        for group in groups:
+            assert len({row["record_id"] for row in group}) == 1
+            assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
+        for row in rows:
+            name, text = row["record_id"], row["completion"]
+            assert row["reward"] == coin([], [text], id=[name])[0]
+            assert row["image"] == by_id[name].image
+        silent = sum(len({row["reward"] for row in group}) == 1 for group in groups)
+        kept[redraws, len(fast)] = [(row["record_id"], row["completion"]) for row in rows]
+        if not redraws:
+            assert silent and "redrawn_groups" not in log[0]
+            continue
+        assert not silent and all(row["frac_reward_zero_std"] == 0 for row in log)
+        assert sum(row["redrawn_groups"] for row in log) > 0
+        assert all(0 < row["first_draw/frac_reward_zero_std"] < 1 for row in log)
+        assert all(row["first_draw/reward"] < row["reward"] for row in log)
+    assert kept[9, len(profiles.FAST)] == kept[9, 0]
 
 
 def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none(
@@ -368,7 +413,15 @@ SWITCHES = [
     ({"grpo.loss_type": "dr_grpo"}, {"loss_type": "dr_grpo"}),
     ({"grpo.scale_rewards": "none"}, {"scale_rewards": "none"}),
     ({"report_to": "tensorboard"}, {"report_to": ["tensorboard"]}),
+    (
+        {"grpo.extra": {"epsilon_high": 0.28, "mask_truncated_completions": True}},
+        {"epsilon_high": 0.28, "mask_truncated_completions": True},
+    ),
 ]
+EXTRAS = {
+    "learning_rate": (1e-3, "a profile decides it"),
+    "epsilon_hi": (0.3, "no such setting"),
+}
 
 
 @pytest.mark.parametrize(("setting", "expected"), SWITCHES)
@@ -378,3 +431,11 @@ def test_the_ablations_switches_reach_trl(setting, expected, tiny_model, tmp_pat
     assert {name: getattr(args, name) for name in expected} == expected
     usual = grpo_config(profiles.load("smoke"), tmp_path, stand_in)
     assert {name: getattr(usual, name) for name in expected} != expected
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_setting_of_trl_that_cannot_be_given_is_named(name, tiny_model, tmp_path):
+    value, why = EXTRAS[name]
+    policy = SimpleNamespace(processor=models.load_processor(tiny_model))
+    with pytest.raises(VlaaError, match=why):
+        grpo_config(profiles.load("smoke", **{"grpo.extra": {name: value}}), tmp_path, policy)

@@ -113,7 +113,8 @@ class Grpo:
     kl_target: PositiveFloat
     kl_horizon: PositiveInt
     epsilon: PositiveFloat
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"]  # TRL's names
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"]  # TRL's names
+    extra: dict[str, Any]
     scale_rewards: Literal["group", "batch", "none"]
     parts: list[Literal[REWARDS]]
     process_weight: NonNegativeFloat
@@ -122,6 +123,7 @@ class Grpo:
     trust_remote_code: bool
     endpoints: str
     dead_rounds: PositiveInt
+    redraws: NonNegativeInt
     sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
     sampler_sleep: bool
     sampler_url: Annotated[str, Field(pattern="^https?://")]

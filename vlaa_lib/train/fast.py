@@ -33,6 +33,9 @@ CHUNK = 16  # ours: rows of one pass on a CPU, where larger ones gain nothing
 # loss types that are a sum over rows, or a mean over equally many; `bnpo` divides by the tokens of
 # each micro-batch
 ORDERLESS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
+# of `grpo.extra`: what `tests/test_fast.py` compares with the stock trainer
+COMPARED = {"delta", "entropy_coef", "epsilon_high", "mask_truncated_completions",
+            "top_entropy_quantile"}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -153,6 +156,7 @@ class FastPaths:
     """
 
     fast: Sequence[str] = PATHS
+    untested: Sequence[str] = ()  # settings of `grpo.extra` that no path is compared under
     _pictures: Pictures | None = None
     _pass: tuple = ()  # log-probs and entropies [B, T] of the last forward pass
     _known: tuple | None = None  # the same of a pass that need not be made again
@@ -175,6 +179,9 @@ class FastPaths:
         mixed = self._entropy_bonus_enabled or self.top_entropy_quantile < 1
         if mixed or self.aux_loss_enabled or self.loss_type not in ORDERLESS:
             reasons[LENGTHS] = "the loss depends on which rows share a micro-batch"
+        if self.untested:
+            said = f"not compared with TRL's trainer under grpo.extra.{', '.join(self.untested)}"
+            reasons = dict.fromkeys(self.fast, said)
         for path, reason in reasons.items():
             if path in self.fast and reason and self.accelerator.is_main_process:
                 say(f"grpo.fast: without {path}: {reason}")

@@ -22,6 +22,7 @@ from vlaa_lib.rewards import open_ended, reward_models
 from vlaa_lib.rewards.signs import Watch
 
 from . import checkpoints, data
+from .fast import COMPARED
 from .sft import num_processes, starting_policy, trainer_args
 
 MEMORY_SHARE = 0.3  # TRL default: of a GPU, for a colocated vLLM's weights and KV cache
@@ -68,6 +69,11 @@ def grpo(
     resume = checkpoints.begin(cfg, "grpo", records, out, start, **judged)
     wanted = list(_scored(records, g.parts, reward_model))
     _check_enough(g, len(wanted))
+    if g.redraws and g.rollouts // num_processes() % g.num_generations:
+        raise VlaaError(
+            f"grpo.redraws: {num_processes()} processes split the groups of "
+            f"{g.rollout_prompts} prompts; make grpo.rollout_prompts a multiple of the processes"
+        )
     policy = starting_policy(cfg, g.mode, out, start)
     rows = data.dataset(
         wanted, policy, images, out, cfg.model.max_pixels, g.max_prompt_tokens, with_trace=False
@@ -88,7 +94,9 @@ def grpo(
     if g.kl == "adaptive":
         trainer.controller = AdaptiveKL(g.beta, g.kl_target, g.kl_horizon)
     trainer.stamp = {"model": Path(out).resolve().name, "profile": cfg.profile, "seed": cfg.seed}
-    trainer.dead_rounds, trainer.token_logps, trainer.fast = g.dead_rounds, token_logps, g.fast
+    trainer.dead_rounds, trainer.redraws = g.dead_rounds, g.redraws
+    trainer.token_logps, trainer.fast = token_logps, g.fast
+    trainer.untested = sorted(g.extra.keys() - COMPARED)
     # what was kept is as it was at the checkpoint's optimizer step
     step = checkpoints.step_of(resume)
     trainer.store = traces.TraceStore(Path(out) / "traces")
@@ -143,7 +151,7 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
     from trl import GRPOConfig
 
     g = cfg.grpo
-    return GRPOConfig(
+    given = dict(
         **trainer_args(cfg, out, g.save_rounds * g.steps_per_round),
         num_train_epochs=g.epochs,
         max_steps=g.max_steps,
@@ -169,6 +177,11 @@ def grpo_config(cfg: Settings, out: str | Path, policy: models.Policy) -> Any:
         adam_beta2=0.95,  # OpenRLHF default
         logging_steps=1,  # the KL controller reads each step's divergence
     )
+    for name in g.extra:
+        if name in given or name not in GRPOConfig.__dataclass_fields__:
+            why = "a profile decides it" if name in given else "TRL has no such setting"
+            raise VlaaError(f"grpo.extra.{name}: {why}; take it out")
+    return GRPOConfig(**given, **g.extra)
 
 
 def sampler_args(cfg: Settings, policy: models.Policy) -> dict[str, Any]:

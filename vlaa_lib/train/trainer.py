@@ -4,8 +4,9 @@ What GRPO does, from top to bottom, as in `TracingGRPOTrainer`; B prompts a roun
 completions of each, P and T columns of prompts and completions:
 
 1. `_generate_and_score_completions`: a sampling round. The KL coefficient is steered, TRL samples
-   B*G completions (`_generate`), takes log-probs [B*G, T] of the reference, asks the reward
-   functions for rewards [B, G] and centres them in each group; the rollouts become trace rows.
+   B*G completions (`_generate`; groups without spread may be drawn anew), takes log-probs
+   [B*G, T] of the reference, asks the reward functions for rewards [B, G] and centres them in
+   each group; the rollouts become trace rows.
 2. `_compute_loss`: one micro-batch [b, T] of those rows, as often as a round has micro-batches:
    log-probs of the policy, ratio, clip, KL. `objective.py` shows that term by term.
 3. TRL steps the optimizer after `gradient_accumulation_steps` micro-batches, and calls `log`.
@@ -15,6 +16,7 @@ completions of each, P and T columns of prompts and completions:
 
 from __future__ import annotations
 
+import random
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
+from trl.data_utils import prepare_multimodal_messages
 
 from vlaa_lib import Halted, rewards
 from vlaa_lib.escape import say
@@ -39,6 +42,7 @@ from .objective import k3
 # equal weights in float32: 7e-7; with every prompt corrupted: 0.054. Rounding to bf16 lies between
 SAMPLER_DIFFERS, SAMPLER_IS_ANOTHER = 1e-3, 0.02
 CLIP = 0.2  # OpenRLHF: one update changes the coefficient by this share of n / horizon at most
+COMPLETIONS = 3  # in what `_generate` returns: after prompt ids, completion ids, tool mask
 Row = dict[str, Any]
 
 
@@ -87,6 +91,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     Attributes, set after construction:
         controller: steers `beta` once a sampling round; None leaves it as it is.
         dead_rounds: sampling rounds without any signal that end the training; 0 for none.
+        redraws: so many times a round, groups whose rewards are equal are drawn anew.
         stamp: columns of the trace store that are the same in every row.
         token_logps: keep the log-prob and entropy of every token in the store.
     """
@@ -95,6 +100,7 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     watch: Watch | None = None
     controller: AdaptiveKL | None = None
     dead_rounds = 0
+    redraws = 0
     token_logps = False
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -135,9 +141,56 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
     def _generate(self, prompts: list) -> tuple:
         """Sample; then start the workers, whose verdicts TRL asks for after other passes."""
         generated = super()._generate(prompts)
-        completions = generated[3]  # after prompt ids, completion ids, tool mask
-        rewards.start(_columns(self._asked), completions)
+        if self.redraws and self.model.training:
+            generated = self._draw_anew(prompts, generated)
+        rewards.start(_columns(self._asked), generated[COMPLETIONS])
         return generated
+
+    def _draw_anew(self, prompts: list, generated: tuple) -> tuple:
+        """Put groups of other records in the place of those whose mixed rewards are equal.
+
+        Such a group has no advantage and teaches nothing: DAPO's dynamic sampling (arXiv
+        2503.14476), at most `redraws` times. TRL holds `prompts` and the rows of the dataset, so
+        both change in place; the log tells what the first draw earned.
+
+        Args:
+            prompts, generated: of B*G rollouts, and what `_generate` makes of them.
+        """
+        g, process = self.num_generations, self.accelerator.process_index
+        metrics, earned = self._metrics["train"], self._earned(prompts, self._asked, generated)
+        dead = _without_spread(earned, g)
+        first = gather_object([(sum(earned), len(earned), len(dead))])
+        rewarded, rollouts, silent = map(sum, zip(*first, strict=True))
+        metrics["first_draw/reward"].append(rewarded / rollouts)
+        metrics["first_draw/frac_reward_zero_std"].append(silent * g / rollouts)
+        drawn = 0
+        for draw in range(self.redraws):
+            # all processes sample alike often, as sharded weights and vLLM need it
+            most = max(gather_object([len(dead)]))
+            if not most:
+                break
+            rng = random.Random(f"{self.args.seed}/{self.state.global_step}/{draw}/{process}")
+            chosen = rng.sample(range(len(self.train_dataset)), min(most, len(self.train_dataset)))
+            rows = [self.train_dataset[number] for number in chosen for _ in range(g)]
+            asked = [prepare_multimodal_messages(r["prompt"], images=[r["image"]]) for r in rows]
+            new = super()._generate(asked)
+            drawn += len(chosen)
+            silent = set(_without_spread(self._earned(asked, rows, new), g))
+            alive = [at for at in range(len(chosen)) if at not in silent]
+            for place, at in zip(dead, alive, strict=False):
+                here, there = slice(place * g, place * g + g), slice(at * g, at * g + g)
+                pairs = [(prompts, asked), (self._asked, rows), *zip(generated, new, strict=True)]
+                for old, fresh in pairs:
+                    if isinstance(old, list) and old:
+                        old[here] = fresh[there]
+            dead = dead[len(alive) :]
+        metrics["redrawn_groups"].append(sum(gather_object([drawn])))
+        return generated
+
+    def _earned(self, prompts: list, rows: list[Row], generated: tuple) -> list[float]:
+        """Return the mixed rewards of B*G rollouts."""
+        mixed = self.reward_funcs[0]
+        return mixed(prompts, generated[COMPLETIONS], **_columns(rows))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Return the loss of one micro-batch [b, T]; its log-probs go to the traces."""
@@ -286,6 +339,16 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
             f"whose rewards differ; {found.problem}. The doctor on the last round:\n"
             + "\n".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in found.table)
         )
+
+
+def _without_spread(rewards: list[float], size: int) -> list[int]:
+    """Return the numbers of the groups whose rewards are equal, and so all advantages 0.
+
+    >>> _without_spread([1.0, 1.0, 0.0, 1.0], 2)
+    [0]
+    """
+    groups = [rewards[at : at + size] for at in range(0, len(rewards), size)]
+    return [number for number, group in enumerate(groups) if len(set(group)) == 1]
 
 
 def _columns(rows: list[Row]) -> dict[str, list]:
