@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from commands import parsed
-from vlaa_lib import folders
+from vlaa_lib import evaluate, folders, records, traces
 from vlaa_lib.__main__ import main
 from vlaa_lib.pocket import microworld
+from vlaa_lib.process import scorers
 
 
 @pytest.fixture
@@ -67,6 +68,38 @@ def test_a_corrupt_picture_drops_its_record(micro):
     assert construct(micro) == 0
     drops = folders.whole_lines(micro / "out" / "drops.jsonl")
     assert first["id"] in {drop["id"] for drop in drops}
+
+
+SHOWS = {  # commands that show pictures to a model
+    "evaluate": "evaluate {source} --model MODEL --out o --max-new-tokens 2",
+    "pool": "process pool {source} --model MODEL --out o --candidates 1 --max-new-tokens 2",
+    "doctor": "doctor {source} --model MODEL --n 2",
+    "search": "process search {source} --model MODEL --out o --profile smoke --n 2 --set "
+              "search.max_new_tokens=2",
+    "judge": "process judge {source} --model MODEL --pools p --out o/scores.jsonl",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SHOWS)
+def test_a_picture_that_is_none_is_a_reject_and_the_others_go_on(
+    micro, tiny_model, monkeypatch, capsys, command
+):
+    monkeypatch.chdir(micro)
+    made = records.load(micro / "records.jsonl").records
+    rows = evaluate.score_rows(made, ["One. Two."] * 4, model="m", sample=0)
+    traces.TraceStore(micro / "p").append(traces.from_evaluation(rows, made))
+    (micro / "images" / made[0].image).write_bytes(b"\x89PNG\r\n\x1a\nnope")
+    Image.new("RGB", (1, 300)).save(micro / "images" / made[2].image)
+    words = SHOWS[command].format(source="--records records.jsonl --images images")
+    assert main(words.replace("MODEL", str(tiny_model)).split()) in (0, command == "doctor")
+    said = capsys.readouterr().err
+    assert f"rejected: {made[0].id}: image " in said and "is not one of PNG" in said
+    assert f"rejected: {made[2].id}: an image of 1 x 300 px is more elongated" in said
+    assert sum(line.startswith("rejected") for line in said.splitlines()) == 2
+    if command == "judge":
+        (scores,) = scorers.read(micro / "o" / "scores.jsonl").values()
+        assert {key[1] for key in scores} == {record.id for record in made}
+        assert "no record of question" in said
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,20 @@ def test_a_bad_row_is_named_and_the_others_stay(load, name):
     assert not [path for path in found.images.iterdir() if "-" in path.name]  # no drafts
 
 
+@pytest.mark.parametrize(("broken", "reason"), [
+    (b"3\tx\ty\xff\t4\t5", "not UTF-8 text"), (b'3\tx\t"y"z\t4\t5', "not a row of a TSV"),
+    (b"3\tx", "header's 5 columns"), (b'3\tx\t"y\xfe\ny"\t4\t5', "not UTF-8 text"),
+])  # fmt: skip
+def test_a_line_that_is_no_row_is_a_reject_and_the_others_stay(load, tmp_path, broken, reason):
+    load("LogicVista", [{k: row[k] for k in ("index", "image", "question", "answer", "skill")}
+                        for row in rows("LogicVista")])  # fmt: skip
+    head, first, second, *rest = (tmp_path / "b.tsv").read_bytes().split(b"\n", 3)
+    (tmp_path / "b.tsv").write_bytes(b"\n".join([head, first, second, broken, *rest]))
+    found = benchmarks.read("LogicVista", tmp_path / "b.tsv", tmp_path / "cache")
+    assert [(r.line, reason in r.reason) for r in found.rejects] == [(4, True)]
+    assert len(found.rows) == 10 and [row["index"] for row in found.rows][-1] == "9"
+
+
 def test_mathvista_needs_the_letter_only_where_there_are_choices(load):
     made = rows("MathVista_MINI")
     made[2]["answer_option"] = "NaN"
@@ -137,7 +151,7 @@ def test_each_missing_column_is_named(tmp_path, name):
         (b"", "no column"),
         (b"index\timage\tquestion\tanswer\tskill\n", "holds no rows"),
         (b"\xff\xfe\x00", "not a TSV file in UTF-8"),
-        (b'index\timage\tquestion\tanswer\tskill\n1\t2\t"open', "b.tsv:2: not a TSV file"),
+        (b'index\timage\tquestion\tanswer\tskill\n1\t2\t"open', "b.tsv:2: .*never closed"),
         (b"index\timage\tquestion\tanswer\tskill\n1\t2\n", "no row can be asked.*5 columns"),
     ],
 )

@@ -86,7 +86,7 @@ def strip(row, names):
 def write(out, step):
     """Write what counts as a whole checkpoint."""
     folder = out / f"checkpoint-{step}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x")
     (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
     (folder / "optimizer.pt").write_bytes(b"o")
@@ -106,6 +106,21 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoint-10" in said and "trainer_state.json" in said
     assert "checkpoint-4: not whole, model.safetensors missing" in said
+
+
+def test_what_no_run_of_this_release_left_is_not_replaced(tiny_model, micro_data, tmp_path, capsys):
+    cfg, made = settings(tiny_model), micro_data[1]
+    old = write(tmp_path / "old", 2)
+    (old / checkpoints.STATE).write_text("{}", encoding="utf-8")  # before files were listed
+    (tmp_path / "theirs" / "checkpoint-7").mkdir(parents=True)
+    for name in ("old", "theirs"):
+        with pytest.raises(VlaaError, match="none of its checkpoints .* delete them"):
+            checkpoints.begin(cfg, "sft", made, tmp_path / name)
+    assert "checkpoint-2: not whole, vlaa_state.json lists no files" in capsys.readouterr().out
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(VlaaError, match="a model that was not trained there"):
+        checkpoints.begin(cfg, "sft", made, tmp_path / "model")
 
 
 def test_a_folder_of_other_settings_is_refused(tiny_model, micro_data, tmp_path):

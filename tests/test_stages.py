@@ -80,12 +80,13 @@ def test_what_bears_no_marker_of_ours_is_never_removed(tmp_path, case):
 
 
 def test_a_run_stays_out_of_a_folder_of_others(tmp_path, capsys):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "00_tour.ipynb").write_text("mine", encoding="utf-8")
+    for name in ("notebooks/00_tour.ipynb", "results/mine.csv", "settings.json"):
+        folders.write_text(tmp_path / name, "{}")
+    before = sorted(tmp_path.rglob("*"))
     for command in (["run", "--profile", "smoke", "--notebooks", "00"], ["stage", "dataset"]):
         assert main([*command, "--run-dir", str(tmp_path)]) == 2
         assert "holds other files than a run's" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.rglob("*")] == ["notebooks", "00_tour.ipynb"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_empty_folder_and_the_draft_of_a_killed_process_are_in_nobodys_way(tmp_path):

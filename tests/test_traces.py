@@ -364,8 +364,11 @@ def test_the_set_in_the_repository_opens_and_is_small():
 def test_curation_refuses_a_foreign_folder_and_an_unfinished_run(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds other files"):
-        curation.curate(run, tmp_path / "mine")
+    folders.write_text(tmp_path / "records" / "records.jsonl", "")  # of ours, but no curated traces
+    (tmp_path / "records" / "images").mkdir()
+    for name in ("mine", "records"):
+        with pytest.raises(ValueError, match="holds other files"):
+            curation.curate(run, tmp_path / name)
     (run / "evaluation" / "grpo" / "rows.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="grpo/rows.jsonl: not there; finish the run"):
         curation.curate(run, tmp_path / "set")

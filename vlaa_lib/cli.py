@@ -251,9 +251,10 @@ def evaluate(
     if not benchmark:
         if not (records and images and model):
             raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
-        asked = held_out(list(rewards.usable(records, images)), images)
         limits["max_new_tokens"] = max_new_tokens or MAX_NEW_TOKENS
         chosen = asking(model, system_prompt_file, preset, **limits)
+        made = rewards.pictured(rewards.usable(records, images), images, chosen.max_pixels)
+        asked = held_out(list(made), images)
         policy = models.load_policy(model)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
         folders.write_rows(Path(out) / "rows.jsonl", rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,7 +212,8 @@ def pool(
     from vlaa_lib import models, rewards
     from vlaa_lib.process import best_of_n, pools
 
-    made, name = list(rewards.usable(records, images)), generator or Path(model).name
+    made = list(rewards.pictured(rewards.usable(records, images), images))
+    name = generator or Path(model).name
     given = models.load_policy(model), made, images, out, name, candidates, temperature, seed
     found = pools.sample(*given, batch=batch, max_new_tokens=max_new_tokens)
     show(best_of_n.table([found], {}, [n for n in pools.SIZES if n <= found.reach], resamples=200))
@@ -238,7 +240,8 @@ def judge_steps(
     from vlaa_lib.process import scorers
     from vlaa_lib.process.pools import load
 
-    made = list(rewards.usable(records, images))
+    made = rewards.usable(records, images)
+    made = list(made if truth else rewards.pictured(made, images))
     given = Path(out).parent / "judge.sqlite", images, view
     if truth:
         name = f"truth of {truth}"
@@ -297,7 +300,8 @@ def search(
     from vlaa_lib import models, rewards
     from vlaa_lib.process.search import rows, run, statistics
 
-    made, m = list(rewards.usable(records, images, out))[:n], cfg.model
+    usable, m = list(rewards.usable(records, images, out)), cfg.model
+    made = list(islice(rewards.pictured(usable, images), n))
     given = "full", m.max_pixels, m.min_pixels, m.dtype
     policy = models.load_policy(model or m.policy, *given)
     trees = run(policy, made, images, out, cfg.search, cfg.seed)
@@ -319,7 +323,7 @@ def train_prm(
     from vlaa_lib.process import prm
     from vlaa_lib.process.search import read_processes
 
-    found = read_processes(rows, images)
+    found = read_processes(rows, images, cfg.model.max_pixels)
     for reject in found.rejects:
         say(f"rejected: {reject}")
     log = prm.train(cfg, found.rows, images, out, start)

@@ -19,6 +19,8 @@ _UNSEEN = re.compile(
 )
 # colours, cursor moves, titles and links of a terminal, whole: without ESC their rest is litter
 _SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)")
+# of HTML in whose texts neither nbconvert nor Jupyter may look for formulas, which hold links too
+AS_TEXT = 'class="tex2jax_ignore mathjax_ignore"'
 _MARKDOWN = re.compile(r"[\\`*_\[\]|!$~]")
 # our own typography, for a terminal that has ASCII alone
 _PLAIN = str.maketrans({"–": "-", "—": "-", "…": "...", "·": "-", "×": "x", "‹": "<", "›": ">",

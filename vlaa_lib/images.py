@@ -63,6 +63,15 @@ def open_image(path: str, root: str | Path) -> Image.Image:
     raise ImageError(f"image {path!r} below {root} {why}")
 
 
+def problem_of(path: str, root: str | Path, max_pixels: int = MAX_PIXELS) -> str:
+    """Say why an image cannot be shown to a model that takes so many pixels; "" where it can."""
+    try:
+        fitted_size(*open_image(path, root).size, min(MIN_PIXELS, max_pixels), max_pixels)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
 def image_file(path: str, root: str | Path) -> Path:
     """Return the regular file that the path names, following links, if it stays below the root."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import VlaaError
-from vlaa_lib.escape import markdown
+from vlaa_lib.escape import AS_TEXT, markdown
 
 Rows = Iterable[dict[str, Any]]
 
@@ -126,7 +126,7 @@ def html_table(
     """Write the rows of a `text_table` as HTML, escaped; long texts wrap inside their column.
 
     >>> html_table([{"a<b": 0.51234}])  # doctest: +ELLIPSIS
-    '<table><thead><tr><th style="text-align:right">a&lt;b</th>...>0.5123</td></tr></tbody></table>'
+    '<table class=...><thead><tr><th style=...>a&lt;b</th>...>0.5123</td></tr></tbody></table>'
     """
     (head, *body), numeric = _cells(rows, columns)
     if not numeric:
@@ -146,7 +146,7 @@ def html_table(
         for place, texts in enumerate(body)
     )  # fmt: skip
     heading = line("th", head, "right")
-    return f"<table><thead>{heading}</thead><tbody>{written}</tbody></table>"
+    return f"<table {AS_TEXT}><thead>{heading}</thead><tbody>{written}</tbody></table>"
 
 
 def _cells(

@@ -166,34 +166,57 @@ def tsv_rows(
 ) -> Iterator[tuple[int, dict[str, str] | RecordError]]:
     """Yield (first line, row) of a TSV that has the columns, one row in memory at a time.
 
-    Not pandas, which fills a row that is too short and forgets the lines: here it is an error.
+    What is no row is a RecordError in its place, and the next goes on. Not pandas, which fills a
+    row that is too short and forgets the lines.
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file; check the path given for {what}")
     csv.field_size_limit(pictures.MAX_FILE_BYTES * 2)  # a picture as base64 is a third longer
-    line, is_empty = 1, True
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t", strict=True)
-            if missing := [c for c in columns if c not in (reader.fieldnames or [])]:
-                raise RecordError(
-                    f"{path.name}:1: no column {', '.join(map(repr, missing))}; is it {what}?"
-                )
-            line = reader.line_num + 1
-            for row in reader:
-                if None in row or None in row.values():
-                    row = RecordError(
-                        f"the row does not have the header's {len(reader.fieldnames)} columns; "
-                        "quote tabs and line breaks"
-                    )
-                yield line, row
-                line, is_empty = reader.line_num + 1, False
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise RecordError(
-            f"{path.name}:{line}: not a TSV file in UTF-8 ({error}); fetch it again"
-        ) from None
+    line, is_empty = 0, True
+
+    def lines() -> Iterator[str]:  # counted here: the reader forgets those of what is no row
+        nonlocal line
+        for text in stream:
+            line += 1
+            yield text
+
+    # a byte that is no UTF-8 makes its own row a reject, as in `records.iter_file`
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(lines(), delimiter="\t", strict=True)
+        try:
+            named = reader.fieldnames or []
+            "".join(named).encode()
+        except (csv.Error, UnicodeEncodeError) as error:
+            said = f"not a TSV file in UTF-8 ({error}); fetch it again"
+            raise RecordError(f"{path.name}:1: {said}") from None
+        if missing := [c for c in columns if c not in named]:
+            raise RecordError(
+                f"{path.name}:1: no column {', '.join(map(repr, missing))}; is it {what}?"
+            )
+        first = line + 1
+        while (row := _next_row(reader)) is not None:
+            yield first, row
+            first, is_empty = line + 1, False
     if is_empty:
         raise RecordError(f"{path.name}: the file holds no rows; was it cut off?")
+
+
+def _next_row(reader: csv.DictReader) -> dict[str, str] | RecordError | None:
+    try:
+        row = next(reader, None)
+        if row and (None in row or None in row.values()):
+            return RecordError(
+                f"the row does not have the header's {len(reader.fieldnames)} columns; quote tabs "
+                "and line breaks"
+            )
+        "".join(row.values() if row else ()).encode()
+    except csv.Error as error:
+        is_open = "end of data" in str(error)
+        said = "a quote that opens here is never closed, so nothing behind it can be read"
+        return RecordError(said if is_open else f"not a row of a TSV ({error}); repair it")
+    except UnicodeEncodeError:
+        return RecordError("not UTF-8 text; repair or delete the row")
+    return row
 
 
 # LaTeX in a literal list whose writer did not double its backslashes: `\f`, `\t`, ... are escapes

@@ -207,6 +207,8 @@ def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Re
         said = _error_of(choice) or _error_of(found) or f"it begins {text[:80]!r}"
         named = f" ({named})" if re.fullmatch(r"\w{1,40}", named, re.ASCII) else ""
         detail = f"finish_reason {str(finish)[:80]!r}, none of {', '.join(FINISHED)}: {said}"
+        if not choice.get("finish_reason"):
+            detail += "; a server that names none cannot tell half a reply from a whole: update it"
         raise CallFailed(f"{UNFINISHED}{named}", detail, reply())
     elif not problem and not text.strip():
         problem = EMPTY

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlaa_lib import VlaaError, evaluate, folders, llm, traces
+from vlaa_lib.escape import say
 from vlaa_lib.evaluate.generate import Ask, answer, fingerprint
 from vlaa_lib.prompts import STEP_IN_CONTEXT, STEP_JUDGE_PROMPT
 from vlaa_lib.records import Record, RecordError, iter_file
@@ -30,15 +31,23 @@ Scores = dict[tuple[str, str, int], list[float]]
 
 
 def score_pools(scorer: Scorer, pools: Iterable[Pool], records: Iterable[Record]) -> Scores:
-    """Score the steps of every candidate, with one call of the scorer a pool."""
+    """Score the steps of every candidate, with one call of the scorer a pool.
+
+    A question whose record is not among the others, as its picture broke, has no score: NaN.
+    """
     by_id, scores = {record.id: record for record in records}, {}
     for pool in pools:
         if missing := [i for i in pool.candidates if i not in by_id]:
-            raise RecordError(
-                f"{pool.generator}: no record of question {missing[0]!r} (and {len(missing) - 1} "
-                "more); give the records that the pool was sampled for"
-            )
-        rows = [(i, row) for i, mine in pool.candidates.items() for row in mine]
+            told = f"no record of question {missing[0]!r} (and {len(missing) - 1} more)"
+            if len(missing) == len(pool.candidates):
+                remedy = "give the records that the pool was sampled for"
+                raise RecordError(f"{pool.generator}: {told}; {remedy}")
+            say(f"{pool.generator}: {told}: no score", is_error=True)
+        for i in missing:
+            for row in pool.candidates[i]:
+                nothing = [math.nan] * len(split(row["completion"]))
+                scores[pool.generator, i, row["sample"]] = nothing
+        rows = [(i, row) for i, mine in pool.candidates.items() if i in by_id for row in mine]
         solutions = [split(row["completion"]) for _, row in rows]
         found = scorer([by_id[i] for i, _ in rows], solutions) if rows else []
         if len(found) != len(rows):

@@ -12,11 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlaa_lib import folders
+from vlaa_lib.images import MAX_PIXELS, problem_of
 from vlaa_lib.records import Record, RecordError, Reject, check, image_below, iter_file
 
 from . import steps
@@ -305,13 +307,16 @@ class Read(NamedTuple):
     rejects: list[Reject]
 
 
-def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
+def read_processes(
+    path: str | Path, images: str | Path | None = None, max_pixels: int = MAX_PIXELS
+) -> Read:
     """Read a JSON array or JSON Lines; a row that cannot be used is a reject, with its line.
 
     Args:
-        images: image root; when given, each image must exist below it.
+        images: image root; when given, each image must be one that a model of `max_pixels` can be
+            shown.
     """
-    found = Read([], [])
+    found, look = Read([], []), cache(problem_of)  # many rows share an image
     for line, row in iter_file(path):
         try:
             check(row, COLUMNS, TYPES)
@@ -321,6 +326,8 @@ def read_processes(path: str | Path, images: str | Path | None = None) -> Read:
             if isinstance(value, bool) or not 0 <= value <= 1:
                 raise RecordError(f"value {value} is not a number between 0 and 1")
             image = image_below(image, images)
+            if images and (why := look(image, images, max_pixels)):
+                raise RecordError(why)
             found.rows.append(Process(str(index), image, question, process, float(value)))
         except RecordError as error:
             index = row.get("index", "") if isinstance(row, dict) else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import Any
 from vlaa_lib import prompts
 from vlaa_lib.escape import say
 from vlaa_lib.folders import atomic
+from vlaa_lib.images import MAX_PIXELS, problem_of
 from vlaa_lib.records import REWARDS, Record, RecordError, Reject, from_columns, line_of, numbered
 
 from . import boxes, choices, maths, open_ended, verifiers
@@ -169,6 +170,24 @@ def usable(
         raise RecordError(f"{path}: the file holds no records; was the download complete?")
     if not found:
         raise RecordError(f"{path}: no usable record; every reason is above")
+
+
+def pictured(
+    made: Iterable[Record], images: str | Path, max_pixels: int = MAX_PIXELS
+) -> Iterator[Record]:
+    """Yield the records whose image a model can be shown; the others are named on the screen.
+
+    For who cannot leave a record out later; it opens each image. A RecordError where none is left.
+    """
+    found = 0
+    for record in made:
+        if why := problem_of(record.image, images, max_pixels):
+            say(f"rejected: {Reject('', None, record.id, why)}", is_error=True)
+        else:
+            found += 1
+            yield record
+    if not found:
+        raise RecordError("no record has a usable image; every reason is above")
 
 
 def text_of(completion: str | list[dict]) -> str:

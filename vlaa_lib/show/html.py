@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlaa_lib import folders
-from vlaa_lib.escape import visible
+from vlaa_lib.escape import AS_TEXT, visible
 from vlaa_lib.tables import known, number
 
 from .prepare import prepare
@@ -65,7 +65,7 @@ def render(traces: Sequence[dict[str, Any]]) -> str:
                  f"<br><small>gold: {_lines(item.get('gold'))}</small>")
         heads = "".join(f"<th {_CELL}>{_lines(side.get('name'))}</th>" for side in item["sides"])
         tables.append(
-            f"<table><thead><tr><th {_CELL}>question</th>{heads}</tr></thead><tbody><tr>"
+            f"<table {AS_TEXT}><thead><tr><th {_CELL}>question</th>{heads}</tr></thead><tbody><tr>"
             f"<td {_CELL}>{asked}</td>{''.join(map(_side, item['sides']))}</tr></tbody></table>"
         )
     return "\n".join(tables) or "<p>No traces to show.</p>"

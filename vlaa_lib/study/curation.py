@@ -9,7 +9,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import VlaaError, folders, records
+from vlaa_lib import VlaaError, folders, records, rewards
 from vlaa_lib.images import image_file
 from vlaa_lib.pocket.microworld.narrator import Rates
 from vlaa_lib.pocket.teacher import taught
@@ -35,9 +35,12 @@ def curate(
         ValueError: `out` holds something else.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and any(not OURS.fullmatch(path.name) for path in out.iterdir()):
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    # records and pictures alone may be anybody's
+    if (held and CARD not in held) or not all(map(OURS.fullmatch, held)):
         raise VlaaError(f"{out}: holds other files than curated traces; name a new folder")
-    made, runs, card = _read(run)
+    pictures = run / "world/test/images"
+    made, runs, card = _read(run, pictures)
     kinds = {
         "flips": set(flipped(runs["sft"], runs["grpo"])),
         "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
@@ -60,23 +63,29 @@ def curate(
         **{kind: sum(record.id in ids for record in chosen) for kind, ids in kinds.items()},
     }
 
-    pictures = run / "world/test/images"
-    staged = out.with_name(f".{out.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    records.write(chosen, staged / "records.jsonl")
-    for record in chosen:
-        (staged / "images" / record.image).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image_file(record.image, pictures), staged / "images" / record.image)
     ids = {record.id for record in chosen}
     kept = [row for rows in runs.values() for row in rows if row["record_id"] in ids]
-    TraceStore(staged).append(kept)
-    folders.write_json(staged / CARD, card)
-    shutil.rmtree(out, ignore_errors=True)
-    staged.replace(out)
+    staged = out.with_name(f".{out.name}.new")
+    with folders.lock(staged):
+        for left in staged.glob("[!.]*"):  # of a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        records.write(chosen, staged / "records.jsonl")
+        for record in chosen:
+            place = staged / "images" / record.image
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with folders.named(place):
+                shutil.copy(image_file(record.image, pictures), place)
+        TraceStore(staged).append(kept)
+        folders.write_json(staged / CARD, card)
+        (staged / ".lock").unlink()
+        shutil.rmtree(out, ignore_errors=True)
+        staged.replace(out)
     return card
 
 
-def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def _read(
+    run: Path, pictures: Path
+) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Return a run's held-out records, the rows of every model by name, and what it was."""
     world, done = run / "world" / "test" / "records.jsonl", run / "dataset" / "done.json"
     files = {name: run / "evaluation" / name / "rows.jsonl" for name in MODELS}
@@ -85,7 +94,7 @@ def _read(run: Path) -> tuple[list[Record], dict[str, list[dict[str, Any]]], dic
             raise FileNotFoundError(
                 f"{path}: not there; finish the run first: python -m vlaa_lib run --run-dir {run}"
             )
-    made = records.load(world).records
+    made = list(rewards.pictured(rewards.usable(world, pictures), pictures))
     runs = {"teacher": taught(made, Rates(**folders.read_json(done)["settings"]["rates"]))}
     for name, path in files.items():
         if rows := [row for row in folders.whole_lines(path) if not row["blank"]]:

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def examine(
     with tempfile.TemporaryDirectory() as folder:
         made = list(rewards.usable(file, images, folder))
         rejects = folders.whole_lines(Path(folder) / "rejects.jsonl")
-    sampled = read(completions, made) if completions else _sample(model, made[:n], images)
+    sampled = read(completions, made) if completions else _sample(model, made, images, n)
     found = rewards.examine(sampled.records, sampled.completions, sampled.groups)
     say(text_table({k: v for k, v in row.items() if k != "bad_golds"} for row in found.table))
     say(f"\ngold audit: {len(rejects)} of {len(made) + len(rejects)} records rejected")
@@ -63,10 +64,11 @@ def examine(
     return not found.problem
 
 
-def _sample(model: str | None, made: list[Record], images: str) -> Sampled:
+def _sample(model: str | None, made: list[Record], images: str, n: int) -> Sampled:
     from vlaa_lib import evaluate, models
 
-    asked = [record for record in made for _ in range(SAMPLES)]
+    shown = islice(rewards.pictured(made, images), n)
+    asked = [record for record in shown for _ in range(SAMPLES)]
     texts = evaluate.generate(models.load_policy(model), asked, images, temperature=0.8)
     return Sampled(asked, texts, [record.id for record in asked])
 

@@ -153,7 +153,7 @@ def search(cfg: Settings, run: Path) -> Path:
         from vlaa_lib.process import search as tree_search
 
         asked = rewards.usable(stages.split(data, "rl"), images, path)
-        made = spread(asked, cfg.process.questions)
+        made = list(rewards.pictured(spread(asked, cfg.process.questions), images))
         searcher = stages.policy(cfg, cfg.model.policy)
         tree_search.run(searcher, made, images, path, cfg.search, cfg.seed)
         stages.publish(run, "search", path / "statistics.csv")
@@ -171,7 +171,7 @@ def vilprm(cfg: Settings, run: Path, seed: int = 0) -> Path:
         from vlaa_lib.process import prm
         from vlaa_lib.process.search import read_processes
 
-        rows = read_processes(found / "processes.json", images).rows
+        rows = read_processes(found / "processes.json", images, cfg.model.max_pixels).rows
         prm.train(replace(cfg, seed=seed), rows, images, path)
 
     settings = {"prm": asdict(cfg.prm), "model": asdict(cfg.model), "seed": seed}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlaa_lib.pocket.microworld.narrator import Rates
 
 Rows = list[dict[str, Any]]
+MARK = ".vlaa_run"  # in a run folder
 
 
 def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
@@ -33,11 +34,14 @@ def folder(cfg: Settings, run_dir: str | Path | None = None) -> Path:
         VlaaError: it holds other files than a run's, which would stand among them or be replaced.
     """
     path = ROOT / (run_dir or f"runs/{cfg.profile}")
-    is_run = any((path / name).exists() for name in ("results", "settings.json"))
-    if path.is_dir() and not is_run and any(p.name[0] != "." for p in path.iterdir()):
-        said = "holds other files than a run's; give a new or an empty folder as --run-dir"
-        raise VlaaError(f"{path}: {said}")
-    (path / "results").mkdir(parents=True, exist_ok=True)
+    if not (path / MARK).is_file():
+        if path.is_dir() and any(held.name[0] != "." for held in path.iterdir()):
+            raise VlaaError(
+                f"{path}: holds other files than a run's, as there is no {MARK} in it; give a new "
+                f"or an empty folder as --run-dir, or add that file to a run of an older release"
+            )
+        folders.write_text(path / MARK, "A run of vlaa_lib; what it needs is built in here.\n")
+    (path / "results").mkdir(exist_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import Halted, folders, models
+from vlaa_lib import Halted, VlaaError, folders, models
 from vlaa_lib.escape import say
 from vlaa_lib.profiles import Settings
 
@@ -168,12 +168,16 @@ def step_of(checkpoint: str | Path | None) -> int:
     return int(Path(checkpoint).name.removeprefix("checkpoint-")) if checkpoint else 0
 
 
+def checkpoints(out: str | Path) -> list[Path]:
+    """Return the checkpoints of a run folder, whole or not."""
+    found = Path(out).glob("checkpoint-*")
+    return sorted(p for p in found if p.name.removeprefix("checkpoint-").isdigit())
+
+
 def latest(out: str | Path) -> Path | None:
     """Return the newest whole checkpoint of a run folder; others are named and passed over."""
     whole = []
-    for folder in Path(out).glob("checkpoint-*"):
-        if not folder.name.removeprefix("checkpoint-").isdigit():
-            continue
+    for folder in checkpoints(out):
         if problem := _problem_of(folder):
             say(f"passing over {folder}: not whole, {problem}")
         else:
@@ -187,13 +191,28 @@ def _problem_of(folder: Path) -> str:
     Without its optimizer, schedule or random state the Trainer goes on, to other weights.
     """
     try:
-        files = dict(folders.read_json(folder / STATE)[FILES])
+        state = folders.read_json(folder / STATE)
         folders.read_json(folder / "trainer_state.json")
-    except (OSError, ValueError, TypeError, KeyError):
+        files = dict(state[FILES])
+    except KeyError:
+        return f"{STATE} lists no files, as an older release wrote it"
+    except (OSError, ValueError, TypeError):
         return f"{STATE} or trainer_state.json is missing or broken"
     held = sizes(folder)
     lacking = [name for name, size in files.items() if held.get(name) != size]
     return f"{', '.join(lacking)} missing or cut short" if lacking else ""
+
+
+def _check_empty(out: Path) -> None:
+    """Refuse a folder with checkpoints or weights that a training from the start would replace."""
+    if left := checkpoints(out):
+        names = ", ".join(folder.name for folder in left)
+        raise VlaaError(
+            f"{out}: none of its checkpoints ({names}) is whole, or of this release; delete them "
+            "to start anew, or give another folder"
+        )
+    if any(out.glob("*.safetensors")) and not (out / "settings.json").is_file():
+        raise VlaaError(f"{out}: holds a model that was not trained there; give another folder")
 
 
 def begin(
@@ -218,6 +237,7 @@ def begin(
     }
     last = latest(out)
     if last is None:  # nothing is lost when the folder is taken for other settings
+        _check_empty(Path(out))
         folders.write_json(Path(out) / "settings.json", settings)
         return None
     folders.claim(out, settings)
