@@ -15,6 +15,7 @@ from transformers import TrainerControl, TrainerState
 
 from vlaa_lib import Halted, VlaaError, models, profiles, prompts, records, rewards, traces, train
 from vlaa_lib.__main__ import main
+from vlaa_lib.evaluate import held_out_asker
 from vlaa_lib.evaluate.generate import generate
 from vlaa_lib.pocket.microworld import narrator
 from vlaa_lib.train import callbacks, data
@@ -132,6 +133,34 @@ def test_groups_without_spread_are_drawn_anew(tiny_model, micro_data, tmp_path, 
         assert all(0 < row["first_draw/frac_reward_zero_std"] < 1 for row in log)
         assert all(row["first_draw/reward"] < row["reward"] for row in log)
     assert kept[9, len(profiles.FAST)] == kept[9, 0]
+
+
+def test_held_out_records_are_asked_every_so_many_rounds(tiny_model, micro_data, tmp_path):
+    """With two optimizer steps a round; what is trained stays the same, to the last bit."""
+    folder, made = micro_data
+    changes = {"grpo.max_steps": 4, "grpo.max_completion_tokens": 12, "grpo.train_batch": 8,
+               "grpo.per_device_batch": 8, "grpo.held_out_rounds": 1}  # fmt: skip
+    cfg = settings(tiny_model, **changes)
+    ask, seen = held_out_asker(folder, 9, 8), []
+
+    def asked(policy, *share):
+        seen.append(ask(policy, *share))
+        return seen[-1]
+
+    log = train.grpo(cfg, made, folder / "images", tmp_path / "asked", held_out=asked)
+    plain = train.grpo(cfg, made, folder / "images", tmp_path / "plain")
+    assert [row["loss"] for row in log] == [row["loss"] for row in plain]
+    files = [tmp_path / name / "model.safetensors" for name in ("asked", "plain")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert ["held_out/accuracy" in row for row in log] == [False, True, False, True]
+    assert not any("held_out/accuracy" in row for row in plain)
+    assert len(seen) == 2 and all(len(rows) == 18 for rows in seen)
+    sources = [row["source"] for row in seen[0] if not row["blank"]]
+    assert len(set(sources)) == len(sources) == 9
+    for row, rows in zip((log[1], log[3]), seen, strict=True):
+        for name, blank in (("accuracy", False), ("blank_accuracy", True)):
+            right = [one["correct"] for one in rows if one["blank"] is blank]
+            assert row[f"held_out/{name}"] == sum(right) / len(right)
 
 
 def test_overlapped_scoring_starts_before_rewards_are_asked_for_and_changes_none(

@@ -22,6 +22,7 @@ from .escape import say
 from .options import loaded, one_line, one_of, show
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
+HELD_OUT = "folder with records.jsonl and images; asked every grpo.held_out_rounds rounds"
 LAUNCH = f"run on several processes: {', '.join(profiles.LAUNCHERS)}"
 RULES = "ours, strict, kit-2025-04 or kit-2026-08 (VLMEvalKit then and now), -vlaa: its tag rule"
 app = typer.Typer(
@@ -114,6 +115,7 @@ def train(
     profile: o.Profile = "laptop",
     changes: o.Set = [],
     start: o.Start = None,
+    held_out: Annotated[str | None, Option(help=HELD_OUT)] = None,
     steps: Annotated[int | None, Option(help="optimizer steps, instead of the profile's")] = None,
     launch: Annotated[str | None, o.several(LAUNCH)] = None,
     gpus: Annotated[int | None, o.several("processes a machine; default: 8, or 2 on CPUs")] = None,
@@ -135,7 +137,8 @@ def train(
 
     cfg = loaded(profile, changes, **{f"{method}.max_steps": steps})
     if launch:
-        words = launcher.words_of(cfg, method, records, images, out, start, machine_rank)
+        given = cfg, method, records, images, out, start, machine_rank, held_out
+        words = launcher.words_of(*given)
         mode = getattr(cfg, method).mode
         given = launch, words, gpus, machines, machine_rank, main_ip, main_port, mode
         command = launcher.command(*given)
@@ -150,9 +153,13 @@ def train(
         if method == "sft":
             log = training.sft(*given)
         else:
+            from vlaa_lib import evaluate as answering
             from vlaa_lib.process import prm
 
-            log = training.grpo(*given, process_reward=prm.chosen_reward(cfg, images))
+            scorer = prm.chosen_reward(cfg, images)
+            asked = held_out, cfg.grpo.held_out_records, cfg.evaluate.max_new_tokens
+            asker = answering.held_out_asker(*asked) if held_out else None
+            log = training.grpo(*given, process_reward=scorer, held_out=asker)
     if rank_setup.rank() == 0:
         shown = ("step", "loss", "reward", "kl")
         show([{k: v for k, v in row.items() if k in shown} for row in log])

@@ -7,8 +7,10 @@
 
 from .extract import extract_answer
 from .generate import generate
-from .runner import run
+from .runner import held_out_asker, run
 from .scoring import score_rows
 from .stats import bootstrap, summary
 
-__all__ = ["bootstrap", "extract_answer", "generate", "run", "score_rows", "summary"]
+__all__ = [
+    "bootstrap", "extract_answer", "generate", "held_out_asker", "run", "score_rows", "summary",
+]  # fmt: skip

@@ -8,7 +8,7 @@ order), `scores-MODE.csv`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from vlaa_lib.prompts import AHA_KEYWORDS
 
 from . import prompting
 from .benchmarks import HELD_OUT, Answers, Benchmark, Row
-from .generate import Complete, by_length, complete, loaded
+from .generate import Complete, by_length, complete, generate, loaded
 from .scoring import score_all, score_rows
 from .stats import summarise
 
@@ -54,6 +54,32 @@ def run(
         for one in benchmarks:
             rows += [row | {"model": model, "blank": blank} for row in score(one, found[one.name])]
     return rows
+
+
+def held_out_asker(
+    folder: str | Path, count: int, max_new_tokens: int, batch: int = 64
+) -> Callable[..., list[Row]]:
+    """Return what GRPO asks now and then: held-out records, greedily, with and without pictures.
+
+    Args:
+        folder: `records.jsonl` and `images`; of its records about `count`, evenly over the sources.
+    Returns:
+        a function of policy, process and processes to the scored rows of that process's records.
+    """
+    images, by_source = Path(folder) / "images", {}
+    for record in records.load(Path(folder) / "records.jsonl", images).records:
+        by_source.setdefault(record.source, []).append(record)
+    each = -(-count // len(by_source))
+    chosen = [record for group in by_source.values() for record in group[:each]]
+
+    def ask(policy: Policy, process: int = 0, processes: int = 1) -> list[Row]:
+        mine, rows = chosen[process::processes], []
+        for blank in (False, True):
+            texts = generate(policy, mine, images, batch, max_new_tokens, blank=blank)
+            rows += score_rows(mine, texts, blank=blank)
+        return rows
+
+    return ask
 
 
 def answer(

@@ -123,6 +123,8 @@ class Grpo:
     trust_remote_code: bool
     endpoints: str
     dead_rounds: PositiveInt
+    held_out_rounds: NonNegativeInt
+    held_out_records: PositiveInt
     redraws: NonNegativeInt
     sampler: Literal["transformers", "vllm-colocate", "vllm-server"]
     sampler_sleep: bool

@@ -200,17 +200,20 @@ def grpo(cfg: Settings, run: Path, name: str = "grpo") -> Path:
 
 def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
     """Train with GRPO on the profile's share of the RL split into `out`, and publish its log."""
-    from vlaa_lib import train
+    from vlaa_lib import evaluate, train
     from vlaa_lib.process import prm
     from vlaa_lib.train import launch
 
     images, made = pictures(cfg, run), _take(cfg, run, "rl", cfg.data.rl_per_source, out)
     records.write(made, out / "records.jsonl")  # what it was trained on, for whoever reads rollouts
+    held_out = world(cfg, run, "test") if cfg.grpo.held_out_rounds else None
     if cfg.launch == profiles.HERE:
         scorer = prm.chosen_reward(cfg, images)
-        train.grpo(cfg, made, images, out, start, process_reward=scorer)
+        asked = held_out, cfg.grpo.held_out_records, cfg.evaluate.max_new_tokens
+        asker = evaluate.held_out_asker(*asked) if held_out else None
+        train.grpo(cfg, made, images, out, start, process_reward=scorer, held_out=asker)
     else:
-        launch.train(cfg, "grpo", out / "records.jsonl", images, out, start)
+        launch.train(cfg, "grpo", out / "records.jsonl", images, out, start, held_out)
     publish(run, f"grpo_{out.name}", out / "training_log.csv")
 
 

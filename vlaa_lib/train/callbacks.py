@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -74,6 +77,35 @@ class Guard(TrainerCallback):
         usual = math.inf if "reward" in logs or len(before) < 2 else statistics.median(before)
         if last > SPIKE * usual and state.is_world_process_zero:
             say(f"step {step}: loss spike, {last:.3f} after a usual {usual:.3f}")
+
+
+class HeldOut(TrainerCallback):
+    """Ask the policy what training never asks, every so many optimizer steps; log the shares.
+
+    Args:
+        ask: `evaluate.held_out_asker`'s; each process asks its share of the records.
+        policy: whose model the trainer may have wrapped.
+        every: optimizer steps.
+    """
+
+    def __init__(self, trainer: Any, policy: Any, ask: Callable[..., list[dict]], every: int):
+        self.trainer, self.policy, self.ask, self.every = trainer, policy, ask, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every:
+            return
+        at = self.trainer.accelerator
+        model = at.unwrap_model(self.trainer.model)
+        rows = self.ask(replace(self.policy, model=model), at.process_index, at.num_processes)
+        self.trainer.model.train()  # answering leaves it in evaluation mode
+        metrics = self.trainer._metrics["train"]
+        rows = gather_object(rows)
+        for name, column, blank in (
+            ("accuracy", "correct", False), ("blank_accuracy", "correct", True),
+            ("reward", "reward", False),
+        ):  # fmt: skip
+            share = statistics.mean(row[column] for row in rows if row["blank"] is blank)
+            metrics[f"held_out/{name}"].append(share)
 
 
 def steps_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ def grpo(
     out: str | Path,
     start: str | Path | None = None,
     process_reward: Callable[..., list[float]] | None = None,
+    held_out: Callable[..., list[dict[str, Any]]] | None = None,
     token_logps: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a policy with GRPO and the mixed reward and save it in `out` (paper §4).
@@ -47,13 +48,14 @@ def grpo(
     Args:
         start: checkpoint to start from; by default the profile's policy.
         process_reward: a second reward, of a completion's steps; it counts `grpo.process_weight`.
+        held_out: of `evaluate.held_out_asker`; asked every `grpo.held_out_rounds` sampling rounds.
         token_logps: keep the log-prob and entropy of every token in the trace store.
     Returns:
         The training log, one dict an optimizer step.
     Raises:
         Halted: no group's rewards differed for `grpo.dead_rounds` sampling rounds.
     """
-    from .callbacks import Guard, complete
+    from .callbacks import Guard, HeldOut, complete
     from .trainer import AdaptiveKL, TracingGRPOTrainer  # importing TRL takes seconds
 
     g = cfg.grpo
@@ -97,6 +99,12 @@ def grpo(
     trainer.dead_rounds, trainer.redraws = g.dead_rounds, g.redraws
     trainer.token_logps, trainer.fast = token_logps, g.fast
     trainer.untested = sorted(g.extra.keys() - COMPARED)
+    if held_out and g.held_out_rounds:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            say("grpo.held_out_rounds: not asked, since no process has the whole weights")
+        else:
+            every = g.held_out_rounds * g.steps_per_round
+            trainer.add_callback(HeldOut(trainer, policy, held_out, every))
     # what was kept is as it was at the checkpoint's optimizer step
     step = checkpoints.step_of(resume)
     trainer.store = traces.TraceStore(Path(out) / "traces")

@@ -38,13 +38,14 @@ def train(
     images: str | Path,
     out: str | Path,
     start: str | Path | None = None,
+    held_out: str | Path | None = None,
 ) -> None:
     """Train as `train.sft` and `train.grpo` do, in `cfg.gpus` processes of the launch `cfg.launch`.
 
     They end with this process, and leave their log in `out/training_log.csv` and all that they
     said in `out/launch.log`. `records` is the file that they read.
     """
-    words = words_of(cfg, method, records, images, out, start)
+    words = words_of(cfg, method, records, images, out, start, held_out=held_out)
     run(command(cfg.launch, words, cfg.gpus, mode=getattr(cfg, method).mode),
         Path(out) / "launch.log")  # fmt: skip
 
@@ -57,6 +58,7 @@ def words_of(
     out: str | Path,
     start: str | Path | None = None,
     machine_rank: int = 0,
+    held_out: str | Path | None = None,
 ) -> list[str]:
     """Return what each process runs; the settings go beside the results, as one file of JSON."""
     settings = Path(out) / SETTINGS
@@ -65,6 +67,7 @@ def words_of(
         folders.write_json(settings, asdict(cfg))
     words = ["-m", "vlaa_lib", "train", method, "--records", records, "--images", images]
     words += ["--out", out, "--profile", settings, *(["--start", start] if start else [])]
+    words += ["--held-out", held_out] if held_out else []
     return [str(word) for word in words]
 
 
