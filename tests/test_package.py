@@ -116,3 +116,34 @@ def test_installing_again_only_when_its_files_change(tmp_path):
     assert "pip install" not in make("test", f"VENV={tmp_path}")
     os.utime(stamp, (0, 0))
     assert "pip install" in make("test", f"VENV={tmp_path}")
+
+
+STEPS = """
+import vlaa_lib, torch, time
+torch.set_num_threads(2)
+x, w = torch.randn(512, 192), torch.randn(192, 576, requires_grad=True)
+end, steps = time.monotonic() + 3, 0
+while time.monotonic() < end:
+    torch.relu(x @ w).sum().backward()
+    steps += 1
+print(steps)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.cpu_count() > 4, reason="two busy processes fill no machine of many cores")
+def test_threads_that_wait_leave_the_core_to_others(monkeypatch):
+    """Beside as many busy processes as cores, two threads that sleep do far more than spinning."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            for _ in range(os.cpu_count())]  # fmt: skip
+    try:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        ours = int(python(STEPS))
+        monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+        spinning = int(python(STEPS))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert ours > 2 * spinning, (ours, spinning)
