@@ -106,6 +106,9 @@ def test_a_score_depends_on_nothing_behind_its_step_nor_on_the_batch(tiny_model,
     assert alone[0] == pytest.approx(together[0][:2], abs=1e-5)
     other = scored(made[:1], [["Nine cones.", *solution[1:]]])
     assert other[0][0] != pytest.approx(together[0][0], abs=1e-7)
+    tagged = steps.split(prompts.join_think_answer(" ".join(solution[:-1]), "3"))
+    plain = [prompts.ANY_TAG.sub("", step) for step in tagged]
+    assert plain != tagged and scored(made[:1], [plain]) == scored(made[:1], [tagged])
     hostile = replace(made[0], question="What <|image_pad|>?")  # asks for no second picture
     assert len(scored([hostile], [["A <|image_pad|>."]])[0]) == 1
 

@@ -285,6 +285,21 @@ def best_of_n(
     say(f"{len(rows)} rows in {out}")
 
 
+@process.command("first-error")
+def find_first_error(
+    truth: Annotated[str, Option(metavar="FILE", help="of `process judge --truth`")],
+    scores: Annotated[list[str], Option(metavar="FILE ...", help="of `process judge`")],
+    out: o.OutFile,
+) -> None:
+    """Measure who finds the first false step of solutions: a micro-ProcessBench."""
+    from vlaa_lib.process import first_error, scorers
+
+    (exact,) = scorers.read(truth).values()
+    rows = first_error.table(scorers.read(*scores), exact)
+    folders.write_csv(out, rows)
+    show(rows)
+
+
 @process.command()
 def search(
     records: o.Records,

@@ -29,7 +29,7 @@ from vlaa_lib.escape import say
 from vlaa_lib.images import fit_image, open_image
 from vlaa_lib.models import Policy, plain
 from vlaa_lib.profiles import Settings
-from vlaa_lib.prompts import SYSTEM_PROMPT, split_think_answer
+from vlaa_lib.prompts import ANY_TAG, SYSTEM_PROMPT, split_think_answer
 from vlaa_lib.records import Record, RecordError, from_columns
 from vlaa_lib.rewards.mixed import text_of
 from vlaa_lib.rewards.signs import mean
@@ -178,8 +178,12 @@ def encode(policy: Policy, images: str | Path, made: Sequence[Solution]) -> dict
 
 
 def step_ids(processor: Any, step: str) -> list[int]:
-    """Return a step's tokens with its separator, at which the head reads."""
-    return processor.tokenizer.encode(plain(processor, step) + SEPARATOR, add_special_tokens=False)
+    """Return a step's tokens with its separator, at which the head reads.
+
+    Without the think and answer tags: what is scored must not tell which model wrote it.
+    """
+    words = plain(processor, ANY_TAG.sub("", step)).strip()
+    return processor.tokenizer.encode(words + SEPARATOR, add_special_tokens=False)
 
 
 @torch.inference_mode()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 
-from vlaa_lib.prompts import TAGS, THINK_CLOSE
+from vlaa_lib.prompts import ANY_TAG, THINK_CLOSE
 
 # ours, as the paper's delimiter is not known; its printed solutions have lines "Step 1: ..."
 _MARKER = re.compile(r"^[ \t#*>_-]{0,8}step[ \t]{1,3}\d{1,3}\b", re.IGNORECASE | re.MULTILINE)
 _LIST_NUMBER = r"(?<!\n\d)(?<!\n\d\d)(?<!\A\d)(?<!\A\d\d)"  # "1. First" is no sentence "1."
 _END = re.compile(rf"{_LIST_NUMBER}[.!?;](?=\s|<|\Z)|\n|(?={THINK_CLOSE})")
-_TAG = re.compile("|".join(map(re.escape, TAGS)))
 _WORD = re.compile(r"\w")
 
 
@@ -32,7 +31,7 @@ def spans(text: str) -> list[tuple[int, int]]:
     start = before = 0
     has_words = False
     for cut in [*_cuts(text), len(text)]:
-        has_words = has_words or bool(_WORD.search(_TAG.sub("", text[before:cut])))
+        has_words = has_words or bool(_WORD.search(ANY_TAG.sub("", text[before:cut])))
         before = cut
         if has_words:
             found.append((start, cut))

@@ -11,7 +11,7 @@ from pathlib import Path
 from vlaa_lib import folders, records
 from vlaa_lib.folders import write_csv
 from vlaa_lib.process import best_of_n as best
-from vlaa_lib.process import pools, scorers
+from vlaa_lib.process import first_error, pools, scorers
 from vlaa_lib.process.pools import Pool
 from vlaa_lib.process.scorers import Scorer, Scores
 from vlaa_lib.profiles import Settings
@@ -107,6 +107,14 @@ def best_of_n(cfg: Settings, run: Path) -> Rows:
 def _table(cfg: Settings, found: list[Pool], known: dict[str, Scores]) -> Rows:
     sizes = [n for n in pools.SIZES if n <= cfg.process.candidates]
     return best.table(found, known, sizes, resamples=cfg.evaluate.bootstrap)
+
+
+def first_errors(cfg: Settings, run: Path) -> Rows:
+    """Measure who finds the first false step of the candidates; also `results/first_error.csv`."""
+    known = scores(cfg, run)
+    rows = first_error.table(known, known["truth of steps and answer"])
+    write_csv(run / "results" / "first_error.csv", rows)
+    return rows
 
 
 def judged(cfg: Settings, run: Path) -> tuple[Rows, Rows]:
