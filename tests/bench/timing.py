@@ -70,27 +70,33 @@ def peak() -> Iterator[dict[str, float | None]]:
 
     Resident memory that an earlier work has freed is used again and not seen: call it `afresh`.
     """
-    import torch
-
     gc.collect()  # an earlier model would be part of the start
     found: dict[str, float | None] = {"mib": None}
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found["mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        return
-    before = None
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5",
-            encoding="utf-8")  # the peak starts again at what is held now
-        before = _resident_peak()
+    before = begin_peak()
     yield found
     if before is not None:
-        found["mib"] = (_resident_peak() - before) / 1024
+        found["mib"] = (most_bytes() - before) / 2**20
 
 
-def _resident_peak() -> int:
-    """Return the process's largest resident size so far (kB)."""
+def begin_peak() -> int | None:
+    """Let the peak begin at what is held now; return that (bytes), or None if it is not known."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        return most_bytes()
+    return None
+
+
+def most_bytes() -> int:
+    """Return the most that this process has held since `begin_peak`: of the GPU, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024  # it says kB

@@ -1,0 +1,1 @@
+"""Folders as the hub has them: the true Qwen2.5 vocabulary, random weights, any size."""
