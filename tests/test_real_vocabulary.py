@@ -10,6 +10,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from test_train import with_traces
 from tests.size import qwen
-from vlaa_lib import VlaaError, models, profiles, prompts, records, subsets, traces, train
+from vlaa_lib import ROOT, VlaaError, models, profiles, prompts, records, subsets, traces, train
 from vlaa_lib.__main__ import main
 from vlaa_lib.evaluate.generate import ask, generate, render
 from vlaa_lib.images import open_image
@@ -214,3 +216,23 @@ def test_steps_of_a_process_end_at_tokens_of_their_own(hub, traced):
         assert policy.processor.tokenizer.decode(ids[start : end + 1]) == f"{step}\n"
         start = end + 1
     assert start == len(ids)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_without_a_gpu(hub, tmp_path):
+    """The measured shape, roofline and benchmarks run, tiny; what needs CUDA is named."""
+    words = ["bash", ROOT / "tests/gpu/run.sh", "--dry", "--model", hub, "--out", tmp_path]
+    given = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*map(str, words)], env=os.environ | given, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["steps"]
+    outcomes = {row["step"]: row["outcome"] for row in found}
+    needy = {"4-bit LoRA", "FSDP2 on one GPU", "vLLM colocate, full"}
+    assert all(outcomes[name].startswith("not run: needs CUDA") for name in needy)
+    assert {said for name, said in outcomes.items() if name not in needy} == {"ran"}
+    shape = {row["phase"]: row for row in found[0]["figures"]["rows"]}
+    for phase in ("load, forward", "GRPO: sampling", "GRPO: training", "resumed: training"):
+        assert shape[phase]["measured GB"] > 0 < shape[phase]["planned GB"]
+    assert "| resumed: training" in (tmp_path / "gpu.md").read_text(encoding="utf-8")

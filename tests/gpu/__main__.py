@@ -110,9 +110,9 @@ def run(step: Step, out: Path, deadline: float) -> dict[str, Any]:
     if missing := step.missing():
         return row | {"outcome": f"not run: needs {' and '.join(missing)}"}
     start = time.monotonic()
-    limit = min(step.limit_s, deadline - start)
-    if limit < 10:
+    if (left := deadline - start) < 10:
         return row | {"outcome": "not run: the time of all steps is over"}
+    limit = min(step.limit_s, left)
     log = out / f"{step.name.replace(',', '').replace(' ', '-')}.log"
     with log.open("wb") as sink:
         child = subprocess.Popen(

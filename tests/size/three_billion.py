@@ -73,8 +73,9 @@ def check(folder: Path, work: Path, size: str = "3b") -> dict[str, Any]:
     for part in ("GRPO", "resumed"):
         marks = work / f"{part}.jsonl"
         _train(marks, words, out if part == "GRPO" else None)
-        for phase, (gb, seconds) in _first_step(marks).items():
-            rows.append(_row(f"{part}: {phase}", planned[phase], gb, seconds))
+        found = _first_step(marks)
+        for phase in ("loading", "sampling", "scoring", "training"):
+            rows.append(_row(f"{part}: {phase}", planned[phase], *found[phase]))
     with (out / "training_log.csv").open(encoding="utf-8") as log:
         steps = [line["step"] for line in csv.DictReader(log)]
     if steps != ["1", "2"]:
