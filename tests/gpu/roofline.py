@@ -38,9 +38,9 @@ def measured(folder: str) -> list[dict[str, Any]]:
     place, side, tokens = ("cuda", 8192, 4096) if gpu else ("cpu", 512, 64)
     matrix = torch.randn(side, side, device=place, dtype=torch.bfloat16)
     most = 2 * side**3 / seconds(lambda: matrix @ matrix) / 1e12
-    block = torch.empty(2**30 if gpu else 2**26, dtype=torch.uint8, device=place)
-    moved = 2 * block.numel() / seconds(block.clone) / 1e9  # read and written
-    del block
+    block = torch.zeros(2**30 if gpu else 2**26, dtype=torch.uint8, device=place)
+    copy = torch.zeros_like(block)
+    moved = 2 * block.numel() / seconds(lambda: copy.copy_(block)) / 1e9  # read and written
     policy, shape = models.load_policy(folder, dtype="bfloat16"), shape_of(folder)
     language = shape.total - shape.vision
     ids = torch.randint(1000, (1, tokens), device=place)
