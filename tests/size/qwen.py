@@ -185,8 +185,8 @@ def write(folder: str | Path, size: str = "3b", seed: int = 0) -> Path:
         "config.json": config,
         "generation_config.json": GENERATION,
         "preprocessor_config.json": PICTURES,
-        "chat_template.json": template,
         "tokenizer_config.json": TOKENS | {"added_tokens_decoder": added} | template,
+        "chat_template.json": template,
     }.items():
         _write(folder / name, content)
     return folder

@@ -53,7 +53,7 @@ def check(folder: Path, work: Path, size: str = "3b") -> dict[str, Any]:
         size: of `qwen.write`.
     """
     rows: list[dict[str, Any]] = []
-    if not (folder / "generation_config.json").is_file():  # the last file but some small ones
+    if not (folder / "chat_template.json").is_file():  # the last one that is written
         start = time.monotonic()
         afresh(qwen.write, folder, size)
         rows.append({"phase": "build and save", "seconds": round(time.monotonic() - start, 1)})
