@@ -233,6 +233,6 @@ def test_the_gpu_script_without_a_gpu(hub, tmp_path):
     assert all(outcomes[name].startswith("not run: needs CUDA") for name in needy)
     assert {said for name, said in outcomes.items() if name not in needy} == {"ran"}
     shape = {row["phase"]: row for row in found[0]["figures"]["rows"]}
-    for phase in ("load, forward", "GRPO: sampling", "GRPO: training", "resumed: training"):
+    for phase in ("load, forward, 8 tokens", "GRPO: sampling", "resumed: training"):
         assert shape[phase]["measured GB"] > 0 < shape[phase]["planned GB"]
     assert "| resumed: training" in (tmp_path / "gpu.md").read_text(encoding="utf-8")

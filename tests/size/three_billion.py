@@ -40,12 +40,12 @@ CHANGES = (
     "grpo.max_prompt_tokens=512", "grpo.max_completion_tokens=8", "grpo.max_steps=2",
     "grpo.save_rounds=1",
 )  # fmt: skip
-PIXELS = 196_608  # 512 x 384
+PIXELS, TOKENS = 196_608, 8  # 512 x 384 pixels
 CHECKPOINT_S = 1800  # to wait for the first one
 
 
 def check(folder: Path, work: Path, size: str = "3b") -> dict[str, Any]:
-    """Do all of it in processes of their own; `rows` are phases: GB measured, GB planned, seconds.
+    """Do all of it in processes of their own; tell of each phase: GB measured, planned, seconds.
 
     Args:
         folder: of the checkpoint, which is built where there is none.
@@ -53,20 +53,26 @@ def check(folder: Path, work: Path, size: str = "3b") -> dict[str, Any]:
         size: of `qwen.write`.
     """
     rows: list[dict[str, Any]] = []
+
+    def told(phase: str, planned: float | None, gb: float | None, seconds: float) -> None:
+        row = {"phase": phase, "measured GB": gb, "planned GB": planned, "seconds": seconds}
+        rows.append(row)
+        say(", ".join(f"{name} {value}" for name, value in row.items()))
+
     if not (folder / "chat_template.json").is_file():  # the last one that is written
         start = time.monotonic()
         afresh(qwen.write, folder, size)
-        rows.append({"phase": "build and save", "seconds": round(time.monotonic() - start, 1)})
+        told("build and save", None, None, round(time.monotonic() - start, 1))
     changes = [f"model.policy={folder}", *CHANGES]
     setup = plan.setup_of(loaded("single", changes), "grpo", 1, records=1)
     setup = replace(setup, checkpointing=torch.cuda.is_available())
     planned = {name: sum(parts.values()) for name, parts in plan.memory(setup).items()}
     planned["loading"] = plan.states(setup)["weights"] + plan.RUNTIME_BYTES
-    whole = 2 * setup.shape.total + plan.RUNTIME_BYTES  # bf16, as `_asked` loads it
+    planned["whole"] = 2 * setup.shape.total + plan.RUNTIME_BYTES  # bf16, as `_asked` loads it
+    planned = {name: round(size / 1e9, 2) for name, size in planned.items()}
 
     microworld.write_split(work, ["solids"], "train", 2)
-    for phase, tokens in (("load, forward", 0), ("load, 8 tokens", 8)):
-        rows.append(_row(phase, whole, **afresh(_asked, folder, work, tokens)))
+    told("load, forward, 8 tokens", planned["whole"], **afresh(_asked, folder, work))
     out = work / "out"
     words = ["train", "grpo", "--records", work / "records.jsonl", "--images", work / "images",
              "--out", out, "--profile", "single", "--set", *changes]  # fmt: skip
@@ -75,18 +81,13 @@ def check(folder: Path, work: Path, size: str = "3b") -> dict[str, Any]:
         _train(marks, words, out if part == "GRPO" else None)
         found = _first_step(marks)
         for phase in ("loading", "sampling", "scoring", "training"):
-            rows.append(_row(f"{part}: {phase}", planned[phase], *found[phase]))
+            told(f"{part}: {phase}", planned[phase], *found[phase])
     with (out / "training_log.csv").open(encoding="utf-8") as log:
         steps = [line["step"] for line in csv.DictReader(log)]
     if steps != ["1", "2"]:
         raise VlaaError(f"the training that was resumed logged the steps {steps}, not 1 and 2")
-    rows.append(_row("merge, 8 tokens", whole, **afresh(_asked, out, work, 8)))
+    told("merge, forward, 8 tokens", planned["whole"], **afresh(_asked, out, work))
     return {"parameters": setup.shape.total, "device": device(), "rows": rows}
-
-
-def _row(phase: str, planned: float, gb: float, seconds: float) -> dict[str, Any]:
-    return {"phase": phase, "measured GB": gb, "planned GB": round(planned / 1e9, 2),
-            "seconds": seconds}  # fmt: skip
 
 
 def _first_step(marks: Path) -> dict[str, list[float]]:
@@ -106,19 +107,14 @@ def held(start: float) -> dict[str, float]:
     return {"gb": round(most_bytes() / 1e9, 2), "seconds": round(time.monotonic() - start, 1)}
 
 
-def _asked(folder: Path, work: Path, tokens: int) -> dict[str, float]:
-    """Load a policy in bf16, an adapter merged, and read a picture, or say some tokens of it."""
+def _asked(folder: Path, work: Path) -> dict[str, float]:
+    """Load a policy in bf16, an adapter merged; read a picture and say a few tokens of it."""
+    from PIL import Image
+
     start, _ = time.monotonic(), begin_peak()
     policy = models.load_policy(folder, min_pixels=PIXELS, dtype="bfloat16")
     picture = next((work / "images").rglob("*.png")).relative_to(work / "images")
     ask = Ask("What is this?", "", (str(picture),))
-    if tokens:
-        (said,) = complete(policy, [ask], work / "images", Limits(tokens, min_pixels=PIXELS))
-        if said.num_tokens > tokens:
-            raise VlaaError(f"{said.num_tokens} tokens instead of {tokens}")
-        return held(start)
-    from PIL import Image
-
     with Image.open(work / "images" / picture) as opened:
         inputs = policy.processor(
             images=[opened.convert("RGB")], text=[render(policy.processor, ask)],
@@ -128,6 +124,9 @@ def _asked(folder: Path, work: Path, tokens: int) -> dict[str, float]:
         logits = policy.model(**inputs.to(policy.model.device)).logits
     if not bool(logits.isfinite().all()):
         raise VlaaError("the logits of random weights are not all finite")
+    (said,) = complete(policy, [ask], work / "images", Limits(TOKENS, min_pixels=PIXELS))
+    if said.num_tokens > TOKENS:
+        raise VlaaError(f"{said.num_tokens} tokens instead of {TOKENS}")
     return held(start)
 
 
