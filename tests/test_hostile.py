@@ -4,13 +4,15 @@ import base64
 import pickle
 import time
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring import COLON, record
-from vlaa_lib import rewards
+from scoring import COLON, record, wrap
+from vlaa_lib import evaluate, rewards, traces
+from vlaa_lib.pocket import microworld
 from vlaa_lib.rewards import GoldError, Score, maths
 
 SCENE = {"kind": "objects", "objects": [
@@ -124,3 +126,19 @@ def test_only_a_gold_can_be_an_error(reward, gold, answer):
     except GoldError as error:
         assert "r1" in str(error)
         assert rewards.audit([made])
+
+
+BROKEN = ("x", 5, [], {}, None, {"kind": ["a"]}, {"kind": "nebula"})
+
+
+def test_a_scene_that_is_none_ends_nothing():
+    """A record's `meta.scene` may be anybody's: what cannot be held against it is not checked."""
+    text = wrap("The red bar reaches 4. The peak is at 3. The angle is 30. The date is 5.")
+    for name in microworld.SOURCES:
+        real = next(microworld.stream(name, "dev")).record
+        scene = real.meta["scene"]
+        for broken in (*BROKEN, *({**scene, key: value} for key in scene for value in BROKEN[:5])):
+            made = replace(real, meta={"scene": broken})
+            if not rewards.audit([made]):
+                rows = evaluate.score_rows([made], [text])
+                assert traces.from_evaluation(rows, [made])[0]["steps"] == 5

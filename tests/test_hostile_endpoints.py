@@ -73,6 +73,15 @@ def test_an_unfinished_reply_is_asked_for_again_then_dropped_and_never_kept(one,
         assert len(run(*one, url, tmp_path).sft) == 1 and len(bodies) == 4
 
 
+def test_a_server_that_names_no_finish_reason_and_an_error_beside_a_stop_are_told():
+    for finish in (None, ""):
+        with pytest.raises(CallFailed, match=f"reply: finish_reason '{finish}'.*none.*update it"):
+            read("Yes", finish_reason=finish)
+    data = completion({"content": "Half of"}) | {"error": {"message": "upstream went away"}}
+    with pytest.raises(CallFailed, match="an error stands beside it: upstream went away"):
+        messages.read_completion(json.dumps(data).encode(), llm.Endpoint("m"))
+
+
 def test_a_reply_that_comes_whole_at_the_second_try_is_kept_and_both_are_paid(one, tmp_path):
     tries = []
 
@@ -137,6 +146,9 @@ def test_parts_that_are_no_text_are_told_and_paid(content):
 THOUGHTS = {
     "<think>two and one</think> Yes": "Yes", "two and one\n</think>\n\nYes": "Yes",
     "<thinking>a</thinking>Yes": "Yes", "[THINK]a[/THINK]Yes": "Yes", "<THINK>a</THINK>Yes": "Yes",
+    "◁think▷a◁/think▷Yes": "Yes", "<seed:think>a</seed:think>Yes": "Yes", "<think>a</think\n>Yes":
+    "Yes", "<|begin_of_thought|>a<|end_of_thought|>Yes": "Yes", "<|channel|>analysis<|message|>a"
+    "<|end|><|start|>assistant<|channel|>final<|message|>Yes": "Yes",
     "<think>it wants <think> tags</think>Yes": "Yes", "<think>a</think>b</think>Yes": "Yes",
     "<think>Yes": "", "": "", "<think></think>": "",
     "Yes": "Yes", "The sign says <think>.": "The sign says <think>.", "a < b > c": "a < b > c",

@@ -203,6 +203,7 @@ def test_pictures_go_out_in_a_form_that_teachers_take(tmp_path, format):
         (NOBODY, {"max_cost": -5}, "max_cost is -5"),
         (NOBODY, {"max_tokens": 0}, "max_tokens is 0"),
         (NOBODY, {"timeout_s": 0}, "timeout_s is 0"),
+        (NOBODY, {"timeout_s": float("nan")}, "timeout_s is nan"),
         (NOBODY, {"max_cost": 1.0}, "caption: no price"),
         ("", {}, "caption: no address"),
         ("http://teacher.invalid/v1", {}, "variable OPENAI_API_KEY is not set"),

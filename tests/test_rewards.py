@@ -94,6 +94,8 @@ def test_open_formula_and_its_beta():
     ({"scene": "x"}, GOLD, "no meta.scene and no reward model"),
     ({"scene": {"kind": "objects"}}, GOLD, "meta.scene is incomplete"),
     ({"scene": {"kind": "nebula"}}, GOLD, "meta.scene is incomplete"),
+    ({"scene": {"kind": "objects", "objects": [{"color": "red", "shape": "cube"}]}}, GOLD,
+     "meta.scene is incomplete (KeyError('box'))"),
     ({"scene": SCENE}, "A lovely picture.", "states no fact of the scene"),
     ({"scene": SCENE}, "The tallest bar is red.", "states no fact of the scene"),
 ])

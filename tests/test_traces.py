@@ -369,7 +369,13 @@ def test_curation_refuses_a_foreign_folder_and_an_unfinished_run(run, tmp_path):
     for name in ("mine", "records"):
         with pytest.raises(ValueError, match="holds other files"):
             curation.curate(run, tmp_path / name)
-    (run / "evaluation" / "grpo" / "rows.jsonl").unlink()
+    rows = run / "evaluation" / "grpo" / "rows.jsonl"
+    before = rows.read_text(encoding="utf-8")
+    for text in ("{}\n", before.replace('"completion"', '"said"')):
+        rows.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="run: its evaluation or its dataset is broken"):
+            curation.curate(run, tmp_path / "set")
+    rows.unlink()
     with pytest.raises(FileNotFoundError, match="grpo/rows.jsonl: not there; finish the run"):
         curation.curate(run, tmp_path / "set")
     with pytest.raises(FileNotFoundError, match="no curated traces; make them with"):

@@ -20,6 +20,7 @@ from . import options as o
 from .commands import construct, data, microworld, models, process, subset
 from .escape import say
 from .options import loaded, one_line, one_of, show
+from .progress import close_bars
 
 STUDY, METHOD, DATA, POCKET = "The study", "The method", "Data", "The pocket world"
 HELD_OUT = "folder with records.jsonl and images; asked every grpo.held_out_rounds rounds"
@@ -380,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     except (ValueError, OSError, Halted) as error:
+        close_bars()
         say(f"error: {one_line(error)}", is_error=True)
         return 2
     return 0

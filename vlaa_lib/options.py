@@ -47,7 +47,9 @@ def one_line(error: Exception) -> str:
     'a.csv: no such file or directory; check the path'
     """
     if isinstance(error, OSError) and error.errno:
-        place = f"{error.filename}: " if error.filename is not None else ""
+        # of two files, as when one is copied, the second is the one that is written
+        name = error.filename if error.filename2 is None else error.filename2
+        place = f"{name}: " if name is not None else ""
         why = (error.strerror or str(error)).lower()
         error = f"{place}{why}; {REMEDIES.get(error.errno, 'check the path')}"
     return " ".join(str(error).split())

@@ -19,6 +19,12 @@ def progress_bar(items: Iterable | None = None, desc: str = "", **options: Any) 
     return tqdm(items, desc, file=_Output() if hasattr(shell, "kernel") else None, **options)
 
 
+def close_bars() -> None:
+    """End the line of each bar that an error left open: what is said next begins a line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def take_over_transformers() -> None:
     """Show the bars of transformers, for loading or saving, as ours; a small model shows none."""
     from transformers.utils import logging

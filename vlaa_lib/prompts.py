@@ -77,10 +77,13 @@ def join_think_answer(think: str, answer: str) -> str:
     return f"{THINK_OPEN}{think.strip()}{THINK_CLOSE}{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
 
 
-# models spell the tags of their own thinking in several ways
+# models spell the tags of their own thinking in several ways: Qwen and DeepSeek, Seed, Kimi-VL
+# (with triangles), Magistral, OpenThinker, gpt-oss
 _THOUGHT_TAG = re.compile(
-    r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]", re.IGNORECASE
+    r"[<◁]/?(?:seed:)?(?:think|thinking|thought|reasoning)\s?[>▷]|\[/?THINK\]"
+    r"|<\|(?:begin|end)_of_thought\|>|<\|channel\|>(?:analysis|final)<\|message\|>", re.IGNORECASE
 )
+_CLOSES = re.compile("/|end_|final", re.IGNORECASE)
 
 
 def without_thinking(text: str) -> str:
@@ -96,7 +99,7 @@ def without_thinking(text: str) -> str:
     """
     kept, at, opened = [], 0, None
     for tag in _THOUGHT_TAG.finditer(text):
-        if tag["end"] or tag["close"]:
+        if _CLOSES.search(tag[0]):
             kept = [] if opened is None else kept
             at, opened = tag.end(), None
         elif opened is None:

@@ -68,7 +68,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             may_be_0 = name == "max_retries"
-            if value is not None and (value < 0 or (value == 0 and not may_be_0)):
+            if value is not None and not (value > 0 or (value == 0 and may_be_0)):  # NaN neither
                 least = "0 or more" if may_be_0 else "above 0"
                 raise VlaaError(f"{name} is {value}; it must be {least}")
 

@@ -200,15 +200,17 @@ def read_completion(data: bytes, endpoint: Endpoint, sent_tokens: int = 0) -> Re
         counts = [sent_tokens, len(text) // CHARS_A_TOKEN]
     finish, refusal = choice.get("finish_reason"), _text(message.get("refusal")) or refusal
     named = finish.lower() if isinstance(finish, str) else ""
-    problem = _PROBLEMS.get(named, "")
+    problem, error = _PROBLEMS.get(named, ""), _error_of(choice) or _error_of(found)
     if refusal:
         problem = f"the teacher refused: {refusal[:200]}"
-    elif not problem and named not in FINISHED:
-        said = _error_of(choice) or _error_of(found) or f"it begins {text[:80]!r}"
-        named = f" ({named})" if re.fullmatch(r"\w{1,40}", named, re.ASCII) else ""
+    elif not problem and (error or named not in FINISHED):
+        said = error or f"it begins {text[:80]!r}"
         detail = f"finish_reason {str(finish)[:80]!r}, none of {', '.join(FINISHED)}: {said}"
-        if not choice.get("finish_reason"):
+        if named in FINISHED:
+            detail = f"an error stands beside it: {said}"
+        elif not named:
             detail += "; a server that names none cannot tell half a reply from a whole: update it"
+        named = f" ({named})" if re.fullmatch(r"\w{1,40}", named, re.ASCII) else ""
         raise CallFailed(f"{UNFINISHED}{named}", detail, reply())
     elif not problem and not text.strip():
         problem = EMPTY

@@ -20,13 +20,21 @@ def facts_of(sentence: str) -> tuple[Fact, ...]:
     return tuple(facts.read_all(sentence))
 
 
+def _holds(fact: Fact, scene: dict) -> bool | None:
+    """As `truth.holds`; what is no scene, as a stranger's record may hold, cannot tell."""
+    try:
+        return truth.holds(fact, scene)
+    except truth.MALFORMED:
+        return None
+
+
 def check(sentence: str, scene: dict) -> bool | None:
     """Say whether a sentence is true of a scene: False if any part is false, None if none tells.
 
     >>> check("The red bar reaches 3", {"kind": "bars", "bars": [{"color": "red", "value": 3}]})
     True
     """
-    held = [truth.holds(fact, scene) for fact in facts_of(sentence)]
+    held = [_holds(fact, scene) for fact in facts_of(sentence)]
     told = [value for value in held if value is not None]
     return all(told) if told else None
 
@@ -68,7 +76,7 @@ def corrections(trace: str, scene: dict | None) -> dict[str, int | None]:
         if has_aha(sentence):
             doubted = set(held)
         for fact in facts_of(sentence):
-            now, key = truth.holds(fact, scene), about(fact)
+            now, key = _holds(fact, scene), about(fact)
             if now is None:
                 continue
             if key in doubted:

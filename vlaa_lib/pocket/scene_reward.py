@@ -47,8 +47,11 @@ class SceneFacts:
         """Say why facts cannot be held against this record's scene, or its gold against them."""
         try:
             _scene_score(record, gold_text(record))
+            truth.knowledge(record.meta["scene"])  # else an answer meets it, in the middle of a run
         except GoldError as error:
             return str(error)
+        except truth.MALFORMED as error:
+            return str(_incomplete(error))
         stated, _ = _stated(gold_text(record), _asked(record)[0])
         if any(truth.holds(fact, record.meta["scene"]) is not None for fact in stated):
             return ""
@@ -79,8 +82,12 @@ def _scene_score(record: Record, answer: str) -> float:
         )
     try:
         return _count_facts(answer, scene, *_asked(record))
-    except (KeyError, TypeError, IndexError) as error:
-        raise GoldError(f"open: meta.scene is incomplete ({error!r}); write it again") from None
+    except truth.MALFORMED as error:
+        raise _incomplete(error) from None
+
+
+def _incomplete(error: Exception) -> GoldError:
+    return GoldError(f"open: meta.scene is incomplete ({error!r}); write it again")
 
 
 def _asked(record: Record) -> tuple[questions.Question | None, facts.Fact | None]:

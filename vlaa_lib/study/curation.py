@@ -40,7 +40,11 @@ def curate(
     if (held and CARD not in held) or not all(map(OURS.fullmatch, held)):
         raise VlaaError(f"{out}: holds other files than curated traces; name a new folder")
     pictures = run / "world/test/images"
-    made, runs, card = _read(run, pictures)
+    try:
+        made, runs, card = _read(run, pictures)
+    except (KeyError, TypeError) as error:
+        said = f"its evaluation or its dataset is broken ({error!r}); build them again"
+        raise VlaaError(f"{run}: {said}") from None
     kinds = {
         "flips": set(flipped(runs["sft"], runs["grpo"])),
         "losses": set(flipped(runs["grpo"], runs.get("instruct", runs["sft"]))),
@@ -97,7 +101,8 @@ def _read(
     made = list(rewards.pictured(rewards.usable(world, pictures), pictures))
     runs = {"teacher": taught(made, Rates(**folders.read_json(done)["settings"]["rates"]))}
     for name, path in files.items():
-        if rows := [row for row in folders.whole_lines(path) if not row["blank"]]:
+        rows = [row for row in folders.whole_lines(path) if not row["blank"]]
+        if rows or name in ("sft", "grpo"):
             runs[name] = rows
     path = run / "run_card.json"
     whole = folders.read_json(path) if path.is_file() else {}

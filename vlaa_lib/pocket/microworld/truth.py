@@ -74,6 +74,9 @@ def related(box: Iterable[float], relation: str, anchor: Iterable[float]) -> boo
     return gap >= 0.125
 
 
+MALFORMED = (LookupError, TypeError, AttributeError, ValueError)  # what a broken scene raises
+
+
 def holds(fact: Fact, scene: dict) -> bool | None:
     """Say whether a fact is true of a scene; None where the scene cannot tell.
 
