@@ -99,6 +99,10 @@ def test_markdown_shows_a_text_as_it_is(text):
     assert page.text.count(escape.visible(" ".join(text.split()))) >= 2
 
 
+def test_bare_addresses_are_no_links():
+    assert escape.markdown("http://a.b www.a.b") == "http\\://a.b www\\.a.b"
+
+
 def test_a_table_for_people_is_left_readable():
     assert "`x_1` <b> $2$" in tables.text_table([{"a": "`x_1` <b> $2$"}])
 

@@ -45,6 +45,9 @@ def drawn():
         yield figures.bars(places, "x", "y", "g", *titles, "n")
         lines = [{"s": s, "v": s, "g": text} for text in some for s in (1, 2)]
         yield figures.learning_curve(lines, "s", "v", "g", *titles)
+        scored = [{"scorer": text, "aggregator": "mean", "generator": "average", "n": n,
+                   "accuracy": 0.5} for text in some for n in (2, 4)]  # fmt: skip
+        yield process_figures.accuracy_by_n(scored, titles[0])
     root = {"step": "", "right": 1, "rollouts": 2, "visits": 1, "is_end": False, "children": [
         {"step": text, "right": 1, "rollouts": 2, "visits": 1, "is_end": True, "children": []}
         for text in STRINGS if text]}  # fmt: skip
@@ -131,6 +134,9 @@ def test_nothing_runs_and_nothing_leaves(browser, tmp_path, made):
            "input", "page_of_a_run": "details"}.get(made.__name__)  # fmt: skip
     watched = opened(browser, tmp_path, made(tmp_path))
     watched.page.wait_for_timeout(500)
+    if made in (page_of_tables, page_of_a_notebook):  # where Jupyter would look for formulas
+        assert watched.page.evaluate("""() => [...document.querySelectorAll("table")].every(
+            (one) => one.matches(".tex2jax_ignore.mathjax_ignore"))""")
     foreign = watched.page.evaluate("""([all, own]) => [...document.querySelectorAll(all)]
         .filter((one) => !own || !one.matches(own)).map((one) => one.outerHTML.slice(0, 120))""",
         [FOREIGN, own])  # fmt: skip

@@ -21,7 +21,8 @@ _UNSEEN = re.compile(
 _SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)")
 # of HTML in whose texts neither nbconvert nor Jupyter may look for formulas, which hold links too
 AS_TEXT = 'class="tex2jax_ignore mathjax_ignore"'
-_MARKDOWN = re.compile(r"[\\`*_\[\]|!$~]")
+# marks, and what makes an address of bare words: `http://`, `www.`
+_MARKDOWN = re.compile(r"[\\`*_\[\]|!$~]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 # our own typography, for a terminal that has ASCII alone
 _PLAIN = str.maketrans({"–": "-", "—": "-", "…": "...", "·": "-", "×": "x", "‹": "<", "›": ">",
                         "“": '"', "”": '"', "‘": "'", "’": "'", "→": "->", "†": "+"})  # fmt: skip
