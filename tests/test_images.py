@@ -151,7 +151,8 @@ def ramp(low, high, kind):
     (encoded(Image.fromarray(ramp(0, 65_535, "uint16")), transparency=0), 255),
     *((tiff(ramp(0, top, kind)), 0) for top, kind in (
         (65_535, "uint16"), (4095, "int16"), (2**32 - 1, "uint32"), (1, "float32"),
-        (255, "float32"), (65_535, "float32"), (1e30, "float32"))),
+        (255, "float32"), (65_535, "float32"), (1e30, "float32"), (1.2, "float32"),
+        (1e-30, "float32"), (40, "float32"))),
     *((tiff(ramp(low, high, kind)), 0) for low, high, kind in (
         (-32_768, 32_767, "int16"), (-100, 155, "int16"), (-(2**31), 2**31 - 1, "int32"),
         (-128, 127, "int8"), (-1, 1, "float32"))),

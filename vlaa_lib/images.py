@@ -135,8 +135,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _grey(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
     """Return grey of more than 8 bits as 8, its ramp kept: PIL's own conversion clips at 255.
 
-    White is the top of the fewest bits that hold every level, of fractions 1; where levels are
-    below zero, black is the lowest and white the highest.
+    White is the top of the fewest bits that hold every level, of fractions 1; of other fractions
+    the highest level. Where levels are below zero, black is the lowest and white the highest.
     """
     import numpy
     from PIL import Image
@@ -151,7 +151,10 @@ def _grey(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
         raise ImageError("holds levels that are no finite numbers; replace the file")
     if low >= 0:
         tops = TOPS if image.mode != "F" else (1, *TOPS)
-        low, high = 0.0, float(next((top for top in tops if high <= top), high))
+        top = float(next((top for top in tops if high <= top), high))
+        # fractions that pass 1 a little, degrees, metres: no count of bits stands for their white
+        is_odd = image.mode == "F" and (high < 1 / 255 or top > 2 * high > 2)
+        low, high = 0.0, high if is_odd else top
     scale = 255 / (high - low or 1)
     shades = ((levels.astype(numpy.float32) - low) * scale).round().astype(numpy.uint8)
     if tags.get(PHOTOMETRIC) == 0:  # TIFF's "white is zero"
