@@ -222,6 +222,15 @@ def test_a_hostile_listing_is_refused(hub, tmp_path, change, capsys):
     assert "HF_ENDPOINT" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["REVISION", JSON])
+def test_no_archive_replaces_what_was_verified(hub, tmp_path, capsys, name):
+    hub.files["a.zip"] = zipped([("ok.png", b"1"), (name, b"2")])
+    assert fetch(tmp_path / "data") == 2
+    assert f"it would replace {tmp_path / 'data' / name}" in capsys.readouterr().err
+    assert (tmp_path / "data" / name).read_bytes() != b"2"
+    assert not (tmp_path / "data" / "ok.png").exists()
+
+
 def test_a_hostile_archive_leaves_nothing(hub, tmp_path, capsys):
     hub.files[TAR] = tar([("good.png", b"1"), ("../../evil.png", b"2")])
     assert fetch(tmp_path / "data") == 2

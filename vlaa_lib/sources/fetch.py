@@ -150,8 +150,9 @@ def download(plan: Plan) -> None:
                     f"says {file.digest}; it was deleted. Run the same command again, or use "
                     "another HF_ENDPOINT"
                 )
+        kept = [root / "REVISION", *(root / row["file"] for row in plan.rows)]
         for name, parts in plan.unpack.items():
-            unpack([root / part.path for part in parts], (root / name).parent)
+            unpack([root / part.path for part in parts], (root / name).parent, kept)
             folders.write_text(*_mark(root, name, parts))
 
 

@@ -9,6 +9,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -38,11 +39,14 @@ def archives(paths: list[str]) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def unpack(parts: list[Path], folder: Path) -> None:
+def unpack(parts: list[Path], folder: Path, kept: Collection[Path] = ()) -> None:
     """Unpack a zip or tar, whole or in parts, beside what is in a folder; all of it or nothing.
 
     What was downloaded is hostile input: names that leave the folder or are there twice, links,
     devices, a tar without its end mark, and archives that grow beyond all measure are refused.
+
+    Args:
+        kept: files that no member may replace, such as those whose digest was compared.
     """
     staging = folder / f".unpacking-{parts[0].name}"
     shutil.rmtree(staging, ignore_errors=True)  # of an earlier run that was killed
@@ -51,6 +55,8 @@ def unpack(parts: list[Path], folder: Path) -> None:
     try:
         with parts[0].open("rb") if len(parts) == 1 else _joined(parts, folder) as source:
             _extract(source, staging, limit)
+        if lost := next((path for path in kept if _same_place(path, folder, staging)), None):
+            raise VlaaError(f"it would replace {lost}")
         shutil.copytree(staging, folder, dirs_exist_ok=True, copy_function=os.replace)
     except VlaaError as error:
         raise VlaaError(f"{parts[0]}: {error}; nothing was unpacked, do not trust it") from None
@@ -61,6 +67,10 @@ def unpack(parts: list[Path], folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _same_place(path: Path, folder: Path, staging: Path) -> bool:
+    return path.is_relative_to(folder) and (staging / path.relative_to(folder)).exists()
 
 
 def _joined(parts: list[Path], folder: Path) -> IO[bytes]:
