@@ -258,7 +258,7 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
 
     fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **more: more)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    chosen = prompting.settings(max_new_tokens=9)
+    chosen = prompting.settings(max_new_tokens=9, dtype="bfloat16")
     asks = prompting.asks(bench, chosen)[:2]
     made = generation.loaded(str(tiny_model), bench.images, chosen, backend="vllm")(asks)
     assert [(m.num_tokens, m.is_truncated) for m in made] == [(2, True), (2, False)]
@@ -266,6 +266,7 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
     assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0,
                              "logit_bias": {image: -100.0}}  # fmt: skip
     assert seen.model["limit_mm_per_prompt"] == {"video": 0} and seen.model["max_model_len"] == -1
+    assert seen.model["dtype"] == "bfloat16"
     assert seen.model["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 262_144}
     first = seen.inputs[0]
     assert asks[0].user in first["prompt"] and "<|image_pad|>" in first["prompt"]
@@ -443,6 +444,34 @@ def test_records_go_from_their_file_to_the_summary(tmp_path, tiny_model, micro_d
     assert "blank_accuracy" in capsys.readouterr().out
     lines = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * len(made) and json.loads(lines[0])["record_id"] == made[0].id
+
+
+def test_weights_are_loaded_in_the_precision_asked_for(
+    tiny_model, micro_data, tmp_path, monkeypatch
+):
+    import torch
+
+    (folder, made), seen = micro_data, []
+
+    def complete(policy, asks, *more, **named):
+        seen.append(policy.model.dtype)
+        return [Completion("3", 1, False)] * len(asks)
+
+    monkeypatch.setattr(generation, "complete", complete)
+    monkeypatch.setattr(runner, "complete", complete)
+    tsv, picture = tmp_path / "we.tsv", folder / "images" / made[0].image
+    micro.write_tsv("micro-WeMath", tsv, 10)
+    for words in (
+        ["generate", "--image", picture, "--question", "How many?"],
+        ["evaluate", "--benchmark", "micro-WeMath", "--tsv", tsv, "--out", tmp_path / "a"],
+        ["evaluate", "--records", folder / "records.jsonl", "--images", folder / "images",
+         "--out", tmp_path / "b"],
+    ):  # fmt: skip
+        seen.clear()
+        words += ["--model", tiny_model, "--dtype", "bfloat16"]
+        assert main([str(word) for word in words]) == 0
+        assert set(seen) == {torch.bfloat16}
+    assert main(["evaluate", "--model", "m", "--out", str(tmp_path), "--dtype", "int8"]) == 2
 
 
 def test_generate_prints_and_asks_for_the_authors_prompt(tmp_path, monkeypatch, capsys):

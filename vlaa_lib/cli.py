@@ -234,6 +234,7 @@ def evaluate(
     export: Annotated[str | None, Option(help="file for the kit: .tsv or .json")] = None,
     model: o.MaybeModel = None,
     mode: o.Mode = "full",
+    dtype: o.Dtype = "auto",
     backend: Annotated[Literal["hf", "vllm"], o.answers("what samples")] = "hf",
     preset: Annotated[Literal["paper", "vlmevalkit"], o.answers("whose limits")] = "paper",
     batch: Annotated[int | None, o.answers("rows at a time; default: 64, of benchmarks 16")] = None,
@@ -255,7 +256,8 @@ def evaluate(
     from vlaa_lib.evaluate import extract, kit, runner
     from vlaa_lib.evaluate.benchmarks import held_out, read
 
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens}
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_new_tokens": max_new_tokens,
+              "dtype": dtype}  # fmt: skip
     if not benchmark:
         if not (records and images and model):
             raise ValueError("evaluate needs --benchmark, or --records, --images and --model")
@@ -263,7 +265,7 @@ def evaluate(
         chosen = asking(model, system_prompt_file, preset, **limits)
         made = rewards.pictured(rewards.usable(records, images), images, chosen.max_pixels)
         asked = held_out(list(made), images)
-        policy = models.load_policy(model)
+        policy = models.load_policy(model, dtype=dtype)
         rows = evaluation.run(policy, [asked], chosen, out, model, batch or 64)
         folders.write_rows(Path(out) / "rows.jsonl", rows)
         say(*runner.report([row for row in rows if not row["blank"]]), is_error=True)
@@ -303,7 +305,7 @@ def evaluate(
 
 def asking(
     model: str | None, prompt_file: str | None, preset: str = "paper", template: str | None = None,
-    **limits: int | None,
+    **limits: int | str | None,
 ) -> Any:  # fmt: skip
     """Return the settings; note where the authors' own prompt is missed."""
     from vlaa_lib.evaluate import prompting
@@ -325,6 +327,7 @@ def generate(
     image: Annotated[str, Option(help="a picture")],
     question: Annotated[str, Option(help="what is asked of it")],
     mode: o.Mode = "full",
+    dtype: o.Dtype = "auto",
     max_new_tokens: o.Tokens = None,
     system_prompt_file: o.Prompt = None,
 ) -> None:
@@ -335,7 +338,7 @@ def generate(
     from vlaa_lib.evaluate.generate import Ask
     from vlaa_lib.evaluate.generate import loaded as model_of
 
-    chosen = asking(model, system_prompt_file, max_new_tokens=max_new_tokens)
+    chosen = asking(model, system_prompt_file, max_new_tokens=max_new_tokens, dtype=dtype)
     picture = Path(image)
     answer = model_of(model, picture.parent, chosen, mode, "hf")
     (said,) = answer([Ask(question, chosen.system_prompt, (picture.name,))])

@@ -104,5 +104,6 @@ MaxCost = Annotated[float | None, Option("--max-cost", help="stop cleanly at so 
 MODEL = answers("checkpoint, adapter or hub name")
 Model, MaybeModel = Annotated[str, MODEL], Annotated[str | None, MODEL]
 Mode = Annotated[Literal["full", "4bit"], answers("adapters: either")]
+Dtype = Annotated[profiles.Dtype, answers("auto: float32 on a CPU, bfloat16 on a GPU; vLLM's own")]
 Tokens = Annotated[int | None, answers(f"default: the preset's; for records {MAX_NEW_TOKENS}")]
 Prompt = Annotated[str | None, answers("text instead of ours; an empty file: none")]

@@ -42,13 +42,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long replies get, how they are drawn, and the bounds of a picture's area (px)."""
+    """How long replies get, how they are drawn, the bounds of a picture's area (px), precision."""
 
     max_new_tokens: int = prompts.MAX_NEW_TOKENS
     temperature: float = 0.0  # greedy; the kit's top_k 1 comes to the same
     repetition_penalty: float = 1.0  # VLMEvalKit; Qwen2.5-VL's own file has 1.05
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
+    dtype: str = "auto"  # of the weights, where a model is loaded for them
 
 
 Complete = Callable[[list[Ask]], list[Completion]]  # one batch
@@ -171,7 +172,8 @@ def loaded(
         if mode != "full":
             raise VlaaError(f"--mode {mode} is for --backend hf")
         return _vllm(models.resolve(model), images, limits, blank)
-    policy = models.load_policy(model, mode, limits.max_pixels, limits.min_pixels, merge=False)
+    given = mode, limits.max_pixels, limits.min_pixels, limits.dtype
+    policy = models.load_policy(model, *given, merge=False)
     return lambda asks: complete(policy, asks, images, limits, blank)
 
 
@@ -192,6 +194,7 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
     pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
     model = LLM(
         model=path,
+        dtype=limits.dtype,
         mm_processor_kwargs=pixels,
         limit_mm_per_prompt={"video": 0},  # profiling a video costs start time
         max_model_len=-1,  # as long as the card has room for: 128,000 is refused on a small one

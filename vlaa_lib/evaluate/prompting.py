@@ -76,7 +76,7 @@ def settings(
     preset: str = "paper",
     system_prompt: str | None = None,
     template_file: str | Path | None = None,
-    **changes: int | None,
+    **changes: int | str | None,
 ) -> Settings:
     """Return a preset with changes, None keeping the preset's; `template_file` is YAML.
 

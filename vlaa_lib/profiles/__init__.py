@@ -41,6 +41,7 @@ MODELS = ("base", "instruct", "sft", *RUNS)
 
 FROZEN: Any = {"frozen": True, "config": ConfigDict(strict=True, extra="forbid")}
 Mode = Literal[MODES]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -51,7 +52,7 @@ class Model:
     base: str
     max_pixels: PositiveInt
     min_pixels: PositiveInt
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: Dtype
 
 
 @dataclass(**FROZEN)
