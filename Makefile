@@ -31,14 +31,15 @@ test-all: test test-rest
 # The real engines on two CPU cores: vLLM and torchvision, in an environment of their own.
 engines: $(ENGINES_STAMP)
 
-# whether they can be had
-engines-wheels: setup
+# whether they can be had; after `make setup`
+engines-wheels:
 	$(BIN)/python -m pip install -q --dry-run --no-deps --ignore-installed $(WHEELS)
 
 # trains on what the tests without engines do, too: with torchvision present
 test-engines: engines
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/engines/cures OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 \
-	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 TORCHDYNAMO_DISABLE=1 \
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 \
+	VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDYNAMO_DISABLE=1 \
 	$(abspath $(ENGINES))/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	tests/engines tests/test_fast.py tests/test_resume.py tests/test_train.py -m "not ($(LONG))"
 

@@ -264,7 +264,8 @@ def test_vllm_gets_prompts_pictures_and_limits(tiny_model, bench, monkeypatch, t
     assert [(m.num_tokens, m.is_truncated) for m in made] == [(2, True), (2, False)]
     image = models.load_processor(tiny_model).image_token_id
     assert seen.sampling == {"temperature": 0.0, "max_tokens": 9, "repetition_penalty": 1.0,
-                             "logit_bias": {image: -100.0}}  # fmt: skip
+                             "logit_bias": {image: -100.0},
+                             "include_stop_str_in_output": True}  # fmt: skip
     assert seen.model["limit_mm_per_prompt"] == {"video": 0} and seen.model["max_model_len"] == -1
     assert seen.model["dtype"] == "bfloat16"
     assert seen.model["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 262_144}

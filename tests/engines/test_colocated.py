@@ -42,7 +42,8 @@ def test_a_colocated_vllm_samples_from_a_policy_with_an_adapter(train, check_ren
 
 def test_prompts_as_trl_makes_them_are_stopped(train, tmp_path):
     done = train(tmp_path, "grpo.sampler=vllm-colocate", flag="--repeated")
-    assert done.returncode and "above 0.02 it reads other prompts" in done.stderr
+    assert "above 0.02 it reads other prompts" in done.stderr, done.stderr[-3000:]
+    assert done.returncode
 
 
 def test_stock_transformers_reads_and_answers_as_ours(folder):
@@ -67,7 +68,9 @@ def test_stock_transformers_reads_and_answers_as_ours(folder):
 
 
 def test_vllm_answers_as_hugging_face_does(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # two processes less to start
     import vllm
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     monkeypatch.setattr(vllm, "LLM", functools.partial(vllm.LLM, enforce_eager=True))
     tsv, texts = tmp_path / "we.tsv", []
@@ -80,4 +83,5 @@ def test_vllm_answers_as_hugging_face_does(folder, tmp_path, monkeypatch):
         lines = (tmp_path / backend / "answers.jsonl").read_text(encoding="utf-8").splitlines()
         rows = sorted(map(json.loads, lines), key=lambda row: row["index"])
         texts.append([(row["prediction"], row["tokens"], row["truncated"]) for row in rows])
+    cleanup_dist_env_and_memory()
     assert texts[0] == texts[1] and len(texts[0]) >= 10

@@ -29,6 +29,7 @@ def served(data):
              "--max-model-len", 2048, "--limit-mm-per-prompt", '{"image": 1, "video": 0}',
              "--mm-processor-kwargs", '{"min_pixels": 3136, "max_pixels": 262144}',
              "--logprobs-mode", "processed_logprobs", "--max-logprobs", -1, "--enable-scale-out",
+             "--weight-transfer-config", '{"backend": "nccl"}',
              "--worker-extension-cls", "renewed.Worker"]  # fmt: skip
     log = (data / "serve.log").open("wb")
     server = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log,

@@ -206,6 +206,8 @@ def _vllm(path: str, images: str | Path, limits: Limits, blank: bool) -> Complet
         repetition_penalty=limits.repetition_penalty,
         # a sampled one would ask for features that are not there; -100 is the lowest bias
         logit_bias={processor.image_token_id: -100.0},
+        # a line break that ends a reply is part of it, as with Hugging Face; special tokens are not
+        include_stop_str_in_output=True,
     )
 
     def answer(asks: list[Ask]) -> list[Completion]:
