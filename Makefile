@@ -48,7 +48,7 @@ $(ENGINES_STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ENGINES)
 	sed -e '/^# notebooks/,/^# tests/d' -e '/^numpy==/d' -e '/^-e/d' requirements.txt \
 	> $(ENGINES)/requirements.txt
-	$(ENGINES)/bin/python -m pip install --disable-pip-version-check --no-compile $(WHEELS) \
+	$(ENGINES)/bin/python -m pip install --disable-pip-version-check $(WHEELS) \
 	-r $(ENGINES)/requirements.txt
 	$(ENGINES)/bin/python -m pip uninstall -qy torchaudio torchcodec
 	$(ENGINES)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
