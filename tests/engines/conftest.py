@@ -16,6 +16,7 @@ from vlaa_lib import ROOT, models
 from vlaa_lib.pocket import microworld
 
 RUN = Path(__file__).with_name("run.py")
+collect_ignore = ["cures"]  # no tests, and one module imports vLLM
 SAME = 1e-5  # nats a token: sampler and trainer, with equal weights
 
 
