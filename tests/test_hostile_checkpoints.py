@@ -113,6 +113,15 @@ def test_what_fits_loads(tiny_model, tiny_adapter, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def set_in_config(folder, name="config.json", **values):
+    held = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(held | values), encoding="utf-8")
+
+
+NO_PATCHES = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 0}
+
+
+KERNEL = "kernels-community/evil"
 ODD = '{"model_type": "qwen2_5_vl", "text_config": 3}'
 
 
@@ -126,7 +135,12 @@ ODD = '{"model_type": "qwen2_5_vl", "text_config": 3}'
     lambda folder: (folder / "adapter_config.json").write_text("{}", encoding="utf-8"),
     lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}',
         encoding="utf-8"),
-], ids=["cut", "empty", "none", "json", "type", "tokenizer", "adapter", "no base"])  # fmt: skip
+    lambda folder: set_in_config(folder, _attn_implementation=KERNEL),
+    lambda folder: set_in_config(folder, attn_implementation={"text_config": KERNEL}),
+    lambda folder: set_in_config(folder, dtype="evil"),
+    lambda folder: set_in_config(folder, "processor_config.json", image_processor=NO_PATCHES),
+], ids=["cut", "empty", "none", "json", "type", "tokenizer", "adapter", "no base", "kernel",
+        "kernels", "dtype", "patches"])  # fmt: skip
 def test_a_broken_checkpoint_is_one_line(break_it, tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "bad")
     break_it(tmp_path / "bad")

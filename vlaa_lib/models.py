@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, BatchFeature, dynamic_module_utils
+from transformers import AutoImageProcessor, BatchFeature, dynamic_module_utils, modeling_utils
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -37,6 +37,7 @@ ANOTHER = (
 # asked, which a `y` on standard input would answer
 SAFE = {"trust_remote_code": False}
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+modeling_utils.is_kernel = lambda name: False  # nor a kernel that its config takes from the hub
 
 # torchvision, where it is installed, would take over: it opens paths as tensors, which GRPO's fast
 # paths cannot tell apart, and its resizing moves pixels by up to 0.33 of their normalised units
@@ -183,8 +184,11 @@ def load_processor(
     """Load a processor with left padding and an image budget in pixels (area)."""
     if min_pixels > max_pixels:
         raise VlaaError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+    from PIL import Image
+
     with readable(path):
         processor = ImageProcessor.from_pretrained(str(path), **SAFE)
+        processor.image_processor(Image.new("RGB", (56, 56)))  # patches of 0 pixels, say
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     # generation needs left padding; TRL pads training rows itself
     processor.tokenizer.padding_side = "left"
