@@ -42,7 +42,8 @@ test-engines: engines
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 \
 	VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDYNAMO_DISABLE=1 \
 	$(abspath $(ENGINES))/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	tests/engines tests/test_fast.py tests/test_resume.py tests/test_train.py -m "not ($(LONG))"
+	tests/engines tests/test_fast.py tests/test_resume.py tests/test_train.py \
+	tests/test_real_vocabulary.py -m "not ($(LONG))"
 
 # vLLM pins an older numpy; its audio and video packages do not load beside a torch without CUDA
 $(ENGINES_STAMP): requirements.txt pyproject.toml

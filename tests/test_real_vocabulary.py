@@ -203,17 +203,20 @@ def test_a_benchmark_is_answered_without_the_folders_own_penalty(hub, traced, tm
 
 @pytest.mark.slow
 def test_steps_of_a_process_end_at_tokens_of_their_own(hub, traced):
-    """`>\\n\\n` is one token: in one piece, a tag's end and the next step would share it."""
+    """`>\\n\\n` is one token: in one piece, the end of a step and the next one would share it."""
     images, made = traced
     policy = models.load_policy(hub, kind=prm.StepScorer, new=("step_head",))
-    process = ("<think>", "I look at it.", "</think>\n\n<answer>3</answer>")
+    words = policy.processor.tokenizer
+    process = ("<think>First: a >", "\n\nthen: b >", "3</think>\n\n<answer>3</answer>")
+    seen = ("First: a >\n", "then: b >\n", "3\n\n3\n")  # as said, without tags
+    assert len(words.encode(">\n\n")) == 1
     solution = prm.Solution(made[0].image, made[0].question, process, (0.1, 0.5, 0.9))
     batch = prm.encode(policy, images, [solution])
-    ids, start = batch["input_ids"][0], 0
-    prompt = int(batch["ends"][0, 0]) - len(prm.step_ids(policy.processor, process[0])) + 1
-    for end, step in zip(batch["ends"][0].tolist(), process, strict=True):
-        start = start or prompt
-        assert policy.processor.tokenizer.decode(ids[start : end + 1]) == f"{step}\n"
+    ids, ends = batch["input_ids"][0], batch["ends"][0].tolist()
+    start = len(ids) - sum(len(prm.step_ids(policy.processor, step)) for step in process)
+    assert words.decode(ids[:start]).endswith("<|im_start|>assistant\n")
+    for end, text in zip(ends, seen, strict=True):
+        assert words.decode(ids[start : end + 1]) == text
         start = end + 1
     assert start == len(ids)
 

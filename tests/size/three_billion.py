@@ -33,14 +33,14 @@ from vlaa_lib.train import checkpoints, plan
 
 from . import qwen
 
-# a sampling round of two completions is an optimizer step; a picture takes 252 tokens
+# a sampling round of two completions is an optimizer step; a picture takes 256 tokens
 CHANGES = (
     "model.dtype=bfloat16", "model.min_pixels=196608", "grpo.num_generations=2",
     "grpo.rollout_prompts=1", "grpo.train_batch=2", "grpo.per_device_batch=2",
     "grpo.max_prompt_tokens=512", "grpo.max_completion_tokens=8", "grpo.max_steps=2",
     "grpo.save_rounds=1",
 )  # fmt: skip
-PIXELS, TOKENS = 196_608, 8  # 512 x 384 pixels
+PIXELS, TOKENS = 196_608, 8  # the area of 512 x 384
 CHECKPOINT_S = 1800  # to wait for the first one
 
 
