@@ -29,7 +29,7 @@ test-rest: setup
 test-all: test test-rest
 
 # The real engines on two CPU cores: vLLM and torchvision, in an environment of their own. Measured
-# beside other work: 3.9 GB; 2 CPU minutes to install, and 8 to run, on two cores at a time.
+# beside other work: 4.1 GB; 2 CPU minutes to install, and 8 to run, on two cores at a time.
 engines: $(ENGINES_STAMP)
 
 # whether they can be had; after `make setup`
