@@ -29,7 +29,7 @@ test-rest: setup
 test-all: test test-rest
 
 # The real engines on two CPU cores: vLLM and torchvision, in an environment of their own. Measured
-# beside other work: 4.1 GB; 2 CPU minutes to install, and 8 to run, on two cores at a time.
+# from an empty folder: 4.1 GB, 2 CPU minutes to install; 3 minutes of tests on idle cores.
 engines: $(ENGINES_STAMP)
 
 # whether they can be had; after `make setup`
