@@ -25,6 +25,8 @@ class World:
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     # whether a sentence is true; None where that cannot be told
     check: Callable[[str, dict], bool | None] = lambda sentence, scene: None
+    # why a scene is none of this world's; empty text where it is
+    scene_problem: Callable[[Any], str] = lambda scene: ""
     # whether the answer follows from what was stated
     follows: Callable[[str, str], bool | None] = lambda trace, question: None
     # what was said again after a doubt word, by outcome

@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from vlaa_lib import traces
+from vlaa_lib import traces, worlds
 from vlaa_lib.escape import visible
 from vlaa_lib.images import open_image
 from vlaa_lib.prompts import split_think_answer
@@ -108,10 +108,9 @@ def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[s
     if not all(isinstance(one, Mapping) for one in side.get("group") or ()):
         raise ValueError(f"{here}: `group` of side {name!r} has more than dicts; "
                          "give one a rollout")
-    try:
-        steps = traces.check_steps(text, scene)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{here}: `scene` is none of the micro-world's: {error!r}") from error
+    if scene and (problem := worlds.known().scene_problem(scene)):
+        raise ValueError(f"{here}: `scene` is none of the micro-world's: {problem}")
+    steps = traces.check_steps(text, scene)
     judged = None if scene else side.get("verdicts")
     if judged is not None:
         if len(judged) != len(steps) or any(one not in (True, False, None) for one in judged):
