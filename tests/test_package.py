@@ -133,12 +133,13 @@ print(steps)
 @pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() > 4, reason="two busy processes fill no machine of many cores")
 def test_threads_that_wait_leave_the_core_to_others(monkeypatch):
-    """Beside as many busy processes as cores, two threads that sleep do far more than spinning."""
+    """Beside as many busy processes as cores, two threads that soon sleep do more than spinning."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
             for _ in range(os.cpu_count())]  # fmt: skip
     try:
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.delenv(name, raising=False)
         ours = int(python(STEPS))
         monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
         spinning = int(python(STEPS))

@@ -14,9 +14,10 @@ __version__ = "0.1.0"
 # notebooks run with their own folder as the current one: data/ and runs/ are found from here
 ROOT = Path(__file__).resolve().parents[1]
 
-# threads of torch that wait for each other sleep: beside a busy process two that spin are many
-# times slower (data/results/LOG.md). Read once, when torch loads
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# threads of torch that wait for each other soon sleep: beside one busy process two that spin, as is
+# libgomp's default, take 8 times their idle time (data/results/LOG.md). Read once, when torch loads
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # 4-bit on a CPU: said in every process that imports bitsandbytes, and the package that it names
 # makes it only faster. Here, since transformers may import it before any other module of ours.
