@@ -64,13 +64,14 @@ def micro_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Twenty micro-world records and their image root."""
+def world(request, tmp_path_factory):
+    """Micro-world records of five sources, `PER_SOURCE` of the file or 4, and their image root."""
     from vlaa_lib.pocket import microworld
 
     path = tmp_path_factory.mktemp("world")
     sources = ["solids", "panel", "plot", "locate", "describe"]
-    return microworld.write_split(path, sources, "train", 4, seed=3), path / "images"
+    count = getattr(request.module, "PER_SOURCE", 4)
+    return microworld.write_split(path, sources, "train", count, seed=3), path / "images"
 
 
 @pytest.fixture

@@ -22,15 +22,8 @@ from fault_server import GOOD, KINDS, RETRIED, completion, endpoint, faulty_teac
 from test_construct import NOBODY, num_paid, outputs, run, totals
 from vlaa_lib import Halted, VlaaError, construct, llm, pocket, prompts
 from vlaa_lib.llm import CallFailed, Ledger, Reply, client, messages
-from vlaa_lib.pocket import microworld
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Forty micro-world records and their image root."""
-    path = tmp_path_factory.mktemp("world")
-    sources = ["solids", "panel", "plot", "locate", "describe"]
-    return microworld.write_split(path, sources, "train", 8, seed=3), path / "images"
+PER_SOURCE = 8  # of the fixture `world`
 
 
 @pytest.fixture

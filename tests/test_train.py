@@ -139,9 +139,10 @@ def test_held_out_records_are_asked_every_so_many_rounds(tiny_model, micro_data,
     """With two optimizer steps a round; what is trained stays the same, to the last bit."""
     folder, made = micro_data
     changes = {"grpo.max_steps": 4, "grpo.max_completion_tokens": 12, "grpo.train_batch": 8,
-               "grpo.per_device_batch": 8, "grpo.held_out_rounds": 1}  # fmt: skip
+               "grpo.per_device_batch": 8, "grpo.held_out_rounds": 1,
+               "grpo.held_out_records": 9, "evaluate.max_new_tokens": 8}  # fmt: skip
     cfg = settings(tiny_model, **changes)
-    ask, seen = held_out_asker(folder, 9, 8), []
+    ask, seen = held_out_asker(cfg, folder), []
 
     def asked(policy, *share):
         seen.append(ask(policy, *share))

@@ -158,8 +158,7 @@ def train(
             from vlaa_lib.process import prm
 
             scorer = prm.chosen_reward(cfg, images)
-            asked = held_out, cfg.grpo.held_out_records, cfg.evaluate.max_new_tokens
-            asker = answering.held_out_asker(*asked) if held_out else None
+            asker = answering.held_out_asker(cfg, held_out)
             log = training.grpo(*given, process_reward=scorer, held_out=asker)
     if rank_setup.rank() == 0:
         shown = ("step", "loss", "reward", "kl")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -358,6 +359,16 @@ def load(path: str | Path, images: str | Path | None = None) -> Loaded:
         raise RecordError(f"{path}: the file holds no records; was the download complete?")
     rejects = [item for item in items if isinstance(item, Reject)]
     return Loaded([item for item in items if isinstance(item, Record)], rejects)
+
+
+def spread(made: Iterable[Record], n: int) -> list[Record]:
+    """Take n records, of each source as many as of the others while it has some."""
+    found, seen = [], Counter()
+    for record in made:
+        found.append((seen[record.source], record))
+        seen[record.source] += 1
+    found.sort(key=lambda pair: pair[0])  # stable: the first of each source, the second, ...
+    return [record for _, record in found[:n]]
 
 
 def line_of(row: Record | Reject) -> str:

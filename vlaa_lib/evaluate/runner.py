@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlaa_lib import VlaaError, folders, records
+from vlaa_lib import VlaaError, folders, records, rewards
 from vlaa_lib.progress import progress_bar
 from vlaa_lib.prompts import AHA_KEYWORDS
 
@@ -26,6 +26,7 @@ from .stats import summarise
 
 if TYPE_CHECKING:
     from vlaa_lib.models import Policy
+    from vlaa_lib.profiles import Settings as Profile
 
     from .judge import Judge
 
@@ -56,26 +57,24 @@ def run(
     return rows
 
 
-def held_out_asker(
-    folder: str | Path, count: int, max_new_tokens: int, batch: int = 64
-) -> Callable[..., list[Row]]:
+def held_out_asker(cfg: Profile, folder: str | Path | None) -> Callable[..., list[Row]] | None:
     """Return what GRPO asks now and then: held-out records, greedily, with and without pictures.
 
     Args:
-        folder: `records.jsonl` and `images`; of its records about `count`, evenly over the sources.
+        folder: `records.jsonl` and `images`; None: nothing is asked.
     Returns:
         a function of policy, process and processes to the scored rows of that process's records.
     """
-    images, by_source = Path(folder) / "images", {}
-    for record in records.load(Path(folder) / "records.jsonl", images).records:
-        by_source.setdefault(record.source, []).append(record)
-    each = -(-count // len(by_source))
-    chosen = [record for group in by_source.values() for record in group[:each]]
+    if folder is None:
+        return None
+    images, limit, batch = Path(folder) / "images", cfg.evaluate.max_new_tokens, cfg.evaluate.batch
+    usable = rewards.usable(Path(folder) / "records.jsonl", images)
+    chosen = records.spread(usable, cfg.grpo.held_out_records)
 
     def ask(policy: Policy, process: int = 0, processes: int = 1) -> list[Row]:
         mine, rows = chosen[process::processes], []
         for blank in (False, True):
-            texts = generate(policy, mine, images, batch, max_new_tokens, blank=blank)
+            texts = generate(policy, mine, images, batch, limit, blank=blank)
             rows += score_rows(mine, texts, blank=blank)
         return rows
 

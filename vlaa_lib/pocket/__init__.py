@@ -14,7 +14,7 @@ from .teacher import checker_quality, false_steps_by_noise, taught
 WORLD = World(
     sources=microworld.SOURCES,
     check=logic.check,
-    scene_problem=logic.scene_problem,
+    scene_problem=microworld.truth.problem_of,
     follows=logic.follows,
     corrections=logic.corrections,
     reward_model=SCENE_FACTS,

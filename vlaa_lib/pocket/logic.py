@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from vlaa_lib.prompts import has_aha, split_think_answer
 from vlaa_lib.rewards.boxes import iou, parse_box
@@ -27,15 +26,6 @@ def _holds(fact: Fact, scene: dict) -> bool | None:
         return truth.holds(fact, scene)
     except truth.MALFORMED:
         return None
-
-
-def scene_problem(scene: Any) -> str:
-    """Say why something is no scene of the micro-world; empty text where it is one."""
-    try:
-        truth.knowledge(scene)
-    except truth.MALFORMED as error:
-        return repr(error)
-    return ""
 
 
 def check(sentence: str, scene: dict) -> bool | None:

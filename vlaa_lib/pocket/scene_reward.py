@@ -47,11 +47,10 @@ class SceneFacts:
         """Say why facts cannot be held against this record's scene, or its gold against them."""
         try:
             _scene_score(record, gold_text(record))
-            truth.knowledge(record.meta["scene"])  # else an answer meets it, in the middle of a run
         except GoldError as error:
             return str(error)
-        except truth.MALFORMED as error:
-            return str(_incomplete(error))
+        if problem := truth.problem_of(record.meta["scene"]):  # else an answer meets it in a run
+            return str(_incomplete(problem))
         stated, _ = _stated(gold_text(record), _asked(record)[0])
         if any(truth.holds(fact, record.meta["scene"]) is not None for fact in stated):
             return ""
@@ -83,11 +82,11 @@ def _scene_score(record: Record, answer: str) -> float:
     try:
         return _count_facts(answer, scene, *_asked(record))
     except truth.MALFORMED as error:
-        raise _incomplete(error) from None
+        raise _incomplete(repr(error)) from None
 
 
-def _incomplete(error: Exception) -> GoldError:
-    return GoldError(f"open: meta.scene is incomplete ({error!r}); write it again")
+def _incomplete(problem: str) -> GoldError:
+    return GoldError(f"open: meta.scene is incomplete ({problem}); write it again")
 
 
 def _asked(record: Record) -> tuple[questions.Question | None, facts.Fact | None]:

@@ -12,7 +12,7 @@ from vlaa_lib.evaluate import bootstrap
 
 from .aggregate import AGGREGATORS, Aggregator, Choice, choose
 from .pools import LINES, SIZES, Pool
-from .scorers import Scores
+from .scorers import Scores, scores_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,12 +77,8 @@ def _worth(
         worth[line, ""] = {i: worth_of(rows) for i, rows in pool.candidates.items()}
     counts = {}
     for scorer, known in scores.items():
-        try:  # what failed is there as NaN
-            steps = {i: [known[pool.generator, i, row["sample"]] for row in rows]
-                     for i, rows in pool.candidates.items()}  # fmt: skip
-        except KeyError as lacking:
-            said = f"{lacking.args[0]}: not in the scores; score the whole pool first"
-            raise VlaaError(said) from None
+        steps = {i: [scores_of(known, pool.generator, i, row["sample"]) for row in rows]
+                 for i, rows in pool.candidates.items()}  # fmt: skip
         lost = sum(math.isnan(s) for rows in steps.values() for row in rows for s in row)
         for name, aggregator in aggregators.items():
             choices = pandas.DataFrame(

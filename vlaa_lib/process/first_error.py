@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from statistics import harmonic_mean
 from typing import Any
 
-from .scorers import Scores
+from .scorers import Scores, scores_of
 
 TRUE = 1.0  # what `scorers.step_truth` gives a step of which all is true
 
@@ -44,7 +44,7 @@ def table(known: Mapping[str, Scores], truth: Scores) -> list[dict[str, Any]]:
             keys = [key for key in truth if key[0] == generator]
             questions = list(dict.fromkeys(key[1] for key in keys))
             halves = [set(questions[::2]), set(questions[1::2])]
-            parts = [[(scores[key], first_below(truth[key], TRUE)) for key in keys
+            parts = [[(scores_of(scores, *key), first_below(truth[key], TRUE)) for key in keys
                       if key[1] in half] for half in halves]  # fmt: skip
             chosen = [_best(part) for part in reversed(parts)]
             told = [(at, first_below(mine, threshold))

@@ -126,6 +126,14 @@ def read(*paths: str | Path) -> dict[str, Scores]:
     return found
 
 
+def scores_of(known: Scores, generator: str, record_id: str, sample: int) -> list[float]:
+    """Look up a candidate's scores."""
+    key = generator, record_id, sample
+    if key not in known:  # what failed is there, as NaN
+        raise VlaaError(f"{key}: not in the scores; score the whole pool first")
+    return known[key]
+
+
 # --- a vision model as judge of steps -------------------------------------------------------------
 
 # greedy: the paper's judges are deterministic; ours: room for a line of reason and the score

@@ -86,7 +86,10 @@ def _checked(example: Any, here: str, place: int) -> dict[str, Any]:
     for at, side in enumerate(example["sides"]):
         if not isinstance(side, dict) or not known(side.get("name")):
             raise ValueError(f"{here}: sides[{at}] is not a dict with a `name`; name the model")
-    sides = [_checked_side(side, example.get("scene"), here) for side in example["sides"]]
+    scene = example.get("scene")
+    if scene and (problem := worlds.known().scene_problem(scene)):
+        raise ValueError(f"{here}: `scene` is none of the micro-world's: {problem}")
+    sides = [_checked_side(side, scene, here) for side in example["sides"]]
     _refuse_twice(f"{here}: side named", [side["name"] for side in sides])
     return example | {"id": beginning(example.get("id", place), MAX_NAME_CHARS), "sides": sides}
 
@@ -108,8 +111,6 @@ def _checked_side(side: dict[str, Any], scene: dict | None, here: str) -> dict[s
     if not all(isinstance(one, Mapping) for one in side.get("group") or ()):
         raise ValueError(f"{here}: `group` of side {name!r} has more than dicts; "
                          "give one a rollout")
-    if scene and (problem := worlds.known().scene_problem(scene)):
-        raise ValueError(f"{here}: `scene` is none of the micro-world's: {problem}")
     steps = traces.check_steps(text, scene)
     judged = None if scene else side.get("verdicts")
     if judged is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from vlaa_lib.process import first_error, pools, scorers
 from vlaa_lib.process.pools import Pool
 from vlaa_lib.process.scorers import Scorer, Scores
 from vlaa_lib.profiles import Settings
-from vlaa_lib.records import Record
+from vlaa_lib.records import Record, spread
 
 from . import stages
 from .artefacts import at_once, once, origin
@@ -23,16 +21,6 @@ from .stages import Rows
 
 JUDGE = "untrained judge"
 BEFORE, ANSWERS, STEPS = "before", "answers", "answers and steps"  # arms of the experiment
-
-
-def spread(made: Iterable[Record], n: int) -> list[Record]:
-    """Take n records, of each source as many as of the others while it has some."""
-    found, seen = [], Counter()
-    for record in made:
-        found.append((seen[record.source], record))
-        seen[record.source] += 1
-    found.sort(key=lambda pair: pair[0])  # stable: the first of each source, the second, ...
-    return [record for _, record in found[:n]]
 
 
 def asked(cfg: Settings, run: Path) -> tuple[list[Record], Path]:

@@ -209,8 +209,7 @@ def reinforce(cfg: Settings, run: Path, out: Path, start: Path | str) -> None:
     held_out = world(cfg, run, "test") if cfg.grpo.held_out_rounds else None
     if cfg.launch == profiles.HERE:
         scorer = prm.chosen_reward(cfg, images)
-        asked = held_out, cfg.grpo.held_out_records, cfg.evaluate.max_new_tokens
-        asker = evaluate.held_out_asker(*asked) if held_out else None
+        asker = evaluate.held_out_asker(cfg, held_out)
         train.grpo(cfg, made, images, out, start, process_reward=scorer, held_out=asker)
     else:
         launch.train(cfg, "grpo", out / "records.jsonl", images, out, start, held_out)

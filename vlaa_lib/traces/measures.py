@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlaa_lib import worlds
-from vlaa_lib.prompts import AHA_KEYWORDS, TAGS, has_aha, sentences, split_think_answer
+from vlaa_lib.prompts import AHA_KEYWORDS, ANY_TAG, has_aha, sentences, split_think_answer
 from vlaa_lib.records import Record
 
 FIGURE7_PHRASES = ("alternatively", "double-check", "i should check", "wait")  # paper figure 7
 NGRAM = 4  # seq-rep-4 of Welleck et al. 2020
-_TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
 # longest first: "double-check" is one word, not its parts
 _AHA = re.compile("|".join(map(re.escape, sorted(AHA_KEYWORDS, key=len, reverse=True))))
 
@@ -29,7 +28,7 @@ class Step:
 
 def untagged(trace: str) -> str:
     """Return a trace with its tags blank, each character where it was."""
-    return _TAG.sub(lambda tag: "\n" * len(tag[0]), trace)
+    return ANY_TAG.sub(lambda tag: "\n" * len(tag[0]), trace)
 
 
 def split(trace: str) -> list[str]:

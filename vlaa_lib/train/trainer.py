@@ -142,16 +142,16 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
         """Sample; then start the workers, whose verdicts TRL asks for after other passes."""
         generated = super()._generate(prompts)
         if self.redraws and self.model.training:
-            generated = self._draw_anew(prompts, generated)
+            self._draw_anew(prompts, generated)
         rewards.start(_columns(self._asked), generated[COMPLETIONS])
         return generated
 
-    def _draw_anew(self, prompts: list, generated: tuple) -> tuple:
+    def _draw_anew(self, prompts: list, generated: tuple) -> None:
         """Put groups of other records in the place of those whose mixed rewards are equal.
 
         Such a group has no advantage and teaches nothing: DAPO's dynamic sampling (arXiv
-        2503.14476), at most `redraws` times. TRL holds `prompts` and the rows of the dataset, so
-        both change in place; the log tells what the first draw earned.
+        2503.14476), at most `redraws` times. All lists change in place, as TRL holds `prompts` and
+        the rows of the dataset; the log tells what the first draw earned.
 
         Args:
             prompts, generated: of B*G rollouts, and what `_generate` makes of them.
@@ -177,15 +177,14 @@ class TracingGRPOTrainer(Resumable, FastPaths, GRPOTrainer):
             drawn += len(chosen)
             silent = set(_without_spread(self._earned(asked, rows, new), g))
             alive = [at for at in range(len(chosen)) if at not in silent]
+            pairs = [(prompts, asked), (self._asked, rows), *zip(generated, new, strict=True)]
+            columns = [pair for pair in pairs if isinstance(pair[0], list) and pair[0]]
             for place, at in zip(dead, alive, strict=False):
                 here, there = slice(place * g, place * g + g), slice(at * g, at * g + g)
-                pairs = [(prompts, asked), (self._asked, rows), *zip(generated, new, strict=True)]
-                for old, fresh in pairs:
-                    if isinstance(old, list) and old:
-                        old[here] = fresh[there]
+                for old, fresh in columns:
+                    old[here] = fresh[there]
             dead = dead[len(alive) :]
         metrics["redrawn_groups"].append(sum(gather_object([drawn])))
-        return generated
 
     def _earned(self, prompts: list, rows: list[Row], generated: tuple) -> list[float]:
         """Return the mixed rewards of B*G rollouts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import mode
+from typing import Any
 
 from vlaa_lib.rewards.boxes import iou
 
@@ -75,6 +76,15 @@ def related(box: Iterable[float], relation: str, anchor: Iterable[float]) -> boo
 
 
 MALFORMED = (LookupError, TypeError, AttributeError, ValueError)  # what a broken scene raises
+
+
+def problem_of(scene: Any) -> str:
+    """Say why something is no scene of the micro-world; empty text where it is one."""
+    try:
+        knowledge(scene)
+    except MALFORMED as error:
+        return repr(error)
+    return ""
 
 
 def holds(fact: Fact, scene: dict) -> bool | None:
