@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -78,11 +79,10 @@ def test_an_endpoint_that_is_not_there_is_named(world, tmp_path, count):
 def test_an_endpoint_that_dies_midway_stops_the_run_and_loses_nothing(world, tmp_path):
     items, images = world
     items = [replace(r, caption=f"There are 3 things {n}.") for n, r in enumerate(items[:20])]
-    alive = []
+    calls = count(1)  # each call has a number of its own, also beside another
 
     def answer(body):
-        alive.append(1)
-        return GOOD(body) if len(alive) <= 10 else (503, "gone", {})
+        return GOOD(body) if next(calls) <= 10 else (503, "gone", {})
 
     stops = pytest.raises(VlaaError, match="8 calls in a row")
     with endpoint(answer) as (base_url, _), stops:
