@@ -169,6 +169,8 @@ REFUSED = [
     *[(["doctor", *SOURCE, *more], "give exactly one of --completions --model")
       for more in ([], ["--model", "m", "--completions", "c"])],
     (["train", "sft", *SOURCE, "--out", "o", "--set", "sft.speed=3"], "sft.speed"),
+    *[(["train", *method, *SOURCE, "--out", "o", "--held-out", "h"], "--held-out is for GRPO with")
+      for method in (["sft"], ["grpo", "--set", "grpo.held_out_rounds=0"])],
     (["data", "prepare", "--root", "none", "--out", "x"], "no dataset's folder here"),
     (["data", "prepare", "--root", "none", "--out", "x", "--source", "Coco"],
      "unknown source 'Coco'"),

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from vlaa_lib.process import first_error
+from vlaa_lib.__main__ import main
+from vlaa_lib.process import first_error, scorers
 
 NAN = math.nan
 
@@ -47,6 +48,24 @@ def test_the_threshold_is_chosen_on_other_questions_and_generators_stand_apart()
     # ten times as large: the same, since no scale is asked for
     larger = {key: [10 * value for value in steps] for key, steps in scores.items()}
     assert first_error.table({"s": larger}, truth) == [one, two]
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path, capsys):
+    truth = solutions(8)
+    scorers.write(tmp_path / "truth.jsonl", "truth", truth)
+    scorers.write(tmp_path / "some.jsonl", "some", dict(list(truth.items())[:3]))
+    both = [(tmp_path / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("truth", "some")]
+    (tmp_path / "two.jsonl").write_text("".join(both), encoding="utf-8")
+    words = ["process", "first-error", "--out", str(tmp_path / "out.csv")]
+    for exact, scored, said in (
+        ("two", "truth", "scores by truth, some; give the truth alone"),
+        ("truth", "some", "not in the scores; score the whole pool first"),
+    ):
+        files = ["--truth", f"{tmp_path}/{exact}.jsonl", "--scores", f"{tmp_path}/{scored}.jsonl"]
+        assert main([*words, *files]) == 2
+        assert said in capsys.readouterr().err
+    files = ["--truth", f"{tmp_path}/truth.jsonl", "--scores", f"{tmp_path}/truth.jsonl"]
+    assert main([*words, *files]) == 0 and (tmp_path / "out.csv").is_file()
 
 
 @pytest.mark.parametrize(("truth", "place"), [

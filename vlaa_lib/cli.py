@@ -137,6 +137,8 @@ def train(
     from vlaa_lib.train import rank_setup
 
     cfg = loaded(profile, changes, **{f"{method}.max_steps": steps})
+    if held_out and not (method == "grpo" and cfg.grpo.held_out_rounds):
+        raise ValueError("--held-out is for GRPO with grpo.held_out_rounds above 0; set that too")
     if launch:
         given = cfg, method, records, images, out, start, machine_rank, held_out
         words = launcher.words_of(*given)

@@ -294,8 +294,10 @@ def find_first_error(
     """Measure who finds the first false step of solutions: a micro-ProcessBench."""
     from vlaa_lib.process import first_error, scorers
 
-    (exact,) = scorers.read(truth).values()
-    rows = first_error.table(scorers.read(*scores), exact)
+    exact = scorers.read(truth)
+    if len(exact) != 1:
+        raise ValueError(f"{truth}: scores by {', '.join(exact) or 'nobody'}; give the truth alone")
+    rows = first_error.table(scorers.read(*scores), *exact.values())
     folders.write_csv(out, rows)
     show(rows)
 
